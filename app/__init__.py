@@ -1,0 +1,1 @@
+"""Serving: text, images, bundles, runtime and the HTTP service."""

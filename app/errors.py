@@ -1,0 +1,52 @@
+"""Every error that seqserve raises on purpose. What each means is said here; how HTTP tells it, in `app.api.problems`.
+
+SeqserveError
+|- InvalidField       one field of a request is wrong
+|- UnknownModel       no model of that name
+|- NotReady           the model exists but can't answer now
+|- Overloaded         the queue is full
+|- DeadlineExceeded   the answer would come too late
+|- BundleError        a bundle on disk is damaged, foreign or missing
+`- CorpusError        a training text is missing, empty or unreadable
+"""
+
+
+class SeqserveError(Exception):
+    """Base of all; its text is one sentence that a user may read."""
+
+
+class InvalidField(SeqserveError):
+    """A field of a request is wrong: `field` names it, the message says what was expected and what was found."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class UnknownModel(SeqserveError):
+    """No model of this name."""
+
+
+class NotReady(SeqserveError):
+    """The model was refused, is still loading or is shutting down."""
+
+
+class Overloaded(SeqserveError):
+    """The model's queue is full; try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(SeqserveError):
+    """The deadline passed before the answer was ready."""
+
+
+class BundleError(SeqserveError):
+    """A bundle can't be trusted: a file is missing or changed, or the format is not ours."""
+
+
+class CorpusError(SeqserveError):
+    """A training text can't be used."""

