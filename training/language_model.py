@@ -99,7 +99,7 @@ PRESETS = {
         schedule="one-cycle",
         weight_decay=0.05,
         clip=0.25,
-        epochs=25,
+        epochs=28,
         precision="bf16-mixed",
         evaluation_batch=16,
     ),
