@@ -1,0 +1,338 @@
+"""The checkpoint format: write, verify, read.
+
+    models_store/<model>/<version>/manifest.json    what the bundle is, and the size and sha256 of every other file
+    models_store/<model>/CURRENT                    one line: the version served
+
+A bundle appears whole, by one rename, and never changes afterwards. It is read distrustfully: nothing in it is handed
+out before all of it is verified. A file that the manifest does not list is left alone: it can't be reached through a
+`Bundle`, and a note or a `.DS_Store` beside the weights is no reason to stop serving.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NoReturn
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import BundleError
+
+FORMAT: Final = 1
+SUPPORTED = (FORMAT,)
+MANIFEST = "manifest.json"
+CURRENT = "CURRENT"
+
+_MANIFEST_LIMIT = 1 << 20  # bytes; a manifest is a few thousand
+_CURRENT_LIMIT = 256  # bytes
+_CHUNK = 1 << 20  # bytes copied at a time
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+def _file_name(name: str) -> str:
+    """Refuse what is not a plain name in the bundle's own folder, with ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name == MANIFEST:
+        raise ValueError(f"expected a plain file name other than {MANIFEST}, found {name!r}")
+    return name
+
+
+def _store_name(name: str) -> str:
+    """Refuse what can't name a model or a version, with ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"expected a name of the form {_NAME.pattern}, found {name!r}")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+StoreName = Annotated[str, AfterValidator(_store_name)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FileEntry(_Entry):
+    """One file of a bundle as it was published."""
+
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class CorpusEntry(_Entry):
+    """What the model was trained on and on what terms that may be used; checksums of the raw files by name."""
+
+    name: str
+    terms: str
+    sha256: dict[str, Sha256]
+
+
+class Manifest(_Entry):
+    """All that a bundle says of itself. Strict: no other fields, no conversions, no infinite or undefined figures."""
+
+    format: Literal[1]
+    family: Literal["language_model", "digits", "captions"]
+    model: StoreName
+    version: StoreName
+    created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")]  # ISO 8601, UTC
+    commit: str | None
+    config: dict[str, Any]
+    normalisation: str | None
+    vocabulary_sha256: Sha256 | None
+    corpus: CorpusEntry
+    metrics: dict[str, float]
+    parameters: Annotated[int, Field(ge=0)]
+    served: Literal["int8", "fp32"]
+    files: dict[FileName, FileEntry]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle; only the files that its manifest lists can be reached."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        """Where the file stands; BundleError unless the manifest lists it."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.folder / MANIFEST}: expected a file {name} in the list, found none")
+        return self.folder / name
+
+    def text(self, name: str) -> str:
+        """The file's text, its line breaks as they stand; BundleError unless it is UTF-8."""
+        return _text(self.path(name), self.manifest.files[name].bytes)
+
+    def json(self, name: str) -> Any:
+        """The file's JSON value; BundleError unless it is that."""
+        return _json(self.path(name), self.manifest.files[name].bytes)
+
+
+def publish(store: Path, manifest: Manifest, contents: Mapping[str, bytes | Path]) -> Path:
+    """Write a new version and make it the current one; its folder.
+
+    `manifest` comes without files: their list is made here from `contents` (file name -> bytes, or a file to copy). A
+    crash at any moment leaves the store valid: the version is absent or whole, and CURRENT names the old or the new.
+    Raise BundleError if the version exists already or would be refused when read.
+    """
+    refuse_existing(store, manifest.model, manifest.version)
+    names = [_file_name(name) for name in contents]
+    home = store / manifest.model
+    folder = home / manifest.version
+    home.mkdir(parents=True, exist_ok=True)
+    staging = home / f".staging-{secrets.token_hex(8)}"
+    staging.mkdir()
+    try:
+        files = {name: _write(staging / name, contents[name]) for name in names}
+        listed = manifest.model_copy(update={"files": files})
+        _write(staging / MANIFEST, (listed.model_dump_json(indent=2) + "\n").encode())
+        _verify(staging)
+        _sync(staging)
+        _rename(staging, folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _sync(home)
+    _sync(store)
+    activate(store, manifest.model, manifest.version)
+    return folder
+
+
+def refuse_existing(store: Path, model: str, version: str) -> None:
+    """Raise BundleError if the version exists already; `publish` does so too, this is for before a long work."""
+    folder = _home(store, model) / version
+    if os.path.lexists(folder):
+        raise BundleError(f"{folder}: this version is published already, and a version never changes; choose another")
+
+
+def read(folder: Path) -> Bundle:
+    """The bundle in `folder`, every byte of it verified.
+
+    Raise BundleError that names the file, what was expected and what was found.
+    """
+    folder = folder.absolute()
+    manifest = _verify(folder)
+    place = (folder.parent.name, folder.name)
+    if place != (manifest.model, manifest.version):
+        found = f"{manifest.model}/{manifest.version}"
+        raise BundleError(f"{folder / MANIFEST}: is of {found}, its folder says {'/'.join(place)}")
+    return Bundle(folder, manifest)
+
+
+def models(store: Path) -> list[str]:
+    """Models in the store, by name; BundleError if there is no such folder.
+
+    A model without a usable CURRENT is among them, so that it can be refused by name.
+    """
+    names = _folders(store)
+    return [name for name in names if versions(store, name) or os.path.lexists(store / name / CURRENT)]
+
+
+def versions(store: Path, model: str) -> list[str]:
+    """Versions of the model on disk, by name, readable or not; BundleError if there is no such model."""
+    return _folders(_home(store, model))
+
+
+def current(store: Path, model: str) -> str:
+    """The version that CURRENT names; BundleError unless it is there."""
+    path = _home(store, model) / CURRENT
+    known = versions(store, model)
+    found = _text(path, _CURRENT_LIMIT)
+    lines = found.splitlines()
+    if len(lines) != 1 or lines[0] not in known:
+        raise BundleError(f"{path}: expected one line that names one of {known}, found {found!r}")
+    return lines[0]
+
+
+def activate(store: Path, model: str, version: str) -> None:
+    """Make `version` the current one, atomically; BundleError if there is no such version."""
+    home = _home(store, model)
+    known = versions(store, model)
+    if version not in known:
+        raise BundleError(f"{home}: expected one of the versions {known}, found {version!r}")
+    staged = home / f".{CURRENT}-{secrets.token_hex(8)}"
+    try:
+        _write(staged, f"{version}\n".encode())
+        staged.replace(home / CURRENT)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    _sync(home)
+
+
+def _verify(folder: Path) -> Manifest:
+    """The manifest of `folder`, after every file it lists was found to be as it says."""
+    manifest = _manifest(folder / MANIFEST)
+    for name, entry in manifest.files.items():
+        path = folder / name
+        size = _size(path)
+        if size != entry.bytes:
+            raise BundleError(f"{path}: has {size} bytes, the manifest says {entry.bytes}")
+        with _told(path), path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != entry.sha256:
+            raise BundleError(f"{path}: sha256 is {found}, the manifest says {entry.sha256}")
+    return manifest
+
+
+def _manifest(path: Path) -> Manifest:
+    """Format number first, since all else in the manifest depends on it."""
+    document = _json(path, _MANIFEST_LIMIT)
+    if not isinstance(document, dict):
+        raise BundleError(f"{path}: expected a JSON object, found {type(document).__name__}")
+    number = document.get("format")
+    if type(number) is not int or number not in SUPPORTED:
+        raise BundleError(f"{path}: format is {_short(number)}, supported: {', '.join(map(str, SUPPORTED))}")
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {_short(e['input'])}" for e in error.errors()]
+        raise BundleError(f"{path}: {'; '.join(faults[:5])}") from error
+
+
+def _json(path: Path, limit: int) -> Any:
+    text = _text(path, limit)
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: expected JSON, found otherwise: {error}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _text(path: Path, limit: int) -> str:
+    size = _size(path)
+    if size > limit:
+        raise BundleError(f"{path}: expected at most {limit} bytes, found {size}")
+    with _told(path), path.open("rb") as stream:
+        content = stream.read(limit)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path}: expected UTF-8, found byte {content[error.start]:#04x} at {error.start}") from error
+
+
+def _size(path: Path) -> int:
+    """Bytes of a plain file; a link is refused, since it may lead out of the store."""
+    with _told(path):
+        status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path}: expected a plain file, found {stat.filemode(status.st_mode)}")
+    return status.st_size
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell an operating system's refusal as a BundleError."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def _home(store: Path, model: str) -> Path:
+    """The model's folder; BundleError for a name that could lead elsewhere."""
+    try:
+        return store / _store_name(model)
+    except ValueError as error:
+        raise BundleError(f"{store}: {error}") from error
+
+
+def _folders(parent: Path) -> list[str]:
+    """Real folders with a proper name; neither links nor what is being staged."""
+    with _told(parent), os.scandir(parent) as entries:
+        return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and _NAME.fullmatch(e.name))
+
+
+def _write(path: Path, content: bytes | Path) -> FileEntry:
+    """Copy into a new file, hashed in the same pass; on the disk when this returns."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb") as stream:
+        for chunk in _chunks(content):
+            stream.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return FileEntry(sha256=digest.hexdigest(), bytes=size)
+
+
+def _chunks(content: bytes | Path) -> Iterator[bytes]:
+    if isinstance(content, bytes):
+        yield content
+        return
+    with content.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+
+
+def _rename(staging: Path, folder: Path) -> None:
+    """A folder that is not empty can't be renamed over, so of two publishers of one version the second is refused."""
+    try:
+        staging.rename(folder)
+    except OSError:
+        refuse_existing(folder.parent.parent, folder.parent.name, folder.name)
+        raise
+
+
+def _sync(folder: Path) -> None:
+    """Put the folder's entries on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
