@@ -1,0 +1,64 @@
+PYTHON ?= python3
+VENV ?= .venv
+
+# train-language-model, publish
+PRESET ?= cpu
+RUN ?= runs/$(PRESET)
+DATA ?= # the folder of the corpus; downloaded if not given
+
+# test: corpora for the tests that need one; they are skipped without
+ifneq ($(wildcard ../shared/data),)
+export SEQSERVE_TEST_DATA ?= $(abspath ../shared/data)
+endif
+
+BIN = $(VENV)/bin
+SERVING = $(VENV)/.serving-installed
+DEVELOPMENT = $(VENV)/.development-installed
+
+.PHONY: help install serve test check train-language-model publish lock
+.DELETE_ON_ERROR:
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 24
+
+install: $(SERVING) ## what the server needs, into .venv; never torch
+
+serve: $(SERVING) ## start the server
+	$(BIN)/seqserve serve
+
+test: $(DEVELOPMENT) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(DEVELOPMENT) ## format, lint, types, imports
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+train-language-model: $(DEVELOPMENT) ## train, or go on: PRESET=cpu RUN=runs/cpu DATA=corpora/ptb
+	$(BIN)/python -m training language-model $(PRESET) --run $(RUN) \
+		$(if $(DATA),--data $(DATA)) $(if $(wildcard $(RUN)/checkpoint.pt),--resume)
+
+publish: $(DEVELOPMENT) ## publish a finished run into models_store: RUN=runs/cpu
+	$(BIN)/python -m training publish $(RUN)
+
+lock: ## fit requirements/ to pyproject.toml; delete its files first for the newest versions; needs uv
+	uv pip compile $(LOCK) pyproject.toml --all-extras --output-file requirements/development.txt
+	uv pip compile $(LOCK) pyproject.toml --constraints requirements/development.txt --output-file requirements/serving.txt
+LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
+
+# Every package is pinned and its hash checked; seqserve itself, which has none, is added without its dependencies.
+$(SERVING): requirements/serving.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/serving.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+$(DEVELOPMENT): requirements/development.txt $(SERVING)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/development.txt
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "seqserve needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1); choose one: make PYTHON=python3.11" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
