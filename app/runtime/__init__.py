@@ -1,0 +1,1 @@
+"""Answers without HTTP: engines, predictors, batching and the registry of served models."""

@@ -1,0 +1,196 @@
+"""One inference thread a model behind a bounded queue, without a timer: while one batch runs, the next gathers."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from app.errors import DeadlineExceeded, NotReady, Overloaded
+
+Payload = TypeVar("Payload", contravariant=True)
+Example = TypeVar("Example")
+Answer = TypeVar("Answer", covariant=True)
+
+log = logging.getLogger(__name__)
+
+
+class Predictor(Protocol[Payload, Example, Answer]):
+    """What a model family does: the same object in evaluation and in the server.
+
+    `prepare` validates one payload and raises for it alone. `predict` takes a batch, cannot fail for one member, and
+    gives each example one turn: its answer, or None if it wants another turn (a long text read in chunks, the next
+    step of a beam). Whoever calls decides what shares the next turn, so nobody waits for another's whole request.
+    """
+
+    def prepare(self, payload: Payload) -> Example: ...
+
+    def predict(self, examples: Sequence[Example]) -> list[Answer | None]: ...
+
+
+class Observer(Protocol):
+    """Is told what the batcher does."""
+
+    def observe_batch(self, model: str, size: int, seconds: float) -> None: ...
+
+    def observe_wait(self, model: str, seconds: float) -> None: ...
+
+    def set_queue(self, model: str, depth: int) -> None: ...
+
+    def count_refusal(self, model: str, reason: str) -> None: ...
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """An accepted example and the caller who waits for it."""
+
+    example: Any
+    deadline: float | None
+    accepted: float
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+    started: bool = False
+    abandoned: bool = field(default=False)  # the caller left
+
+    def settle(self, answer: Any = None, error: BaseException | None = None) -> None:
+        self.loop.call_soon_threadsafe(self._settle, answer, error)
+
+    def _settle(self, answer: Any, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(answer)
+        else:
+            self.future.set_exception(error)
+
+
+class Batcher:
+    """Feeds a predictor from many callers.
+
+    At most `queue_size` examples wait for their first turn; one more is refused at once. What has begun goes to the
+    back of the queue between its turns. A caller that left, or whose deadline passed, is dropped before the next turn.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        predict: Callable[[Sequence[Any]], list[Any]],
+        observer: Observer,
+        *,
+        queue_size: int,
+        batch_size: int,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._predict = predict
+        self._observer = observer
+        self._queue_size = queue_size
+        self._batch_size = batch_size
+        self._now = now
+        self._queue: deque[_Ticket] = deque()
+        self._waiting = 0  # tickets that have not had a turn
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=f"inference-{name}", daemon=True)
+        self._thread.start()
+
+    async def submit(self, example: Any, deadline: float | None = None) -> Any:
+        """The answer to `example`. `deadline` is a time of the batcher's clock.
+
+        Raise Overloaded if the queue is full, NotReady if it is closed, DeadlineExceeded if the deadline passes first.
+        """
+        loop = asyncio.get_running_loop()
+        ticket = _Ticket(example, deadline, self._now(), loop.create_future(), loop)
+        self._accept(ticket)
+        try:
+            return await ticket.future
+        finally:
+            ticket.abandoned = True
+
+    @property
+    def depth(self) -> int:
+        """How many examples wait for their first turn."""
+        return self._waiting
+
+    async def close(self) -> None:
+        """Accept nothing more, finish what was accepted, end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def _accept(self, ticket: _Ticket) -> None:
+        with self._changed:
+            if self._closing:
+                raise NotReady(f"{self._name}: is shutting down")
+            if self._waiting >= self._queue_size:
+                self._observer.count_refusal(self._name, "overloaded")
+                raise Overloaded(f"{self._name}: {self._waiting} requests wait already; try again soon")
+            self._queue.append(ticket)
+            self._waiting += 1
+            self._changed.notify()
+        self._observer.set_queue(self._name, self._waiting)
+
+    def _run(self) -> None:
+        while batch := self._gather():
+            started = self._now()
+            try:
+                answers = self._predict([ticket.example for ticket in batch])
+            except Exception as error:
+                log.exception("%s: a batch of %d failed", self._name, len(batch))
+                for ticket in batch:
+                    ticket.settle(error=error)
+                continue
+            self._observer.observe_batch(self._name, len(batch), self._now() - started)
+            for ticket, answer in zip(batch, answers, strict=True):
+                if answer is not None:
+                    ticket.settle(answer)
+            self._requeue([ticket for ticket, answer in zip(batch, answers, strict=True) if answer is None])
+
+    def _gather(self) -> list[_Ticket]:
+        """The next batch; waits for one; empty when closed and all is done."""
+        batch: list[_Ticket] = []
+        with self._changed:
+            while not batch:
+                while not self._queue and not self._closing:
+                    self._changed.wait()
+                if not self._queue:
+                    return []
+                while self._queue and len(batch) < self._batch_size:
+                    ticket = self._queue.popleft()
+                    if self._still_wanted(ticket):
+                        batch.append(ticket)
+        self._observer.set_queue(self._name, self._waiting)
+        return batch
+
+    def _still_wanted(self, ticket: _Ticket) -> bool:
+        if not ticket.started:
+            ticket.started = True
+            self._waiting -= 1
+            self._observer.observe_wait(self._name, self._now() - ticket.accepted)
+        if ticket.abandoned:
+            self._observer.count_refusal(self._name, "cancelled")
+            return False
+        if ticket.deadline is not None and self._now() > ticket.deadline:
+            self._observer.count_refusal(self._name, "deadline")
+            ticket.settle(error=DeadlineExceeded(f"{self._name}: the deadline passed before the answer was ready"))
+            return False
+        return True
+
+    def _requeue(self, unfinished: Sequence[_Ticket]) -> None:
+        with self._changed:
+            self._queue.extend(unfinished)
+
+
+def answer_all(predictor: Predictor[Any, Any, Any], examples: Sequence[Any]) -> list[Any]:
+    """Give all examples turns together until each has its answer: what evaluation and the command line do."""
+    answers: dict[int, Any] = {}
+    waiting = list(range(len(examples)))
+    while waiting:
+        turn = predictor.predict([examples[place] for place in waiting])
+        answers.update({place: answer for place, answer in zip(waiting, turn, strict=True) if answer is not None})
+        waiting = [place for place in waiting if place not in answers]
+    return [answers[place] for place in range(len(examples))]

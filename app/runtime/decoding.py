@@ -1,0 +1,75 @@
+"""Searching for likely sequences, one step of all beams at a time."""
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from app.runtime.engine import likeliest
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Hypothesis(Generic[State]):
+    """A sequence under construction: its tokens, their summed log-probability, the model's state before the last."""
+
+    tokens: tuple[int, ...]
+    log_probability: float
+    state: State
+    ended: bool = False
+
+
+class Expansion(NamedTuple, Generic[State]):
+    """What the model says after a hypothesis: the log-probabilities (V,) of what comes next, and its state."""
+
+    log_probabilities: npt.NDArray[np.float32]
+    state: State
+
+
+Search = Generator[Sequence[Hypothesis[State]], Sequence[Expansion[State]], list[Hypothesis[State]]]
+
+
+def beam_search(start: Expansion[State], *, width: int, length: int, end: int) -> Search[State]:
+    """The `width` likeliest sequences of up to `length` tokens, likeliest first; `end` may end one early.
+
+    A generator, so that the caller decides how steps are computed and with whom they share a batch: it yields the
+    hypotheses to be expanded and is sent one Expansion for each. No sequence is empty; `end` is no token of its
+    sequence, but its log-probability counts. Tokens at -inf are never taken. Equals are ordered by token ids.
+    """
+    ended: list[Hypothesis[State]] = []
+    live = [Hypothesis[State]((), 0.0, start.state)]
+    expansions: Sequence[Expansion[State]] = [start]
+    for step in range(length):
+        if step:
+            expansions = yield live
+        grown = [
+            grown
+            for hypothesis, expansion in zip(live, expansions, strict=True)
+            for grown in _grow(hypothesis, expansion, width, end)
+        ]
+        best = sorted([*ended, *grown], key=_order)[:width]
+        ended = [hypothesis for hypothesis in best if hypothesis.ended]
+        live = [hypothesis for hypothesis in best if not hypothesis.ended]
+        if not live:
+            break
+    return sorted([*ended, *live], key=_order)
+
+
+def _grow(
+    hypothesis: Hypothesis[State], expansion: Expansion[State], width: int, end: int
+) -> Iterator[Hypothesis[State]]:
+    """The likeliest ways to go on, `width` of them and perhaps the end."""
+    for token in likeliest(expansion.log_probabilities, width + 1).tolist():
+        log_probability = hypothesis.log_probability + float(expansion.log_probabilities[token])
+        if log_probability == -math.inf or (token == end and not hypothesis.tokens):
+            continue
+        tokens = hypothesis.tokens if token == end else (*hypothesis.tokens, token)
+        yield Hypothesis(tokens, log_probability, expansion.state, ended=token == end)
+
+
+def _order(hypothesis: Hypothesis[State]) -> tuple[float, tuple[int, ...]]:
+    return -hypothesis.log_probability, hypothesis.tokens

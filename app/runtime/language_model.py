@@ -1,0 +1,390 @@
+"""The language model's predictor: next words and scores, a turn at a time."""
+
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from app.bundle import Bundle
+from app.errors import InvalidField
+from app.runtime.batching import answer_all
+from app.runtime.decoding import Expansion, Hypothesis, beam_search
+from app.runtime.engine import Floats, Precision, Reading, RecurrentEngine, Segment, TokenReading
+from app.runtime.state_cache import StateCache
+from app.text import Completion, Normaliser, Token, Vocabulary, context, lines, normaliser, sentences
+
+Mode: TypeAlias = Literal["document", "sentence"]
+ObserveCache: TypeAlias = Callable[[int, int], None]
+Turns: TypeAlias = Generator[list[Segment], list[Reading], Any]
+
+CHUNK = 32  # tokens of one sequence read in a turn: about 3 ms, so nobody waits long for a document's next turn
+SENTENCES = 16  # sentences of one text read side by side in a turn
+BEAM = 10  # least width of the search for runs of several words
+
+
+@dataclass(frozen=True, slots=True)
+class Suggest:
+    """What comes after `text`? See POST /next-word."""
+
+    text: str
+    top_k: int = 5
+    words: int = 1
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely is `text`? See POST /perplexity."""
+
+    text: str
+    mode: Mode = "document"
+    per_token: bool = False
+    alternatives: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """One way to go on, as a person would type it."""
+
+    text: str
+    probability: float
+    log_probability: float  # nats
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestions:
+    """The answer to Suggest, likeliest first."""
+
+    suggestions: list[Suggestion]
+    context_tokens: int
+    unknown_words: list[str]
+    cached_tokens: int  # of the context, answered from remembered states
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """What one token of a text was worth; `start` and `end` are offsets into the text as sent."""
+
+    token: str
+    start: int
+    end: int
+    log_probability: float
+    rank: int
+    unknown: bool
+    alternatives: list[tuple[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """The answer to Score. Sums, so that scores of texts can be pooled; `<eos>` counts as a token."""
+
+    log_likelihood: float = 0.0  # nats
+    log_likelihood_unknown: float = 0.0  # the part of it that unknown words are to blame for
+    tokens: int = 0
+    sentences: int = 0
+    unknown_tokens: int = 0
+    characters: int = 0
+    token_scores: list[TokenScore] | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """exp(-log-likelihood / tokens)."""
+        return math.exp(-self.log_likelihood / self.tokens)
+
+    @property
+    def perplexity_excluding_unknown(self) -> float:
+        """The same over the known tokens alone, as KenLM reports it; an `<eos>` is always known."""
+        known = self.log_likelihood - self.log_likelihood_unknown
+        return math.exp(-known / (self.tokens - self.unknown_tokens))
+
+    @property
+    def cross_entropy(self) -> float:
+        """Bits a token."""
+        return -self.log_likelihood / self.tokens / math.log(2)
+
+    @property
+    def bits_per_character(self) -> float:
+        """Bits a character of the text as sent."""
+        return -self.log_likelihood / self.characters / math.log(2)
+
+
+def pooled(scores: Iterable[TextScore]) -> TextScore:
+    """The score of all texts together: sums, no mean of perplexities."""
+    total = TextScore()
+    for score in scores:
+        total = TextScore(
+            log_likelihood=total.log_likelihood + score.log_likelihood,
+            log_likelihood_unknown=total.log_likelihood_unknown + score.log_likelihood_unknown,
+            tokens=total.tokens + score.tokens,
+            sentences=total.sentences + score.sentences,
+            unknown_tokens=total.unknown_tokens + score.unknown_tokens,
+            characters=total.characters + score.characters,
+        )
+    return total
+
+
+class Example:
+    """A request in progress: its turns, and the segments whose readings it waits for."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._wanted: list[Segment] | None = None
+        self.answer: Any = None
+
+    def wanted(self) -> list[Segment]:
+        """What to read for the next turn; nothing once there is an answer."""
+        if self._wanted is None:
+            self._advance(lambda: next(self._turns))
+        return self._wanted or []
+
+    def take(self, readings: list[Reading]) -> None:
+        """Go on with what was read."""
+        if self.answer is None:
+            self._advance(lambda: self._turns.send(readings))
+
+    def _advance(self, turn: Callable[[], list[Segment]]) -> None:
+        try:
+            self._wanted = turn()
+        except StopIteration as stop:
+            self._wanted, self.answer = [], stop.value
+
+
+def ignore(hit: int, read: int) -> None:
+    """An ObserveCache for those who don't care."""
+
+
+class LanguageModelPredictor:
+    """Suggests and scores with one model (the seam `Predictor`)."""
+
+    def __init__(
+        self,
+        engine: RecurrentEngine,
+        vocabulary: Vocabulary,
+        normaliser: Normaliser,
+        *,
+        cache: StateCache,
+        chunk: int = CHUNK,
+        observe_cache: ObserveCache = ignore,
+    ) -> None:
+        """`observe_cache` is told how many tokens of each context were remembered and how many had to be read."""
+        self.vocabulary = vocabulary
+        self.normaliser = normaliser
+        self._engine = engine
+        self._cache = cache
+        self._chunk = chunk
+        self._observe_cache = observe_cache
+        after_end = Segment(engine.initial_state(), [vocabulary.end])
+        self._start = engine.run([after_end])[0].state
+        self._never = np.array([vocabulary.end, vocabulary.unknown])
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        precision: Precision,
+        *,
+        threads: int = 1,
+        cache_bytes: int = 0,
+        chunk: int = CHUNK,
+        observe_cache: ObserveCache = ignore,
+    ) -> "LanguageModelPredictor":
+        """The predictor of a published bundle, on its graphs of this precision. Raise BundleError if they can't be run."""
+        vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
+        return cls(
+            RecurrentEngine.open(bundle, precision, threads=threads),
+            vocabulary,
+            normaliser(bundle.manifest.normalisation or "whitespace", vocabulary),
+            cache=StateCache(cache_bytes),
+            chunk=chunk,
+            observe_cache=observe_cache,
+        )
+
+    def prepare(self, payload: Suggest | Score) -> Example:
+        """Check a payload; the work itself is left to the turns. Raise InvalidField for a text that can't be scored."""
+        if isinstance(payload, Suggest):
+            return Example(self._suggest(payload))
+        if not payload.text.strip() or next(sentences(lines(payload.text), self.normaliser), None) is None:
+            raise InvalidField("text", f"expected some words, found {_shortened(payload.text)!r}")
+        return Example(self._score(lines(payload.text), payload))
+
+    def predict(self, examples: Sequence[Example]) -> list[Any]:
+        """One turn for each: its answer, or None if it wants another."""
+        wanted = [example.wanted() for example in examples]
+        segments = [segment for group in wanted for segment in group]
+        readings = iter(self._engine.run(segments) if segments else [])
+        for example, group in zip(examples, wanted, strict=True):
+            example.take(list(islice(readings, len(group))))
+        return [example.answer for example in examples]
+
+    def score_lines(self, text: Iterable[tuple[str, int]], mode: Mode = "document") -> TextScore:
+        """Score lines (each with its offset) as they come, in memory that does not grow with their number."""
+        characters = 0
+
+        def counted() -> Iterator[tuple[str, int]]:
+            nonlocal characters
+            for line, offset in text:
+                characters = offset + len(line)
+                yield line, offset
+
+        (score,) = answer_all(self, [Example(self._score(counted(), Score("", mode)))])
+        return replace(score, characters=characters)
+
+    def _suggest(self, payload: Suggest) -> Turns:
+        completion = self.normaliser.complete(payload.text) if payload.complete else None
+        before = completion.context if completion else context(payload.text, self.normaliser)
+        ids = self.vocabulary.ids(token.text for token in before)
+        cached, state = self._cache.longest(ids)
+        state = self._start if state is None else state
+        *chunks, last = _chunks(ids[cached:], self._chunk)
+        for chunk in chunks:
+            (reading,) = yield [Segment(state, chunk)]
+            state = reading.state
+        (reading,) = yield [Segment(state, last, distribution=True)]
+        self._cache.put(ids, reading.state)
+        self._observe_cache(cached, len(ids) - cached)
+
+        allowed = self._allow(reading.distribution, completion)
+        found = yield from self._search(Expansion(allowed, reading.state), payload)
+        return Suggestions(
+            suggestions=[self._suggestion(hypothesis, completion) for hypothesis in found[: payload.top_k]],
+            context_tokens=len(ids),
+            unknown_words=_unknown_words(payload.text, before, ids, self.vocabulary.unknown),
+            cached_tokens=cached,
+        )
+
+    def _allow(self, distribution: Floats | None, completion: Completion | None) -> Floats:
+        """The log-probabilities of what may be suggested first, -inf for all else; over completions they sum to 1."""
+        assert distribution is not None
+        allowed = np.full_like(distribution, -np.inf)
+        if completion and completion.candidates is not None:
+            allowed[completion.candidates] = distribution[completion.candidates]
+        else:
+            allowed[:] = distribution
+        allowed[self._never] = -np.inf
+        return allowed - _log_sum_exp(allowed) if completion else allowed
+
+    def _search(
+        self, start: Expansion[Floats], payload: Suggest
+    ) -> Generator[list[Segment], list[Reading], list[Hypothesis[Floats]]]:
+        width = payload.top_k if payload.words == 1 else max(payload.top_k, BEAM)
+        search = beam_search(start, width=width, length=payload.words, end=self.vocabulary.end)
+        try:
+            hypotheses = next(search)
+            while True:
+                readings = yield [Segment(h.state, h.tokens[-1:], distribution=True) for h in hypotheses]
+                hypotheses = search.send([self._expansion(reading) for reading in readings])
+        except StopIteration as stop:
+            found: list[Hypothesis[Floats]] = stop.value
+            return found
+
+    def _expansion(self, reading: Reading) -> Expansion[Floats]:
+        assert reading.distribution is not None
+        reading.distribution[self.vocabulary.unknown] = -np.inf
+        return Expansion(reading.distribution, reading.state)
+
+    def _suggestion(self, hypothesis: Hypothesis[Floats], completion: Completion | None) -> Suggestion:
+        tokens = [self.vocabulary.tokens[token] for token in hypothesis.tokens]
+        text = completion.text(tokens) if completion else self.normaliser.join(tokens)
+        return Suggestion(text, math.exp(hypothesis.log_probability), hypothesis.log_probability)
+
+    def _score(self, text: Iterable[tuple[str, int]], payload: Score) -> Turns:
+        found = sentences(text, self.normaliser)
+        streams = iter([chain.from_iterable(found)]) if payload.mode == "document" else map(iter, found)
+        details = payload.alternatives if payload.per_token else None
+        total = _Tally(self.vocabulary, keep=payload.per_token)
+        while group := [_Stream(tokens, self._start, total.empty()) for tokens in islice(streams, SENTENCES)]:
+            while active := [(stream, chunk) for stream in group if (chunk := stream.take(self._chunk))]:
+                ids = [self.vocabulary.ids(token.text for token in chunk) for _, chunk in active]
+                readings = yield [
+                    Segment(stream.state, chunk_ids, score=True, details=details)
+                    for (stream, _), chunk_ids in zip(active, ids, strict=True)
+                ]
+                for (stream, chunk), chunk_ids, reading in zip(active, ids, readings, strict=True):
+                    stream.state = reading.state
+                    stream.tally.add(chunk, chunk_ids, reading.scores)
+            for stream in group:
+                total.merge(stream.tally)
+        return replace(total.score(), characters=len(payload.text))
+
+
+class _Stream:
+    """A sequence being scored: its tokens still to come, the state so far and what it has been worth."""
+
+    def __init__(self, tokens: Iterator[Token], state: Floats, tally: "_Tally") -> None:
+        self._tokens = tokens
+        self.state = state
+        self.tally = tally
+
+    def take(self, count: int) -> list[Token]:
+        return list(islice(self._tokens, count))
+
+
+class _Tally:
+    """Adds up a text's score."""
+
+    def __init__(self, vocabulary: Vocabulary, *, keep: bool) -> None:
+        self._vocabulary = vocabulary
+        self._kept: list[TokenScore] | None = [] if keep else None
+        self._sums = TextScore()
+
+    def empty(self) -> "_Tally":
+        """Another one of the same kind."""
+        return _Tally(self._vocabulary, keep=self._kept is not None)
+
+    def add(self, tokens: Sequence[Token], ids: Sequence[int], readings: Sequence[TokenReading]) -> None:
+        values = [reading.log_probability for reading in readings]
+        unknown = [token == self._vocabulary.unknown for token in ids]
+        self._sums = pooled(
+            [
+                self._sums,
+                TextScore(
+                    log_likelihood=sum(values),
+                    log_likelihood_unknown=sum(value for value, is_unknown in zip(values, unknown, strict=True) if is_unknown),
+                    tokens=len(ids),
+                    sentences=ids.count(self._vocabulary.end),
+                    unknown_tokens=sum(unknown),
+                ),
+            ]
+        )
+        if self._kept is not None:
+            self._kept += map(self._token_score, tokens, readings, unknown)
+
+    def merge(self, other: "_Tally") -> None:
+        """Add what came after."""
+        self._sums = pooled([self._sums, other._sums])
+        if self._kept is not None:
+            self._kept += other._kept or []
+
+    def score(self) -> TextScore:
+        return replace(self._sums, token_scores=self._kept)
+
+    def _token_score(self, token: Token, reading: TokenReading, unknown: bool) -> TokenScore:
+        assert reading.rank is not None
+        alternatives = [(self._vocabulary.tokens[other], value) for other, value in reading.alternatives]
+        return TokenScore(
+            token.text, token.start, token.end, reading.log_probability, reading.rank, unknown, alternatives
+        )
+
+
+def _chunks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Pieces of at most `size`; of nothing one empty piece."""
+    return [ids[start : start + size] for start in range(0, len(ids), size)] or [ids]
+
+
+def _unknown_words(text: str, tokens: Sequence[Token], ids: Sequence[int], unknown: int) -> list[str]:
+    """The words of `text` that the model reads as `<unk>`, as sent, each once."""
+    words = (text[token.start : token.end] for token, found in zip(tokens, ids, strict=True) if found == unknown)
+    return list(dict.fromkeys(words))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _log_sum_exp(values: Floats) -> float:
+    """log(sum(exp)), 0 if nothing is above -inf."""
+    peak = float(values.max())
+    return peak + math.log(float(np.exp(values - peak).sum(dtype=np.float64))) if peak > -math.inf else 0.0

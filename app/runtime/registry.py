@@ -1,0 +1,143 @@
+"""The models that are served: bundles read, proved and put behind a batcher each."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from app import bundle as bundles
+from app.bundle import Bundle, Manifest
+from app.errors import BundleError, NotReady, UnknownModel
+from app.runtime.batching import Batcher, answer_all
+from app.runtime.engine import Precision
+from app.runtime.language_model import LanguageModelPredictor, ObserveCache, Suggest, ignore
+from app.runtime.metrics import Metrics
+
+PROBE_TOLERANCE = 1e-3  # nats; another processor's exp and tanh differ in the seventh digit, a broken kernel in the first
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers."""
+
+    name: str
+    version: str
+    manifest: Manifest
+    versions: list[str]  # on disk
+    bundle: Bundle
+    predictor: LanguageModelPredictor
+    batcher: Batcher
+
+    async def answer(self, payload: Any, *, deadline: float | None = None) -> Any:
+        """Check `payload` and wait for its answer; `deadline` is a time of time.monotonic."""
+        return await self.batcher.submit(self.predictor.prepare(payload), deadline)
+
+
+class Registry:
+    """Served models by name, and why the others were refused."""
+
+    def __init__(self, served: list[Served], refused: dict[str, str]) -> None:
+        self._served = {model.name: model for model in served}
+        self.refused = refused
+
+    @classmethod
+    def load(
+        cls,
+        store: Path,
+        *,
+        threads: int,
+        queue_size: int,
+        batch_size: int,
+        cache_bytes: int,
+        metrics: Metrics,
+    ) -> "Registry":
+        """Serve the current version of every model in `store`. A bad bundle is refused by name; the others serve."""
+        served, refused = [], {}
+        for name in bundles.models(store):
+            try:
+                bundle = bundles.read(store / name / bundles.current(store, name))
+
+                def observe(hit: int, read: int, model: str = name) -> None:
+                    metrics.observe_cache(model, hit, read)
+
+                predictor = load_predictor(bundle, threads=threads, cache_bytes=cache_bytes, observe_cache=observe)
+                versions = bundles.versions(store, name)
+            except BundleError as error:
+                log.error("%s: refused: %s", name, error)
+                refused[name] = str(error)
+                continue
+            batcher = Batcher(name, predictor.predict, metrics, queue_size=queue_size, batch_size=batch_size)
+            served.append(
+                Served(name, bundle.manifest.version, bundle.manifest, versions, bundle, predictor, batcher)
+            )
+            metrics.set_model(name, bundle.manifest.version, ready=True)
+        return cls(served, refused)
+
+    def served(self) -> list[Served]:
+        """All models that answer, by name."""
+        return [self._served[name] for name in sorted(self._served)]
+
+    def get(self, name: str | None, family: str) -> Served:
+        """The named model, or the family's first. Raise UnknownModel, or NotReady if it was refused."""
+        if name is None:
+            for model in self.served():
+                if model.manifest.family == family:
+                    return model
+            raise NotReady(f"no {family} model is ready{self._reasons()}")
+        if name in self.refused:
+            raise NotReady(f"{name}: refused: {self.refused[name]}")
+        model = self._served.get(name)
+        if model is None or model.manifest.family != family:
+            known = [model.name for model in self.served() if model.manifest.family == family]
+            raise UnknownModel(f"{name}: no such {family} model; there are: {', '.join(known) or 'none'}")
+        return model
+
+    async def close(self) -> None:
+        """Finish what was accepted, then stop."""
+        await asyncio.gather(*(model.batcher.close() for model in self._served.values()))
+
+    def _reasons(self) -> str:
+        return "".join(f"; {name}: {reason}" for name, reason in self.refused.items())
+
+
+def load_predictor(
+    bundle: Bundle, *, threads: int = 1, cache_bytes: int = 0, observe_cache: ObserveCache = ignore
+) -> LanguageModelPredictor:
+    """The bundle's predictor, proved by its probe.
+
+    Where the int8 graphs do not reproduce the recorded answers (processors without an exact 8-bit product saturate),
+    the fp32 graphs serve. Raise BundleError if those fail too.
+    """
+    open_graphs = partial(
+        LanguageModelPredictor.open, bundle, threads=threads, cache_bytes=cache_bytes, observe_cache=observe_cache
+    )
+    if bundle.manifest.served == "int8":
+        try:
+            return _proved(bundle, open_graphs("int8"), "int8")
+        except BundleError as error:
+            log.warning("%s: int8 can't be trusted on this machine, serving fp32: %s", bundle.manifest.model, error)
+    return _proved(bundle, open_graphs("fp32"), "fp32")
+
+
+def probe_answer(predictor: LanguageModelPredictor, payload: dict[str, Any]) -> list[list[Any]]:
+    """What a probe records: [text, log-probability] of each suggestion for `payload`, the fields of a Suggest."""
+    (answer,) = answer_all(predictor, [predictor.prepare(Suggest(**payload))])
+    return [[suggestion.text, suggestion.log_probability] for suggestion in answer.suggestions]
+
+
+def _proved(bundle: Bundle, predictor: LanguageModelPredictor, precision: Precision) -> LanguageModelPredictor:
+    """The same predictor, once it has answered the probe as recorded."""
+    probe = bundle.json("probe.json")
+    expected = probe["answers"][precision]
+    found = probe_answer(predictor, probe["payload"])
+    alike = len(found) == len(expected) and all(
+        text == expected_text and abs(value - expected_value) <= PROBE_TOLERANCE
+        for (text, value), (expected_text, expected_value) in zip(found, expected, strict=True)
+    )
+    if not alike:
+        raise BundleError(f"{bundle.folder}: {precision}: the probe answers {found}, recorded was {expected}")
+    return predictor

@@ -1,0 +1,61 @@
+"""Recurrent states of prefixes already read: whoever types on pays for one step."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+OVERHEAD = 300  # bytes of bookkeeping an entry, about
+
+
+class StateCache:
+    """Least-recently-used map from a prefix of token ids to the state (S,) after it, bounded in bytes.
+
+    One cache belongs to one model version and to one thread.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """`capacity` in bytes; 0 keeps nothing."""
+        self.capacity = capacity
+        self.bytes = 0
+        self._states: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()
+        self._lengths: Counter[int] = Counter()  # of the keys: only these prefixes are looked for
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def longest(self, tokens: Sequence[int]) -> tuple[int, npt.NDArray[np.float32] | None]:
+        """How many leading tokens of `tokens` the cache knows a state for, and that state."""
+        key = _key(tokens)
+        for length in sorted(self._lengths, reverse=True):
+            if length <= len(key) and (state := self._states.get(key[:length])) is not None:
+                self._states.move_to_end(key[:length])
+                return length // _ITEM, state
+        return 0, None
+
+    def put(self, tokens: Sequence[int], state: npt.NDArray[np.float32]) -> None:
+        """Remember `state` as the one after `tokens`; drop the least recently used ones over the capacity."""
+        key = _key(tokens)
+        if key in self._states or self._cost(key, state) > self.capacity:
+            return
+        self._states[key] = state
+        self._lengths[len(key)] += 1
+        self.bytes += self._cost(key, state)
+        while self.bytes > self.capacity:
+            old, dropped = self._states.popitem(last=False)
+            self.bytes -= self._cost(old, dropped)
+            self._lengths[len(old)] -= 1
+            if not self._lengths[len(old)]:
+                del self._lengths[len(old)]
+
+    @staticmethod
+    def _cost(key: bytes, state: npt.NDArray[np.float32]) -> int:
+        return len(key) + state.nbytes + OVERHEAD
+
+
+_ITEM = 4
+
+
+def _key(tokens: Sequence[int]) -> bytes:
+    return np.asarray(tokens, np.int32).tobytes()
