@@ -5,12 +5,13 @@ import hashlib
 import json
 import shutil
 import tempfile
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,48 +28,67 @@ PTB_SHA256 = {
     "ptb.valid.txt": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
     "ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
 }
+PTB_TERMS = (
+    "Wall Street Journal text of the Penn Treebank, owned by the Linguistic Data Consortium; this preprocessed form"
+    " (T. Mikolov) is in general research use, with no separate licence stated"
+)
 
 Ids: TypeAlias = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a corpus comes from and on what terms; its texts are tokens parted by white space, a sentence a line."""
+
+    name: str
+    files: dict[str, Path]  # by split; gzipped if they end in .gz
+    terms: str  # who may use the text for what
+    normalisation: str = "whitespace"  # how a server makes everyday text look like this one: a name in app.text
 
 
 @dataclass(frozen=True)
 class Corpus:
     """A tokenised corpus: three memory-mapped streams of ids, each sentence ended by `<eos>`."""
 
+    source: Source
     vocabulary: Vocabulary
     train: Ids
     valid: Ids
     test: Ids
-    sha256: dict[str, str]  # file name -> checksum of the raw file
+    sha256: dict[str, str]  # of the raw files, by split
+
+    def describe(self) -> dict[str, Any]:
+        """What a run writes down of its data."""
+        files = {split: str(path.resolve()) for split, path in self.source.files.items()}
+        return asdict(self.source) | {"files": files, "sha256": self.sha256}
 
 
-def penn_treebank(folder: Path | None) -> dict[str, Path]:
-    """The three files of Mikolov's Penn Treebank, from `folder` or, if None, downloaded once. Checksums are verified."""
-    if folder is None:
-        fetch = pooch.create(CACHE / "ptb", base_url=PTB_URL, registry={n: f"sha256:{h}" for n, h in PTB_SHA256.items()})
-        return {split: Path(fetch.fetch(f"ptb.{split}.txt")) for split in SPLITS}
-    files = {split: folder / f"ptb.{split}.txt" for split in SPLITS}
-    for path in files.values():
-        found = sha256(path)
-        if found != PTB_SHA256[path.name]:
-            raise CorpusError(f"{path}: sha256 is {found}, the Penn Treebank's is {PTB_SHA256[path.name]}")
-    return files
+def penn_treebank(folder: Path | None) -> Source:
+    """Mikolov's Penn Treebank, from `folder` or, if None, downloaded once. Checksums are verified."""
+    return Source("ptb", _penn_treebank_files(folder), PTB_TERMS, "ptb")
 
 
-def load(files: dict[str, Path], vocabulary_size: int, cache: Path = CACHE) -> Corpus:
-    """Tokenise the files of the three splits at white space, once: later calls map the arrays kept in `cache`.
+def load(source: Source, vocabulary_size: int, cache: Path = CACHE) -> Corpus:
+    """Tokenise the texts at white space, once: later calls map the arrays kept in `cache`.
 
     The vocabulary is the most frequent tokens of the training text, `<eos>` and `<unk>` among its `vocabulary_size`.
-    Files may be gzipped (`.gz`). Raise CorpusError for a file that is missing, empty or not UTF-8.
+    Raise CorpusError for a file that is missing, empty or not UTF-8.
     """
-    checksums = {split: sha256(files[split]) for split in SPLITS}
+    checksums = {split: sha256(source.files[split]) for split in SPLITS}
     key = hashlib.sha256(json.dumps([checksums, vocabulary_size]).encode()).hexdigest()[:32]
     folder = cache / "corpora" / key
     if not folder.is_dir():
-        _tokenise(files, vocabulary_size, folder)
+        _tokenise(source.files, vocabulary_size, folder)
     vocabulary = Vocabulary((folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n"))
     streams = {split: np.memmap(folder / f"{split}.int32", np.int32, "r") for split in SPLITS}
-    return Corpus(vocabulary, **streams, sha256={files[split].name: checksums[split] for split in SPLITS})
+    return Corpus(source, vocabulary, **streams, sha256=checksums)
+
+
+def open_text(path: Path) -> TextIO:
+    """A text file, gzipped or not, for reading its lines."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
+    return path.open(encoding="utf-8", newline="\n")
 
 
 def sha256(path: Path) -> str:
@@ -80,22 +100,39 @@ def sha256(path: Path) -> str:
         raise CorpusError(f"{path}: can't be read: {error.strerror}") from error
 
 
+def _penn_treebank_files(folder: Path | None) -> dict[str, Path]:
+    if folder is None:
+        fetch = pooch.create(CACHE / "ptb", base_url=PTB_URL, registry={n: f"sha256:{h}" for n, h in PTB_SHA256.items()})
+        return {split: Path(fetch.fetch(f"ptb.{split}.txt")) for split in SPLITS}
+    files = {split: folder / f"ptb.{split}.txt" for split in SPLITS}
+    for path in files.values():
+        found = sha256(path)
+        if found != PTB_SHA256[path.name]:
+            raise CorpusError(f"{path}: sha256 is {found}, the Penn Treebank's is {PTB_SHA256[path.name]}")
+    return files
+
+
 def _tokenise(files: dict[str, Path], vocabulary_size: int, folder: Path) -> None:
     """Fill a new `folder`; it appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        _fill(files, vocabulary_size, staging)
+        staging.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first with the same content
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _fill(files: dict[str, Path], vocabulary_size: int, staging: Path) -> None:
     vocabulary = _count_vocabulary(files["train"], vocabulary_size)
     (staging / "vocabulary.txt").write_text("\n".join(vocabulary.tokens), encoding="utf-8")
     for split in SPLITS:
         with (staging / f"{split}.int32").open("wb") as stream:
             for tokens in _sentences(files[split]):
                 array("i", vocabulary.ids(tokens)).tofile(stream)
-    try:
-        staging.rename(folder)
-    except OSError:  # another process was first with the same content
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(staging)
 
 
 def _count_vocabulary(path: Path, size: int) -> Vocabulary:
@@ -111,15 +148,16 @@ def _count_vocabulary(path: Path, size: int) -> Vocabulary:
 
 def _sentences(path: Path) -> Iterator[list[str]]:
     """The tokens of each line, `<eos>` at its end."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
     empty = True
     try:
-        with opened as lines:
-            for line in lines:
+        with open_text(path) as text:
+            for line in text:
                 tokens = line.split()
                 empty = empty and not tokens
                 yield [*tokens, END]
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CorpusError(f"{path}: expected gzip: {error}") from error
     if empty:
         raise CorpusError(f"{path}: expected text, found none")

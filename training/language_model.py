@@ -131,8 +131,10 @@ PRESETS = {
 }
 
 
-def train(config: LanguageModelConfig, corpus: Corpus, run: Run, *, minutes: float = math.inf) -> bool:
-    """Train into `run`, or go on where its checkpoint stands; True when the last epoch is done.
+def train(
+    config: LanguageModelConfig, corpus: Corpus, run: Run, *, resume: bool = False, minutes: float = math.inf
+) -> bool:
+    """Train into `run`, with `resume` from its checkpoint if there is one; True when the last epoch is done.
 
     Every draw of a step depends on the seed and the step's number alone, so a resumed run ends with the weights of an
     undisturbed one. `minutes` bounds this piece of the work.
@@ -148,17 +150,17 @@ def train(config: LanguageModelConfig, corpus: Corpus, run: Run, *, minutes: flo
     wrapped, optimiser = fabric.setup(model, optimiser)
     progress: dict[str, Any] = {"epoch": 0, "window": 0, "cost": 0.0, "carried": None}
     state = {"model": wrapped, "optimiser": optimiser, "schedule": schedule, "progress": progress}
-    if run.checkpoint.exists():
+    if resume and run.checkpoint.exists():
         run.check_config(config)
         fabric.load(run.checkpoint, state)
         progress = state["progress"]  # type: ignore[assignment]
     else:
-        run.start(config, corpus.sha256)
+        run.start(config, corpus.describe())
     deadline = time.monotonic() + 60 * minutes
 
     for epoch in range(progress["epoch"], config.epochs):
         started, first = time.monotonic(), progress["window"]
-        carried = progress["carried"] or model.initial_state(config.batch_size)
+        carried = fabric.to_device(progress["carried"]) or model.initial_state(config.batch_size)
         batches = islice(_windows(corpus.train, config, epoch), first, None)
         bar = tqdm(batches, f"epoch {epoch + 1}/{config.epochs}", total=windows, initial=first, mininterval=1)
         for window, (inputs, targets) in enumerate(bar, first):
@@ -203,6 +205,9 @@ def train(config: LanguageModelConfig, corpus: Corpus, run: Run, *, minutes: flo
         run.record(metrics)
         progress.update(epoch=epoch + 1, window=0, cost=0.0, carried=None)
         run.save(fabric, state)
+    test = perplexity(model, corpus.test, corpus.vocabulary.end, config.evaluation_batch)
+    fabric.print(f"test perplexity {test:.4g}")
+    run.finish({"test_perplexity": test})
     return True
 
 
@@ -228,21 +233,22 @@ def build(config: LanguageModelConfig) -> LanguageModel:
 def perplexity(model: nn.Module, ids: Ids, end: int, batch_size: int = 1, steps: int = 512) -> float:
     """exp(mean negative log-likelihood) of `ids`, the first predicted as after an `<eos>`.
 
-    The text is cut into `batch_size` contiguous streams; with 1 the state is carried through all of it.
+    The text is cut into `batch_size` contiguous streams; with 1 the state is carried through all of it, as the chapter
+    evaluates. Each further stream begins as after an `<eos>` too, which makes the figure a little worse.
     """
     model.eval()
     device = next(model.parameters()).device
     length = len(ids) // batch_size
-    read = np.concatenate(([end], ids[:-1])) if batch_size == 1 else ids
-    inputs, targets = _streams(read, batch_size, length), _streams(ids, batch_size, length)
-    if batch_size > 1:
-        inputs, targets = inputs[:-1], targets[1:]
+    streams = _streams(ids, batch_size, length)
+    before = torch.full((1, batch_size), end, device=device)
     state, total = model.initial_state(batch_size), 0.0  # type: ignore[operator]
-    for start in range(0, len(inputs), steps):
-        hidden, _, state = model(inputs[start : start + steps].to(device), state)
+    for start in range(0, length, steps):
+        expected = _cut(streams, start, start + steps).to(device)
+        hidden, _, state = model(torch.cat([before, expected[:-1]]), state)
         logits = model.logits(hidden).float().flatten(0, 1)  # type: ignore[operator]
-        total += F.cross_entropy(logits, targets[start : start + steps].to(device).flatten(), reduction="sum").item()
-    return math.exp(total / targets.numel())
+        total += F.cross_entropy(logits, expected.flatten(), reduction="sum").item()
+        before = expected[-1:]
+    return math.exp(total / (length * batch_size))
 
 
 def _windows(ids: Ids, config: LanguageModelConfig, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -254,12 +260,17 @@ def _windows(ids: Ids, config: LanguageModelConfig, epoch: int) -> Iterator[tupl
     inputs = _streams(ids[offset:], config.batch_size, length)
     targets = _streams(ids[offset + 1 :], config.batch_size, length)
     for start in range(0, length, config.steps):
-        yield inputs[start : start + config.steps], targets[start : start + config.steps]
+        yield _cut(inputs, start, start + config.steps), _cut(targets, start, start + config.steps)
 
 
-def _streams(ids: Ids, batch_size: int, length: int) -> Tensor:
-    """The first batch_size * length ids as contiguous streams, one a column: (length, batch_size)."""
-    return torch.from_numpy(ids[: batch_size * length].astype(np.int64)).view(batch_size, length).t().contiguous()
+def _streams(ids: Ids, batch_size: int, length: int) -> Ids:
+    """The first batch_size * length ids as contiguous streams, one a row: (batch_size, length), still on disk."""
+    return ids[: batch_size * length].reshape(batch_size, length)
+
+
+def _cut(streams: Ids, start: int, end: int) -> Tensor:
+    """Steps `start` to `end` of all streams, read into memory: (end - start, batch_size)."""
+    return torch.from_numpy(streams[:, start:end].T.astype(np.int64))
 
 
 def _window_count(tokens: int, config: LanguageModelConfig) -> int:

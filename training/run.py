@@ -22,7 +22,7 @@ class RunError(SeqserveError):
 
 @dataclass
 class Run:
-    """What a training job leaves: config.json, environment.json, metrics.jsonl (a line an epoch), checkpoint.pt.
+    """What a training job leaves: config.json, source.json, environment.json, metrics.jsonl, checkpoint.pt, result.json.
 
     The checkpoint is replaced atomically, so that a process killed at any moment leaves a whole one.
     """
@@ -36,18 +36,19 @@ class Run:
         """The newest checkpoint's path; it need not exist."""
         return self.folder / "checkpoint.pt"
 
-    def start(self, config: Any, corpus: Mapping[str, str]) -> None:
-        """Make the folder and write down what is about to run; RunError if it holds another run."""
+    def start(self, config: Any, source: Mapping[str, Any]) -> None:
+        """Make the folder and write down what is about to run, on what data; RunError if it holds another run."""
         if self.checkpoint.exists():
             raise RunError(f"{self.folder}: holds a run already; go on with --resume or choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "metrics.jsonl").write_text("")
         self._write("config.json", asdict(config))
-        self._write("environment.json", environment() | {"corpus_sha256": dict(corpus)})
+        self._write("source.json", source)
+        self._write("environment.json", environment())
 
     def check_config(self, config: Any) -> None:
         """Raise RunError unless the run was started with this very configuration."""
-        found = json.loads((self.folder / "config.json").read_text())
+        found = self.read("config.json")
         expected = json.loads(json.dumps(asdict(config)))
         changed = [f"{k} is {expected[k]}, was {found.get(k)}" for k in expected if expected[k] != found.get(k)]
         if changed:
@@ -70,9 +71,21 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a") as stream:
             stream.write(json.dumps(metrics) + "\n")
 
+    def finish(self, results: Mapping[str, float]) -> None:
+        """Write down what the finished run is worth: result.json."""
+        self._write("result.json", results)
+
     def metrics(self) -> list[dict[str, float]]:
         """The metrics of all finished epochs."""
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def read(self, name: str) -> Any:
+        """One of the JSON files; RunError if there is none."""
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise RunError(f"{path}: no such file: is {self.folder} the folder of a run?") from error
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         (self.folder / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,153 @@
+"""From a finished run to a bundle in the store: export, measure, decide what serves, write down where it comes from."""
+
+import hashlib
+import json
+import string
+import tempfile
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app import bundle as bundles
+from app.bundle import Bundle, CorpusEntry, Manifest
+from app.models.language_model import LanguageModel, parameter_count
+from app.runtime.engine import RecurrentEngine, Segment
+from app.runtime.language_model import LanguageModelPredictor, Precision
+from app.runtime.registry import probe_answer
+from training import data, report
+from training.data import Corpus, Source
+from training.evaluate import score_files
+from training.export import export_language_model
+from training.language_model import LanguageModelConfig, build
+from training.run import Run, RunError
+
+INT8_MAY_COST = 0.005  # of the validation perplexity
+PARITY_TOKENS = 10_000
+PARITY_CHUNK = 500
+PROBE_TOKENS = 20
+PRECISIONS: tuple[Precision, ...] = ("int8", "fp32")
+
+
+def publish(run: Run, store: Path, *, name: str | None = None, version: str | None = None) -> Path:
+    """Write `run` as a bundle into `store` and make it the current version; the bundle's folder.
+
+    The graphs are measured on the whole validation and test texts, as the server would run them; int8 serves if it
+    costs at most INT8_MAY_COST of the validation perplexity. Raise BundleError if the version exists already.
+    """
+    config = LanguageModelConfig(**{key: _tuple(value) for key, value in run.read("config.json").items()})
+    corpus = data.load(_source(run), config.vocabulary_size)
+    model = trained(run, config)
+    contents: dict[str, bytes | Path] = dict(export_language_model(model))
+    contents["vocabulary.txt"] = "\n".join(corpus.vocabulary.tokens).encode()
+    manifest = _manifest(run, corpus, model, name or corpus.source.name, version or time.strftime("%Y%m%d", time.gmtime()))
+    bundles.refuse_existing(store, manifest.model, manifest.version)  # before the minutes of measuring
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = bundles.read(bundles.publish(Path(scratch), manifest, contents))
+        metrics, probe = measure(draft, model, corpus)
+        served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
+        metrics |= {f"{split}_perplexity": metrics[f"{split}_perplexity_{served}"] for split in ("valid", "test")}
+        manifest = manifest.model_copy(update={"metrics": metrics, "served": served})
+        curves = Path(scratch) / "curves.png"
+        report.learning_curve(run.metrics(), curves, f"{manifest.model} {manifest.version}")
+        contents |= {"probe.json": json.dumps(probe).encode(), "curves.png": curves}
+        contents["README.md"] = model_card(manifest).encode()
+        return bundles.publish(store, manifest, contents)
+
+
+def trained(run: Run, config: LanguageModelConfig) -> LanguageModel:
+    """The run's model, its weights rounded to the float16 that a bundle keeps. Raise RunError if it is not finished."""
+    if not run.checkpoint.exists():
+        raise RunError(f"{run.checkpoint}: no such file: has the run begun?")
+    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    epochs = state["progress"]["epoch"]
+    if epochs < config.epochs:
+        raise RunError(f"{run.folder}: expected {config.epochs} finished epochs, found {epochs}; go on with --resume")
+    model = build(config)
+    model.load_state_dict(state["model"])
+    return model.half().float().eval()
+
+
+def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[str, float], dict[str, Any]]:
+    """The figures of a bundle's graphs, and its probe."""
+    predictors = {precision: LanguageModelPredictor.open(draft, precision) for precision in PRECISIONS}
+    metrics: dict[str, float] = {"torch_difference": torch_difference(model, draft, corpus)}
+    for precision, predictor in predictors.items():
+        files = [corpus.source.files[split] for split in ("valid", "test")]
+        for split, score in zip(("valid", "test"), score_files(predictor, files), strict=True):
+            metrics |= {f"{split}_perplexity_{precision}": score.perplexity, f"{split}_tokens": score.tokens}
+    metrics["int8_cost"] = metrics["valid_perplexity_int8"] / metrics["valid_perplexity_fp32"] - 1
+    text = " ".join(corpus.vocabulary.tokens[token] for token in corpus.valid[:PROBE_TOKENS])
+    payload = {"text": text, "top_k": 5}
+    return metrics, {"payload": payload, "answers": {p: probe_answer(predictors[p], payload) for p in PRECISIONS}}
+
+
+@torch.inference_mode()
+def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> float:
+    """Largest difference between the module's and the fp32 graphs' log-probabilities, all words, PARITY_TOKENS tokens."""
+    engine = RecurrentEngine.open(draft, "fp32")
+    state, graph_state, largest = model.initial_state(1), engine.initial_state(), 0.0
+    for start in range(0, min(PARITY_TOKENS, len(corpus.valid)), PARITY_CHUNK):
+        tokens = corpus.valid[start : start + PARITY_CHUNK].tolist()
+        hidden, _, state = model(torch.tensor(tokens)[:, None], state)
+        expected = model.logits(hidden).log_softmax(-1)[:, 0].numpy()  # (T, V)
+        for token, row in zip(tokens, expected, strict=True):
+            (reading,) = engine.run([Segment(graph_state, [token], distribution=True)])
+            graph_state = reading.state
+            largest = max(largest, float(np.abs(reading.distribution - row).max()))
+    return largest
+
+
+def model_card(manifest: Manifest) -> str:
+    """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
+    template = string.Template(resources.files("training").joinpath("language_model_card.md").read_text())
+    metrics, config = manifest.metrics, manifest.config
+    return template.substitute(
+        model=manifest.model,
+        version=manifest.version,
+        layers=" -> ".join(map(str, [config["embedding_size"], *config["hidden_sizes"]])),
+        tied="tied" if config["tied"] else "untied",
+        parameters=f"{manifest.parameters:,}",
+        corpus=manifest.corpus.name,
+        terms=manifest.corpus.terms,
+        vocabulary=f"{config['vocabulary_size']:,}",
+        epochs=config["epochs"],
+        served=manifest.served,
+        cost=f"{metrics['int8_cost']:+.2%}",
+        difference=f"{metrics['torch_difference']:.1e}",
+        **{key: f"{metrics[key]:.2f}" for key in metrics if "perplexity" in key},
+        **{key: f"{metrics[key]:,}" for key in ("valid_tokens", "test_tokens")},
+    )
+
+
+def _manifest(run: Run, corpus: Corpus, model: LanguageModel, name: str, version: str) -> Manifest:
+    source = corpus.source
+    return Manifest(
+        format=bundles.FORMAT,
+        family="language_model",
+        model=name,
+        version=version,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        commit=run.read("environment.json")["commit"],
+        config=run.read("config.json"),
+        normalisation=source.normalisation,
+        vocabulary_sha256=hashlib.sha256("\n".join(corpus.vocabulary.tokens).encode()).hexdigest(),
+        corpus=CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
+        metrics={},
+        parameters=parameter_count(model),
+        served="int8",
+        files={},
+    )
+
+
+def _source(run: Run) -> Source:
+    described = run.read("source.json")
+    del described["sha256"]
+    return Source(**described | {"files": {split: Path(path) for split, path in described["files"].items()}})
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
