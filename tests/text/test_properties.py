@@ -1,0 +1,63 @@
+"""What holds for any text, whatever is in it."""
+
+from itertools import pairwise
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from app.text import PennTreebank, Token, Vocabulary, context
+
+settings.register_profile("text", deadline=None, derandomize=True, max_examples=300)
+anything = settings.get_profile("text")
+
+# Unicode at large, lone surrogates and all, and the characters that the rules are about.
+CHUNKS = st.one_of(
+    st.text(st.characters(), max_size=20),
+    st.text(
+        st.sampled_from("aNsSntmUus.,'\u2019-/\\&$#\u00a3019%:\u00bd\u2026\u2014\u0301\u200b\ufb01\u3382@<>kK\u4f60"),
+        max_size=20,
+    ),
+)
+LINES = st.lists(CHUNKS, max_size=5).map(" ".join)
+SPACES = st.sampled_from([" ", "\t", "\u00a0", "\u2028", "  "])
+
+
+def texts(tokens: list[Token]) -> list[str]:
+    return [token.text for token in tokens]
+
+
+@anything
+@given(LINES)
+@example("\ud800\0\u0301\U0001f389")
+def test_offsets_are_ordered_and_within_their_chunk(penn: PennTreebank, line: str) -> None:
+    tokens = penn.tokens(line)
+    assert all(0 <= token.start < token.end <= len(line) for token in tokens)
+    assert all(first.end <= second.start for first, second in pairwise(tokens))
+    assert all(token.text and not any(map(str.isspace, token.text)) for token in tokens)
+    assert not any(any(map(str.isspace, line[token.start : token.end])) for token in tokens)
+
+
+@anything
+@given(LINES, SPACES, LINES)
+def test_a_text_split_at_white_space_has_the_same_tokens(penn: PennTreebank, left: str, space: str, right: str) -> None:
+    joined = penn.tokens(left + space + right)
+    assert joined == penn.tokens(left) + penn.tokens(right, len(left + space))
+
+
+@anything
+@given(LINES)
+def test_normal_form_is_its_own_normal_form(penn: PennTreebank, vocabulary: Vocabulary, line: str) -> None:
+    known = [token.text for token in penn.tokens(line) if token.text in vocabulary.index]
+    assert texts(penn.tokens(" ".join(known))) == known
+
+
+@anything
+@given(st.lists(CHUNKS, max_size=4).map("\n".join))
+def test_every_completion_begins_with_what_was_typed(penn: PennTreebank, vocabulary: Vocabulary, text: str) -> None:
+    completion = penn.complete(text)
+    before = text[: len(text) - len(completion.typed)]
+    assert completion.typed == "" or not any(map(str.isspace, completion.typed))
+    assert before == "" or before[-1].isspace()
+    assert completion.context[: len(context(before, penn))] == context(before, penn)
+    places = range(len(vocabulary)) if completion.candidates is None else completion.candidates
+    assert all(completion.text([vocabulary.tokens[place]]).startswith(completion.typed) for place in places)

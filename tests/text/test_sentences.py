@@ -1,0 +1,69 @@
+import pytest
+
+from app.text import PennTreebank, Token, Vocabulary, Whitespace, context, lines, sentences
+
+
+@pytest.fixture(scope="module")
+def whitespace() -> Whitespace:
+    return Whitespace(Vocabulary(["<eos>", "<unk>", "The", "Then", "the"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("a", [("a", 0)]),
+        ("a\n", [("a", 0)]),
+        ("a\nb", [("a", 0), ("b", 2)]),
+        ("a\r\nb\rc\n", [("a", 0), ("b", 3), ("c", 5)]),
+        ("\n\na", [("", 0), ("", 1), ("a", 2)]),
+        ("a\r\r\n", [("a", 0), ("", 2)]),
+        ("a\u2028b\x0bc\x85d", [("a\u2028b\x0bc\x85d", 0)]),
+    ],
+)
+def test_only_carriage_returns_and_line_feeds_break_lines(text: str, expected: list[tuple[str, int]]) -> None:
+    assert list(lines(text)) == expected
+
+
+def test_each_sentence_is_ended_at_the_end_of_its_line(whitespace: Whitespace) -> None:
+    found = list(sentences(lines("The cat\r\nsat"), whitespace))
+    assert found == [
+        [Token("The", 0, 3), Token("cat", 4, 7), Token("<eos>", 7, 7)],
+        [Token("sat", 9, 12), Token("<eos>", 12, 12)],
+    ]
+
+
+def test_sentences_are_read_one_at_a_time(whitespace: Whitespace) -> None:
+    endless = (("the", 4 * number) for number in iter(int, 1))
+    assert next(sentences(endless, whitespace)) == [Token("the", 0, 3), Token("<eos>", 3, 3)]
+
+
+def test_a_blank_line_is_a_sentence_where_the_corpus_keeps_it(whitespace: Whitespace, penn: PennTreebank) -> None:
+    text = "the\n \n--\nthe"
+    assert [len(sentence) for sentence in sentences(lines(text), whitespace)] == [2, 1, 2, 2]
+    assert [len(sentence) for sentence in sentences(lines(text), penn)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("the", ["the"]),
+        ("the company ", ["the", "company"]),
+        ("the\nbank", ["the", "<eos>", "bank"]),
+        ("the\n", ["the", "<eos>"]),
+        ("the\n ", ["the", "<eos>"]),
+        ("the\r\n\r\n", ["the", "<eos>"]),
+    ],
+)
+def test_the_last_sentence_of_a_context_goes_on(penn: PennTreebank, text: str, expected: list[str]) -> None:
+    assert [token.text for token in context(text, penn)] == expected
+
+
+def test_white_space_tokens_are_the_chunks_as_they_are(whitespace: Whitespace) -> None:
+    assert whitespace.tokens(" The\u00a0\tcafé ,", 10) == [
+        Token("The", 11, 14),
+        Token("café", 16, 20),
+        Token(",", 21, 22),
+    ]
+    assert whitespace.join(["The", "'s", "$", "N"]) == "The 's $ N"
