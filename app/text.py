@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import NamedTuple, Protocol
 
 END = "<eos>"
@@ -21,6 +21,8 @@ NUMBER = "N"  # stands for every number
 PERCENT = "%"  # `12 %` became `N N` when the corpus was made: its `rose N N` stands there 322 times, `rose N in` never
 POUND = "#"  # the pound sterling; in everyday text the same sign before figures is short for `no.`
 CLITICS = frozenset({"n't", "'s", "'re", "'ve", "'m", "'ll", "'d", "'"})
+
+_LONGEST = 1000  # characters of a chunk that is looked into: no word is longer, and a megabyte would take seconds
 
 # Folding, a character at a time: what compatibility decomposition (NFKD) does not make plain.
 _FOLDS = (
@@ -114,8 +116,11 @@ class Normaliser(Protocol):
 
     keeps_blank_lines: bool  # whether a line without tokens is a sentence of its own, an `<eos>`
 
-    def tokens(self, line: str, offset: int = 0) -> list[Token]:
-        """The tokens of one line without its line break, no `<eos>`; `offset` is where the line begins in its text."""
+    def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
+        """The tokens of one line without its line break, no `<eos>`; `offset` is where the line begins in its text.
+
+        One at a time, since a line may be as long as a text.
+        """
         ...
 
     def join(self, tokens: Sequence[str]) -> str:
@@ -158,18 +163,19 @@ def lines(text: str) -> Iterator[tuple[str, int]]:
         yield match[1] or "", match.start()
 
 
-def sentences(lines: Iterable[tuple[str, int]], normaliser: Normaliser) -> Iterator[list[Token]]:
-    """The tokens of each line and the `<eos>` at its end, one line at a time."""
+def sentences(lines: Iterable[tuple[str, int]], normaliser: Normaliser) -> Iterator[Iterator[Token]]:
+    """The tokens of each line and the `<eos>` at its end, one line and one token at a time."""
     for line, offset in lines:
         tokens = normaliser.tokens(line, offset)
-        if tokens or normaliser.keeps_blank_lines:
+        first = list(islice(tokens, 1))
+        if first or normaliser.keeps_blank_lines:
             end = offset + len(line)
-            yield [*tokens, Token(END, end, end)]
+            yield chain(first, tokens, [Token(END, end, end)])
 
 
 def context(text: str, normaliser: Normaliser) -> list[Token]:
     """The tokens before the next word: those of all sentences, the last not ended unless `text` ends with a break."""
-    tokens = [token for sentence in sentences(lines(text), normaliser) for token in sentence]
+    tokens = list(chain.from_iterable(sentences(lines(text), normaliser)))
     if tokens and tokens[-1].start == len(text):  # the `<eos>` of a last line that goes on
         tokens.pop()
     return tokens
@@ -200,9 +206,10 @@ class Whitespace:
         words = vocabulary.index.items()
         self._words = _WordList((token, place) for token, place in words if token not in (END, UNKNOWN))
 
-    def tokens(self, line: str, offset: int = 0) -> list[Token]:
+    def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
         """The chunks of the line."""
-        return [Token(match[0], offset + match.start(), offset + match.end()) for match in _CHUNK.finditer(line)]
+        for match in _CHUNK.finditer(line):
+            yield Token(match[0], offset + match.start(), offset + match.end())
 
     def join(self, tokens: Sequence[str]) -> str:
         """The tokens, a space between."""
@@ -233,17 +240,15 @@ class PennTreebank:
         self._words = _WordList((_written(token).lower(), place) for token, place in words.items())
         self._clitics = _WordList((token, place) for token, place in words.items() if token in CLITICS)
 
-    def tokens(self, line: str, offset: int = 0) -> list[Token]:
-        """The tokens of each chunk in turn; a chunk of mere punctuation has none."""
+    def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
+        """The tokens of each chunk in turn; a chunk of mere punctuation has none, one of great length is one."""
         known = self._known
-        tokens: list[Token] = []
         for match in _CHUNK.finditer(line):
             chunk, at = match[0], offset + match.start()
-            if chunk in known:
-                tokens.append(Token(chunk, at, at + len(chunk)))
+            if chunk in known or len(chunk) > _LONGEST:
+                yield Token(chunk, at, at + len(chunk))
             else:
-                tokens += self._chunk(chunk, at)
-        return tokens
+                yield from self._chunk(chunk, at)
 
     def join(self, tokens: Sequence[str]) -> str:
         """Clitics and the figures after a currency sign attached; what English always capitalises, capitalised."""
@@ -259,6 +264,8 @@ class PennTreebank:
         """Words that begin with what was typed, in any case, be it after an opening quote or a clitic's word."""
         before, typed = _split_typed(text)
         tokens = context(before, self)
+        if len(typed) > _LONGEST:
+            return Completion(tokens, [], typed, typed, self)
         folded, origin = _fold(typed)
         for cut, words in self._cuts(folded):
             prefix = folded[cut:]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Literal, TypeAlias
 
@@ -110,20 +110,21 @@ class TextScore:
         """Bits a character of the text as sent."""
         return -self.log_likelihood / self.characters / math.log(2)
 
+    def __add__(self, other: "TextScore") -> "TextScore":
+        """The score of both texts together, without the single tokens'."""
+        return TextScore(
+            log_likelihood=self.log_likelihood + other.log_likelihood,
+            log_likelihood_unknown=self.log_likelihood_unknown + other.log_likelihood_unknown,
+            tokens=self.tokens + other.tokens,
+            sentences=self.sentences + other.sentences,
+            unknown_tokens=self.unknown_tokens + other.unknown_tokens,
+            characters=self.characters + other.characters,
+        )
+
 
 def pooled(scores: Iterable[TextScore]) -> TextScore:
     """The score of all texts together: sums, no mean of perplexities."""
-    total = TextScore()
-    for score in scores:
-        total = TextScore(
-            log_likelihood=total.log_likelihood + score.log_likelihood,
-            log_likelihood_unknown=total.log_likelihood_unknown + score.log_likelihood_unknown,
-            tokens=total.tokens + score.tokens,
-            sentences=total.sentences + score.sentences,
-            unknown_tokens=total.unknown_tokens + score.unknown_tokens,
-            characters=total.characters + score.characters,
-        )
-    return total
+    return sum(scores, TextScore())
 
 
 class Example:
@@ -191,7 +192,7 @@ class LanguageModelPredictor:
         chunk: int = CHUNK,
         observe_cache: ObserveCache = ignore,
     ) -> "LanguageModelPredictor":
-        """The predictor of a published bundle, on its graphs of this precision. Raise BundleError if they can't be run."""
+        """The predictor of a bundle, on its graphs of this precision. Raise BundleError if they can't be run."""
         vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
         return cls(
             RecurrentEngine.open(bundle, precision, threads=threads),
@@ -229,7 +230,7 @@ class LanguageModelPredictor:
                 characters = offset + len(line)
                 yield line, offset
 
-        (score,) = answer_all(self, [Example(self._score(counted(), Score("", mode)))])
+        score: TextScore = answer_all(self, [Example(self._score(counted(), Score("", mode)))])[0]
         return replace(score, characters=characters)
 
     def _suggest(self, payload: Suggest) -> Turns:
@@ -292,11 +293,13 @@ class LanguageModelPredictor:
 
     def _score(self, text: Iterable[tuple[str, int]], payload: Score) -> Turns:
         found = sentences(text, self.normaliser)
-        streams = iter([chain.from_iterable(found)]) if payload.mode == "document" else map(iter, found)
+        streams = iter([chain.from_iterable(found)]) if payload.mode == "document" else found
         details = payload.alternatives if payload.per_token else None
-        total = _Tally(self.vocabulary, keep=payload.per_token)
-        while group := [_Stream(tokens, self._start, total.empty()) for tokens in islice(streams, SENTENCES)]:
-            while active := [(stream, chunk) for stream in group if (chunk := stream.take(self._chunk))]:
+        total, kept = TextScore(), list[TokenScore]()
+        while group := [_Stream(tokens, self._start) for tokens in islice(streams, SENTENCES)]:
+            while active := [
+                (stream, chunk) for stream in group if (chunk := list(islice(stream.tokens, self._chunk)))
+            ]:
                 ids = [self.vocabulary.ids(token.text for token in chunk) for _, chunk in active]
                 readings = yield [
                     Segment(stream.state, chunk_ids, score=True, details=details)
@@ -304,69 +307,41 @@ class LanguageModelPredictor:
                 ]
                 for (stream, chunk), chunk_ids, reading in zip(active, ids, readings, strict=True):
                     stream.state = reading.state
-                    stream.tally.add(chunk, chunk_ids, reading.scores)
+                    stream.score += self._sums(chunk_ids, reading.scores)
+                    if payload.per_token:
+                        stream.kept += map(self._token_score, chunk, chunk_ids, reading.scores)
             for stream in group:
-                total.merge(stream.tally)
-        return replace(total.score(), characters=len(payload.text))
+                total += stream.score
+                kept += stream.kept
+        return replace(total, characters=len(payload.text), token_scores=kept if payload.per_token else None)
 
-
-class _Stream:
-    """A sequence being scored: its tokens still to come, the state so far and what it has been worth."""
-
-    def __init__(self, tokens: Iterator[Token], state: Floats, tally: "_Tally") -> None:
-        self._tokens = tokens
-        self.state = state
-        self.tally = tally
-
-    def take(self, count: int) -> list[Token]:
-        return list(islice(self._tokens, count))
-
-
-class _Tally:
-    """Adds up a text's score."""
-
-    def __init__(self, vocabulary: Vocabulary, *, keep: bool) -> None:
-        self._vocabulary = vocabulary
-        self._kept: list[TokenScore] | None = [] if keep else None
-        self._sums = TextScore()
-
-    def empty(self) -> "_Tally":
-        """Another one of the same kind."""
-        return _Tally(self._vocabulary, keep=self._kept is not None)
-
-    def add(self, tokens: Sequence[Token], ids: Sequence[int], readings: Sequence[TokenReading]) -> None:
-        values = [reading.log_probability for reading in readings]
-        unknown = [token == self._vocabulary.unknown for token in ids]
-        self._sums = pooled(
-            [
-                self._sums,
-                TextScore(
-                    log_likelihood=sum(values),
-                    log_likelihood_unknown=sum(value for value, is_unknown in zip(values, unknown, strict=True) if is_unknown),
-                    tokens=len(ids),
-                    sentences=ids.count(self._vocabulary.end),
-                    unknown_tokens=sum(unknown),
-                ),
-            ]
+    def _sums(self, ids: Sequence[int], readings: Sequence[TokenReading]) -> TextScore:
+        unknown = [reading for token, reading in zip(ids, readings, strict=True) if token == self.vocabulary.unknown]
+        return TextScore(
+            log_likelihood=sum(reading.log_probability for reading in readings),
+            log_likelihood_unknown=sum(reading.log_probability for reading in unknown),
+            tokens=len(ids),
+            sentences=ids.count(self.vocabulary.end),
+            unknown_tokens=len(unknown),
         )
-        if self._kept is not None:
-            self._kept += map(self._token_score, tokens, readings, unknown)
 
-    def merge(self, other: "_Tally") -> None:
-        """Add what came after."""
-        self._sums = pooled([self._sums, other._sums])
-        if self._kept is not None:
-            self._kept += other._kept or []
-
-    def score(self) -> TextScore:
-        return replace(self._sums, token_scores=self._kept)
-
-    def _token_score(self, token: Token, reading: TokenReading, unknown: bool) -> TokenScore:
+    def _token_score(self, token: Token, token_id: int, reading: TokenReading) -> TokenScore:
         assert reading.rank is not None
-        alternatives = [(self._vocabulary.tokens[other], value) for other, value in reading.alternatives]
+        alternatives = [(self.vocabulary.tokens[other], value) for other, value in reading.alternatives]
+        unknown = token_id == self.vocabulary.unknown
         return TokenScore(
             token.text, token.start, token.end, reading.log_probability, reading.rank, unknown, alternatives
         )
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    """A sequence being scored: its tokens still to come, the state so far and what it has been worth."""
+
+    tokens: Iterator[Token]
+    state: Floats
+    score: TextScore = TextScore()
+    kept: list[TokenScore] = field(default_factory=list)
 
 
 def _chunks(ids: Sequence[int], size: int) -> list[Sequence[int]]:

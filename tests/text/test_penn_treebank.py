@@ -91,12 +91,12 @@ def test_a_typed_end_of_sentence_ends_nothing(penn: PennTreebank) -> None:
     ],
 )
 def test_offsets_point_into_the_text_as_sent(penn: PennTreebank, line: str, expected: list[tuple[str, str]]) -> None:
-    tokens = penn.tokens(line, 100)
+    tokens = list(penn.tokens(line, 100))
     assert [(token.text, line[token.start - 100 : token.end - 100]) for token in tokens] == expected
 
 
 def test_a_known_chunk_keeps_its_place(penn: PennTreebank) -> None:
-    assert penn.tokens("mr. N", 7) == [Token("mr.", 7, 10), Token("N", 11, 12)]
+    assert list(penn.tokens("mr. N", 7)) == [Token("mr.", 7, 10), Token("N", 11, 12)]
 
 
 @pytest.mark.parametrize(

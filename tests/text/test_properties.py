@@ -30,7 +30,7 @@ def texts(tokens: list[Token]) -> list[str]:
 @given(LINES)
 @example("\ud800\0\u0301\U0001f389")
 def test_offsets_are_ordered_and_within_their_chunk(penn: PennTreebank, line: str) -> None:
-    tokens = penn.tokens(line)
+    tokens = list(penn.tokens(line))
     assert all(0 <= token.start < token.end <= len(line) for token in tokens)
     assert all(first.end <= second.start for first, second in pairwise(tokens))
     assert all(token.text and not any(map(str.isspace, token.text)) for token in tokens)
@@ -40,8 +40,8 @@ def test_offsets_are_ordered_and_within_their_chunk(penn: PennTreebank, line: st
 @anything
 @given(LINES, SPACES, LINES)
 def test_a_text_split_at_white_space_has_the_same_tokens(penn: PennTreebank, left: str, space: str, right: str) -> None:
-    joined = penn.tokens(left + space + right)
-    assert joined == penn.tokens(left) + penn.tokens(right, len(left + space))
+    joined = list(penn.tokens(left + space + right))
+    assert joined == [*penn.tokens(left), *penn.tokens(right, len(left + space))]
 
 
 @anything
