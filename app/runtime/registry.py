@@ -12,10 +12,11 @@ from app.bundle import Bundle, Manifest
 from app.errors import BundleError, NotReady, UnknownModel
 from app.runtime.batching import Batcher, answer_all
 from app.runtime.engine import Precision
-from app.runtime.language_model import LanguageModelPredictor, ObserveCache, Suggest, ignore
+from app.runtime.language_model import LanguageModelPredictor, ObserveCache, Score, Suggest, ignore
 from app.runtime.metrics import Metrics
 
-PROBE_TOLERANCE = 1e-3  # nats; another processor's exp and tanh differ in the seventh digit, a broken kernel in the first
+PROBE_TOLERANCE = 1e-3  # nats; processors' exp and tanh differ in the seventh digit, a broken kernel in the first
+LONG_TEXT = 10_000  # characters; a longer one is checked in a thread, so that the event loop goes on
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,13 @@ class Served:
     predictor: LanguageModelPredictor
     batcher: Batcher
 
-    async def answer(self, payload: Any, *, deadline: float | None = None) -> Any:
+    async def answer(self, payload: Suggest | Score, *, deadline: float | None = None) -> Any:
         """Check `payload` and wait for its answer; `deadline` is a time of time.monotonic."""
-        return await self.batcher.submit(self.predictor.prepare(payload), deadline)
+        if len(payload.text) > LONG_TEXT:
+            example = await asyncio.to_thread(self.predictor.prepare, payload)
+        else:
+            example = self.predictor.prepare(payload)
+        return await self.batcher.submit(example, deadline)
 
 
 class Registry:
@@ -71,9 +76,7 @@ class Registry:
                 refused[name] = str(error)
                 continue
             batcher = Batcher(name, predictor.predict, metrics, queue_size=queue_size, batch_size=batch_size)
-            served.append(
-                Served(name, bundle.manifest.version, bundle.manifest, versions, bundle, predictor, batcher)
-            )
+            served.append(Served(name, bundle.manifest.version, bundle.manifest, versions, bundle, predictor, batcher))
             metrics.set_model(name, bundle.manifest.version, ready=True)
         return cls(served, refused)
 
@@ -84,9 +87,9 @@ class Registry:
     def get(self, name: str | None, family: str) -> Served:
         """The named model, or the family's first. Raise UnknownModel, or NotReady if it was refused."""
         if name is None:
-            for model in self.served():
-                if model.manifest.family == family:
-                    return model
+            for ready in self.served():
+                if ready.manifest.family == family:
+                    return ready
             raise NotReady(f"no {family} model is ready{self._reasons()}")
         if name in self.refused:
             raise NotReady(f"{name}: refused: {self.refused[name]}")
