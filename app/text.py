@@ -226,10 +226,10 @@ class PennTreebank:
     """Everyday English -> the conventions of the Penn Treebank as Mikolov prepared it.
 
     Lower case; numbers are `N`, and so is the sign of percent; clitics stand alone (`do n't`, `company 's`);
-    punctuation is dropped but for currency signs, `&` and the periods of abbreviations. What the vocabulary knows as it stands
-    passes unchanged, so the corpus does. A word in no known spelling keeps its own in lower case, to be told to the
-    user: its id is that of `<unk>`. An unknown compound (`computer-aided`) stays one word, as in the corpus: split, it
-    would make even the words after it less likely.
+    punctuation is dropped but for currency signs, `&` and the periods of abbreviations. What the vocabulary knows as
+    it stands passes unchanged, so the corpus does. A word in no known spelling keeps its own in lower case, to be
+    told to the user: its id is that of `<unk>`. An unknown compound (`computer-aided`) stays one word, as in the
+    corpus: split, it would make even the words after it less likely.
     """
 
     keeps_blank_lines = False
