@@ -15,7 +15,7 @@ BIN = $(VENV)/bin
 SERVING = $(VENV)/.serving-installed
 DEVELOPMENT = $(VENV)/.development-installed
 
-.PHONY: help install serve test check train-language-model publish lock
+.PHONY: help install serve test check bench train-language-model publish lock
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -35,9 +35,15 @@ check: $(DEVELOPMENT) ## format, lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+bench: $(DEVELOPMENT) ## time the served model against eager torch
+	$(BIN)/python tests/bench/language_model.py
+
 train-language-model: $(DEVELOPMENT) ## train, or go on: PRESET=cpu RUN=runs/cpu DATA=corpora/ptb
-	$(BIN)/python -m training language-model $(PRESET) --run $(RUN) \
+	$(KEEP_MEMORY) $(BIN)/python -m training language-model $(PRESET) --run $(RUN) \
 		$(if $(DATA),--data $(DATA)) $(if $(wildcard $(RUN)/checkpoint.pt),--resume)
+
+# glibc keeps freed memory: a step allocates the same large arrays anew, and their page faults cost a quarter of it
+KEEP_MEMORY = MALLOC_TOP_PAD_=1073741824 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 publish: $(DEVELOPMENT) ## publish a finished run into models_store: RUN=runs/cpu
 	$(BIN)/python -m training publish $(RUN)
