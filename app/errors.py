@@ -2,12 +2,16 @@
 
 SeqserveError
 |- InvalidField       one field of a request is wrong
+|- Malformed          what was sent can't be parsed
+|- UnsupportedType    what was sent is of a type that isn't taken here
+|- TooLarge           what was sent is larger than is taken
 |- UnknownModel       no model of that name
 |- NotReady           the model exists but can't answer now
 |- Overloaded         the queue is full
 |- DeadlineExceeded   the answer would come too late
 |- BundleError        a bundle on disk is damaged, foreign or missing
-`- CorpusError        a training text is missing, empty or unreadable
+|- CorpusError        a training text is missing, empty or unreadable
+`- SettingsError      the environment or a flag asks for what can't be
 """
 
 
@@ -22,6 +26,18 @@ class InvalidField(SeqserveError):
         super().__init__(f"{field}: {message}")
         self.field = field
         self.message = message
+
+
+class Malformed(SeqserveError):
+    """What was sent can't be parsed."""
+
+
+class UnsupportedType(SeqserveError):
+    """What was sent is of a media type that isn't taken here."""
+
+
+class TooLarge(SeqserveError):
+    """What was sent is larger than is taken."""
 
 
 class UnknownModel(SeqserveError):
@@ -50,3 +66,7 @@ class BundleError(SeqserveError):
 
 class CorpusError(SeqserveError):
     """A training text can't be used."""
+
+
+class SettingsError(SeqserveError):
+    """The environment or a flag asks for what can't be: which one, what was expected and what was found."""

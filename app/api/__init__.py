@@ -1,0 +1,1 @@
+"""HTTP: schemas, routes, and what stands before them."""

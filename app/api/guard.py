@@ -1,0 +1,98 @@
+"""What stands before a route that takes JSON: its type, its size, its time to arrive, and a caller who may leave."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from email.message import Message as Headers
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Message, Receive
+
+from app.errors import DeadlineExceeded, Malformed, TooLarge, UnsupportedType
+
+Result = TypeVar("Result")
+
+
+def json_route(max_body_bytes: int) -> type[APIRoute]:
+    """Routes that take a JSON body of at most so many bytes, and whose work stops when the caller leaves."""
+
+    class JsonRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def guarded(request: Request) -> Response:
+                _require_json(request.headers.get("content-type"))
+                counted = Request(request.scope, _counted(request, max_body_bytes))
+                await _arrive(counted, request.state.request_timeout_s)
+                return await while_connected(request.receive, handle(counted))
+
+            return guarded
+
+    return JsonRoute
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which is cancelled when the caller leaves; then raise ClientDisconnect.
+
+    The body must have been received: what comes next on `receive` is the caller's leaving.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait((working, leaving))
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _require_json(content_type: str | None) -> None:
+    headers = Headers()
+    headers["content-type"] = content_type or ""
+    main, sub = headers.get_content_maintype(), headers.get_content_subtype()
+    charset = headers.get_content_charset("utf-8")
+    if main != "application" or not (sub == "json" or sub.endswith("+json")) or charset not in ("utf-8", "us-ascii"):
+        found = repr(content_type[:80]) if content_type else "none"
+        raise UnsupportedType(f"Content-Type: expected application/json in UTF-8, found {found}")
+
+
+def _counted(request: Request, limit: int) -> Receive:
+    """`request.receive`, but TooLarge as soon as the body is known to be larger than `limit` bytes."""
+    told = int(request.headers.get("content-length", 0))
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        if told > limit:
+            raise TooLarge(f"body: expected at most {limit} bytes, found {told}")
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise TooLarge(f"body: expected at most {limit} bytes, found more")
+        return message
+
+    return receive
+
+
+async def _arrive(request: Request, timeout_s: float) -> None:
+    """Wait until the whole body is here and parsed; the request keeps both."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await request.body()
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"body: expected within {timeout_s:g} s, it is still arriving") from error
+    try:
+        await request.json()
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"body: expected JSON in UTF-8, found otherwise: {error}") from error

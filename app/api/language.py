@@ -1,0 +1,190 @@
+"""POST /next-word and POST /perplexity."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Header, Request
+from pydantic_core import to_json
+from starlette.responses import Response, StreamingResponse
+
+from app.api import problems
+from app.api.guard import json_route
+from app.api.schemas import NextWord, NextWordAnswer, Perplexity, PerplexityAnswer, Score, TokenScore
+from app.api.state import CatalogueOf
+from app.errors import Overloaded
+from app.runtime import language_model as runtime
+from app.runtime.registry import Served
+
+FAMILY: Final = "language_model"
+NEXT_WORD_BYTES: Final = 64 * 1024
+FAN_OUT: Final = 32  # texts of one request that wait at once: enough to fill a batch, too few to fill a queue
+RETRY_S: Final = 0.05  # until the last text of a request asks a full queue for a place again
+PIECE: Final = 256  # token scores encoded at once: about a millisecond
+PROBLEMS: Final = problems.documented(
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+
+
+async def _deadline(
+    request: Request,
+    timeout_s: Annotated[
+        float | None,
+        Header(
+            alias="X-Request-Timeout",
+            gt=0,
+            allow_inf_nan=False,
+            description="Seconds after which the answer is of no more use. Can only lower the server's own limit.",
+        ),
+    ] = None,
+) -> float:
+    limit: float = request.state.request_timeout_s
+    return time.monotonic() + min(limit, timeout_s or limit)
+
+
+Deadline = Annotated[float, Depends(_deadline)]
+
+
+def routes(max_body_bytes: int) -> APIRouter:
+    """The language model's routes; `max_body_bytes` is for /perplexity."""
+    router = APIRouter(tags=["language model"], responses=PROBLEMS)
+    router.add_api_route("/next-word", next_word, methods=["POST"], route_class_override=json_route(NEXT_WORD_BYTES))
+    router.add_api_route(
+        "/perplexity",
+        perplexity,
+        methods=["POST"],
+        response_model=PerplexityAnswer,
+        route_class_override=json_route(max_body_bytes),
+    )
+    return router
+
+
+async def next_word(body: NextWord, catalogue: CatalogueOf, deadline: Deadline) -> NextWordAnswer:
+    """Suggest how a text may go on: the likeliest next words, or the rest of a word being typed."""
+    served = catalogue.get(body.model, FAMILY)
+    payload = runtime.Suggest(body.text, body.top_k, body.words, body.complete)
+    answer: runtime.Suggestions = await served.answer(payload, deadline=deadline)
+    return {
+        "model": served.name,
+        "version": served.version,
+        "suggestions": [
+            {"text": one.text, "probability": one.probability, "log_probability": one.log_probability}
+            for one in answer.suggestions
+        ],
+        "context_tokens": answer.context_tokens,
+        "unknown_words": answer.unknown_words,
+        "cached_tokens": answer.cached_tokens,
+    }
+
+
+async def perplexity(body: Perplexity, catalogue: CatalogueOf, deadline: Deadline) -> Response:
+    """Score a text, or several: perplexity, cross-entropy, and on request what each token was worth."""
+    served = catalogue.get(body.model, FAMILY)
+    texts = body.texts or [body.text]
+    payloads = [runtime.Score(text, body.mode, body.per_token, body.alternatives) for text in texts]
+    pieces = encoded(served, await score_all(served, payloads, deadline))
+    if body.per_token:
+        return StreamingResponse(pieces, media_type="application/json")  # encoded in a worker thread
+    return Response(b"".join(pieces), media_type="application/json")
+
+
+async def score_all(served: Served, payloads: Sequence[runtime.Score], deadline: float) -> list[runtime.TextScore]:
+    """The scores of all texts, in their order; if one fails, the rest is cancelled.
+
+    Where the queue has no room for more of them, those that have a place go first. Raise Overloaded if none gets one.
+    """
+    waiting = deque(enumerate(payloads))
+    scores: dict[int, runtime.TextScore] = {}
+    under_way = 0
+
+    async def answer(place: int, payload: runtime.Score) -> None:
+        nonlocal under_way
+        under_way += 1
+        try:
+            scores[place] = await served.answer(payload, deadline=deadline)
+        finally:
+            under_way -= 1
+
+    async def work() -> None:
+        while waiting:
+            place, payload = waiting.popleft()
+            try:
+                await answer(place, payload)
+            except Overloaded:
+                waiting.appendleft((place, payload))
+                if under_way:
+                    return  # those under way will come to it
+                if not scores or time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(RETRY_S)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(FAN_OUT, len(payloads))):
+                group.create_task(work())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [scores[place] for place in range(len(payloads))]
+
+
+def encoded(served: Served, scores: Sequence[runtime.TextScore]) -> Iterator[bytes]:
+    """A PerplexityAnswer as JSON, in pieces so small that whoever encodes them lets others run in between."""
+    yield b'{"model":%b,"version":%b,"results":[' % (to_json(served.name), to_json(served.version))
+    for place, score in enumerate(scores):
+        yield b"," if place else b""
+        yield from _encoded_score(score)
+    yield b'],"corpus":%b}' % _json(_score(runtime.pooled(scores)))
+
+
+def _encoded_score(score: runtime.TextScore) -> Iterator[bytes]:
+    figures = _json(_score(score))
+    if score.token_scores is None:
+        yield figures
+        return
+    yield figures.removesuffix(b"null}") + b"["
+    for start in range(0, len(score.token_scores), PIECE):
+        rows = _json([_token_score(one) for one in score.token_scores[start : start + PIECE]])
+        yield (b"," if start else b"") + rows[1:-1]
+    yield b"]}"
+
+
+def _score(score: runtime.TextScore) -> Score:
+    """All but the tokens' scores."""
+    return {
+        "perplexity": score.perplexity,
+        "perplexity_excluding_unknown": score.perplexity_excluding_unknown,
+        "tokens": score.tokens,
+        "sentences": score.sentences,
+        "unknown_tokens": score.unknown_tokens,
+        "characters": score.characters,
+        "log_likelihood": score.log_likelihood,
+        "cross_entropy": score.cross_entropy,
+        "bits_per_character": score.bits_per_character,
+        "token_scores": None,
+    }
+
+
+def _token_score(score: runtime.TokenScore) -> TokenScore:
+    return {
+        "token": score.token,
+        "start": score.start,
+        "end": score.end,
+        "log_probability": score.log_probability,
+        "rank": score.rank,
+        "unknown": score.unknown,
+        "alternatives": [{"token": token, "log_probability": value} for token, value in score.alternatives],
+    }
+
+
+def _json(value: Score | list[TokenScore]) -> bytes:
+    """NaN becomes null."""
+    return to_json(value, inf_nan_mode="null")

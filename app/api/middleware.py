@@ -1,0 +1,101 @@
+"""What wraps every request: its name, its measure, and an answer to what nobody foresaw."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api import problems
+from app.runtime.metrics import Metrics
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+
+log = logging.getLogger(__name__)
+
+
+class RequestId:
+    """Every response carries X-Request-Id: the caller's if it is up to 128 visible ASCII characters, else a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Name the request, in its state and on its response."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        name = _request_id(scope["headers"])
+        scope.setdefault("state", {})["request_id"] = name.decode()
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
+            await send(message)
+
+        await self.app(scope, receive, send_named)
+
+
+class Measure:
+    """Every request is counted and timed, under its route's template."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, now: Callable[[], float] = time.monotonic) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.now = now
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Measure one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = self.now(), problems.LEFT
+
+        async def send_seen(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_seen)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.observe_request(route, method, status, self.now() - started)
+
+
+class Unexpected:
+    """An error that nobody foresaw is logged under the request's id and answered without a word about its cause."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer for what the application raises."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def send_seen(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_seen)
+        except Exception:
+            log.exception("request %s: unexpected error", scope["state"]["request_id"])
+            if started:  # can't be taken back: let the server break the connection off
+                raise
+            answer = problems.problem(problems.blank(500), "unexpected error; the log tells it under this X-Request-Id")
+            await answer(scope, receive, send)
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    sent = next((value for name, value in headers if name == b"x-request-id"), b"")
+    return sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex.encode()

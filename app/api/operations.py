@@ -1,0 +1,148 @@
+"""What an operator asks: does it live, is it ready, what does it measure, which models does it have?"""
+
+from http import HTTPStatus
+
+from fastapi import APIRouter, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from app.api import problems
+from app.api.schemas import Alive, Model, ModelList, ModelState, ModelSummary, Readiness
+from app.api.state import Catalogue, CatalogueOf, MetricsOf
+from app.errors import NotReady, UnknownModel
+from app.runtime import metrics as runtime_metrics
+from app.runtime.registry import Served
+
+CARD = "README.md"
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """Lead a browser to the documentation."""
+    return RedirectResponse("/docs")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """The OpenAPI document, for people."""
+    return get_swagger_ui_html(openapi_url="/openapi.json", title="seqserve")
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> Response:
+    """The OpenAPI document."""
+    return JSONResponse(request.app.openapi())
+
+
+@router.get("/livez")
+async def livez() -> Alive:
+    """Does the process answer? It does, even while models load."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", response_model=Readiness, responses=problems.documented(HTTPStatus.SERVICE_UNAVAILABLE))
+async def readyz(catalogue: CatalogueOf) -> Readiness | Response:
+    """Does every model answer? A 503 says for each one that does not why; a service without any is never ready."""
+    models = states(catalogue)
+    if catalogue.ready:
+        return {"status": "ready", "models": models}
+    reasons = [f"{model['name']}: {model['reason']}" for model in models if not model["ready"]]
+    return problems.problem(
+        problems.KINDS[NotReady],
+        "; ".join(reasons) or "there are no models",
+        {"Retry-After": str(problems.NOT_READY_RETRY_S)},
+        models=models,
+    )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {runtime_metrics.CONTENT_TYPE: {"schema": {"type": "string"}}}}},
+)
+async def metrics(figures: MetricsOf) -> Response:
+    """All figures, in Prometheus's text format."""
+    return Response(figures.render(), headers={"Content-Type": runtime_metrics.CONTENT_TYPE})
+
+
+@router.get("/models")
+async def models(catalogue: CatalogueOf) -> ModelList:
+    """All models of the store: those that answer, and those that were refused, with the reason."""
+    known = [_summary(served) for served in catalogue.served()]
+    known += [_unready(name, reason) for name, reason in catalogue.not_ready().items()]
+    return {"models": sorted(known, key=lambda model: model["name"])}
+
+
+@router.get(
+    "/models/{model}",
+    responses=problems.documented(
+        HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE
+    ),
+)
+def model(model: str, catalogue: CatalogueOf) -> Model:
+    """What the model's bundle says of it: configuration, data, figures, sizes, versions and the model card."""
+    for served in catalogue.registry.served():
+        if served.name == model:
+            return _described(served)
+    if reason := catalogue.not_ready().get(model):
+        raise NotReady(f"{model}: {reason}")
+    raise UnknownModel(f"{model[: problems.MAX_SHOWN]}: no such model")
+
+
+def states(catalogue: Catalogue) -> list[ModelState]:
+    """Every model and whether it answers, by name."""
+    answering: dict[str, str | None] = dict.fromkeys((served.name for served in catalogue.served()), None)
+    known = answering | catalogue.not_ready()
+    return [{"name": name, "ready": known[name] is None, "reason": known[name]} for name in sorted(known)]
+
+
+def _summary(served: Served) -> ModelSummary:
+    return {
+        "name": served.name,
+        "ready": True,
+        "reason": None,
+        "family": served.manifest.family,
+        "version": served.version,
+        "versions": served.versions,
+        "parameters": served.manifest.parameters,
+        "served": served.manifest.served,
+        "metrics": served.manifest.metrics,
+    }
+
+
+def _unready(name: str, reason: str) -> ModelSummary:
+    return {
+        "name": name,
+        "ready": False,
+        "reason": reason,
+        "family": None,
+        "version": None,
+        "versions": None,
+        "parameters": None,
+        "served": None,
+        "metrics": None,
+    }
+
+
+def _described(served: Served) -> Model:
+    manifest = served.manifest
+    files = {name: entry.bytes for name, entry in manifest.files.items()}
+    return {
+        "name": served.name,
+        "family": manifest.family,
+        "version": served.version,
+        "versions": served.versions,
+        "created": manifest.created,
+        "commit": manifest.commit,
+        "config": manifest.config,
+        "normalisation": manifest.normalisation,
+        "vocabulary_sha256": manifest.vocabulary_sha256,
+        "data": manifest.corpus.model_dump(),
+        "metrics": manifest.metrics,
+        "parameters": manifest.parameters,
+        "served": manifest.served,
+        "sizes": {"files": files, "total": sum(files.values())},
+        "card": served.bundle.text(CARD) if CARD in files else None,
+    }
