@@ -8,7 +8,7 @@ DATA ?= # the folder of the corpus; downloaded if not given
 
 # test: corpora for the tests that need one; they are skipped without
 ifneq ($(wildcard ../shared/data),)
-export SEQSERVE_TEST_DATA ?= $(abspath ../shared/data)
+export TEST_DATA ?= $(abspath ../shared/data)
 endif
 
 BIN = $(VENV)/bin

@@ -5,7 +5,7 @@ import pytest
 
 from app.text import PennTreebank, Token, Vocabulary, lines, sentences
 
-CORPUS = Path(os.environ.get("SEQSERVE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ptb"
+CORPUS = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ptb"
 
 EVERYDAY = [
     ("a 100%-owned 5 % or % of it", "a N N owned N N or N of it"),
@@ -137,7 +137,7 @@ def test_a_chunk_of_a_megabyte_is_read_in_linear_time(penn: PennTreebank, part: 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_the_penn_treebank_passes_unchanged(split: str) -> None:
     if not CORPUS.is_dir():
-        pytest.skip(f"{CORPUS}: no such folder; SEQSERVE_TEST_DATA names the one that holds ptb/")
+        pytest.skip(f"{CORPUS}: no such folder; TEST_DATA names the one that holds ptb/")
     train = (CORPUS / "ptb.train.txt").read_text(encoding="utf-8")
     penn = PennTreebank(Vocabulary(["<eos>", *sorted(set(train.split()))]))
     text = (CORPUS / f"ptb.{split}.txt").read_text(encoding="utf-8")

@@ -1,0 +1,161 @@
+"""A service whose model answers whatever a test tells it to."""
+
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from app.bundle import Bundle, CorpusEntry, FileEntry, Manifest
+from app.errors import NotReady, UnknownModel
+from app.main import create_app
+from app.runtime.language_model import Score, Suggest, Suggestion, Suggestions, TextScore, TokenScore
+from app.runtime.registry import Registry
+from app.settings import Settings
+
+Answer = Callable[[Any, float | None], Awaitable[Any]]
+
+
+async def plausible(payload: Any, deadline: float | None) -> Any:
+    """Any answer that a real model might give."""
+    if isinstance(payload, Suggest):
+        return Suggestions([Suggestion("the", 0.5, -0.693)], len(payload.text.split()) + 1, ["zyx"], 1)
+    assert isinstance(payload, Score)
+    words = payload.text.split()
+    alternatives = [("the", -1.5)] * payload.alternatives
+    rows = [TokenScore(word, 0, 1, -2.0, 1, False, alternatives) for word in [*words, "<eos>"]]
+    return TextScore(
+        log_likelihood=-2.0 * len(rows),
+        tokens=len(rows),
+        sentences=1,
+        characters=len(payload.text),
+        token_scores=rows if payload.per_token else None,
+    )
+
+
+@dataclass
+class FakeServed:
+    """`Served` with an answer of the test's choice."""
+
+    name: str
+    bundle: Bundle
+    answering: Answer = plausible
+    versions: list[str] = field(default_factory=lambda: ["1", "2"])
+    closed: bool = False
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def version(self) -> str:
+        return self.manifest.version
+
+    async def answer(self, payload: Any, *, deadline: float | None = None) -> Any:
+        return await self.answering(payload, deadline)
+
+
+class FakeRegistry:
+    """`Registry` of fakes."""
+
+    def __init__(self, *models: FakeServed, refused: dict[str, str] | None = None) -> None:
+        self.models = models
+        self.refused = refused or {}
+
+    def served(self) -> list[FakeServed]:
+        return list(self.models)
+
+    def get(self, name: str | None, family: str) -> FakeServed:
+        if not self.models:
+            raise NotReady(f"no {family} model is ready")
+        for model in self.models:
+            if name in (None, model.name):
+                return model
+        raise UnknownModel(f"{name}: no such model")
+
+    async def close(self) -> None:
+        for model in self.models:
+            model.closed = True
+
+
+def service(*models: FakeServed, refused: dict[str, str] | None = None, **settings: Any) -> FastAPI:
+    """The service with these models instead of a store's."""
+    return create_app(Settings(**settings), cast(Registry, FakeRegistry(*models, refused=refused)))
+
+
+@asynccontextmanager
+async def connect(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of `app`, which lives as long."""
+    async with app.router.lifespan_context(app) as state, talk(app, state) as client:
+        yield client
+
+
+def talk(app: FastAPI, state: Any) -> httpx.AsyncClient:
+    """A client of `app` in its lifespan's `state`."""
+
+    async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": dict(state)}, receive, send)
+
+    return httpx.AsyncClient(transport=httpx.ASGITransport(cast(Any, with_state)), base_url="http://service")
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[socket.socket]:
+    """A connection to a real server of `app`."""
+    server = uvicorn.Server(uvicorn.Config(app, ws="none", log_config=None, timeout_graceful_shutdown=5))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            with socket.create_connection(listener.getsockname(), timeout=30) as connection:
+                yield connection
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a developer has set changes no test."""
+    for name in [name for name in os.environ if name.upper().startswith("SEQSERVE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> FakeServed:
+    card = b"# A model\n"
+    (tmp_path / "README.md").write_bytes(card)
+    manifest = Manifest(
+        format=1,
+        family="language_model",
+        model="ptb",
+        version="2",
+        created="2024-01-01T00:00:00Z",
+        commit=None,
+        config={"hidden": 200},
+        normalisation="ptb",
+        vocabulary_sha256="0" * 64,
+        corpus=CorpusEntry(name="ptb", terms="none", sha256={"ptb.train.txt": "1" * 64}),
+        metrics={"test_perplexity": 80.5},
+        parameters=4_000_000,
+        served="int8",
+        files={
+            "README.md": FileEntry(sha256="2" * 64, bytes=len(card)),
+            "step.onnx": FileEntry(sha256="3" * 64, bytes=7),
+        },
+    )
+    return FakeServed("ptb", Bundle(tmp_path, manifest))

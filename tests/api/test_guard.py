@@ -1,0 +1,190 @@
+"""What stands before a route that takes a body."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from app.api.guard import while_connected
+from tests.api.conftest import FakeServed, connect, listening, plausible, service
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ("application/json", 200),
+        ("Application/JSON; charset=UTF-8", 200),
+        ("application/vnd.api+json", 200),
+        ("application/json; charset=utf-16", 415),
+        ("text/json", 415),
+        ("text/plain", 415),
+        ("multipart/form-data; boundary=x", 415),
+        ("application/jsonp", 415),
+        ("json", 415),
+        ("", 415),
+        (None, 415),
+    ],
+)
+@pytest.mark.parametrize("path", ["/next-word", "/perplexity"])
+@pytest.mark.anyio
+async def test_a_body_is_json_and_says_so(served: FakeServed, path: str, sent: str | None, status: int) -> None:
+    headers = {} if sent is None else {"Content-Type": sent}
+    async with connect(service(served)) as client:
+        response = await client.post(path, content=b'{"text": "a"}', headers=headers)
+    assert response.status_code == status
+    assert status == 200 or "expected application/json in UTF-8" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"{",
+        b'{"text": "a"',
+        b'{"text": "a"} {}',
+        b"{'text': 'a'}",
+        b'{"text": "\xff"}',
+        b"[" * 30_000,
+        b"1" * 5000,
+    ],
+    ids=lambda body: repr(body[:16]),
+)
+@pytest.mark.anyio
+async def test_what_is_not_json_is_told_so(served: FakeServed, body: bytes) -> None:
+    async with connect(service(served)) as client:
+        response = await client.post("/next-word", content=body, headers=JSON)
+    assert (response.status_code, response.headers["content-type"]) == (400, "application/problem+json")
+
+
+async def chunks(count: int, sent: list[int]) -> AsyncIterator[bytes]:
+    for place in range(count):
+        sent.append(place)
+        yield b" " * 1024
+
+
+@pytest.mark.parametrize(("path", "limit"), [("/next-word", 64), ("/perplexity", 100)])
+@pytest.mark.anyio
+async def test_a_body_of_unknown_size_is_counted_and_no_more_of_it_read_than_allowed(
+    served: FakeServed, path: str, limit: int
+) -> None:
+    sent: list[int] = []
+    async with connect(service(served, max_body_bytes=100 * 1024)) as client:
+        response = await client.post(path, content=chunks(1000, sent), headers=JSON)
+    assert response.status_code == 413
+    assert len(sent) == limit + 1
+    assert response.headers["connection"] == "close"
+
+
+@pytest.mark.anyio
+async def test_a_body_that_says_it_is_too_large_is_not_read(served: FakeServed) -> None:
+    sent: list[int] = []
+    async with connect(service(served)) as client:
+        response = await client.post("/next-word", content=chunks(9, sent), headers={**JSON, "Content-Length": "65537"})
+    assert response.status_code == 413
+    assert not sent
+
+
+@pytest.mark.anyio
+async def test_a_body_of_exactly_the_limit_is_taken(served: FakeServed) -> None:
+    body = json.dumps({"text": ""}).encode()
+    body = body.replace(b'""', b'"' + b"a" * (1024 - len(body)) + b'"')
+    async with connect(service(served, max_body_bytes=1024)) as client:
+        assert (await client.post("/perplexity", content=body, headers=JSON)).status_code == 200
+        assert (await client.post("/perplexity", content=body + b" ", headers=JSON)).status_code == 413
+
+
+@pytest.mark.anyio
+async def test_a_body_that_never_arrives_is_given_up(served: FakeServed) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.get_running_loop().create_future()
+
+    async with connect(service(served, request_timeout_s=0.01)) as client:
+        response = await client.post("/next-word", content=never(), headers=JSON)
+    assert response.status_code == 504
+
+
+@pytest.mark.anyio
+async def test_work_ends_with_its_result_or_its_error_while_the_caller_waits() -> None:
+    async def silent() -> dict[str, Any]:
+        await asyncio.get_running_loop().create_future()
+        return {}
+
+    async def failing() -> None:
+        raise LookupError
+
+    assert await while_connected(silent, asyncio.sleep(0, "done")) == "done"
+    with pytest.raises(LookupError):
+        await while_connected(silent, failing())
+
+
+def request(path: str, body: bytes, *headers: str) -> bytes:
+    head = [f"POST {path} HTTP/1.1", "Host: service", "Content-Type: application/json", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+@pytest.mark.parametrize("path", ["/next-word", "/perplexity"])
+def test_when_the_caller_leaves_its_work_is_cancelled(served: FakeServed, path: str) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    async def endless(payload: Any, deadline: float | None) -> Any:
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    served.answering = endless
+    body = b'{"text": "a"}'
+    with listening(service(served)) as connection:
+        connection.sendall(request(path, body, f"Content-Length: {len(body)}"))
+        assert begun.wait(30)
+        connection.close()
+        assert cancelled.wait(30)
+
+
+def test_a_caller_who_stays_gets_its_answers_on_one_connection(served: FakeServed) -> None:
+    body = b'{"text": "a", "per_token": true}'
+    with listening(service(served)) as connection, connection.makefile("rb") as received:
+        for _ in range(3):
+            connection.sendall(request("/perplexity", body, f"Content-Length: {len(body)}"))
+            assert received.readline() == b"HTTP/1.1 200 OK\r\n"
+            while received.readline() != b"0\r\n":  # the last chunk
+                pass
+            assert received.readline() == b"\r\n"
+
+
+def test_an_endless_body_is_refused_while_it_arrives_and_the_connection_closed(served: FakeServed) -> None:
+    chunk = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
+    with listening(service(served)) as connection, connection.makefile("rb") as received:
+        connection.sendall(request("/next-word", chunk * 17, "Transfer-Encoding: chunked"))
+        answer = received.read()  # to the end of the connection
+    head, _, told = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert b"x-request-id: " in head
+    assert json.loads(told)["type"] == "/problems/too-large"
+
+
+def test_accepted_work_is_finished_before_the_service_ends(served: FakeServed) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    async def slow(payload: Any, deadline: float | None) -> Any:
+        begun.set()
+        await asyncio.to_thread(go.wait)
+        return await plausible(payload, deadline)
+
+    served.answering = slow
+    body = b'{"text": "a"}'
+    with listening(service(served)) as connection, connection.makefile("rb") as received:
+        connection.sendall(request("/next-word", body, f"Content-Length: {len(body)}"))
+        assert begun.wait(30)
+        go.set()
+        assert received.readline() == b"HTTP/1.1 200 OK\r\n"
+    assert served.closed

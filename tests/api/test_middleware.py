@@ -1,0 +1,84 @@
+"""What wraps every request."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.api.conftest import FakeServed, connect, service
+
+pytestmark = pytest.mark.anyio
+
+REQUESTS = [
+    ("GET", "/livez", 200),
+    ("GET", "/readyz", 200),
+    ("GET", "/metrics", 200),
+    ("GET", "/models", 200),
+    ("GET", "/models/ptb", 200),
+    ("GET", "/models/none", 404),
+    ("GET", "/docs", 200),
+    ("GET", "/openapi.json", 200),
+    ("GET", "/", 307),
+    ("GET", "/nothing", 404),
+    ("GET", "/next-word/", 404),
+    ("GET", "/next-word", 405),
+    ("DELETE", "/models", 405),
+    ("POST", "/next-word", 415),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), REQUESTS)
+async def test_every_response_carries_the_callers_request_id(
+    served: FakeServed, method: str, path: str, status: int
+) -> None:
+    async with connect(service(served)) as client:
+        response = await client.request(method, path, headers={"X-Request-Id": "mine/42"})
+    assert (response.status_code, response.headers["x-request-id"]) == (status, "mine/42")
+    if status >= 400:
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["status"] == status
+
+
+@pytest.mark.parametrize("sent", [b"", b"x" * 129, b"two words", "\u00e9".encode("latin-1"), b"tab\there", None])
+async def test_any_other_request_id_is_replaced_by_a_new_one(served: FakeServed, sent: bytes | None) -> None:
+    headers = [] if sent is None else [(b"X-Request-Id", sent)]
+    async with connect(service(served)) as client:
+        first, second = [(await client.get("/livez", headers=headers)).headers["x-request-id"] for _ in "ab"]
+    assert len(first) == 32
+    assert first != second
+
+
+@pytest.mark.parametrize("sent", ["x" * 128, "!", "~"])
+async def test_the_longest_and_oddest_request_ids_are_kept(served: FakeServed, sent: str) -> None:
+    async with connect(service(served)) as client:
+        assert (await client.get("/livez", headers={"X-Request-Id": sent})).headers["x-request-id"] == sent
+
+
+async def test_requests_are_counted_under_their_routes_template(served: FakeServed) -> None:
+    async with connect(service(served)) as client:
+        for method, path, _ in REQUESTS:
+            await client.request(method, path)
+        await client.request("BREW", "/coffee")
+        response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    families = {family.name: family for family in text_string_to_metric_families(response.text)}
+    assert all(name.startswith("seqserve_") for name in families)
+    counted = {
+        (sample.labels["method"], sample.labels["route"], sample.labels["status"]): sample.value
+        for sample in families["seqserve_requests"].samples
+        if sample.name == "seqserve_requests_total"
+    }
+    assert counted == {
+        ("GET", "/livez", "200"): 1,
+        ("GET", "/readyz", "200"): 1,
+        ("GET", "/metrics", "200"): 1,
+        ("GET", "/models", "200"): 1,
+        ("GET", "/models/{model}", "200"): 1,
+        ("GET", "/models/{model}", "404"): 1,
+        ("GET", "/docs", "200"): 1,
+        ("GET", "/openapi.json", "200"): 1,
+        ("GET", "/", "307"): 1,
+        ("GET", "unknown", "404"): 2,
+        ("GET", "/next-word", "405"): 1,
+        ("DELETE", "/models", "405"): 1,
+        ("POST", "/next-word", "415"): 1,
+        ("other", "unknown", "404"): 1,
+    }

@@ -1,0 +1,68 @@
+"""SEQSERVE_* variables."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.errors import SettingsError
+from app.settings import Settings
+
+
+def test_the_environment_is_read_and_a_value_given_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQSERVE_PORT", "9000")
+    monkeypatch.setenv("seqserve_queue_size", "7")
+    settings = Settings(port=9001)
+    assert (settings.port, settings.queue_size, settings.threads) == (9001, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("SEQSERVE_PORT", "http", "integer"),
+        ("SEQSERVE_PORT", "65536", "65535"),
+        ("SEQSERVE_PORT", "", "integer"),
+        ("SEQSERVE_THREADS", "0", "greater than or equal to 1"),
+        ("SEQSERVE_REQUEST_TIMEOUT_S", "inf", "finite"),
+        ("SEQSERVE_STORE", "/nowhere/at/all", "directory"),
+        ("SEQSERVE_LOG_LEVEL", "loud", "'warning'"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as told:
+        Settings()
+    assert str(told.value).startswith(f"{name}: ")
+    assert expected in str(told.value)
+    assert f"found {value!r}" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "closest"), [("SEQSERVE_PROT", "SEQSERVE_PORT"), ("SEQSERVE_LOGLEVEL", "SEQSERVE_LOG_LEVEL")]
+)
+def test_an_unknown_variable_is_refused_with_the_closest_known(
+    monkeypatch: pytest.MonkeyPatch, name: str, closest: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match=f"{name}: .*{closest}$"):
+        Settings()
+
+
+def test_the_store_is_that_of_the_current_folder_if_it_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    beside = Settings().store
+    (tmp_path / "models_store").mkdir()
+    assert beside.is_absolute()
+    assert beside.name == "models_store"
+    assert Settings().store.resolve() == tmp_path / "models_store"
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
