@@ -53,7 +53,12 @@ def language_model(
         print(f"{run}: stopped after {minutes:g} minutes; go on with --resume")
 
 
-def publish(run: Path, store: Path = Path("models_store"), name: str | None = None, version: str | None = None) -> None:
+def publish(
+    run: tyro.conf.Positional[Path],
+    store: Path = Path("models_store"),
+    name: str | None = None,
+    version: str | None = None,
+) -> None:
     """Measure a finished run and write it into the store as the version to serve.
 
     Args:

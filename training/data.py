@@ -102,8 +102,13 @@ def sha256(path: Path) -> str:
 
 def _penn_treebank_files(folder: Path | None) -> dict[str, Path]:
     if folder is None:
-        fetch = pooch.create(CACHE / "ptb", base_url=PTB_URL, registry={n: f"sha256:{h}" for n, h in PTB_SHA256.items()})
-        return {split: Path(fetch.fetch(f"ptb.{split}.txt")) for split in SPLITS}
+        fetch = pooch.create(
+            CACHE / "ptb", base_url=PTB_URL, registry={n: f"sha256:{h}" for n, h in PTB_SHA256.items()}
+        )
+        try:
+            return {split: Path(fetch.fetch(f"ptb.{split}.txt")) for split in SPLITS}
+        except (OSError, ValueError) as error:  # no network, or other bytes than expected
+            raise CorpusError(f"{PTB_URL}: can't be downloaded: {error}") from error
     files = {split: folder / f"ptb.{split}.txt" for split in SPLITS}
     for path in files.values():
         found = sha256(path)
@@ -136,12 +141,14 @@ def _fill(files: dict[str, Path], vocabulary_size: int, staging: Path) -> None:
 
 
 def _count_vocabulary(path: Path, size: int) -> Vocabulary:
+    special = (END, UNKNOWN)
+    if size < len(special):
+        raise CorpusError(f"vocabulary_size: expected at least {len(special)}, found {size}")
     counts = Counter[str]()
     for tokens in _sentences(path):
         counts.update(tokens)
     counts.setdefault(UNKNOWN, 0)
     ranked = sorted(counts, key=lambda token: (-counts[token], token))
-    special = (END, UNKNOWN)
     kept = set([token for token in ranked if token not in special][: size - len(special)]) | set(special)
     return Vocabulary([token for token in ranked if token in kept])
 

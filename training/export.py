@@ -28,7 +28,7 @@ OPSET = '<ir_version: 10, opset_import: ["": 21, "seqserve": 1]>'
 Array: TypeAlias = npt.NDArray[np.generic]
 Precision: TypeAlias = Literal["fp32", "int8"]
 
-LINEAR = {
+LINEAR: dict[Precision, str] = {
     # y = x W^T with W (out, in) kept as float16
     "fp32": """
         <domain: "seqserve", opset_import: ["": 21]>

@@ -17,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel, Reading, detached
 from training.data import Corpus, Ids
 from training.run import Run
@@ -148,12 +149,13 @@ def train(
     optimiser = _optimiser(model, config)
     schedule = _schedule(optimiser, config, windows)
     wrapped, optimiser = fabric.setup(model, optimiser)
-    progress: dict[str, Any] = {"epoch": 0, "window": 0, "cost": 0.0, "carried": None}
+    progress: dict[str, Any] = {"epoch": 0, "window": 0, "cost": 0.0, "rate": 0.0, "carried": None}
     state = {"model": wrapped, "optimiser": optimiser, "schedule": schedule, "progress": progress}
     if resume and run.checkpoint.exists():
         run.check_config(config)
+        run.check_texts(corpus.sha256)
         fabric.load(run.checkpoint, state)
-        progress = state["progress"]  # type: ignore[assignment]
+        progress = state["progress"]
     else:
         run.start(config, corpus.describe())
     deadline = time.monotonic() + 60 * minutes
@@ -178,14 +180,15 @@ def train(
             fabric.backward(loss + _penalty(reading, config))
             norm = fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
             optimiser.step()
+            rate = _rate(optimiser)
             schedule.step()
 
-            carried = detached(reading.state)
-            progress.update(epoch=epoch, window=window + 1, cost=progress["cost"] + cost.item(), carried=carried)
+            carried, cost_sum = detached(reading.state), progress["cost"] + cost.item()
+            progress.update(epoch=epoch, window=window + 1, cost=cost_sum, rate=rate, carried=carried)
             if step % 100 == 0:
                 running = math.exp(progress["cost"] / (window + 1))
                 bar.set_postfix_str(f"perplexity {running:.1f}")
-                fabric.log_dict({"perplexity/train": running, "gradient_norm": norm, "rate": _rate(optimiser)}, step)
+                fabric.log_dict({"perplexity/train": running, "gradient_norm": norm, "rate": rate}, step)
             run.save_when_due(fabric, state)
             if time.monotonic() > deadline:
                 run.save(fabric, state)
@@ -196,7 +199,7 @@ def train(
             "epoch": epoch + 1,
             "train_perplexity": math.exp(progress["cost"] / windows),
             "valid_perplexity": perplexity(model, corpus.valid, corpus.vocabulary.end, config.evaluation_batch),
-            "learning_rate": _rate(optimiser),
+            "learning_rate": progress["rate"],
             "seconds": seconds,
             "tokens_per_second": (windows - first) * config.batch_size * config.steps / seconds,
         }
@@ -212,21 +215,24 @@ def train(
 
 
 def build(config: LanguageModelConfig) -> LanguageModel:
-    """The module that `config` describes, freshly initialised."""
-    return LanguageModel(
-        vocabulary_size=config.vocabulary_size,
-        embedding_size=config.embedding_size,
-        hidden_sizes=config.hidden_sizes,
-        tied=config.tied,
-        initial_range=config.initial_range,
-        forget_bias=config.forget_bias,
-        input_dropout=config.input_dropout,
-        hidden_dropout=config.hidden_dropout,
-        output_dropout=config.output_dropout,
-        weight_drop=config.weight_drop,
-        embedding_dropout=config.embedding_dropout,
-        locked=config.locked,
-    )
+    """The module that `config` describes, freshly initialised; SettingsError if there can be none."""
+    try:
+        return LanguageModel(
+            vocabulary_size=config.vocabulary_size,
+            embedding_size=config.embedding_size,
+            hidden_sizes=config.hidden_sizes,
+            tied=config.tied,
+            initial_range=config.initial_range,
+            forget_bias=config.forget_bias,
+            input_dropout=config.input_dropout,
+            hidden_dropout=config.hidden_dropout,
+            output_dropout=config.output_dropout,
+            weight_drop=config.weight_drop,
+            embedding_dropout=config.embedding_dropout,
+            locked=config.locked,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 @torch.inference_mode()
@@ -238,6 +244,7 @@ def perplexity(model: nn.Module, ids: Ids, end: int, batch_size: int = 1, steps:
     """
     model.eval()
     device = next(model.parameters()).device
+    batch_size = min(batch_size, len(ids))
     length = len(ids) // batch_size
     streams = _streams(ids, batch_size, length)
     before = torch.full((1, batch_size), end, device=device)
@@ -274,10 +281,10 @@ def _cut(streams: Ids, start: int, end: int) -> Tensor:
 
 
 def _window_count(tokens: int, config: LanguageModelConfig) -> int:
-    count = (tokens - 1) // (config.batch_size * config.steps)
-    if count < 1:
-        raise ValueError(f"training text: expected more than {config.batch_size * config.steps} tokens, found {tokens}")
-    return count
+    window = config.batch_size * config.steps
+    if tokens <= window:
+        raise CorpusError(f"training text: expected more than {window} tokens, found {tokens}")
+    return (tokens - 1) // window
 
 
 def _penalty(reading: Reading, config: LanguageModelConfig) -> Tensor | float:

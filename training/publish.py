@@ -15,8 +15,8 @@ import torch
 from app import bundle as bundles
 from app.bundle import Bundle, CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
-from app.runtime.engine import RecurrentEngine, Segment
-from app.runtime.language_model import LanguageModelPredictor, Precision
+from app.runtime.engine import Precision, RecurrentEngine, Segment
+from app.runtime.language_model import LanguageModelPredictor
 from app.runtime.registry import probe_answer
 from training import data, report
 from training.data import Corpus, Source
@@ -39,12 +39,15 @@ def publish(run: Run, store: Path, *, name: str | None = None, version: str | No
     costs at most INT8_MAY_COST of the validation perplexity. Raise BundleError if the version exists already.
     """
     config = LanguageModelConfig(**{key: _tuple(value) for key, value in run.read("config.json").items()})
-    corpus = data.load(_source(run), config.vocabulary_size)
+    source = _source(run)
+    name, version = name or source.name, version or time.strftime("%Y%m%d", time.gmtime())
+    bundles.refuse_existing(store, name, version)  # before the minutes of measuring
+    corpus = data.load(source, config.vocabulary_size)
+    run.check_texts(corpus.sha256)
     model = trained(run, config)
     contents: dict[str, bytes | Path] = dict(export_language_model(model))
     contents["vocabulary.txt"] = "\n".join(corpus.vocabulary.tokens).encode()
-    manifest = _manifest(run, corpus, model, name or corpus.source.name, version or time.strftime("%Y%m%d", time.gmtime()))
-    bundles.refuse_existing(store, manifest.model, manifest.version)  # before the minutes of measuring
+    manifest = _manifest(run, corpus, model, name, version)
     with tempfile.TemporaryDirectory() as scratch:
         draft = bundles.read(bundles.publish(Path(scratch), manifest, contents))
         metrics, probe = measure(draft, model, corpus)

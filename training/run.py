@@ -1,7 +1,6 @@
 """A run folder: configuration, environment, metrics and the checkpoint that a killed run resumes from."""
 
 import json
-import os
 import platform
 import subprocess
 import time
@@ -54,6 +53,13 @@ class Run:
         if changed:
             raise RunError(f"{self.folder}: started with another configuration: {'; '.join(changed)}")
 
+    def check_texts(self, sha256: Mapping[str, str]) -> None:
+        """Raise RunError unless the run was started on the texts with these checksums, by split."""
+        was = self.read("source.json")["sha256"]
+        changed = [f"sha256 of {k} is {sha256[k]}, was {was.get(k)}" for k in sha256 if sha256[k] != was.get(k)]
+        if changed:
+            raise RunError(f"{self.folder}: started on other texts: {'; '.join(changed)}")
+
     def save_when_due(self, fabric: Fabric, state: dict[str, Any]) -> None:
         """Save if the last checkpoint is older than `saved_every` seconds."""
         if time.monotonic() - self._saved_at >= self.saved_every:
@@ -63,13 +69,15 @@ class Run:
         """Replace the checkpoint."""
         partial = self.checkpoint.with_suffix(".partial")
         fabric.save(partial, state)
-        os.replace(partial, self.checkpoint)
+        partial.replace(self.checkpoint)
         self._saved_at = time.monotonic()
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Append one epoch's metrics."""
-        with (self.folder / "metrics.jsonl").open("a") as stream:
-            stream.write(json.dumps(metrics) + "\n")
+        """Add one epoch's metrics, in place of what a run killed before its next checkpoint left of this epoch."""
+        earlier = [entry for entry in self.metrics() if entry["epoch"] < metrics["epoch"]]
+        partial = self.folder / "metrics.partial"
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in [*earlier, metrics]))
+        partial.replace(self.folder / "metrics.jsonl")
 
     def finish(self, results: Mapping[str, float]) -> None:
         """Write down what the finished run is worth: result.json."""

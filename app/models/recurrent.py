@@ -73,6 +73,7 @@ class Recurrent(nn.Module):
         super().__init__()
         if not hidden_sizes:
             raise ValueError("hidden_sizes: expected at least one layer, found none")
+        self.hidden_sizes = tuple(hidden_sizes)
         self.dropout = dropout
         self.locked = locked
         input_sizes = [input_size, *hidden_sizes[:-1]]
@@ -89,8 +90,7 @@ class Recurrent(nn.Module):
     def initial_state(self, batch_size: int) -> list[LayerState]:
         """Zero states, one (h, c) a layer."""
         weight = next(self.parameters())
-        sizes = [layer.hidden_size for layer in self.layers]
-        return [(weight.new_zeros(batch_size, size), weight.new_zeros(batch_size, size)) for size in sizes]  # type: ignore[arg-type]
+        return [(weight.new_zeros(batch_size, size), weight.new_zeros(batch_size, size)) for size in self.hidden_sizes]
 
     def forward(self, inputs: Tensor, state: Sequence[LayerState]) -> tuple[Tensor, list[LayerState]]:
         """(T, B, I) and the states before -> (T, B, H) of the last layer, without dropout, and the states after."""

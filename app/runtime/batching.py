@@ -6,14 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 
 Payload = TypeVar("Payload", contravariant=True)
 Example = TypeVar("Example")
-Answer = TypeVar("Answer", covariant=True)
+Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +26,33 @@ class Predictor(Protocol[Payload, Example, Answer]):
     step of a beam). Whoever calls decides what shares the next turn, so nobody waits for another's whole request.
     """
 
-    def prepare(self, payload: Payload) -> Example: ...
+    def prepare(self, payload: Payload) -> Example:
+        """Check one payload."""
+        ...
 
-    def predict(self, examples: Sequence[Example]) -> list[Answer | None]: ...
+    def predict(self, examples: Sequence[Example]) -> list[Answer | None]:
+        """Give each example a turn."""
+        ...
 
 
 class Observer(Protocol):
-    """Is told what the batcher does."""
+    """Is told what the batcher of `model` does."""
 
-    def observe_batch(self, model: str, size: int, seconds: float) -> None: ...
+    def observe_batch(self, model: str, size: int, seconds: float) -> None:
+        """A turn was given to `size` examples."""
+        ...
 
-    def observe_wait(self, model: str, seconds: float) -> None: ...
+    def observe_wait(self, model: str, seconds: float) -> None:
+        """An example had waited so long for its first turn."""
+        ...
 
-    def set_queue(self, model: str, depth: int) -> None: ...
+    def set_queue(self, model: str, depth: int) -> None:
+        """So many examples wait for their first turn."""
+        ...
 
-    def count_refusal(self, model: str, reason: str) -> None: ...
+    def count_refusal(self, model: str, reason: str) -> None:
+        """An example got no answer: `overloaded`, `deadline` or `cancelled`."""
+        ...
 
 
 @dataclass(eq=False)
@@ -53,10 +65,11 @@ class _Ticket:
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
     started: bool = False
-    abandoned: bool = field(default=False)  # the caller left
+    abandoned: bool = False  # the caller left
 
     def settle(self, answer: Any = None, error: BaseException | None = None) -> None:
-        self.loop.call_soon_threadsafe(self._settle, answer, error)
+        if not self.abandoned:  # else the loop may be closed
+            self.loop.call_soon_threadsafe(self._settle, answer, error)
 
     def _settle(self, answer: Any, error: BaseException | None) -> None:
         if self.future.done():
@@ -139,16 +152,17 @@ class Batcher:
             started = self._now()
             try:
                 answers = self._predict([ticket.example for ticket in batch])
+                turns = list(zip(batch, answers, strict=True))
             except Exception as error:
                 log.exception("%s: a batch of %d failed", self._name, len(batch))
                 for ticket in batch:
                     ticket.settle(error=error)
                 continue
             self._observer.observe_batch(self._name, len(batch), self._now() - started)
-            for ticket, answer in zip(batch, answers, strict=True):
+            for ticket, answer in turns:
                 if answer is not None:
                     ticket.settle(answer)
-            self._requeue([ticket for ticket, answer in zip(batch, answers, strict=True) if answer is None])
+            self._requeue([ticket for ticket, answer in turns if answer is None])
 
     def _gather(self) -> list[_Ticket]:
         """The next batch; waits for one; empty when closed and all is done."""

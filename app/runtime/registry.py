@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,8 +64,10 @@ class Registry:
         """Serve the current version of every model in `store`. A bad bundle is refused by name; the others serve."""
         served, refused = [], {}
         for name in bundles.models(store):
+            version = ""  # unless CURRENT names one
             try:
-                bundle = bundles.read(store / name / bundles.current(store, name))
+                version = bundles.current(store, name)
+                bundle = bundles.read(store / name / version)
 
                 def observe(hit: int, read: int, model: str = name) -> None:
                     metrics.observe_cache(model, hit, read)
@@ -74,10 +77,11 @@ class Registry:
             except BundleError as error:
                 log.error("%s: refused: %s", name, error)
                 refused[name] = str(error)
+                metrics.set_model(name, version, ready=False)
                 continue
             batcher = Batcher(name, predictor.predict, metrics, queue_size=queue_size, batch_size=batch_size)
             served.append(Served(name, bundle.manifest.version, bundle.manifest, versions, bundle, predictor, batcher))
-            metrics.set_model(name, bundle.manifest.version, ready=True)
+            metrics.set_model(name, version, ready=True)
         return cls(served, refused)
 
     def served(self) -> list[Served]:
@@ -115,15 +119,17 @@ def load_predictor(
     Where the int8 graphs do not reproduce the recorded answers (processors without an exact 8-bit product saturate),
     the fp32 graphs serve. Raise BundleError if those fail too.
     """
+    if bundle.manifest.family != "language_model":
+        raise BundleError(f"{bundle.folder}: expected the family language_model, found {bundle.manifest.family}")
     open_graphs = partial(
         LanguageModelPredictor.open, bundle, threads=threads, cache_bytes=cache_bytes, observe_cache=observe_cache
     )
     if bundle.manifest.served == "int8":
         try:
-            return _proved(bundle, open_graphs("int8"), "int8")
+            return _proved(bundle, open_graphs, "int8")
         except BundleError as error:
             log.warning("%s: int8 can't be trusted on this machine, serving fp32: %s", bundle.manifest.model, error)
-    return _proved(bundle, open_graphs("fp32"), "fp32")
+    return _proved(bundle, open_graphs, "fp32")
 
 
 def probe_answer(predictor: LanguageModelPredictor, payload: dict[str, Any]) -> list[list[Any]]:
@@ -132,15 +138,23 @@ def probe_answer(predictor: LanguageModelPredictor, payload: dict[str, Any]) -> 
     return [[suggestion.text, suggestion.log_probability] for suggestion in answer.suggestions]
 
 
-def _proved(bundle: Bundle, predictor: LanguageModelPredictor, precision: Precision) -> LanguageModelPredictor:
-    """The same predictor, once it has answered the probe as recorded."""
-    probe = bundle.json("probe.json")
-    expected = probe["answers"][precision]
-    found = probe_answer(predictor, probe["payload"])
-    alike = len(found) == len(expected) and all(
-        text == expected_text and abs(value - expected_value) <= PROBE_TOLERANCE
-        for (text, value), (expected_text, expected_value) in zip(found, expected, strict=True)
-    )
+def _proved(
+    bundle: Bundle, open_graphs: Callable[[Precision], LanguageModelPredictor], precision: Precision
+) -> LanguageModelPredictor:
+    """The predictor, once it has answered the probe as recorded; BundleError for whatever comes instead."""
+    try:
+        predictor = open_graphs(precision)
+        probe = bundle.json("probe.json")
+        expected = probe["answers"][precision]
+        found = probe_answer(predictor, probe["payload"])
+        alike = len(found) == len(expected) and all(
+            text == expected_text and abs(value - expected_value) <= PROBE_TOLERANCE
+            for (text, value), (expected_text, expected_value) in zip(found, expected, strict=True)
+        )
+    except BundleError:
+        raise
+    except Exception as error:  # checksums prove that it is as published, not that it makes sense to this version
+        raise BundleError(f"{bundle.folder}: {precision}: the probe can't be answered: {error!r}") from error
     if not alike:
         raise BundleError(f"{bundle.folder}: {precision}: the probe answers {found}, recorded was {expected}")
     return predictor

@@ -39,7 +39,7 @@ class StateCache:
         key = _key(tokens)
         if key in self._states or self._cost(key, state) > self.capacity:
             return
-        self._states[key] = state
+        self._states[key] = state.copy()  # a row of a batch would keep its whole batch in memory
         self._lengths[len(key)] += 1
         self.bytes += self._cost(key, state)
         while self.bytes > self.capacity:
