@@ -147,7 +147,7 @@ def publish(store: Path, manifest: Manifest, contents: Mapping[str, bytes | Path
 
 def refuse_existing(store: Path, model: str, version: str) -> None:
     """Raise BundleError if the version exists already; `publish` does so too, this is for before a long work."""
-    folder = _home(store, model) / version
+    folder = _inside(_inside(store, model), version)
     if os.path.lexists(folder):
         raise BundleError(f"{folder}: this version is published already, and a version never changes; choose another")
 
@@ -177,12 +177,12 @@ def models(store: Path) -> list[str]:
 
 def versions(store: Path, model: str) -> list[str]:
     """Versions of the model on disk, by name, readable or not; BundleError if there is no such model."""
-    return _folders(_home(store, model))
+    return _folders(_inside(store, model))
 
 
 def current(store: Path, model: str) -> str:
     """The version that CURRENT names; BundleError unless it is there."""
-    path = _home(store, model) / CURRENT
+    path = _inside(store, model) / CURRENT
     known = versions(store, model)
     found = _text(path, _CURRENT_LIMIT)
     lines = found.splitlines()
@@ -193,7 +193,7 @@ def current(store: Path, model: str) -> str:
 
 def activate(store: Path, model: str, version: str) -> None:
     """Make `version` the current one, atomically; BundleError if there is no such version."""
-    home = _home(store, model)
+    home = _inside(store, model)
     known = versions(store, model)
     if version not in known:
         raise BundleError(f"{home}: expected one of the versions {known}, found {version!r}")
@@ -279,12 +279,12 @@ def _told(path: Path) -> Iterator[None]:
         raise BundleError(f"{path}: can't be read: {error.strerror}") from error
 
 
-def _home(store: Path, model: str) -> Path:
-    """The model's folder; BundleError for a name that could lead elsewhere."""
+def _inside(parent: Path, name: str) -> Path:
+    """A model's or a version's folder; BundleError for a name that could lead elsewhere."""
     try:
-        return store / _store_name(model)
+        return parent / _store_name(name)
     except ValueError as error:
-        raise BundleError(f"{store}: {error}") from error
+        raise BundleError(f"{parent}: {error}") from error
 
 
 def _folders(parent: Path) -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 else:
     Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, sort_subcommands=False)
 
+
 def language_model(
     config: tyro.conf.OmitArgPrefixes[Preset],
     run: Path,

@@ -1,6 +1,6 @@
 """Torch modules -> ONNX graphs, in float32 and in int8 with a scale a row.
 
-int8, so that no answer depends on what shares its batch: activations are quantised row by row, x_q = round(x / s) + 128 as
+int8, so that no answer depends on what shares its batch: activations are quantised row by row, round(x / s) + 128 as
 unsigned 8 bit with s = max|x| / 127; weights column by column, signed 8 bit; `MatMulInteger` sums exactly. Every other
 operation works within a row, so a row's result is the same bit for bit in any batch and wherever a sequence is cut.
 
@@ -123,7 +123,7 @@ def quantise(weight: Array) -> tuple[Array, Array]:
 def _recurrent(
     model: LanguageModel, weights: Mapping[str, Array], layout: Mapping[str, tuple[int, int]], precision: Precision
 ) -> bytes:
-    """tokens (T, B), state (B, S) -> hidden (T, B, H), state_after (B, S).
+    """The graph of tokens (T, B), state (B, S) -> hidden (T, B, H), state_after (B, S).
 
     A layer's input products are made for all steps at once; its recurrence is a Scan over the steps. The state is
     c and h of each layer in turn, so that its last numbers are the top layer's output.
@@ -184,7 +184,7 @@ def _lstm_layer(graph: _Graph, layer: str, index: int, size_in: int, size: int) 
 
 
 def _softmax(weights: Mapping[str, Array], layout: Mapping[str, tuple[int, int]], precision: Precision) -> bytes:
-    """hidden (N, H) -> log_probabilities (N, V)."""
+    """The graph of hidden (N, H) -> log_probabilities (N, V)."""
     graph = _Graph(precision, weights)
     weight = "output.weight" if "output.weight" in weights else "embedding.weight"
     bias = graph.constant("bias", weights["output.bias"].astype(np.float32))
@@ -212,7 +212,7 @@ def _external(weight: str, value: Array, place: tuple[int, int]) -> onnx.TensorP
 
 
 def _layout(stored: bytes) -> dict[str, tuple[int, int]]:
-    """name -> (offset, length) in a safetensors file: 8 bytes with the header's length, the header as JSON, the data."""
+    """Each tensor's (offset, length) in a safetensors file: 8 bytes of header length, the header as JSON, the data."""
     (header_length,) = struct.unpack_from("<Q", stored)
     header = json.loads(stored[8 : 8 + header_length])
     header.pop("__metadata__", None)

@@ -172,7 +172,7 @@ def train(
             with fabric.autocast():
                 reading = model(fabric.to_device(inputs), carried)  # (T, B) -> hidden (T, B, H)
                 logits = model.logits(reading.hidden).flatten(0, 1)  # (T, B, H) -> (T * B, V)
-            # In the logits' own precision: float32 here would add a third to a bf16 step and move the gradient by 0.3 %.
+            # In the logits' own precision: float32 would add a third to a bf16 step and move the gradient by 0.3 %.
             costs = F.cross_entropy(logits, fabric.to_device(targets).flatten(), reduction="none")
             cost = costs.float().mean()
             loss = cost * len(inputs) if config.cost == "sum" else cost

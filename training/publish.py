@@ -6,6 +6,7 @@ import string
 import tempfile
 import time
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from app.models.language_model import LanguageModel, parameter_count
 from app.runtime.engine import Precision, RecurrentEngine, Segment
 from app.runtime.language_model import LanguageModelPredictor
 from app.runtime.registry import probe_answer
+from app.text import END, UNKNOWN
 from training import data, report
 from training.data import Corpus, Source
 from training.evaluate import score_files
@@ -38,7 +40,7 @@ def publish(run: Run, store: Path, *, name: str | None = None, version: str | No
     The graphs are measured on the whole validation and test texts, as the server would run them; int8 serves if it
     costs at most INT8_MAY_COST of the validation perplexity. Raise BundleError if the version exists already.
     """
-    config = LanguageModelConfig(**{key: _tuple(value) for key, value in run.read("config.json").items()})
+    config = read_config(run.read("config.json"))
     source = _source(run)
     name, version = name or source.name, version or time.strftime("%Y%m%d", time.gmtime())
     bundles.refuse_existing(store, name, version)  # before the minutes of measuring
@@ -59,6 +61,13 @@ def publish(run: Run, store: Path, *, name: str | None = None, version: str | No
         contents |= {"probe.json": json.dumps(probe).encode(), "curves.png": curves}
         contents["README.md"] = model_card(manifest).encode()
         return bundles.publish(store, manifest, contents)
+
+
+def read_config(stored: dict[str, Any]) -> LanguageModelConfig:
+    """A configuration as a run or a manifest keeps it."""
+    return LanguageModelConfig(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    )
 
 
 def trained(run: Run, config: LanguageModelConfig) -> LanguageModel:
@@ -83,14 +92,14 @@ def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[s
         for split, score in zip(("valid", "test"), score_files(predictor, files), strict=True):
             metrics |= {f"{split}_perplexity_{precision}": score.perplexity, f"{split}_tokens": score.tokens}
     metrics["int8_cost"] = metrics["valid_perplexity_int8"] / metrics["valid_perplexity_fp32"] - 1
-    text = " ".join(corpus.vocabulary.tokens[token] for token in corpus.valid[:PROBE_TOKENS])
-    payload = {"text": text, "top_k": 5}
+    common = (token for token in corpus.vocabulary.tokens if token not in (END, UNKNOWN))  # no line of the corpus
+    payload = {"text": " ".join(islice(common, PROBE_TOKENS)), "top_k": 5}
     return metrics, {"payload": payload, "answers": {p: probe_answer(predictors[p], payload) for p in PRECISIONS}}
 
 
 @torch.inference_mode()
 def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> float:
-    """Largest difference between the module's and the fp32 graphs' log-probabilities, all words, PARITY_TOKENS tokens."""
+    """Largest difference of the module's and the fp32 graphs' log-probabilities: all words, PARITY_TOKENS tokens."""
     engine = RecurrentEngine.open(draft, "fp32")
     state, graph_state, largest = model.initial_state(1), engine.initial_state(), 0.0
     for start in range(0, min(PARITY_TOKENS, len(corpus.valid)), PARITY_CHUNK):
@@ -150,7 +159,3 @@ def _source(run: Run) -> Source:
     described = run.read("source.json")
     del described["sha256"]
     return Source(**described | {"files": {split: Path(path) for split, path in described["files"].items()}})
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

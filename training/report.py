@@ -7,7 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402 - the backend must be chosen first
+from matplotlib import pyplot as plt
 
 
 def learning_curve(metrics: Sequence[dict[str, float]], path: Path, title: str) -> None:

@@ -21,7 +21,7 @@ class RunError(SeqserveError):
 
 @dataclass
 class Run:
-    """What a training job leaves: config.json, source.json, environment.json, metrics.jsonl, checkpoint.pt, result.json.
+    """What a training job leaves: its config, source, environment, metrics, result and curves, and its checkpoint.
 
     The checkpoint is replaced atomically, so that a process killed at any moment leaves a whole one.
     """

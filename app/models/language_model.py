@@ -43,7 +43,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         if tied and hidden_sizes[-1] != embedding_size:
             raise ValueError(
-                f"tied: the last layer must have the embedding's size, expected {embedding_size}, found {hidden_sizes[-1]}"
+                f"tied: expected a last layer of the embedding's size {embedding_size}, found {hidden_sizes[-1]}"
             )
         self.input_dropout = input_dropout
         self.output_dropout = output_dropout

@@ -39,7 +39,7 @@ class LSTMLayer(nn.Module):
         self.register_buffer("no_bias", torch.zeros(4 * hidden_size), persistent=False)
 
     def reset(self, initial_range: float, forget_bias: float) -> None:
-        """Weights uniform in ±initial_range; biases 0, but `forget_bias` at the forget gate (Jozefowicz et al. 2015)."""
+        """Weights uniform in ±initial_range; biases 0, `forget_bias` at the forget gate (Jozefowicz et al. 2015)."""
         nn.init.uniform_(self.weight_ih, -initial_range, initial_range)
         nn.init.uniform_(self.weight_hh, -initial_range, initial_range)
         nn.init.zeros_(self.bias)

@@ -1,0 +1,82 @@
+"""The language model that the repository ships, as its figures claim it."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from app import bundle as bundles
+from app.bundle import Bundle
+from app.runtime.batching import answer_all
+from app.runtime.language_model import LanguageModelPredictor, Score, Suggest
+from tests.e2e.conftest import serving
+
+STORE = Path(__file__).parents[2] / "models_store"
+CORPUS = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ptb"
+WORDS = (
+    "the company said it expects third-quarter profit to fall as much as N N from a year earlier mr. smith did n't say"
+)
+
+needs_corpus = pytest.mark.skipif(
+    not CORPUS.is_dir(), reason="TEST_DATA names no folder with the Penn Treebank in ptb/"
+)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return bundles.read(STORE / "ptb" / bundles.current(STORE, "ptb"))
+
+
+@pytest.fixture(scope="module")
+def published() -> Iterator[httpx.Client]:
+    with serving(STORE) as (client, _):
+        yield client
+
+
+@needs_corpus
+def test_the_whole_test_set_posted_has_the_perplexity_that_the_manifest_claims(
+    published: httpx.Client, bundle: Bundle
+) -> None:
+    body = {"text": (CORPUS / "ptb.test.txt").read_text(encoding="utf-8")}
+    score = published.post("/perplexity", json=body, timeout=110).json()["corpus"]
+    assert (score["tokens"], score["sentences"]) == (82_430, 3_761)
+    assert score["perplexity"] == pytest.approx(bundle.manifest.metrics["test_perplexity"], rel=0.005)
+    assert score["perplexity"] <= 82.0
+
+
+def test_no_cut_and_no_neighbour_changes_a_text_s_score(bundle: Bundle) -> None:
+    text = " ".join(random.Random(1).choices(WORDS.split(), k=1500))
+    scores = []
+    for chunk in (1, 7, 64, 1000):
+        predictor = LanguageModelPredictor.open(bundle, "int8", chunk=chunk)
+        alone, beside = predictor.prepare(Score(text)), predictor.prepare(Score(text))
+        others = [predictor.prepare(Score(WORDS, "sentence")), predictor.prepare(Suggest(WORDS, words=3))]
+        scores += answer_all(predictor, [alone]) + answer_all(predictor, [beside, *others])[:1]
+    assert {score.log_likelihood for score in scores} == {scores[0].log_likelihood}  # bit for bit
+
+
+def test_the_words_suggested_are_as_likely_as_the_same_words_scored_and_all_words_sum_to_one(bundle: Bundle) -> None:
+    predictor = LanguageModelPredictor.open(bundle, "int8")
+    everything = Score(WORDS, per_token=True, alternatives=len(predictor.vocabulary))
+    (scored,) = answer_all(predictor, [predictor.prepare(everything)])
+    for place, word in enumerate(scored.token_scores[:-1]):
+        (answer,) = answer_all(predictor, [predictor.prepare(Suggest(WORDS[: word.start], top_k=50))])
+        assert answer.context_tokens == place
+        expected = [value for token, value in word.alternatives if token not in ("<eos>", "<unk>")][:50]
+        assert [one.log_probability for one in answer.suggestions] == pytest.approx(expected, abs=1e-5)
+        assert sum(np.exp(value) for _, value in word.alternatives) == pytest.approx(1, abs=1e-5)
+
+
+def test_it_is_ready_after_three_seconds_of_work_in_four_hundred_megabytes() -> None:
+    with serving(STORE) as (client, process):
+        ready = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        client.post("/perplexity", json={"text": WORDS})
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    processor_seconds = sum(map(int, ready[11:13])) / os.sysconf("SC_CLK_TCK")  # utime and stime
+    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024  # MiB
+    assert processor_seconds <= 3  # not wall time, which is the machine's business
+    assert resident <= 400

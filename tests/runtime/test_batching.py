@@ -1,0 +1,311 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.runtime.batching import Batcher, answer_all
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 30  # seconds until a hung test fails
+
+
+class Recorder:
+    """An Observer that remembers."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.waits: list[float] = []
+        self.depths: list[int] = []
+        self.refusals: list[str] = []
+
+    def observe_batch(self, _model: str, size: int, _seconds: float) -> None:
+        self.batches.append(size)
+
+    def observe_wait(self, _model: str, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def set_queue(self, _model: str, depth: int) -> None:
+        self.depths.append(depth)
+
+    def count_refusal(self, _model: str, reason: str) -> None:
+        self.refusals.append(reason)
+
+
+@dataclass
+class Work:
+    """A request that wants `turns` turns; its answer is its name in capitals."""
+
+    name: str
+    turns: int = 1
+
+
+@dataclass
+class Gate:
+    """A predict function that keeps a diary of its batches, holds the first until it is opened and fails `bad` ones."""
+
+    batches: list[list[str]] = field(default_factory=list)
+    entered: threading.Event = field(default_factory=threading.Event)
+    opened: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, batch: Sequence[Work]) -> list[str | None]:
+        self.batches.append([work.name for work in batch])
+        self.entered.set()
+        assert self.opened.wait(PATIENCE)
+        if any(work.name == "bad" for work in batch):
+            raise ArithmeticError("bad numbers")
+        for work in batch:
+            work.turns -= 1
+        return [None if work.turns else work.name.upper() for work in batch]
+
+
+class Bench:
+    """A batcher whose thread is held in the first batch, that of `first`."""
+
+    def __init__(self, gate: Gate, batcher: Batcher, recorder: Recorder, first: asyncio.Task[Any]) -> None:
+        self.gate = gate
+        self.batcher = batcher
+        self.recorder = recorder
+        self.first = first
+
+    async def submit(self, *work: Work, deadline: float | None = None) -> list[asyncio.Task[Any]]:
+        """Callers whose examples are in the queue, in this order."""
+        tasks = [asyncio.create_task(self.batcher.submit(example, deadline)) for example in work]
+        await asyncio.sleep(0)  # each runs to where it waits for its answer
+        return tasks
+
+
+@asynccontextmanager
+async def busy(
+    first: Work | None = None,
+    *,
+    queue_size: int = 10,
+    batch_size: int = 10,
+    now: Callable[[], float] = lambda: 0.0,
+) -> AsyncIterator[Bench]:
+    gate, recorder = Gate(), Recorder()
+    batcher = Batcher("m", gate, recorder, queue_size=queue_size, batch_size=batch_size, now=now)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(batcher.close)
+        stack.callback(gate.opened.set)
+        task = asyncio.create_task(batcher.submit(first or Work("first")))
+        assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
+        yield Bench(gate, batcher, recorder, task)
+
+
+async def answers(*tasks: asyncio.Task[Any]) -> list[Any]:
+    async with asyncio.timeout(PATIENCE):
+        return await asyncio.gather(*tasks)
+
+
+async def failure(task: asyncio.Task[Any]) -> BaseException | None:
+    await asyncio.wait([task], timeout=PATIENCE)
+    return task.exception()
+
+
+async def test_while_a_batch_runs_the_next_gathers() -> None:
+    async with busy() as bench:
+        tasks = await bench.submit(Work("a"), Work("b"), Work("c"))
+        bench.gate.opened.set()
+        assert await answers(bench.first, *tasks) == ["FIRST", "A", "B", "C"]
+    assert bench.gate.batches == [["first"], ["a", "b", "c"]]
+    assert bench.recorder.batches == [1, 3]
+
+
+async def test_a_batch_is_no_larger_than_allowed() -> None:
+    async with busy(batch_size=2) as bench:
+        tasks = await bench.submit(*map(Work, "abcde"))
+        bench.gate.opened.set()
+        assert await answers(*tasks) == list("ABCDE")
+    assert bench.gate.batches == [["first"], ["a", "b"], ["c", "d"], ["e"]]
+
+
+async def test_a_full_queue_refuses_at_once_and_serves_the_rest() -> None:
+    async with busy(queue_size=2) as bench:
+        tasks = await bench.submit(Work("a"), Work("b"))
+        assert bench.batcher.depth == 2  # what runs does not wait
+        with pytest.raises(Overloaded, match="m: 2 requests wait"):
+            await bench.batcher.submit(Work("c"))
+        bench.gate.opened.set()
+        assert await answers(*tasks) == ["A", "B"]
+        assert await bench.batcher.submit(Work("d")) == "D"
+    assert bench.recorder.refusals == ["overloaded"]
+
+
+async def test_what_wants_another_turn_takes_no_place_in_the_queue() -> None:
+    async with busy(Work("long", turns=3), queue_size=1) as bench:
+        (task,) = await bench.submit(Work("a", turns=2))
+        bench.gate.opened.set()
+        assert await answers(bench.first, task) == ["LONG", "A"]
+        assert bench.batcher.depth == 0
+    assert bench.recorder.depths[-1] == 0
+
+
+async def test_a_caller_that_left_is_dropped_before_its_batch_and_spares_its_batch_mates() -> None:
+    async with busy() as bench:
+        a, b, c = await bench.submit(Work("a"), Work("b"), Work("c"))
+        b.cancel()
+        await asyncio.wait([b])
+        bench.gate.opened.set()
+        assert await answers(a, c) == ["A", "C"]
+        assert bench.batcher.depth == 0
+    assert bench.gate.batches == [["first"], ["a", "c"]]
+    assert bench.recorder.refusals == ["cancelled"]
+
+
+async def test_a_caller_that_leaves_during_its_batch_spares_its_batch_mates() -> None:
+    async with busy(Work("long", turns=4)) as bench:
+        (task,) = await bench.submit(Work("a"))
+        bench.first.cancel()
+        await asyncio.wait([bench.first])
+        bench.gate.opened.set()
+        assert await task == "A"
+    assert bench.gate.batches == [["long"], ["a"]]  # no further turn for one who left
+
+
+async def test_a_batch_of_callers_who_all_left_is_not_run() -> None:
+    async with busy() as bench:
+        tasks = await bench.submit(Work("a"), Work("b"))
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        bench.gate.opened.set()
+        assert await bench.first == "FIRST"
+    assert bench.gate.batches == [["first"]]
+
+
+async def test_a_caller_whose_event_loop_is_gone_harms_nobody() -> None:
+    gate = Gate()
+    batcher = Batcher("m", gate, Recorder(), queue_size=10, batch_size=10)
+
+    async def leave() -> None:
+        task = asyncio.create_task(batcher.submit(Work("gone")))
+        assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
+        task.cancel()
+
+    await asyncio.to_thread(asyncio.run, leave())
+    gate.opened.set()
+    async with asyncio.timeout(PATIENCE):
+        assert await batcher.submit(Work("a")) == "A"
+    await batcher.close()
+
+
+async def test_after_its_deadline_a_request_gets_no_turn() -> None:
+    clock = [100.0]
+    async with busy(now=lambda: clock[0]) as bench:
+        (late,) = await bench.submit(Work("late"), deadline=105.0)
+        (exact,) = await bench.submit(Work("exact"), deadline=106.0)
+        (patient,) = await bench.submit(Work("patient"))
+        clock[0] = 106.0
+        bench.gate.opened.set()
+        assert isinstance(await failure(late), DeadlineExceeded)
+        assert await answers(exact, patient) == ["EXACT", "PATIENT"]
+        assert bench.batcher.depth == 0
+    assert bench.gate.batches == [["first"], ["exact", "patient"]]
+    assert bench.recorder.refusals == ["deadline"]
+    assert bench.recorder.waits == [0, 6, 6, 6]
+
+
+async def test_a_deadline_may_pass_between_two_turns() -> None:
+    clock = [0.0]
+
+    def turn(batch: Sequence[Work]) -> list[str | None]:
+        clock[0] += 10
+        return [None] * len(batch)
+
+    batcher = Batcher("m", turn, Recorder(), queue_size=1, batch_size=1, now=lambda: clock[0])
+    with pytest.raises(DeadlineExceeded, match="m: the deadline passed"):
+        await batcher.submit(Work("endless"), deadline=35)
+    assert clock[0] == 40
+    await batcher.close()
+
+
+async def test_what_is_unfinished_goes_to_the_back_and_others_are_served_between_its_turns() -> None:
+    async with busy(Work("long", turns=3), batch_size=1) as bench:
+        tasks = await bench.submit(Work("a"), Work("b"))
+        bench.gate.opened.set()
+        assert await answers(bench.first, *tasks) == ["LONG", "A", "B"]
+    assert bench.gate.batches == [["long"], ["a"], ["b"], ["long"], ["long"]]
+
+
+async def test_a_long_request_shares_its_later_turns_with_what_has_come() -> None:
+    async with busy(Work("long", turns=3)) as bench:
+        tasks = await bench.submit(Work("a"), Work("b", turns=2))
+        bench.gate.opened.set()
+        await answers(bench.first, *tasks)
+    assert bench.gate.batches == [["long"], ["a", "b", "long"], ["b", "long"]]
+
+
+async def test_an_exception_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async with busy(batch_size=2) as bench:
+        bad, mate, later = await bench.submit(Work("bad"), Work("mate"), Work("later"))
+        bench.gate.opened.set()
+        assert isinstance(await failure(bad), ArithmeticError)
+        assert isinstance(await failure(mate), ArithmeticError)
+        assert await answers(bench.first, later) == ["FIRST", "LATER"]
+    assert "m: a batch of 2 failed" in caplog.text
+    assert "bad numbers" in caplog.text
+
+
+async def test_a_predictor_that_loses_an_answer_fails_its_batch_alone() -> None:
+    answers = iter([["A", "too many"], ["B"]])
+    batcher = Batcher("m", lambda batch: next(answers), Recorder(), queue_size=10, batch_size=10)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(ValueError, match="zip"):
+            await batcher.submit(Work("a"))
+        assert await batcher.submit(Work("b")) == "B"
+    await batcher.close()
+
+
+async def test_closing_finishes_what_was_accepted_then_refuses() -> None:
+    async with busy(Work("long", turns=3)) as bench:
+        tasks = await bench.submit(Work("a"), Work("b", turns=2))
+        closing = asyncio.create_task(bench.batcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(NotReady, match="m: is shutting down"):
+            await bench.batcher.submit(Work("c"))
+        bench.gate.opened.set()
+        await closing
+        assert await answers(bench.first, *tasks) == ["LONG", "A", "B"]
+        with pytest.raises(NotReady, match="m: is shutting down"):
+            await bench.batcher.submit(Work("d"))
+
+
+async def test_closing_an_idle_batcher_ends_its_thread() -> None:
+    batcher = Batcher("idle", lambda batch: list(batch), Recorder(), queue_size=1, batch_size=1)
+    await batcher.close()
+    await batcher.close()
+    assert "inference-idle" not in {thread.name for thread in threading.enumerate()}
+
+
+class Countdown:
+    """A predictor whose example is a number of turns; its answer is that number."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def prepare(self, payload: int) -> list[int]:
+        return [payload, payload]  # in all, still to come
+
+    def predict(self, examples: Sequence[list[int]]) -> list[int | None]:
+        self.batches.append(len(examples))
+        for example in examples:
+            example[1] -= 1
+        return [example[0] if not example[1] else None for example in examples]
+
+
+def test_answer_all_gives_turns_together_until_each_has_its_answer() -> None:
+    predictor = Countdown()
+    assert answer_all(predictor, [predictor.prepare(turns) for turns in (2, 1, 3)]) == [2, 1, 3]
+    assert predictor.batches == [3, 2, 1]
+
+
+def test_answer_all_of_nothing_is_nothing() -> None:
+    predictor = Countdown()
+    assert answer_all(predictor, []) == []
+    assert predictor.batches == []

@@ -1,0 +1,146 @@
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from app.runtime.decoding import Expansion, Hypothesis, beam_search
+from app.runtime.engine import Floats
+
+State = tuple[int, ...]  # of the models here: the tokens read so far
+Model = Callable[[State], Floats]
+END, WORDS = 0, 5
+
+
+def random_model(seed: int) -> Model:
+    """A distribution over WORDS tokens after every history; sharp, so that greedy is often wrong."""
+
+    def distribution(history: State) -> Floats:
+        logits = np.random.default_rng([seed, *history]).normal(scale=2, size=WORDS)
+        values: Floats = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+        return values
+
+    return distribution
+
+
+def logs(*probabilities: float) -> Floats:
+    values: Floats = np.log(np.array(probabilities, np.float32))
+    return values
+
+
+def search(
+    model: Model, *, width: int, length: int, asked: list[Sequence[Hypothesis[State]]] | None = None
+) -> list[Hypothesis[State]]:
+    """Drive a beam search from an empty history; `asked` gets what each step asks for."""
+    start: Expansion[State] = Expansion(model(()), ())
+    steps = beam_search(start, width=width, length=length, end=END)
+    try:
+        hypotheses = next(steps)
+        while True:
+            if asked is not None:
+                asked.append(list(hypotheses))
+            histories = [(*hypothesis.state, hypothesis.tokens[-1]) for hypothesis in hypotheses]
+            hypotheses = steps.send([Expansion(model(history), history) for history in histories])
+    except StopIteration as stop:
+        found: list[Hypothesis[State]] = stop.value
+        return found
+
+
+def every_sequence(model: Model, length: int, history: State = (), total: float = 0.0) -> Iterator[tuple[float, State]]:
+    """All sequences that a search may find, with their log-probabilities."""
+    if len(history) == length:
+        yield total, history
+        return
+    for token, value in enumerate(model(history).tolist()):
+        if token != END:
+            yield from every_sequence(model, length, (*history, token), total + value)
+        elif history:
+            yield total + value, history
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_beam_wide_enough_finds_what_exhaustive_search_finds(seed: int, length: int) -> None:
+    model = random_model(seed)
+    expected = sorted(every_sequence(model, length), reverse=True)
+    found = search(model, width=len(expected), length=length)
+    assert [(hypothesis.log_probability, hypothesis.tokens) for hypothesis in found] == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_beam_of_1_is_greedy(seed: int) -> None:
+    model = random_model(seed)
+    first = 1 + int(np.argmax(model(())[1:]))  # no sequence is empty
+    history: State = (first,)
+    while len(history) < 6 and (token := int(np.argmax(model(history)))) != END:
+        history = (*history, token)
+    (found,) = search(model, width=1, length=6)
+    assert found.tokens == history
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_as_many_as_asked_for_are_found_likeliest_first(width: int) -> None:
+    found = search(random_model(0), width=width, length=3)
+    values = [hypothesis.log_probability for hypothesis in found]
+    assert len(found) == width
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_sequence_ends_early_and_its_end_counts() -> None:
+    def model(history: State) -> Floats:
+        return logs(0.8, 0.1, 0.1) if history else logs(0.4, 0.5, 0.1)
+
+    found = search(model, width=2, length=3)
+    assert [(hypothesis.tokens, hypothesis.ended) for hypothesis in found] == [((1,), True), ((2,), True)]
+    assert found[0].log_probability == pytest.approx(math.log(0.5 * 0.8))
+
+
+def test_no_step_is_asked_for_once_all_have_ended() -> None:
+    asked: list[Sequence[Hypothesis[State]]] = []
+
+    def model(history: State) -> Floats:
+        return logs(0.8, 0.1, 0.1)
+
+    search(model, width=2, length=5, asked=asked)
+    assert len(asked) == 1
+
+
+def test_a_single_word_needs_no_step() -> None:
+    asked: list[Sequence[Hypothesis[State]]] = []
+    search(random_model(0), width=3, length=1, asked=asked)
+    assert asked == []
+
+
+def test_what_is_impossible_is_never_taken() -> None:
+    def model(history: State) -> Floats:
+        values = np.full(WORDS, -np.inf, np.float32)
+        values[[1, 2] if len(history) < 2 else [END]] = math.log(0.5)
+        return values
+
+    found = search(model, width=10, length=4)
+    assert [hypothesis.tokens for hypothesis in found] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+def test_where_nothing_is_possible_nothing_is_found() -> None:
+    assert search(lambda history: np.full(WORDS, -np.inf, np.float32), width=3, length=3) == []
+
+
+def test_equals_are_ordered_by_their_tokens() -> None:
+    def model(history: State) -> Floats:
+        return np.full(WORDS, -math.log(WORDS), np.float32)
+
+    found = search(model, width=6, length=2)
+    tokens = [hypothesis.tokens for hypothesis in found]
+    assert tokens == sorted(tokens)
+
+
+def test_each_step_asks_once_for_each_live_sequence_with_the_state_before_its_last_token() -> None:
+    asked: list[Sequence[Hypothesis[State]]] = []
+    search(random_model(3), width=4, length=4, asked=asked)
+    assert [len(hypotheses) <= 4 for hypotheses in asked] == [True, True, True]
+    for step, hypotheses in enumerate(asked, start=1):
+        assert len({hypothesis.tokens for hypothesis in hypotheses}) == len(hypotheses)
+        for hypothesis in hypotheses:
+            assert not hypothesis.ended
+            assert len(hypothesis.tokens) == step
+            assert hypothesis.state == hypothesis.tokens[:-1]

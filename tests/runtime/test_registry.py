@@ -1,0 +1,318 @@
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from app import bundle as bundles
+from app.bundle import Bundle
+from app.errors import BundleError, InvalidField, NotReady, UnknownModel
+from app.runtime.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.metrics import Metrics
+from app.runtime.registry import Registry, load_predictor, probe_answer
+
+pytestmark = pytest.mark.anyio
+
+PAYLOAD = {"text": "he said the market fell", "top_k": 10}
+FILES = (
+    "README.md",
+    "probe.json",
+    "recurrent.fp32.onnx",
+    "recurrent.int8.onnx",
+    "softmax.fp32.onnx",
+    "softmax.int8.onnx",
+    "vocabulary.txt",
+    "weights.safetensors",
+)
+
+
+def publish(
+    store: Path, bundle: Bundle, model: str, *, contents: dict[str, bytes] | None = None, **changes: Any
+) -> Path:
+    """The bundle under another name, some of it changed: checksums are right, whatever stands in the files."""
+    files: dict[str, bytes | Path] = {name: bundle.path(name) for name in bundle.manifest.files}
+    manifest = bundle.manifest.model_copy(update={"files": {}, "model": model, **changes})
+    return bundles.publish(store, manifest, files | (contents or {}))
+
+
+def probe(bundle: Bundle, **answers: Any) -> bytes:
+    """The bundle's probe with other recorded answers."""
+    document = bundle.json("probe.json")
+    return json.dumps({**document, "answers": document["answers"] | answers}).encode()
+
+
+def load(store: Path, metrics: Metrics | None = None) -> Registry:
+    return Registry.load(
+        store,
+        threads=1,
+        queue_size=8,
+        batch_size=8,
+        cache_bytes=1 << 20,
+        metrics=metrics or Metrics(CollectorRegistry()),
+    )
+
+
+@pytest.fixture
+def store(tiny_store: Path, tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    """A store of its own for this test, with the models `other` and `tiny`."""
+    shutil.copytree(tiny_store, tmp_path / "store")
+    publish(tmp_path / "store", tiny_bundle, "other")
+    return tmp_path / "store"
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+async def test_every_model_of_the_store_is_served(store: Path, tiny_bundle: Bundle) -> None:
+    registry = load(store)
+    assert [model.name for model in registry.served()] == ["other", "tiny"]
+    assert registry.refused == {}
+    tiny = registry.get("tiny", "language_model")
+    assert (tiny.version, tiny.versions, tiny.manifest) == ("1", ["1"], tiny_bundle.manifest)
+    answer = await tiny.answer(Suggest("the company said", top_k=3))
+    assert len(answer.suggestions) == 3
+    await registry.close()
+
+
+async def test_the_current_version_is_served_and_all_are_told(store: Path, tiny_bundle: Bundle) -> None:
+    publish(store, tiny_bundle, "tiny", version="2")
+    publish(store, tiny_bundle, "tiny", version="3")
+    bundles.activate(store, "tiny", "2")
+    registry = load(store)
+    tiny = registry.get("tiny", "language_model")
+    assert (tiny.version, tiny.versions) == ("2", ["1", "2", "3"])
+    await registry.close()
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
+@pytest.mark.parametrize("file", FILES)
+async def test_a_damaged_bundle_is_refused_by_name_and_the_others_serve(
+    store: Path, file: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(store / "tiny" / "1" / file)
+    registry = load(store)
+    assert [model.name for model in registry.served()] == ["other"]
+    assert list(registry.refused) == ["tiny"]
+    assert str(store / "tiny" / "1" / file) in registry.refused["tiny"]
+    assert "tiny: refused" in caplog.text
+    with pytest.raises(NotReady, match=file):
+        registry.get("tiny", "language_model")
+    assert (await registry.get(None, "language_model").answer(Suggest("the"))).suggestions
+    await registry.close()
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
+async def test_a_model_without_a_proper_manifest_is_refused(store: Path, content: str | None) -> None:
+    path = store / "tiny" / "1" / "manifest.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    registry = load(store)
+    assert [model.name for model in registry.served()] == ["other"]
+    assert str(path) in registry.refused["tiny"]
+    await registry.close()
+
+
+@pytest.mark.parametrize("number", [0, 2, "1", None])
+async def test_a_foreign_format_is_refused_by_its_number(store: Path, number: object) -> None:
+    path = store / "tiny" / "1" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": number}))
+    registry = load(store)
+    assert [model.name for model in registry.served()] == ["other"]
+    assert f"format is {number!r}" in registry.refused["tiny"]
+    await registry.close()
+
+
+@pytest.mark.parametrize("content", [None, "9\n", ""])
+async def test_a_model_whose_current_version_is_missing_is_refused(store: Path, content: str | None) -> None:
+    current = store / "tiny" / "CURRENT"
+    current.unlink()
+    if content is not None:
+        current.write_text(content)
+    registry = load(store)
+    assert [model.name for model in registry.served()] == ["other"]
+    assert "CURRENT" in registry.refused["tiny"]
+    await registry.close()
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "an unknown normalisation": {"normalisation": "bpe"},
+    "a family that is not served": {"family": "captions"},
+    "a repeated word": {"contents": {"vocabulary.txt": b"<eos>\n<unk>\nthe\nthe"}},
+    "too few words": {"contents": {"vocabulary.txt": b"<eos>\n<unk>\nthe"}},
+    "a vocabulary in no known encoding": {"contents": {"vocabulary.txt": b"<eos>\n<unk>\n\xff"}},
+    "graphs that are none": {"contents": dict.fromkeys(("softmax.int8.onnx", "softmax.fp32.onnx"), b"?")},
+    "a probe that is no object": {"contents": {"probe.json": b"[]"}},
+    "a probe without answers": {"contents": {"probe.json": b'{"payload": {"text": "the"}}'}},
+    "a probe with a foreign payload": {
+        "contents": {"probe.json": b'{"payload": {"image": 1}, "answers": {"int8": [], "fp32": []}}'}
+    },
+}
+
+
+@pytest.mark.parametrize("changes", FOREIGN.values(), ids=FOREIGN.keys())
+async def test_a_whole_bundle_of_things_unknown_here_is_refused_by_name_and_the_others_serve(
+    store: Path, tiny_bundle: Bundle, changes: dict[str, Any]
+) -> None:
+    publish(store, tiny_bundle, "foreign", **changes)
+    registry = load(store)
+    assert [model.name for model in registry.served()] == ["other", "tiny"]
+    assert list(registry.refused) == ["foreign"]
+    assert "foreign" in registry.refused["foreign"]
+    await registry.close()
+
+
+def test_a_store_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="nowhere"):
+        load(tmp_path / "nowhere")
+
+
+async def test_int8_serves_where_it_answers_the_probe_as_recorded(tiny_bundle: Bundle) -> None:
+    int8 = LanguageModelPredictor.open(tiny_bundle, "int8")
+    assert probe_answer(load_predictor(tiny_bundle), PAYLOAD) == probe_answer(int8, PAYLOAD)
+
+
+@pytest.mark.parametrize("wrong", ["probability", "word", "fewer"])
+async def test_where_int8_answers_the_probe_otherwise_fp32_serves_and_a_warning_says_so(
+    store: Path, tiny_bundle: Bundle, wrong: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = tiny_bundle.json("probe.json")["answers"]["int8"]
+    (word, value), *others = recorded
+    answers = {
+        "probability": [[word, value + 0.01], *others],
+        "word": [["otherwise", value], *others],
+        "fewer": others,
+    }
+    folder = publish(store, tiny_bundle, "moved", contents={"probe.json": probe(tiny_bundle, int8=answers[wrong])})
+    with caplog.at_level(logging.WARNING):
+        predictor = load_predictor(bundles.read(folder))
+    assert "moved: int8 can't be trusted on this machine, serving fp32" in caplog.text
+    fp32 = LanguageModelPredictor.open(tiny_bundle, "fp32")
+    assert probe_answer(predictor, PAYLOAD) == probe_answer(fp32, PAYLOAD)
+
+
+async def test_where_an_int8_graph_cannot_be_run_fp32_serves(store: Path, tiny_bundle: Bundle) -> None:
+    folder = publish(store, tiny_bundle, "broken", contents={"recurrent.int8.onnx": b"?"})
+    fp32 = LanguageModelPredictor.open(tiny_bundle, "fp32")
+    assert probe_answer(load_predictor(bundles.read(folder)), PAYLOAD) == probe_answer(fp32, PAYLOAD)
+
+
+async def test_a_difference_in_the_last_digits_is_another_processor_and_no_fault(
+    store: Path, tiny_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = [[word, value + 1e-5] for word, value in tiny_bundle.json("probe.json")["answers"]["int8"]]
+    folder = publish(store, tiny_bundle, "near", contents={"probe.json": probe(tiny_bundle, int8=recorded)})
+    load_predictor(bundles.read(folder))
+    assert caplog.text == ""
+
+
+async def test_a_model_that_answers_the_probe_otherwise_in_both_precisions_is_refused(
+    store: Path, tiny_bundle: Bundle
+) -> None:
+    publish(store, tiny_bundle, "broken", contents={"probe.json": probe(tiny_bundle, int8=[], fp32=[["the", -1.0]])})
+    registry = load(store)
+    assert [model.name for model in registry.served()] == ["other", "tiny"]
+    assert "fp32: the probe answers" in registry.refused["broken"]
+    await registry.close()
+
+
+async def test_a_bundle_published_as_fp32_is_served_so(
+    store: Path, tiny_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = publish(store, tiny_bundle, "exact", served="fp32")
+    fp32 = LanguageModelPredictor.open(tiny_bundle, "fp32")
+    assert probe_answer(load_predictor(bundles.read(folder)), PAYLOAD) == probe_answer(fp32, PAYLOAD)
+    assert caplog.text == ""
+
+
+async def test_without_a_name_the_first_model_of_the_family_answers(store: Path) -> None:
+    registry = load(store)
+    assert registry.get(None, "language_model").name == "other"
+    with pytest.raises(NotReady, match="no digits model is ready"):
+        registry.get(None, "digits")
+    await registry.close()
+
+
+async def test_an_unknown_name_is_told_the_known_ones(store: Path) -> None:
+    registry = load(store)
+    with pytest.raises(UnknownModel, match=r"ptb: no such language_model model; there are: other, tiny"):
+        registry.get("ptb", "language_model")
+    with pytest.raises(UnknownModel, match=r"tiny: no such digits model; there are: none"):
+        registry.get("tiny", "digits")
+    await registry.close()
+
+
+async def test_where_all_are_refused_the_reasons_are_told(store: Path) -> None:
+    for model in ("other", "tiny"):
+        (store / model / "1" / "vocabulary.txt").unlink()
+    registry = load(store)
+    assert registry.served() == []
+    with pytest.raises(NotReady, match=r"no language_model model is ready; other: .*vocabulary.*; tiny: .*vocabulary"):
+        registry.get(None, "language_model")
+    await registry.close()
+
+
+async def test_an_empty_store_serves_nothing(tmp_path: Path) -> None:
+    registry = load(tmp_path)
+    assert registry.served() == []
+    with pytest.raises(NotReady, match="no language_model model is ready"):
+        registry.get(None, "language_model")
+    await registry.close()
+
+
+async def test_a_payload_that_cannot_be_answered_is_refused_for_its_field(store: Path) -> None:
+    registry = load(store)
+    with pytest.raises(InvalidField) as refused:
+        await registry.get("tiny", "language_model").answer(Score(" \n"))
+    assert refused.value.field == "text"
+    await registry.close()
+
+
+async def test_a_closed_registry_answers_nothing_more(store: Path) -> None:
+    registry = load(store)
+    tiny = registry.get("tiny", "language_model")
+    await registry.close()
+    with pytest.raises(NotReady, match="tiny: is shutting down"):
+        await tiny.answer(Suggest("the"))
+
+
+async def test_each_model_keeps_its_own_cache_and_figures(store: Path) -> None:
+    registry = CollectorRegistry()
+    models = load(store, Metrics(registry))
+
+    def figures(model: str) -> list[float]:
+        """Tokens remembered, tokens read and turns given so far."""
+        found = (
+            registry.get_sample_value("seqserve_cache_tokens_total", {"model": model, "source": "hit"}),
+            registry.get_sample_value("seqserve_cache_tokens_total", {"model": model, "source": "read"}),
+            registry.get_sample_value("seqserve_batch_size_count", {"model": model}),
+        )
+        return [value or 0 for value in found]
+
+    before = {model: figures(model) for model in ("tiny", "other")}  # the probe has been answered
+    for model, cached in (("tiny", 0), ("tiny", 5), ("other", 0)):
+        answer = await models.get(model, "language_model").answer(Suggest("he said the market fell"))
+        assert answer.cached_tokens == cached
+    await models.close()
+    more = {model: [a - b for a, b in zip(figures(model), before[model], strict=True)] for model in before}
+    assert more == {"tiny": [5, 5, 2], "other": [0, 5, 1]}
+
+
+async def test_the_figures_tell_which_version_answers_and_which_was_refused(store: Path) -> None:
+    (store / "tiny" / "1" / "vocabulary.txt").unlink()
+    metrics = Metrics(CollectorRegistry())
+    await load(store, metrics).close()
+    figures = metrics.render().decode().splitlines()
+    assert 'seqserve_model_ready{model="other",version="1"} 1.0' in figures
+    assert 'seqserve_model_ready{model="tiny",version="1"} 0.0' in figures

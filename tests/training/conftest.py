@@ -1,0 +1,78 @@
+"""A tiny corpus, and every preset in a size that trains in a blink."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from training import data
+from training.data import Corpus, Source
+from training.language_model import PRESETS, LanguageModelConfig, train
+from training.run import Run
+
+WORDS = """
+the company bank said its profits shares rose fell N % in to market mr. smith new york
+"""
+SENTENCES = {"train": 15, "valid": 6, "test": 5}  # of six words each
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from a second thread, and sums are made in the same order everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def tokenised_here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whoever loads a corpus without naming a cache finds one that is the test's own."""
+    monkeypatch.setattr(data, "load", partial(data.load, cache=tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    folder, draw = tmp_path_factory.mktemp("texts"), random.Random(1)
+    files = {split: folder / f"tiny.{split}.txt" for split in SENTENCES}
+    for split, path in files.items():
+        path.write_text("".join(" ".join(draw.choices(WORDS.split(), k=6)) + "\n" for _ in range(SENTENCES[split])))
+    return Source("tiny", files, "free for all")
+
+
+@pytest.fixture(scope="session")
+def corpus(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return data.load(source, 1000, cache=tmp_path_factory.getbasetemp() / "cache")
+
+
+@pytest.fixture(scope="session")
+def shrunk(corpus: Corpus) -> Callable[[str], LanguageModelConfig]:
+    """A preset by name, the same but for its sizes and its length."""
+
+    def shrink(preset: str) -> LanguageModelConfig:
+        config = PRESETS[preset]
+        return replace(
+            config,
+            vocabulary_size=len(corpus.vocabulary),
+            embedding_size=12,
+            hidden_sizes=(*(16 for _ in config.hidden_sizes[1:]), 12),
+            batch_size=4,
+            steps=6,
+            epochs=2,
+            evaluation_batch=min(config.evaluation_batch, 2),
+        )
+
+    return shrink
+
+
+@pytest.fixture(scope="session")
+def finished(
+    corpus: Corpus, shrunk: Callable[[str], LanguageModelConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """A finished run of the shrunk `cpu` preset. Read only: whoever changes it copies it first."""
+    run = Run(tmp_path_factory.mktemp("runs") / "finished")
+    train(shrunk("cpu"), corpus, run)
+    return run

@@ -1,0 +1,28 @@
+"""A text's score is the same alone, beside others and gzipped."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from app import bundle as bundles
+from app.runtime.language_model import LanguageModelPredictor
+from training.evaluate import score_files
+
+TEXT = "the company said profits rose\nhe says it does\n" * 5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_files_are_scored_side_by_side_as_alone(precision: str, tiny_store: Path, tmp_path: Path) -> None:
+    predictor = LanguageModelPredictor.open(bundles.read(tiny_store / "tiny" / "1"), precision)  # type: ignore[arg-type]
+    plain, short, zipped = tmp_path / "plain.txt", tmp_path / "short.txt", tmp_path / "zipped.txt.gz"
+    plain.write_text(TEXT)
+    short.write_text("shares fell")
+    zipped.write_bytes(gzip.compress(TEXT.encode()))
+    together = score_files(predictor, [plain, short, zipped])
+    alone = [score_files(predictor, [path])[0] for path in (plain, short, zipped)]
+    for one, other in zip(together, alone, strict=True):
+        assert one.tokens == other.tokens
+        assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-6)
+    assert together[0].log_likelihood == pytest.approx(together[2].log_likelihood, rel=1e-6)
+    assert (together[0].tokens, together[0].sentences) == (55, 10)
