@@ -65,9 +65,8 @@ def publish(run: Run, store: Path, *, name: str | None = None, version: str | No
 
 def read_config(stored: dict[str, Any]) -> LanguageModelConfig:
     """A configuration as a run or a manifest keeps it."""
-    return LanguageModelConfig(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-    )
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    return LanguageModelConfig(**values)
 
 
 def trained(run: Run, config: LanguageModelConfig) -> LanguageModel:

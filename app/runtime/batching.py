@@ -47,7 +47,7 @@ class Observer(Protocol):
         ...
 
     def set_queue(self, model: str, depth: int) -> None:
-        """So many examples wait for their first turn."""
+        """So many examples wait for a turn."""
         ...
 
     def count_refusal(self, model: str, reason: str) -> None:
@@ -83,8 +83,9 @@ class _Ticket:
 class Batcher:
     """Feeds a predictor from many callers.
 
-    At most `queue_size` examples wait for their first turn; one more is refused at once. What has begun goes to the
-    back of the queue between its turns. A caller that left, or whose deadline passed, is dropped before the next turn.
+    While `queue_size` examples wait, one more is refused at once. What has begun goes to the back of the queue between
+    its turns and counts there, so that what is under way is bounded too; it is never refused. A caller that left, or
+    whose deadline passed, is dropped before the next turn.
     """
 
     def __init__(
@@ -104,7 +105,6 @@ class Batcher:
         self._batch_size = batch_size
         self._now = now
         self._queue: deque[_Ticket] = deque()
-        self._waiting = 0  # tickets that have not had a turn
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"inference-{name}", daemon=True)
@@ -120,13 +120,14 @@ class Batcher:
         self._accept(ticket)
         try:
             return await ticket.future
-        finally:
-            ticket.abandoned = True
+        except asyncio.CancelledError:
+            self._leave(ticket)
+            raise
 
     @property
     def depth(self) -> int:
-        """How many examples wait for their first turn."""
-        return self._waiting
+        """How many examples wait for a turn."""
+        return len(self._queue)
 
     async def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the thread."""
@@ -139,13 +140,21 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise NotReady(f"{self._name}: is shutting down")
-            if self._waiting >= self._queue_size:
+            if len(self._queue) >= self._queue_size:
                 self._observer.count_refusal(self._name, "overloaded")
-                raise Overloaded(f"{self._name}: {self._waiting} requests wait already; try again soon")
+                raise Overloaded(f"{self._name}: {len(self._queue)} requests wait already; try again soon")
             self._queue.append(ticket)
-            self._waiting += 1
+            self._observer.set_queue(self._name, len(self._queue))
             self._changed.notify()
-        self._observer.set_queue(self._name, self._waiting)
+
+    def _leave(self, ticket: _Ticket) -> None:
+        """Give the place of a caller who left to others, unless it is having its turn."""
+        self._observer.count_refusal(self._name, "cancelled")
+        with self._changed:
+            ticket.abandoned = True
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+                self._observer.set_queue(self._name, len(self._queue))
 
     def _run(self) -> None:
         while batch := self._gather():
@@ -175,19 +184,15 @@ class Batcher:
                     return []
                 while self._queue and len(batch) < self._batch_size:
                     ticket = self._queue.popleft()
-                    if self._still_wanted(ticket):
+                    if self._in_time(ticket):
                         batch.append(ticket)
-        self._observer.set_queue(self._name, self._waiting)
+            self._observer.set_queue(self._name, len(self._queue))
         return batch
 
-    def _still_wanted(self, ticket: _Ticket) -> bool:
+    def _in_time(self, ticket: _Ticket) -> bool:
         if not ticket.started:
             ticket.started = True
-            self._waiting -= 1
             self._observer.observe_wait(self._name, self._now() - ticket.accepted)
-        if ticket.abandoned:
-            self._observer.count_refusal(self._name, "cancelled")
-            return False
         if ticket.deadline is not None and self._now() > ticket.deadline:
             self._observer.count_refusal(self._name, "deadline")
             ticket.settle(error=DeadlineExceeded(f"{self._name}: the deadline passed before the answer was ready"))
@@ -196,7 +201,8 @@ class Batcher:
 
     def _requeue(self, unfinished: Sequence[_Ticket]) -> None:
         with self._changed:
-            self._queue.extend(unfinished)
+            self._queue.extend(ticket for ticket in unfinished if not ticket.abandoned)
+            self._observer.set_queue(self._name, len(self._queue))
 
 
 def answer_all(predictor: Predictor[Any, Any, Any], examples: Sequence[Any]) -> list[Any]:

@@ -22,7 +22,7 @@ class Metrics:
         self._batch_size = self._histogram("batch_size", "Examples that shared a turn", SIZES, "model")
         self._batch_seconds = self._histogram("batch_seconds", "One turn of the model", SECONDS, "model")
         self._wait_seconds = self._histogram("wait_seconds", "From acceptance to first turn", SECONDS, "model")
-        self._queue = self._gauge("queue_depth", "Examples that wait for their first turn", "model")
+        self._queue = self._gauge("queue_depth", "Examples that wait for a turn", "model")
         self._cache = self._counter("cache_tokens", "Context tokens remembered (hit) or read", "model", "source")
         self._refusals = self._counter("refusals", "Examples that got no answer", "model", "reason")
         self._ready = self._gauge("model_ready", "1 if this version answers, 0 if it was refused", "model", "version")

@@ -11,6 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,11 +39,11 @@ class Served:
     def typing(self, words: Sequence[str]) -> float:
         """Median ms of a next-word answer, asked after each word of a growing text."""
         texts = [" ".join(words[:end]) for end in range(1, len(words))]
-        return statistics.median(_milliseconds(lambda text=text: self._ask([Suggest(text)])) for text in texts)
+        return self.cold(texts)
 
     def cold(self, texts: Sequence[str]) -> float:
         """Median ms of a next-word answer to a text never seen."""
-        return statistics.median(_milliseconds(lambda text=text: self._ask([Suggest(text)])) for text in texts)
+        return statistics.median(_milliseconds(partial(self._ask, [Suggest(text)])) for text in texts)
 
     def scoring(self, texts: Sequence[str]) -> float:
         """Ms a 1,000 words, all texts at once."""
@@ -75,7 +76,7 @@ class Eager:
     @torch.inference_mode()
     def cold(self, texts: Sequence[str]) -> float:
         """As Served: one pass over the text, the softmax for its last word alone."""
-        return statistics.median(_milliseconds(lambda text=text: self._last(text)) for text in texts)
+        return statistics.median(_milliseconds(partial(self._last, text)) for text in texts)
 
     @torch.inference_mode()
     def scoring(self, texts: Sequence[str]) -> float:

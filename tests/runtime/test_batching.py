@@ -137,13 +137,37 @@ async def test_a_full_queue_refuses_at_once_and_serves_the_rest() -> None:
     assert bench.recorder.refusals == ["overloaded"]
 
 
-async def test_what_wants_another_turn_takes_no_place_in_the_queue() -> None:
+async def test_what_wants_another_turn_is_never_refused() -> None:
     async with busy(Work("long", turns=3), queue_size=1) as bench:
         (task,) = await bench.submit(Work("a", turns=2))
         bench.gate.opened.set()
         assert await answers(bench.first, task) == ["LONG", "A"]
         assert bench.batcher.depth == 0
     assert bench.recorder.depths[-1] == 0
+
+
+async def test_what_is_under_way_counts_against_what_is_accepted() -> None:
+    begun, allowed = threading.Semaphore(0), threading.Semaphore(0)
+
+    def turn(batch: Sequence[Work]) -> list[str | None]:
+        begun.release()
+        assert allowed.acquire(timeout=PATIENCE)
+        for work in batch:
+            work.turns -= 1
+        return [None if work.turns else work.name for work in batch]
+
+    batcher = Batcher("m", turn, Recorder(), queue_size=2, batch_size=1)
+    tasks = [asyncio.create_task(batcher.submit(Work("a", turns=2)))]
+    assert await asyncio.to_thread(begun.acquire, timeout=PATIENCE)
+    tasks += [asyncio.create_task(batcher.submit(Work(name))) for name in "bc"]
+    await asyncio.sleep(0)
+    allowed.release()  # a has had a turn and wants another: c and a wait while b runs
+    assert await asyncio.to_thread(begun.acquire, timeout=PATIENCE)
+    with pytest.raises(Overloaded):
+        await batcher.submit(Work("d"))
+    allowed.release(3)
+    assert await answers(*tasks) == ["a", "b", "c"]
+    await batcher.close()
 
 
 async def test_a_caller_that_left_is_dropped_before_its_batch_and_spares_its_batch_mates() -> None:

@@ -1,5 +1,6 @@
 """What holds for any text, whatever is in it."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 from hypothesis import example, given, settings
@@ -22,7 +23,7 @@ LINES = st.lists(CHUNKS, max_size=5).map(" ".join)
 SPACES = st.sampled_from([" ", "\t", "\u00a0", "\u2028", "  "])
 
 
-def texts(tokens: list[Token]) -> list[str]:
+def texts(tokens: Iterable[Token]) -> list[str]:
     return [token.text for token in tokens]
 
 
