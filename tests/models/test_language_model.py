@@ -44,7 +44,7 @@ def test_an_untied_output_is_its_own() -> None:
 
 
 def test_tied_weights_of_different_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="tied: the last layer must have the embedding's size, expected 6, found 8"):
+    with pytest.raises(ValueError, match="tied: expected a last layer of the embedding's size 6, found 8"):
         model(tied=True, hidden_sizes=(6, 8))
 
 

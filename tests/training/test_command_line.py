@@ -133,7 +133,7 @@ def test_tied_layers_of_different_sizes_are_told(
     refusal: Callable[..., str], texts: list[object], tmp_path: Path
 ) -> None:
     told = refusal("language-model", "cpu", "--run", tmp_path, *texts, *SIZES, "--hidden-sizes", 16, 20)
-    assert told == "error: tied: the last layer must have the embedding's size, expected 12, found 20"
+    assert told == "error: tied: expected a last layer of the embedding's size 12, found 20"
 
 
 def test_an_existing_run_is_neither_started_over_nor_resumed_as_another(

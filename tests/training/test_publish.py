@@ -111,8 +111,9 @@ def test_int8_serves_unless_it_costs_too_much(
 
 def test_the_probe_is_replayed_by_the_server(published: Bundle, corpus: Corpus) -> None:
     probe = published.json("probe.json")
-    words = [corpus.vocabulary.tokens[token] for token in corpus.valid[:20]]
-    assert Suggest(**probe["payload"]).text.split() == words
+    words = Suggest(**probe["payload"]).text.split()
+    assert set(words) <= set(corpus.vocabulary.tokens) - {"<eos>", "<unk>"}
+    assert len(set(words)) == 20  # the commonest, in no order that a corpus has them in
     predictor = load_predictor(published)  # raises unless the answers are as recorded
     answers = probe["answers"][published.manifest.served]
     assert len(answers) == 5
