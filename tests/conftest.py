@@ -1,4 +1,4 @@
-"""A tiny published language model, made once: random weights, real format."""
+"""What all tests share: a tiny published language model, made once: random weights, real format."""
 
 import hashlib
 import json
@@ -18,6 +18,20 @@ WORDS = (
     "<eos> <unk> N $ 's n't the a of to in company profits rose fell shares market says said do does it its is was"
     " new york stock mr. u.s. inc. i he she they can could third-quarter 1980s price prices trading bank banks"
 ).split()
+
+
+torch.set_num_threads(1)  # tiny matrices gain nothing from a second thread, and sums are made in one order everywhere
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What draws by chance draws the same in every run."""
+    torch.manual_seed(1)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture(scope="session")

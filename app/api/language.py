@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Request
+from pydantic import WithJsonSchema
 from pydantic_core import to_json
 from starlette.responses import Response, StreamingResponse
 
@@ -39,6 +40,7 @@ async def _deadline(
     request: Request,
     timeout_s: Annotated[
         float | None,
+        WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),  # a header is absent, never null
         Header(
             alias="X-Request-Timeout",
             gt=0,

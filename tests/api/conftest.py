@@ -123,11 +123,6 @@ def listening(app: FastAPI) -> Iterator[socket.socket]:
             thread.join()
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a developer has set changes no test."""

@@ -10,11 +10,6 @@ from app.bundle import Bundle
 from app.text import END, Vocabulary
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_store: Path) -> Bundle:
     return bundles.read(tiny_store / "tiny" / "1")

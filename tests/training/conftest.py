@@ -1,12 +1,11 @@
 """A tiny corpus, and every preset in a size that trains in a blink."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import pytest
-import torch
 
 from training import data
 from training.data import Corpus, Source
@@ -17,15 +16,6 @@ WORDS = """
 the company bank said its profits shares rose fell N % in to market mr. smith new york
 """
 SENTENCES = {"train": 15, "valid": 6, "test": 5}  # of six words each
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from a second thread, and sums are made in the same order everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
