@@ -37,7 +37,11 @@ class UnsupportedType(SeqserveError):
 
 
 class TooLarge(SeqserveError):
-    """What was sent is larger than is taken."""
+    """More was sent than is taken; `hopeless` if what is still to come can't be waited for."""
+
+    def __init__(self, message: str, *, hopeless: bool = True) -> None:
+        super().__init__(message)
+        self.hopeless = hopeless
 
 
 class UnknownModel(SeqserveError):

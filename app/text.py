@@ -13,6 +13,7 @@ END = "<eos>"
 UNKNOWN = "<unk>"
 
 _CHUNK = re.compile(r"\S+")
+_WORDED = re.compile(r"[^\W_]")
 _LINE = re.compile(r"([^\r\n]+)(?:\r\n?|\n)?|\r\n?|\n")
 _LAST_CHARACTER = "\U0010ffff"
 
@@ -237,13 +238,18 @@ class PennTreebank:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._known = vocabulary.index.keys() - {END}  # an `<eos>` that somebody typed ends nothing
         words = {token: place for token, place in vocabulary.index.items() if token not in (END, UNKNOWN, NUMBER)}
+        signs = {character for token in self._known if not _WORDED.search(token) for character in token}
+        worded = rf"(?:{_WORDED.pattern}|[{re.escape(''.join(signs))}{_MONEY}%&#'])"
+        # Chunks that hold a letter, a figure or a sign that may be a token: megabytes of others would take seconds one
+        # by one. Possessive, so that each character of a long run of dashes is looked at once.
+        self._worded = re.compile(rf"(?<!\S)(?:(?!{worded})\S)*+{worded}\S*")
         self._words = _WordList((_written(token).lower(), place) for token, place in words.items())
         self._clitics = _WordList((token, place) for token, place in words.items() if token in CLITICS)
 
     def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
         """The tokens of each chunk in turn; a chunk of mere punctuation has none, one of great length is one."""
         known = self._known
-        for match in _CHUNK.finditer(line):
+        for match in self._worded.finditer(line):
             chunk, at = match[0], offset + match.start()
             if chunk in known or len(chunk) > _LONGEST:
                 yield Token(chunk, at, at + len(chunk))

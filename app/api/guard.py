@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from email.message import Message as Headers
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -11,7 +11,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from app.errors import DeadlineExceeded, Malformed, TooLarge, UnsupportedType
+from app.errors import DeadlineExceeded, InvalidField, Malformed, TooLarge, UnsupportedType
+
+MAX_FIELDS: Final = 32  # more than any request has
+DRAINED: Final = 16  # a body up to so many times too large is read to its end, for clients that send before they listen
 
 Result = TypeVar("Result")
 
@@ -75,7 +78,7 @@ def _counted(request: Request, limit: int) -> Receive:
     async def receive() -> Message:
         nonlocal received
         if told > limit:
-            raise TooLarge(f"body: expected at most {limit} bytes, found {told}")
+            raise TooLarge(f"body: expected at most {limit} bytes, found {told}", hopeless=told > DRAINED * limit)
         message = await request.receive()
         received += len(message.get("body", b""))
         if received > limit:
@@ -89,10 +92,15 @@ async def _arrive(request: Request, timeout_s: float) -> None:
     """Wait until the whole body is here and parsed; the request keeps both."""
     try:
         async with asyncio.timeout(timeout_s):
-            await request.body()
+            body = await request.body()
     except TimeoutError as error:
         raise DeadlineExceeded(f"body: expected within {timeout_s:g} s, it is still arriving") from error
     try:
-        await request.json()
+        body.decode()
+        if b"\0" in body:  # UTF-16 and UTF-32 of JSON are full of them, UTF-8 has none
+            raise ValueError("a NUL byte")
+        document = await request.json()
     except (ValueError, RecursionError) as error:
         raise Malformed(f"body: expected JSON in UTF-8, found otherwise: {error}") from error
+    if isinstance(document, dict) and len(document) > MAX_FIELDS:  # else each would be told to be unknown, for seconds
+        raise InvalidField("body", f"expected at most {MAX_FIELDS} fields, found {len(document)}")

@@ -16,7 +16,7 @@ from app.api import problems
 from app.api.guard import json_route
 from app.api.schemas import NextWord, NextWordAnswer, Perplexity, PerplexityAnswer, Score, TokenScore
 from app.api.state import CatalogueOf
-from app.errors import Overloaded
+from app.errors import InvalidField, Overloaded
 from app.runtime import language_model as runtime
 from app.runtime.registry import Served
 
@@ -93,14 +93,16 @@ async def perplexity(body: Perplexity, catalogue: CatalogueOf, deadline: Deadlin
     served = catalogue.get(body.model, FAMILY)
     texts = body.texts or [body.text]
     payloads = [runtime.Score(text, body.mode, body.per_token, body.alternatives) for text in texts]
-    pieces = encoded(served, await score_all(served, payloads, deadline))
+    pieces = encoded(served, await score_all(served, payloads, deadline, numbered=bool(body.texts)))
     if body.per_token:
         return StreamingResponse(pieces, media_type="application/json")  # encoded in a worker thread
     return Response(b"".join(pieces), media_type="application/json")
 
 
-async def score_all(served: Served, payloads: Sequence[runtime.Score], deadline: float) -> list[runtime.TextScore]:
-    """The scores of all texts, in their order; if one fails, the rest is cancelled.
+async def score_all(
+    served: Served, payloads: Sequence[runtime.Score], deadline: float, *, numbered: bool
+) -> list[runtime.TextScore]:
+    """The scores of all texts, in their order; if one fails, the rest is cancelled. Errors name a `numbered` text.
 
     Where the queue has no room for more of them, those that have a place go first. Raise Overloaded if none gets one.
     """
@@ -113,6 +115,8 @@ async def score_all(served: Served, payloads: Sequence[runtime.Score], deadline:
         under_way += 1
         try:
             scores[place] = await served.answer(payload, deadline=deadline)
+        except InvalidField as error:
+            raise InvalidField(f"texts.{place}", error.message) if numbered else error from None
         finally:
             under_way -= 1
 

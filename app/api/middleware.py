@@ -1,5 +1,6 @@
 """What wraps every request: its name, its measure, and an answer to what nobody foresaw."""
 
+import asyncio
 import logging
 import re
 import time
@@ -10,6 +11,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
+from app.errors import NotReady
 from app.runtime.metrics import Metrics
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -88,6 +90,10 @@ class Unexpected:
 
         try:
             await self.app(scope, receive, send_seen)
+        except asyncio.CancelledError:  # the server's grace is over
+            if started:
+                raise
+            await problems.told(NotReady("the server is shutting down"))(scope, receive, send)
         except Exception:
             log.exception("request %s: unexpected error", scope["state"]["request_id"])
             if started:  # can't be taken back: let the server break the connection off

@@ -107,7 +107,7 @@ def _summary(served: Served) -> ModelSummary:
         "version": served.version,
         "versions": served.versions,
         "parameters": served.manifest.parameters,
-        "served": served.manifest.served,
+        "served": served.precision,
         "metrics": served.manifest.metrics,
     }
 
@@ -142,7 +142,7 @@ def _described(served: Served) -> Model:
         "data": manifest.corpus.model_dump(),
         "metrics": manifest.metrics,
         "parameters": manifest.parameters,
-        "served": manifest.served,
+        "served": served.precision,
         "sizes": {"files": files, "total": sum(files.values())},
         "card": served.bundle.text(CARD) if CARD in files else None,
     }

@@ -83,6 +83,11 @@ def problem(kind: Kind, detail: str, headers: Mapping[str, str] | None = None, *
     return Response(json.dumps(document), kind.status, headers, MEDIA_TYPE)
 
 
+def told(error: SeqserveError) -> Response:
+    """The problem document of one of our errors."""
+    return problem(KINDS[type(error)], str(error), _headers(error))
+
+
 def blank(status: int) -> Kind:
     """A problem that its status says all about."""
     return Kind(HTTPStatus(status), "about:blank", HTTPStatus(status).phrase)
@@ -99,7 +104,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
             detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
             return problem(KINDS[InvalidField], detail, errors=errors)
         case SeqserveError():
-            return problem(KINDS[type(error)], str(error), _headers(error))
+            return told(error)
         case HTTPException():
             detail = f"{request.method} {request.url.path[:MAX_SHOWN]}: {error.detail}"
             return problem(blank(error.status_code), detail, error.headers)
@@ -129,7 +134,7 @@ def _headers(error: SeqserveError) -> dict[str, str]:
             return {"Retry-After": str(error.retry_after)}
         case NotReady():
             return {"Retry-After": str(NOT_READY_RETRY_S)}
-        case TooLarge() | DeadlineExceeded():
+        case TooLarge(hopeless=True) | DeadlineExceeded():
             return {"Connection": "close"}  # the rest of the body, if any, isn't read
     return {}
 

@@ -185,7 +185,7 @@ class ModelSummary(ModelState):
     version: Annotated[str | None, Field(description="The version that answers.")]
     versions: Annotated[list[str] | None, Field(description="The versions on disk.")]
     parameters: int | None
-    served: Annotated[Literal["int8", "fp32"] | None, Field(description="Arithmetic of the published graphs.")]
+    served: Annotated[Literal["int8", "fp32"] | None, Field(description="The arithmetic that answers.")]
     metrics: dict[str, float] | None
 
 

@@ -83,9 +83,10 @@ class _Ticket:
 class Batcher:
     """Feeds a predictor from many callers.
 
-    While `queue_size` examples wait, one more is refused at once. What has begun goes to the back of the queue between
-    its turns and counts there, so that what is under way is bounded too; it is never refused. A caller that left, or
-    whose deadline passed, is dropped before the next turn.
+    While `queue_size` examples wait or are under way, one more is refused at once. A batch is made of newcomers, which
+    get their first turn soon, and of what is under way, the oldest first: so a keystroke does not wait for documents,
+    and of many documents the first are finished before the last, instead of all at once and too late. A caller that
+    left, or whose deadline passed, is dropped before the next turn.
     """
 
     def __init__(
@@ -104,7 +105,8 @@ class Batcher:
         self._queue_size = queue_size
         self._batch_size = batch_size
         self._now = now
-        self._queue: deque[_Ticket] = deque()
+        self._newcomers: deque[_Ticket] = deque()
+        self._under_way: list[_Ticket] = []  # had a turn and want another, oldest first
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"inference-{name}", daemon=True)
@@ -127,7 +129,7 @@ class Batcher:
     @property
     def depth(self) -> int:
         """How many examples wait for a turn."""
-        return len(self._queue)
+        return len(self._newcomers) + len(self._under_way)
 
     async def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the thread."""
@@ -140,11 +142,11 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise NotReady(f"{self._name}: is shutting down")
-            if len(self._queue) >= self._queue_size:
+            if self.depth >= self._queue_size:
                 self._observer.count_refusal(self._name, "overloaded")
-                raise Overloaded(f"{self._name}: {len(self._queue)} requests wait already; try again soon")
-            self._queue.append(ticket)
-            self._observer.set_queue(self._name, len(self._queue))
+                raise Overloaded(f"{self._name}: {self.depth} requests wait already; try again soon")
+            self._newcomers.append(ticket)
+            self._observer.set_queue(self._name, self.depth)
             self._changed.notify()
 
     def _leave(self, ticket: _Ticket) -> None:
@@ -152,9 +154,10 @@ class Batcher:
         self._observer.count_refusal(self._name, "cancelled")
         with self._changed:
             ticket.abandoned = True
-            if ticket in self._queue:
-                self._queue.remove(ticket)
-                self._observer.set_queue(self._name, len(self._queue))
+            for queue in (self._newcomers, self._under_way):
+                if ticket in queue:
+                    queue.remove(ticket)
+            self._observer.set_queue(self._name, self.depth)
 
     def _run(self) -> None:
         while batch := self._gather():
@@ -171,23 +174,28 @@ class Batcher:
             for ticket, answer in turns:
                 if answer is not None:
                     ticket.settle(answer)
-            self._requeue([ticket for ticket, answer in turns if answer is None])
+            self._keep([ticket for ticket, answer in turns if answer is None])
 
     def _gather(self) -> list[_Ticket]:
         """The next batch; waits for one; empty when closed and all is done."""
-        batch: list[_Ticket] = []
         with self._changed:
-            while not batch:
-                while not self._queue and not self._closing:
+            while True:
+                while not self.depth and not self._closing:
                     self._changed.wait()
-                if not self._queue:
+                if not self.depth:
                     return []
-                while self._queue and len(batch) < self._batch_size:
-                    ticket = self._queue.popleft()
-                    if self._in_time(ticket):
-                        batch.append(ticket)
-            self._observer.set_queue(self._name, len(self._queue))
-        return batch
+                batch = [ticket for ticket in self._next() if self._in_time(ticket)]
+                self._observer.set_queue(self._name, self.depth)
+                if batch:
+                    return batch
+
+    def _next(self) -> list[_Ticket]:
+        """Take a batch's worth: newcomers at most half of it while something is under way, which has the rest."""
+        room = self._batch_size
+        new = min(len(self._newcomers), max(room // 2, room - len(self._under_way), 1))
+        first = [self._newcomers.popleft() for _ in range(new)]
+        old, self._under_way = self._under_way[: room - new], self._under_way[room - new :]
+        return [*old, *first]
 
     def _in_time(self, ticket: _Ticket) -> bool:
         if not ticket.started:
@@ -199,10 +207,11 @@ class Batcher:
             return False
         return True
 
-    def _requeue(self, unfinished: Sequence[_Ticket]) -> None:
+    def _keep(self, unfinished: Sequence[_Ticket]) -> None:
         with self._changed:
-            self._queue.extend(ticket for ticket in unfinished if not ticket.abandoned)
-            self._observer.set_queue(self._name, len(self._queue))
+            kept = [ticket for ticket in unfinished if not ticket.abandoned]
+            self._under_way = sorted([*kept, *self._under_way], key=lambda ticket: ticket.accepted)
+            self._observer.set_queue(self._name, self.depth)
 
 
 def answer_all(predictor: Predictor[Any, Any, Any], examples: Sequence[Any]) -> list[Any]:

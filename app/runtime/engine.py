@@ -24,6 +24,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Precision: TypeAlias = Literal["int8", "fp32"]
 Ids: TypeAlias = npt.NDArray[np.int64]
 
+WEIGHTS = "weights.safetensors"
 SOFTMAX_ROWS = 32  # rows of V log-probabilities made at a time: they stay in the processor's cache
 
 
@@ -74,11 +75,16 @@ class RecurrentEngine:
         self._recurrent = recurrent
         self._softmax = softmax
         self.state_size: int = recurrent.get_inputs()[1].shape[1]
+        self.vocabulary_size: int = softmax.get_outputs()[0].shape[1]
         self.hidden_size: int = softmax.get_inputs()[0].shape[1]
 
     @classmethod
     def open(cls, bundle: Bundle, precision: Precision, *, threads: int = 1) -> "RecurrentEngine":
-        """The engine of a bundle's graphs of this precision. Raise BundleError if they can't be run."""
+        """The engine of a bundle's graphs of this precision. Raise BundleError if they can't be run.
+
+        The graphs read WEIGHTS beside them on their own, so it must be among the bundle's verified files.
+        """
+        bundle.path(WEIGHTS)
         return cls(*(session(bundle.path(f"{graph}.{precision}.onnx"), threads) for graph in ("recurrent", "softmax")))
 
     def initial_state(self) -> Floats:

@@ -1,5 +1,6 @@
 """The language model's predictor: next words and scores, a turn at a time."""
 
+import hashlib
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from app.bundle import Bundle
-from app.errors import InvalidField
+from app.errors import BundleError, InvalidField
 from app.runtime.batching import answer_all
 from app.runtime.decoding import Expansion, Hypothesis, beam_search
 from app.runtime.engine import Floats, Precision, Reading, RecurrentEngine, Segment, TokenReading
@@ -20,8 +21,10 @@ Mode: TypeAlias = Literal["document", "sentence"]
 ObserveCache: TypeAlias = Callable[[int, int], None]
 Turns: TypeAlias = Generator[list[Segment], list[Reading], Any]
 
-CHUNK = 32  # tokens of one sequence read in a turn: about 3 ms, so nobody waits long for a document's next turn
-SENTENCES = 16  # sentences of one text read side by side in a turn
+CHUNK = 32  # tokens of one sequence read in a turn: alone about 4 ms, so nobody waits long for a document's next turn
+SENTENCES = 8  # sentences of one text read side by side in a turn
+TURN = 1024  # what all examples may cost in a turn: about 60 ms
+DISTRIBUTION = 4  # tokens that a row of the whole vocabulary, searched for the likeliest, costs as much as
 BEAM = 10  # least width of the search for runs of several words
 
 
@@ -166,6 +169,7 @@ class LanguageModelPredictor:
         vocabulary: Vocabulary,
         normaliser: Normaliser,
         *,
+        precision: Precision,
         cache: StateCache,
         chunk: int = CHUNK,
         observe_cache: ObserveCache = ignore,
@@ -173,6 +177,7 @@ class LanguageModelPredictor:
         """`observe_cache` is told how many tokens of each context were remembered and how many had to be read."""
         self.vocabulary = vocabulary
         self.normaliser = normaliser
+        self.precision = precision
         self._engine = engine
         self._cache = cache
         self._chunk = chunk
@@ -193,11 +198,22 @@ class LanguageModelPredictor:
         observe_cache: ObserveCache = ignore,
     ) -> "LanguageModelPredictor":
         """The predictor of a bundle, on its graphs of this precision. Raise BundleError if they can't be run."""
-        vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
+        engine = RecurrentEngine.open(bundle, precision, threads=threads)
+        words = bundle.text("vocabulary.txt")
+        found = hashlib.sha256(words.encode()).hexdigest()
+        if found != bundle.manifest.vocabulary_sha256:
+            expected = bundle.manifest.vocabulary_sha256
+            raise BundleError(f"{bundle.path('vocabulary.txt')}: expected the sha256 {expected}, found {found}")
+        vocabulary = Vocabulary(words.split("\n"))
+        if len(vocabulary) != engine.vocabulary_size:
+            raise BundleError(
+                f"{bundle.path('vocabulary.txt')}: expected {engine.vocabulary_size} words, found {len(vocabulary)}"
+            )
         return cls(
-            RecurrentEngine.open(bundle, precision, threads=threads),
+            engine,
             vocabulary,
             normaliser(bundle.manifest.normalisation or "whitespace", vocabulary),
+            precision=precision,
             cache=StateCache(cache_bytes),
             chunk=chunk,
             observe_cache=observe_cache,
@@ -206,18 +222,28 @@ class LanguageModelPredictor:
     def prepare(self, payload: Suggest | Score) -> Example:
         """Check a payload; the work itself is left to the turns. Raise InvalidField for a text that can't be scored."""
         if isinstance(payload, Suggest):
+            _require_some("top_k", payload.top_k)
+            _require_some("words", payload.words)
             return Example(self._suggest(payload))
         if not payload.text.strip() or next(sentences(lines(payload.text), self.normaliser), None) is None:
             raise InvalidField("text", f"expected some words, found {_shortened(payload.text)!r}")
         return Example(self._score(lines(payload.text), payload))
 
     def predict(self, examples: Sequence[Example]) -> list[Any]:
-        """One turn for each: its answer, or None if it wants another."""
-        wanted = [example.wanted() for example in examples]
-        segments = [segment for group in wanted for segment in group]
+        """One turn for each: its answer, or None if it wants another.
+
+        What would make the turn longer than TURN is left for the next: the first example is always served, of the
+        others the smallest first.
+        """
+        served, room = list[Example](), TURN
+        for example in [*examples[:1], *sorted(examples[1:], key=_cost)]:
+            if not served or _cost(example) <= room:
+                served.append(example)
+                room -= _cost(example)
+        segments = [segment for example in served for segment in example.wanted()]
         readings = iter(self._engine.run(segments) if segments else [])
-        for example, group in zip(examples, wanted, strict=True):
-            example.take(list(islice(readings, len(group))))
+        for example in served:
+            example.take(list(islice(readings, len(example.wanted()))))
         return [example.answer for example in examples]
 
     def score_lines(self, text: Iterable[tuple[str, int]], mode: Mode = "document") -> TextScore:
@@ -353,6 +379,16 @@ def _unknown_words(text: str, tokens: Sequence[Token], ids: Sequence[int], unkno
     """The words of `text` that the model reads as `<unk>`, as sent, each once."""
     words = (text[token.start : token.end] for token, found in zip(tokens, ids, strict=True) if found == unknown)
     return list(dict.fromkeys(words))
+
+
+def _cost(example: Example) -> int:
+    """What an example's turn costs, in tokens."""
+    return sum(len(segment.tokens) + DISTRIBUTION * segment.distribution for segment in example.wanted())
+
+
+def _require_some(field: str, value: int) -> None:
+    if value < 1:
+        raise InvalidField(field, f"expected at least 1, found {value}")
 
 
 def _shortened(text: str) -> str:

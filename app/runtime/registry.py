@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,11 @@ class Served:
     bundle: Bundle
     predictor: LanguageModelPredictor
     batcher: Batcher
+
+    @property
+    def precision(self) -> Precision:
+        """The arithmetic that answers: the published one, unless this machine can't be trusted with it."""
+        return self.predictor.precision
 
     async def answer(self, payload: Suggest | Score, *, deadline: float | None = None) -> Any:
         """Check `payload` and wait for its answer; `deadline` is a time of time.monotonic."""
@@ -100,7 +104,7 @@ class Registry:
         model = self._served.get(name)
         if model is None or model.manifest.family != family:
             known = [model.name for model in self.served() if model.manifest.family == family]
-            raise UnknownModel(f"{name}: no such {family} model; there are: {', '.join(known) or 'none'}")
+            raise UnknownModel(f"{name[:80]!r}: no such {family} model; there are: {', '.join(known) or 'none'}")
         return model
 
     async def close(self) -> None:
@@ -124,12 +128,20 @@ def load_predictor(
     open_graphs = partial(
         LanguageModelPredictor.open, bundle, threads=threads, cache_bytes=cache_bytes, observe_cache=observe_cache
     )
-    if bundle.manifest.served == "int8":
-        try:
-            return _proved(bundle, open_graphs, "int8")
-        except BundleError as error:
-            log.warning("%s: int8 can't be trusted on this machine, serving fp32: %s", bundle.manifest.model, error)
-    return _proved(bundle, open_graphs, "fp32")
+    try:
+        predictor = open_graphs(bundle.manifest.served)
+        difference = _difference(bundle, predictor)
+        if difference and predictor.precision == "int8":
+            log.warning("%s; int8 can't be trusted on this machine, fp32 serves", difference)
+            predictor = open_graphs("fp32")
+            difference = _difference(bundle, predictor)
+    except BundleError:
+        raise
+    except Exception as error:  # checksums prove that it is as published, not that it makes sense to this version
+        raise BundleError(f"{bundle.folder}: can't be used by this version: {error!r}") from error
+    if difference:
+        raise BundleError(difference)
+    return predictor
 
 
 def probe_answer(predictor: LanguageModelPredictor, payload: dict[str, Any]) -> list[list[Any]]:
@@ -138,23 +150,15 @@ def probe_answer(predictor: LanguageModelPredictor, payload: dict[str, Any]) -> 
     return [[suggestion.text, suggestion.log_probability] for suggestion in answer.suggestions]
 
 
-def _proved(
-    bundle: Bundle, open_graphs: Callable[[Precision], LanguageModelPredictor], precision: Precision
-) -> LanguageModelPredictor:
-    """The predictor, once it has answered the probe as recorded; BundleError for whatever comes instead."""
-    try:
-        predictor = open_graphs(precision)
-        probe = bundle.json("probe.json")
-        expected = probe["answers"][precision]
-        found = probe_answer(predictor, probe["payload"])
-        alike = len(found) == len(expected) and all(
-            text == expected_text and abs(value - expected_value) <= PROBE_TOLERANCE
-            for (text, value), (expected_text, expected_value) in zip(found, expected, strict=True)
-        )
-    except BundleError:
-        raise
-    except Exception as error:  # checksums prove that it is as published, not that it makes sense to this version
-        raise BundleError(f"{bundle.folder}: {precision}: the probe can't be answered: {error!r}") from error
-    if not alike:
-        raise BundleError(f"{bundle.folder}: {precision}: the probe answers {found}, recorded was {expected}")
-    return predictor
+def _difference(bundle: Bundle, predictor: LanguageModelPredictor) -> str | None:
+    """How the predictor's answer to the probe differs from the recorded one, if it does."""
+    probe = bundle.json("probe.json")
+    expected = probe["answers"][predictor.precision]
+    found = probe_answer(predictor, probe["payload"])
+    alike = 0 < len(found) == len(expected) and all(
+        text == expected_text and abs(value - expected_value) <= PROBE_TOLERANCE
+        for (text, value), (expected_text, expected_value) in zip(found, expected, strict=True)
+    )
+    if alike:
+        return None
+    return f"{bundle.folder}: {predictor.precision}: the probe answers {found}, recorded was {expected}"

@@ -57,6 +57,10 @@ class FakeServed:
         return self.bundle.manifest
 
     @property
+    def precision(self) -> str:
+        return self.manifest.served
+
+    @property
     def version(self) -> str:
         return self.manifest.version
 

@@ -50,6 +50,8 @@ async def test_a_body_is_json_and_says_so(served: FakeServed, path: str, sent: s
         b'{"text": "a"} {}',
         b"{'text': 'a'}",
         b'{"text": "\xff"}',
+        '{"text": "a"}'.encode("utf-16"),
+        '{"text": "a"}'.encode("utf-16-be"),
         b"[" * 30_000,
         b"1" * 5000,
     ],
@@ -66,6 +68,25 @@ async def chunks(count: int, sent: list[int]) -> AsyncIterator[bytes]:
     for place in range(count):
         sent.append(place)
         yield b" " * 1024
+
+
+@pytest.mark.anyio
+async def test_a_body_of_countless_fields_is_refused_for_their_number(served: FakeServed) -> None:
+    body = {"text": "a"} | {f"k{place}": 1 for place in range(1000)}
+    async with connect(service(served)) as client:
+        response = await client.post("/perplexity", json=body)
+    assert response.status_code == 422
+    assert response.json()["errors"] == [{"field": "body", "message": "expected at most 32 fields, found 1001"}]
+
+
+@pytest.mark.parametrize(("size", "close"), [(200, None), (17 * 100, "close")])
+@pytest.mark.anyio
+async def test_the_connection_survives_a_body_that_is_not_hopelessly_large(
+    served: FakeServed, size: int, close: str | None
+) -> None:
+    async with connect(service(served, max_body_bytes=100 * 1024)) as client:
+        response = await client.post("/perplexity", content=b" " * size * 1024, headers=JSON)
+    assert (response.status_code, response.headers.get("connection")) == (413, close)
 
 
 @pytest.mark.parametrize(("path", "limit"), [("/next-word", 64), ("/perplexity", 100)])

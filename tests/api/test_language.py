@@ -265,3 +265,15 @@ async def test_when_one_text_fails_the_others_are_cancelled(served: FakeServed) 
         response = await client.post("/perplexity", json={"texts": ["a", "b", "bad"]})
     assert response.status_code == 422
     assert sorted(cancelled) == ["a", "b"]
+
+
+async def test_the_text_that_a_model_can_t_score_is_named_by_its_place(served: FakeServed) -> None:
+    async def wordless(payload: Any, deadline: float | None) -> Any:
+        if payload.text == "...":
+            raise InvalidField("text", "expected some words")
+        return await plausible(payload, deadline)
+
+    served.answering = wordless
+    async with connect(service(served)) as client:
+        response = await client.post("/perplexity", json={"texts": ["a", "b", "..."]})
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "texts.2")

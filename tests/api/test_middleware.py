@@ -1,5 +1,8 @@
 """What wraps every request."""
 
+import asyncio
+from typing import Any
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -35,6 +38,17 @@ async def test_every_response_carries_the_callers_request_id(
     if status >= 400:
         assert response.headers["content-type"] == "application/problem+json"
         assert response.json()["status"] == status
+
+
+async def test_who_is_cut_off_when_the_grace_is_over_is_told_to_come_back(served: FakeServed) -> None:
+    async def cut_off(payload: Any, deadline: float | None) -> Any:
+        raise asyncio.CancelledError
+
+    served.answering = cut_off
+    async with connect(service(served)) as client:
+        response = await client.post("/next-word", json={"text": "a"})
+    assert (response.status_code, response.json()["type"]) == (503, "/problems/not-ready")
+    assert response.headers["retry-after"]
 
 
 @pytest.mark.parametrize("sent", [b"", b"x" * 129, b"two words", "\u00e9".encode("latin-1"), b"tab\there", None])

@@ -34,7 +34,7 @@ def test_the_tree_at_the_top_of_the_file_draws_every_error(error: type[SeqserveE
         (errors.InvalidField("text", "expected less"), 422, {}),
     ],
 )
-@pytest.mark.parametrize(("path", "body"), [("/next-word", {"text": "a"}), ("/perplexity", {"texts": ["a", "b"]})])
+@pytest.mark.parametrize(("path", "body"), [("/next-word", {"text": "a"}), ("/perplexity", {"text": "a"})])
 @pytest.mark.anyio
 async def test_an_error_of_the_model_is_told_with_its_status(
     served: FakeServed, error: SeqserveError, status: int, headers: dict[str, str], path: str, body: dict[str, object]

@@ -30,10 +30,10 @@ def seqserve(*arguments: str | Path, text: str | None = None, **environment: str
 
 
 @contextmanager
-def serving(store: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+def serving(store: Path, **environment: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
     """A server of `store` that has loaded its models, and a client of it."""
     command: list[str | Path] = [sys.executable, "-m", "app", "serve", "--port", "0", "--store", store]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT | environment)
     assert process.stderr is not None
     try:
         for line in process.stderr:

@@ -1,6 +1,7 @@
 """A real server over HTTP."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -73,3 +74,15 @@ def test_it_ends_in_peace_when_told_to(tiny_store: Path) -> None:
         assert process.wait() == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+def test_who_is_not_answered_within_the_grace_is_told_so(tiny_store: Path) -> None:
+    with serving(tiny_store, SEQSERVE_GRACE_S="0") as (client, process), ThreadPoolExecutor() as threads:
+        asked = threads.submit(client.post, "/perplexity", json={"text": "the company said profits rose " * 100_000})
+        while 'seqserve_batch_size_count{model="tiny"}' not in httpx.get(client.base_url.join("/metrics")).text:
+            assert not asked.done()
+        process.send_signal(signal.SIGTERM)
+        answer = asked.result()
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/not-ready")
+        assert answer.headers["x-request-id"]
+        assert process.wait() == 0

@@ -262,7 +262,7 @@ async def test_a_long_request_shares_its_later_turns_with_what_has_come() -> Non
         tasks = await bench.submit(Work("a"), Work("b", turns=2))
         bench.gate.opened.set()
         await answers(bench.first, *tasks)
-    assert bench.gate.batches == [["long"], ["a", "b", "long"], ["b", "long"]]
+    assert bench.gate.batches == [["long"], ["long", "a", "b"], ["long", "b"]]
 
 
 async def test_an_exception_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:

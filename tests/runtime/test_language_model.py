@@ -74,7 +74,8 @@ def engine(tiny_bundle: Bundle) -> Watched:
 @pytest.fixture
 def watched(engine: Watched, vocabulary: Vocabulary) -> LanguageModelPredictor:
     """A predictor on `engine`, which has not been asked for anything yet."""
-    predictor = LanguageModelPredictor(engine, vocabulary, normaliser("ptb", vocabulary), cache=StateCache(0))
+    penn = normaliser("ptb", vocabulary)
+    predictor = LanguageModelPredictor(engine, vocabulary, penn, precision="fp32", cache=StateCache(0))
     engine.asked.clear()
     return predictor
 
@@ -528,6 +529,24 @@ def test_one_who_is_done_takes_no_further_turn(watched: LanguageModelPredictor, 
     (answer,) = watched.predict([example])
     assert watched.predict([example]) == [answer]
     assert len(engine.asked) == 1
+
+
+def test_a_turn_is_bounded_whoever_shares_it_and_everybody_is_answered(
+    watched: LanguageModelPredictor, engine: Watched
+) -> None:
+    texts = [Score("the company said profits rose\n" * 400, "sentence") for _ in range(20)]
+    widest = [Suggest(f"the bank {place}", top_k=50, words=5) for place in range(20)]
+    payloads: list[Suggest | Score] = [*texts, *widest, Suggest("the")]
+    found = answer_all(watched, [watched.prepare(payload) for payload in payloads])
+    assert len(found) == 41
+    assert max(sum(len(s.tokens) + 4 * s.distribution for s in segments) for segments in engine.asked) <= 1024
+
+
+def test_the_smallest_and_the_oldest_have_their_turn_first(watched: LanguageModelPredictor, engine: Watched) -> None:
+    texts = [watched.prepare(Score("the company said profits rose shares\n" * 400, "sentence")) for _ in range(30)]
+    keystroke = watched.prepare(Suggest("the"))
+    assert watched.predict([*texts, keystroke])[-1] is not None
+    assert list(engine.asked[0][0].tokens) == list(texts[0].wanted()[0].tokens)
 
 
 def test_no_examples_are_no_turn(int8: LanguageModelPredictor) -> None:

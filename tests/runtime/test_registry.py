@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 import shutil
@@ -197,15 +198,34 @@ async def test_where_int8_answers_the_probe_otherwise_fp32_serves_and_a_warning_
     folder = publish(store, tiny_bundle, "moved", contents={"probe.json": probe(tiny_bundle, int8=answers[wrong])})
     with caplog.at_level(logging.WARNING):
         predictor = load_predictor(bundles.read(folder))
-    assert "moved: int8 can't be trusted on this machine, serving fp32" in caplog.text
+    assert "int8 can't be trusted on this machine, fp32 serves" in caplog.text
+    assert predictor.precision == "fp32"
     fp32 = LanguageModelPredictor.open(tiny_bundle, "fp32")
     assert probe_answer(predictor, PAYLOAD) == probe_answer(fp32, PAYLOAD)
 
 
-async def test_where_an_int8_graph_cannot_be_run_fp32_serves(store: Path, tiny_bundle: Bundle) -> None:
+async def test_a_graph_that_cannot_be_run_is_refused(store: Path, tiny_bundle: Bundle) -> None:
     folder = publish(store, tiny_bundle, "broken", contents={"recurrent.int8.onnx": b"?"})
-    fp32 = LanguageModelPredictor.open(tiny_bundle, "fp32")
-    assert probe_answer(load_predictor(bundles.read(folder)), PAYLOAD) == probe_answer(fp32, PAYLOAD)
+    with pytest.raises(BundleError, match=r"recurrent.int8.onnx: expected a graph"):
+        load_predictor(bundles.read(folder))
+
+
+async def test_a_vocabulary_that_does_not_fit_its_graphs_is_refused(store: Path, tiny_bundle: Bundle) -> None:
+    words = tiny_bundle.text("vocabulary.txt") + "\nfurther"
+    sha256 = hashlib.sha256(words.encode()).hexdigest()
+    changed = {"vocabulary.txt": words.encode()}
+    with pytest.raises(BundleError, match=r"vocabulary.txt: expected the sha256"):
+        load_predictor(bundles.read(publish(store, tiny_bundle, "other-words", contents=changed)))
+    folder = publish(store, tiny_bundle, "more-words", contents=changed, vocabulary_sha256=sha256)
+    with pytest.raises(BundleError, match=r"vocabulary.txt: expected \d+ words, found \d+"):
+        load_predictor(bundles.read(folder))
+
+
+async def test_weights_that_the_manifest_does_not_list_are_not_read(tiny_bundle: Bundle) -> None:
+    files = {name: entry for name, entry in tiny_bundle.manifest.files.items() if name != "weights.safetensors"}
+    unlisted = Bundle(tiny_bundle.folder, tiny_bundle.manifest.model_copy(update={"files": files}))
+    with pytest.raises(BundleError, match=r"weights.safetensors"):
+        load_predictor(unlisted)
 
 
 async def test_a_difference_in_the_last_digits_is_another_processor_and_no_fault(
@@ -246,9 +266,9 @@ async def test_without_a_name_the_first_model_of_the_family_answers(store: Path)
 
 async def test_an_unknown_name_is_told_the_known_ones(store: Path) -> None:
     registry = load(store)
-    with pytest.raises(UnknownModel, match=r"ptb: no such language_model model; there are: other, tiny"):
+    with pytest.raises(UnknownModel, match=r"'ptb': no such language_model model; there are: other, tiny"):
         registry.get("ptb", "language_model")
-    with pytest.raises(UnknownModel, match=r"tiny: no such digits model; there are: none"):
+    with pytest.raises(UnknownModel, match="'tiny': no such digits model; there are: none"):
         registry.get("tiny", "digits")
     await registry.close()
 
