@@ -2,14 +2,18 @@
 
 import dataclasses
 import math
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from app import bundle as bundles
 from app.errors import CorpusError, SeqserveError
+from app.runtime.registry import load_predictor
 from training import data, report
+from training.evaluate import score_files
 from training.language_model import PRESETS, LanguageModelConfig, train
 from training.publish import publish as publish_run
 from training.run import Run
@@ -35,7 +39,7 @@ def language_model(
 
     Args:
         config: What to train; every field of a preset can be set.
-        run: Folder for the checkpoint, the metrics and the configuration.
+        run: Folder for the checkpoint, the metrics and the configuration; a model of your own texts is named after it.
         data_folder: Folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt; left out, they are downloaded once.
         train_text: A text of your own, tokens parted by white space, a sentence a line (with valid and test).
         valid_text: Chooses nothing, measures every epoch.
@@ -44,13 +48,15 @@ def language_model(
         resume: Go on where the run's checkpoint stands.
         minutes: Stop after this long; go on with --resume.
     """
-    source = _source(data_folder, {"train": train_text, "valid": valid_text, "test": test_text}, terms)
+    texts = {"train": train_text, "valid": valid_text, "test": test_text}
+    source = _source(data_folder, texts, _model_name(run), terms)
     corpus = data.load(source, config.vocabulary_size)
     config = dataclasses.replace(config, vocabulary_size=len(corpus.vocabulary))
     job = Run(run)
-    if train(config, corpus, job, resume=resume, minutes=minutes):
-        report.learning_curve(job.metrics(), run / "curves.png", run.name)
-    else:
+    done = train(config, corpus, job, resume=resume, minutes=minutes)
+    if metrics := job.metrics():
+        report.learning_curve(metrics, run / "curves.png", run.resolve().name)
+    if not done:
         print(f"{run}: stopped after {minutes:g} minutes; go on with --resume")
 
 
@@ -65,17 +71,37 @@ def publish(
     Args:
         run: The run's folder.
         store: The folder of all models.
-        name: The model's name; left out, the corpus's.
+        name: The model's name; left out, ptb or, for texts of your own, the run's folder.
         version: The version's name; left out, today's date.
     """
     print(publish_run(Run(run), store, name=name, version=version))
+
+
+def evaluate(
+    files: tyro.conf.Positional[tuple[Path, ...]], store: Path = Path("models_store"), model: str = "ptb"
+) -> None:
+    """Score text files, each as one document, with the model that the store serves: a line each, parted by tabs.
+
+    Args:
+        files: Files in UTF-8, gzipped if they end in .gz, a sentence a line.
+        store: The folder of all models.
+        model: The model's name.
+    """
+    if not files:
+        raise CorpusError("evaluate: expected a file, found none")
+    predictor = load_predictor(bundles.read(store / model / bundles.current(store, model)))
+    scores = score_files(predictor, files)
+    print("file", "tokens", "unknown", "perplexity", "perplexity excluding unknown", sep="\t")
+    for file, score in zip(files, scores, strict=True):
+        perplexities = (f"{score.perplexity:.2f}", f"{score.perplexity_excluding_unknown:.2f}")
+        print(file, score.tokens, score.unknown_tokens, *perplexities, sep="\t")
 
 
 def main() -> None:
     """Run the command that the arguments name; a SeqserveError is one line on stderr and exit status 1."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"language-model": language_model, "publish": publish},
+            {"language-model": language_model, "evaluate": evaluate, "publish": publish},
             prog="python -m training",
             sort_subcommands=False,
             config=(tyro.conf.CascadeSubcommandArgs,),
@@ -84,13 +110,18 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def _source(folder: Path | None, texts: dict[str, Path | None], terms: str) -> data.Source:
+def _source(folder: Path | None, texts: dict[str, Path | None], name: str, terms: str) -> data.Source:
     given = {split: path for split, path in texts.items() if path is not None}
     if not given:
         return data.penn_treebank(folder)
     if folder or len(given) < len(texts):
         raise CorpusError(f"expected --train, --valid and --test, or --data alone; found --{' --'.join(sorted(given))}")
-    return data.Source(given["train"].name.split(".")[0].lower(), given, terms)
+    return data.Source(name, given, terms)
+
+
+def _model_name(run: Path) -> str:
+    """What a store may call the model of this run; `corpus` if the folder's name gives nothing."""
+    return re.sub(r"[^a-z0-9._-]", "-", run.resolve().name.lower()).lstrip("._-")[:64] or "corpus"
 
 
 if __name__ == "__main__":

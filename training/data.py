@@ -9,6 +9,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -32,6 +33,16 @@ PTB_TERMS = (
     "Wall Street Journal text of the Penn Treebank, owned by the Linguistic Data Consortium; this preprocessed form"
     " (T. Mikolov) is in general research use, with no separate licence stated"
 )
+PTB_CAVEATS = (
+    (
+        "Its text is Wall Street Journal articles of 1989: it suggests words of a newspaper of 1989, and carries that"
+        " newspaper's view of the world."
+    ),
+    (
+        "Letter case and most punctuation are not part of the Penn Treebank's form, so they are not predicted; `N`"
+        " stands for any number."
+    ),
+)
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 
@@ -44,6 +55,7 @@ class Source:
     files: dict[str, Path]  # by split; gzipped if they end in .gz
     terms: str  # who may use the text for what
     normalisation: str = "whitespace"  # how a server makes everyday text look like this one: a name in app.text
+    caveats: tuple[str, ...] = ()  # what a model of this very text is not good at, a sentence or two each
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ class Corpus:
 
 def penn_treebank(folder: Path | None) -> Source:
     """Mikolov's Penn Treebank, from `folder` or, if None, downloaded once. Checksums are verified."""
-    return Source("ptb", _penn_treebank_files(folder), PTB_TERMS, "ptb")
+    return Source("ptb", _penn_treebank_files(folder), PTB_TERMS, "ptb", PTB_CAVEATS)
 
 
 def load(source: Source, vocabulary_size: int, cache: Path = CACHE) -> Corpus:
@@ -84,11 +96,21 @@ def load(source: Source, vocabulary_size: int, cache: Path = CACHE) -> Corpus:
     return Corpus(source, vocabulary, **streams, sha256=checksums)
 
 
-def open_text(path: Path) -> TextIO:
-    """A text file, gzipped or not, for reading its lines."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
-    return path.open(encoding="utf-8", newline="\n")
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A text file, gzipped or not, for reading its lines; CorpusError for whatever keeps it from being read.
+
+    Line breaks are those of `app.text.lines`: the server reads the same sentences.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as text:
+            yield text
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CorpusError(f"{path}: expected gzip: {error}") from error
+    except OSError as error:
+        raise CorpusError(f"{path}: can't be read: {error.strerror}") from error
 
 
 def sha256(path: Path) -> str:
@@ -156,15 +178,10 @@ def _count_vocabulary(path: Path, size: int) -> Vocabulary:
 def _sentences(path: Path) -> Iterator[list[str]]:
     """The tokens of each line, `<eos>` at its end."""
     empty = True
-    try:
-        with open_text(path) as text:
-            for line in text:
-                tokens = line.split()
-                empty = empty and not tokens
-                yield [*tokens, END]
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CorpusError(f"{path}: expected gzip: {error}") from error
+    with open_text(path) as text:
+        for line in text:
+            tokens = line.split()
+            empty = empty and not tokens
+            yield [*tokens, END]
     if empty:
         raise CorpusError(f"{path}: expected text, found none")

@@ -3,16 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.errors import CorpusError, InvalidField
 from app.runtime.batching import answer_all
-from app.runtime.language_model import LanguageModelPredictor, Score, TextScore
+from app.runtime.language_model import Example, LanguageModelPredictor, Score, TextScore
 from training.data import open_text
 
 
 def score_files(predictor: LanguageModelPredictor, paths: Sequence[Path]) -> list[TextScore]:
-    """The score of each file's whole text as one document; the files are read side by side."""
-    return answer_all(predictor, [predictor.prepare(Score(_text(path))) for path in paths])
+    """The score of each file's whole text as one document; the files are read side by side.
+
+    Raise CorpusError for a file that is missing, without words or not UTF-8.
+    """
+    return answer_all(predictor, [_prepared(predictor, path) for path in paths])
 
 
-def _text(path: Path) -> str:
+def _prepared(predictor: LanguageModelPredictor, path: Path) -> Example:
     with open_text(path) as text:
-        return text.read()
+        payload = Score(text.read())
+    try:
+        return predictor.prepare(payload)
+    except InvalidField as error:
+        raise CorpusError(f"{path}: {error.message}") from error

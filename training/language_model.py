@@ -9,7 +9,7 @@ line of a loop that reads from top to bottom.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -30,7 +30,10 @@ from training.run import Run
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """All that decides what a run learns. Defaults are the chapter's (CHAPTER.md: language model)."""
+    """All that decides what a run learns. Defaults are the chapter's (CHAPTER.md: language model).
+
+    Raise SettingsError that names every field out of its range.
+    """
 
     # the model
     vocabulary_size: int = 10_000
@@ -65,6 +68,40 @@ class LanguageModelConfig:
     seed: int = 1
     evaluation_batch: int = 1  # 1: exactly the whole text; more: faster, each stream starts without context
 
+    def __post_init__(self) -> None:
+        found = {name: value if isinstance(value, tuple) else (value,) for name, value in vars(self).items()}
+        faults = [
+            f"{name}: expected {expected}, found {getattr(self, name)}"
+            for expected, fits, names in _RANGES
+            for name in names
+            if not (found[name] and all(map(fits, found[name])))
+        ]
+        if faults:
+            raise SettingsError("; ".join(faults))
+
+
+# What is expected, whether a value is that (no comparison holds for NaN), and of which fields.
+_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    ("2 or more", lambda value: value >= 2, ("vocabulary_size",)),
+    (
+        "1 or more",
+        lambda value: value >= 1,
+        ("embedding_size", "hidden_sizes", "batch_size", "steps", "epochs", "evaluation_batch"),
+    ),
+    (
+        "0 or more and below 1",
+        lambda value: 0 <= value < 1,
+        ("input_dropout", "hidden_dropout", "output_dropout", "weight_drop", "embedding_dropout"),
+    ),
+    ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate", "clip")),
+    (
+        "a number from 0",
+        lambda value: 0 <= value < math.inf,
+        ("initial_range", "activation_penalty", "change_penalty", "constant_epochs", "weight_decay"),
+    ),
+    ("a number", math.isfinite, ("forget_bias",)),
+    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
+)
 
 PRESETS = {
     "chapter": LanguageModelConfig(),

@@ -5,6 +5,7 @@ import json
 import string
 import tempfile
 import time
+from collections.abc import Iterable
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -59,7 +60,7 @@ def publish(run: Run, store: Path, *, name: str | None = None, version: str | No
         curves = Path(scratch) / "curves.png"
         report.learning_curve(run.metrics(), curves, f"{manifest.model} {manifest.version}")
         contents |= {"probe.json": json.dumps(probe).encode(), "curves.png": curves}
-        contents["README.md"] = model_card(manifest).encode()
+        contents["README.md"] = model_card(manifest, source.caveats).encode()
         return bundles.publish(store, manifest, contents)
 
 
@@ -112,25 +113,26 @@ def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> flo
     return largest
 
 
-def model_card(manifest: Manifest) -> str:
+def model_card(manifest: Manifest, caveats: Iterable[str] = ()) -> str:
     """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
     template = string.Template(resources.files("training").joinpath("language_model_card.md").read_text())
-    metrics, config = manifest.metrics, manifest.config
+    metrics, config, epochs = manifest.metrics, manifest.config, manifest.config["epochs"]
     return template.substitute(
         model=manifest.model,
         version=manifest.version,
         layers=" -> ".join(map(str, [config["embedding_size"], *config["hidden_sizes"]])),
-        tied="tied" if config["tied"] else "untied",
+        output="output tied to the embedding" if config["tied"] else "an output layer of its own",
         parameters=f"{manifest.parameters:,}",
         corpus=manifest.corpus.name,
         terms=manifest.corpus.terms,
         vocabulary=f"{config['vocabulary_size']:,}",
-        epochs=config["epochs"],
+        epochs="1 epoch" if epochs == 1 else f"{epochs} epochs",
+        caveats="".join(f"\n- {caveat}" for caveat in caveats),
         served=manifest.served,
         cost=f"{metrics['int8_cost']:+.2%}",
         difference=f"{metrics['torch_difference']:.1e}",
         **{key: f"{metrics[key]:.2f}" for key in metrics if "perplexity" in key},
-        **{key: f"{metrics[key]:,}" for key in ("valid_tokens", "test_tokens")},
+        **{key: f"{metrics[key]:,.0f}" for key in ("valid_tokens", "test_tokens")},
     )
 
 
@@ -157,4 +159,5 @@ def _manifest(run: Run, corpus: Corpus, model: LanguageModel, name: str, version
 def _source(run: Run) -> Source:
     described = run.read("source.json")
     del described["sha256"]
-    return Source(**described | {"files": {split: Path(path) for split, path in described["files"].items()}})
+    files = {split: Path(path) for split, path in described["files"].items()}
+    return Source(**described | {"files": files, "caveats": tuple(described.get("caveats", ()))})

@@ -88,12 +88,14 @@ class Run:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
     def read(self, name: str) -> Any:
-        """One of the JSON files; RunError if there is none."""
+        """One of the JSON files; RunError if there is none, or it is no JSON."""
         path = self.folder / name
         try:
             return json.loads(path.read_text())
         except FileNotFoundError as error:
             raise RunError(f"{path}: no such file: is {self.folder} the folder of a run?") from error
+        except ValueError as error:
+            raise RunError(f"{path}: expected JSON, found otherwise: {error}") from error
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         (self.folder / name).write_text(json.dumps(content, indent=2) + "\n")

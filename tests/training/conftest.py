@@ -30,7 +30,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     files = {split: folder / f"tiny.{split}.txt" for split in SENTENCES}
     for split, path in files.items():
         path.write_text("".join(" ".join(draw.choices(WORDS.split(), k=6)) + "\n" for _ in range(SENTENCES[split])))
-    return Source("tiny", files, "free for all")
+    return Source("tiny", files, "free for all", caveats=("It knows of banks alone, at $1 a word.",))
 
 
 @pytest.fixture(scope="session")

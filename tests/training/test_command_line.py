@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from app import bundle as bundles
+from app.runtime.registry import load_predictor
 from training import data
 from training.__main__ import main
 from training.data import SPLITS, Corpus, Source
+from training.evaluate import score_files
 from training.run import Run
 
 SIZES = ["--embedding-size", 12, "--hidden-sizes", 16, 12, "--batch-size", 4, "--steps", 6, "--epochs", 2]
@@ -62,8 +64,86 @@ def test_a_model_of_ones_own_texts_is_trained_resumed_and_published(
     assert (folder / "curves.png").exists()
     assert Run(folder).read("config.json")["vocabulary_size"] == len(corpus.vocabulary)
     command("publish", folder, "--store", store, "--version", "v1")
-    assert capsys.readouterr().out.splitlines()[-1] == str(store / "tiny" / "v1")
-    assert bundles.read(store / "tiny" / "v1").manifest.corpus.terms == "mine alone"
+    assert capsys.readouterr().out.splitlines()[-1] == str(store / "my-run" / "v1")
+    assert bundles.read(store / "my-run" / "v1").manifest.corpus.terms == "mine alone"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("My Letters_2.0", "my-letters_2.0"),
+        ("_.run", "run"),
+        ("\u043f\u0438\u0441\u044c\u043c\u0430", "corpus"),
+        ("a" * 70, "a" * 64),
+    ],
+)
+def test_a_model_of_ones_own_texts_is_named_after_the_runs_folder(
+    command: Command, texts: list[object], tmp_path: Path, folder: str, name: str
+) -> None:
+    command("language-model", "cpu", "--run", tmp_path / folder, *texts, *SIZES, "--epochs", 1)
+    assert Run(tmp_path / folder).read("source.json")["name"] == name
+    command("publish", tmp_path / folder, "--store", tmp_path / "store")
+    command("publish", tmp_path / folder, "--store", tmp_path / "store", "--name", "chosen")
+    assert bundles.models(tmp_path / "store") == sorted([name, "chosen"])
+
+
+def test_a_run_in_the_folder_one_stands_in_has_its_name(
+    command: Command, texts: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    command("language-model", "cpu", "--run", ".", *texts, *SIZES, "--epochs", 1)
+    assert Run(Path()).read("source.json")["name"] == "here"
+
+
+def test_a_run_that_stops_early_leaves_the_curve_of_its_finished_epochs(
+    command: Command, texts: list[object], tmp_path: Path
+) -> None:
+    piece = ["language-model", "cpu", "--run", tmp_path, *texts, *SIZES, "--resume", "--minutes", 0]
+    for _ in range(4):  # as many windows has an epoch; its end comes with the next step
+        command(*piece)
+        assert not (tmp_path / "curves.png").exists()
+    command(*piece)
+    assert len(Run(tmp_path).metrics()) == 1
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_what_no_run_can_have_is_told_in_one_line(
+    refusal: Callable[..., str], texts: list[object], tmp_path: Path
+) -> None:
+    told = refusal("language-model", "cpu", "--run", tmp_path / "run", *texts, "--batch-size", 0, "--input-dropout", 1)
+    expected = "batch_size: expected 1 or more, found 0; input_dropout: expected 0 or more and below 1, found 1.0"
+    assert told == f"error: {expected}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_are_scored_with_a_model_of_the_store(
+    command: Command, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    files[0].write_text("the company said profits rose\n")
+    files[1].write_text("the company said xylophones rose\nshares fell\n")
+    command("evaluate", *files, "--store", tiny_store, "--model", "tiny")
+    head, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert head == ["file", "tokens", "unknown", "perplexity", "perplexity excluding unknown"]
+    predictor = load_predictor(bundles.read(tiny_store / "tiny" / "1"))
+    for row, file, counts in zip(rows, files, (["6", "0"], ["9", "1"]), strict=True):
+        (score,) = score_files(predictor, [file])
+        assert row[:3] == [str(file), *counts]
+        assert float(row[3]) == pytest.approx(score.perplexity, abs=0.006)
+        assert float(row[4]) == pytest.approx(score.perplexity_excluding_unknown, abs=0.006)
+
+
+def test_what_cannot_be_scored_is_told(
+    refusal: Callable[..., str], tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing, known = tmp_path / "missing.txt", ["--store", tiny_store, "--model", "tiny"]
+    assert refusal("evaluate", *known) == "error: evaluate: expected a file, found none"
+    told = refusal("evaluate", missing, *known)
+    assert told == f"error: {missing}: can't be read: No such file or directory"
+    told = refusal("evaluate", missing, "--store", tiny_store)
+    assert told == f"error: {tiny_store}/ptb: can't be read: No such file or directory"
+    assert not capsys.readouterr().out
 
 
 def test_a_preset_can_be_changed_field_by_field(command: Command, texts: list[object], tmp_path: Path) -> None:

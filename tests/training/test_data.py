@@ -9,6 +9,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from app.errors import CorpusError
+from app.text import lines, normaliser, sentences
 from training import data
 from training.data import SPLITS, Corpus, Source
 
@@ -90,6 +92,19 @@ def test_windows_line_ends_change_nothing(load: Load) -> None:
     assert all(words(dos, split) == words(plain, split) for split in SPLITS)
 
 
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz"])
+def test_sentences_end_where_the_server_ends_them(load: Load, ending: str) -> None:
+    text = "a b\rc\r\nd\n\r\x0be\x0cf\x85g\u2028h"
+    contents = dict.fromkeys(SPLITS, text.encode())
+    if ending == ".txt.gz":
+        contents = {split: gzip.compress(content) for split, content in contents.items()}
+    corpus = load(ending=ending, **contents)
+    server = normaliser(corpus.source.normalisation, corpus.vocabulary)
+    expected = [token.text for sentence in sentences(lines(text), server) for token in sentence]
+    assert words(corpus, "train") == expected
+    assert expected == "a b <eos> c <eos> d <eos> <eos> e f g h <eos>".split()
+
+
 def test_gzipped_texts_are_read_as_they_are(load: Load) -> None:
     plain = load()
     zipped = load(ending=".txt.gz", **{split: gzip.compress(text.encode()) for split, text in TEXTS.items()})
@@ -100,7 +115,7 @@ def test_a_corpus_is_tokenised_once_and_mapped_from_disk(load: Load, monkeypatch
     read: list[Path] = []
     open_text = data.open_text
 
-    def counted(path: Path) -> TextIO:
+    def counted(path: Path) -> AbstractContextManager[TextIO]:
         read.append(path)
         return open_text(path)
 
@@ -182,6 +197,8 @@ def test_the_penn_treebank_names_its_terms_and_its_conventions(treebank: Path) -
     source = data.penn_treebank(treebank)
     assert (source.name, source.normalisation) == ("ptb", "ptb")
     assert "Linguistic Data Consortium" in source.terms
+    assert "Wall Street Journal articles of 1989" in source.caveats[0]
+    assert "`N` stands for any number" in source.caveats[1]
     assert source.files == {split: treebank / f"ptb.{split}.txt" for split in SPLITS}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app import bundle as bundles
+from app.errors import CorpusError
 from app.runtime.language_model import LanguageModelPredictor
 from training.evaluate import score_files
 
@@ -26,3 +27,23 @@ def test_files_are_scored_side_by_side_as_alone(precision: str, tiny_store: Path
         assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-6)
     assert together[0].log_likelihood == pytest.approx(together[2].log_likelihood, rel=1e-6)
     assert (together[0].tokens, together[0].sentences) == (55, 10)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "can't be read: No such file or directory"),
+        (b"", "expected some words, found ''"),
+        (b"caf\xe9", "expected UTF-8, found byte 0xe9"),
+    ],
+)
+def test_a_file_that_cannot_be_scored_is_named(
+    content: bytes | None, message: str, tiny_store: Path, tmp_path: Path
+) -> None:
+    predictor = LanguageModelPredictor.open(bundles.read(tiny_store / "tiny" / "1"), "int8")
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CorpusError) as refusal:
+        score_files(predictor, [path])
+    assert str(refusal.value) == f"{path}: {message}"

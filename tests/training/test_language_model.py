@@ -1,6 +1,7 @@
 """The recipe: what the presets are, what a step costs, what the windows cover, what perplexity is."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from app.errors import CorpusError
+from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel, detached
 from app.text import Vocabulary
 from training import language_model
@@ -110,6 +111,52 @@ def test_the_chapter_model_has_two_separate_layers_and_a_softmax_layer_with_bias
         "output.weight": (10_000, 200),
         "output.bias": (10_000,),
     }
+
+
+# ranges
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "right"),
+    [
+        ("vocabulary_size", [1, 0, -1], 2),
+        ("embedding_size", [0, -1], 1),
+        ("hidden_sizes", [(), (0,), (5, -1)], (1,)),
+        ("batch_size", [0, -1], 1),
+        ("steps", [0, -1], 1),
+        ("epochs", [0, -1], 1),
+        ("evaluation_batch", [0, -1], 1),
+        ("input_dropout", [-0.1, 1.0, 1.5, math.nan], 0.0),
+        ("hidden_dropout", [-0.1, 1.0, 1.5, math.nan], 0.99),
+        ("output_dropout", [-0.1, 1.0, 1.5, math.nan], 0.99),
+        ("weight_drop", [-0.1, 1.0, 1.5, math.nan], 0.99),
+        ("embedding_dropout", [-0.1, 1.0, 1.5, math.nan], 0.99),
+        ("learning_rate", [0.0, -1.0, math.inf, math.nan], 1e-9),
+        ("clip", [0.0, -1.0, math.inf, math.nan], 1e-9),
+        ("initial_range", [-0.1, math.inf, math.nan], 0.0),
+        ("activation_penalty", [-0.1, math.inf, math.nan], 0.0),
+        ("change_penalty", [-0.1, math.inf, math.nan], 0.0),
+        ("weight_decay", [-0.1, math.inf, math.nan], 0.0),
+        ("constant_epochs", [-1], 0),
+        ("forget_bias", [math.inf, math.nan], -1.0),
+        ("seed", [-1, 2**41], 2**40),
+    ],
+)
+def test_a_field_out_of_its_range_is_refused_by_name(field: str, wrong: list[Any], right: Any) -> None:
+    for value in wrong:
+        with pytest.raises(SettingsError, match=rf"^{field}: expected .+, found {re.escape(str(value))}$"):
+            replace(PRESETS["chapter"], **{field: value})
+    assert getattr(replace(PRESETS["chapter"], **{field: right}), field) == right
+
+
+def test_all_fields_out_of_their_range_are_told_together() -> None:
+    with pytest.raises(SettingsError) as refusal:
+        LanguageModelConfig(batch_size=0, clip=-1.0)
+    assert str(refusal.value) == "batch_size: expected 1 or more, found 0; clip: expected a number above 0, found -1.0"
+
+
+def test_the_greatest_seed_can_be_trained_with(shrunk: Shrink, corpus: Corpus, tmp_path: Path) -> None:
+    assert train(replace(shrunk("cpu"), seed=2**40), corpus, Run(tmp_path))
 
 
 # cost and step

@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,9 @@ from app.models.language_model import parameter_count
 from app.runtime.language_model import Suggest
 from app.runtime.registry import load_predictor, probe_answer
 from training import publish as publishing
-from training.data import Corpus
+from training.data import PTB_CAVEATS, Corpus
 from training.language_model import LanguageModelConfig, perplexity, train
-from training.publish import publish, torch_difference, trained
+from training.publish import model_card, publish, torch_difference, trained
 from training.run import Run, RunError
 
 FILES = {
@@ -139,8 +140,40 @@ def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle) ->
         "## What it is not good at",
     ):
         assert told in card
-    assert "$" not in card
+    assert "$" not in card.replace("$1 a word", "")
     assert published.path("curves.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_the_model_card_keeps_to_what_is_true_of_the_corpus(published: Bundle, finished: Run) -> None:
+    manifest = published.manifest
+    told = published.text("README.md").split("## What it is not good at\n")[1]
+    assert "that text's view of the world.\n- It knows of banks alone, at $1 a word.\n- A low perplexity" in told
+    told = model_card(manifest)
+    assert "that text's view of the world.\n- A low perplexity" in told
+    assert not any(word in told for word in ("Wall Street", "1989", "Treebank", "stands for any number"))
+    told = model_card(manifest, PTB_CAVEATS)
+    assert all(f"\n- {caveat}\n" in told for caveat in PTB_CAVEATS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"epochs": 1}, "The corpus `tiny`, 1 epoch. "),
+        ({"epochs": 3}, "The corpus `tiny`, 3 epochs. "),
+        ({"tied": True}, "units, output tied to the embedding, "),
+        ({"tied": False}, "units, an output layer of its own, "),
+    ],
+)
+def test_the_model_card_reads_as_english(published: Bundle, changes: dict[str, Any], told: str) -> None:
+    manifest = published.manifest
+    assert told in model_card(manifest.model_copy(update={"config": manifest.config | changes}))
+
+
+def test_a_run_from_before_there_were_caveats_is_published(copied: Run, tmp_path: Path) -> None:
+    described = copied.read("source.json")
+    del described["caveats"]
+    (copied.folder / "source.json").write_text(json.dumps(described))
+    assert "banks" not in bundles.read(publish(copied, tmp_path / "store")).text("README.md")
 
 
 def test_a_model_and_a_version_may_be_named(finished: Run, tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ def test_a_run_leaves_its_configuration_its_data_and_its_environment(
     described = finished.read("source.json")
     assert (described["name"], described["terms"], described["sha256"]) == ("tiny", "free for all", corpus.sha256)
     assert described["files"] == {split: str(path) for split, path in source.files.items()}
+    assert described["caveats"] == list(source.caveats)
     assert finished.read("environment.json")["torch"] == torch.__version__
     assert list(finished.folder.glob("tensorboard/events*"))
     assert not list(finished.folder.glob("*.partial"))
@@ -242,4 +243,11 @@ def test_a_checkpoint_is_saved_when_it_is_due(corpus: Corpus, shrunk: Shrink, tm
 
 def test_the_folder_of_no_run_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"{tmp_path}/config.json: no such file: is {tmp_path} the folder of a run?"):
+        Run(tmp_path).read("config.json")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"epochs": ', b"\xff"])
+def test_a_file_that_is_no_json_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(RunError, match=f"^{tmp_path}/config.json: expected JSON, found otherwise: .+$"):
         Run(tmp_path).read("config.json")
