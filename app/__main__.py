@@ -15,7 +15,8 @@ from app.errors import BundleError, CorpusError, SeqserveError, SettingsError, U
 from app.settings import Settings
 
 if TYPE_CHECKING:  # what is slow to import, each command imports for itself
-    from app.runtime.language_model import LanguageModelPredictor, TextScore
+    from app.runtime.language_model import LanguageModelPredictor
+    from app.runtime.scores import TextScore
 
 MAX_LINE: Final = 2**22  # characters; a line is read as a whole
 USAGE: Final = 2  # exit status
@@ -103,7 +104,7 @@ def score(
         mode: Whether a sentence is read knowing those before it.
         model: Which model; by default the store's first.
     """
-    from app.runtime.language_model import pooled
+    from app.runtime.scores import pooled
 
     if not files:
         raise SettingsError("score: expected a file, or - for standard input, found none")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from app.errors import CorpusError, InvalidField
 from app.runtime.batching import answer_all
-from app.runtime.language_model import Example, LanguageModelPredictor, Score, TextScore
+from app.runtime.language_model import Example, LanguageModelPredictor, Score
+from app.runtime.scores import TextScore
 from training.data import open_text
 
 

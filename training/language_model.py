@@ -35,37 +35,36 @@ class LanguageModelConfig:
     Raise SettingsError that names every field out of its range.
     """
 
-    # the model
-    vocabulary_size: int = 10_000
-    embedding_size: int = 200
-    hidden_sizes: tuple[int, ...] = (200, 200)
-    tied: bool = False
+    vocabulary_size: int = 10_000  # most frequent tokens, <eos> and <unk> among them
+    embedding_size: int = 200  # numbers a token is read as
+    hidden_sizes: tuple[int, ...] = (200, 200)  # units of each LSTM layer
+    tied: bool = False  # the output layer is the embedding
     initial_range: float = 0.05  # weights uniform in ±this
-    forget_bias: float = 1.0
-    # regularisation: probabilities of dropping
-    input_dropout: float = 0.5
+    forget_bias: float = 1.0  # of the forget gates, at the start
+
+    input_dropout: float = 0.5  # of the embedded input
     hidden_dropout: float = 0.5  # between layers
-    output_dropout: float = 0.5
-    weight_drop: float = 0.0
-    embedding_dropout: float = 0.0
-    locked: bool = False  # one mask for all steps of a window
+    output_dropout: float = 0.5  # before the output layer
+    weight_drop: float = 0.0  # of recurrent weights
+    embedding_dropout: float = 0.0  # of whole words
+    locked: bool = False  # one dropout mask for all steps of a window
     activation_penalty: float = 0.0  # AR of Merity et al. 2018
-    change_penalty: float = 0.0  # TAR
-    # windows
-    batch_size: int = 20
-    steps: int = 35
+    change_penalty: float = 0.0  # TAR of Merity et al. 2018
+
+    batch_size: int = 20  # streams read side by side
+    steps: int = 35  # tokens of a window, through which the gradient goes back
     shifted: bool = False  # cut each epoch's windows at another offset
-    # optimisation
+
     cost: Literal["sum", "mean"] = "sum"  # over the steps of a window; always the mean over the batch
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    learning_rate: float = 1.0
-    schedule: Literal["constant", "halving", "one-cycle"] = "constant"
-    constant_epochs: int = 0  # `halving` begins after these
-    weight_decay: float = 0.0
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"  # adam's weight decay is L2
+    learning_rate: float = 1.0  # one-cycle: its peak
+    schedule: Literal["constant", "halving", "one-cycle"] = "constant"  # of the learning rate
+    constant_epochs: int = 0  # halving begins after these
+    weight_decay: float = 0.0  # a step, times the learning rate
     clip: float = 5.0  # global gradient norm
-    epochs: int = 2
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    seed: int = 1
+    epochs: int = 2  # passes over the training text
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # of the products
+    seed: int = 1  # of weights and dropout
     evaluation_batch: int = 1  # 1: exactly the whole text; more: faster, each stream starts without context
 
     def __post_init__(self) -> None:

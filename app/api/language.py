@@ -18,6 +18,7 @@ from app.api.schemas import NextWord, NextWordAnswer, Perplexity, PerplexityAnsw
 from app.api.state import CatalogueOf
 from app.errors import InvalidField, Overloaded
 from app.runtime import language_model as runtime
+from app.runtime import scores as scoring
 from app.runtime.registry import Served
 
 FAMILY: Final = "language_model"
@@ -101,13 +102,13 @@ async def perplexity(body: Perplexity, catalogue: CatalogueOf, deadline: Deadlin
 
 async def score_all(
     served: Served, payloads: Sequence[runtime.Score], deadline: float, *, numbered: bool
-) -> list[runtime.TextScore]:
+) -> list[scoring.TextScore]:
     """The scores of all texts, in their order; if one fails, the rest is cancelled. Errors name a `numbered` text.
 
     Where the queue has no room for more of them, those that have a place go first. Raise Overloaded if none gets one.
     """
     waiting = deque(enumerate(payloads))
-    scores: dict[int, runtime.TextScore] = {}
+    scores: dict[int, scoring.TextScore] = {}
     under_way = 0
 
     async def answer(place: int, payload: runtime.Score) -> None:
@@ -142,16 +143,16 @@ async def score_all(
     return [scores[place] for place in range(len(payloads))]
 
 
-def encoded(served: Served, scores: Sequence[runtime.TextScore]) -> Iterator[bytes]:
+def encoded(served: Served, scores: Sequence[scoring.TextScore]) -> Iterator[bytes]:
     """A PerplexityAnswer as JSON, in pieces so small that whoever encodes them lets others run in between."""
     yield b'{"model":%b,"version":%b,"results":[' % (to_json(served.name), to_json(served.version))
     for place, score in enumerate(scores):
         yield b"," if place else b""
         yield from _encoded_score(score)
-    yield b'],"corpus":%b}' % _json(_score(runtime.pooled(scores)))
+    yield b'],"corpus":%b}' % _json(_score(scoring.pooled(scores)))
 
 
-def _encoded_score(score: runtime.TextScore) -> Iterator[bytes]:
+def _encoded_score(score: scoring.TextScore) -> Iterator[bytes]:
     figures = _json(_score(score))
     if score.token_scores is None:
         yield figures
@@ -163,7 +164,7 @@ def _encoded_score(score: runtime.TextScore) -> Iterator[bytes]:
     yield b"]}"
 
 
-def _score(score: runtime.TextScore) -> Score:
+def _score(score: scoring.TextScore) -> Score:
     """All but the tokens' scores."""
     return {
         "perplexity": score.perplexity,
@@ -179,7 +180,7 @@ def _score(score: runtime.TextScore) -> Score:
     }
 
 
-def _token_score(score: runtime.TokenScore) -> TokenScore:
+def _token_score(score: scoring.TokenScore) -> TokenScore:
     return {
         "token": score.token,
         "start": score.start,

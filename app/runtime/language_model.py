@@ -14,6 +14,7 @@ from app.errors import BundleError, InvalidField
 from app.runtime.batching import answer_all
 from app.runtime.decoding import Expansion, Hypothesis, beam_search
 from app.runtime.engine import Floats, Precision, Reading, RecurrentEngine, Segment, TokenReading
+from app.runtime.scores import TextScore, TokenScore
 from app.runtime.state_cache import StateCache
 from app.text import Completion, Normaliser, Token, Vocabulary, context, lines, normaliser, sentences
 
@@ -65,69 +66,6 @@ class Suggestions:
     context_tokens: int
     unknown_words: list[str]
     cached_tokens: int  # of the context, answered from remembered states
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScore:
-    """What one token of a text was worth; `start` and `end` are offsets into the text as sent."""
-
-    token: str
-    start: int
-    end: int
-    log_probability: float
-    rank: int
-    unknown: bool
-    alternatives: list[tuple[str, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class TextScore:
-    """The answer to Score. Sums, so that scores of texts can be pooled; `<eos>` counts as a token."""
-
-    log_likelihood: float = 0.0  # nats
-    log_likelihood_unknown: float = 0.0  # the part of it that unknown words are to blame for
-    tokens: int = 0
-    sentences: int = 0
-    unknown_tokens: int = 0
-    characters: int = 0
-    token_scores: list[TokenScore] | None = None
-
-    @property
-    def perplexity(self) -> float:
-        """exp(-log-likelihood / tokens)."""
-        return math.exp(-self.log_likelihood / self.tokens)
-
-    @property
-    def perplexity_excluding_unknown(self) -> float:
-        """The same over the known tokens alone, as KenLM reports it; an `<eos>` is always known."""
-        known = self.log_likelihood - self.log_likelihood_unknown
-        return math.exp(-known / (self.tokens - self.unknown_tokens))
-
-    @property
-    def cross_entropy(self) -> float:
-        """Bits a token."""
-        return -self.log_likelihood / self.tokens / math.log(2)
-
-    @property
-    def bits_per_character(self) -> float:
-        """Bits a character of the text as sent."""
-        return -self.log_likelihood / self.characters / math.log(2)
-
-    def __add__(self, other: "TextScore") -> "TextScore":
-        """The score of both texts together, without the single tokens'."""
-        return TextScore(
-            log_likelihood=self.log_likelihood + other.log_likelihood,
-            log_likelihood_unknown=self.log_likelihood_unknown + other.log_likelihood_unknown,
-            tokens=self.tokens + other.tokens,
-            sentences=self.sentences + other.sentences,
-            unknown_tokens=self.unknown_tokens + other.unknown_tokens,
-            characters=self.characters + other.characters,
-        )
-
-
-def pooled(scores: Iterable[TextScore]) -> TextScore:
-    """The score of all texts together: sums, no mean of perplexities."""
-    return sum(scores, TextScore())
 
 
 class Example:
@@ -366,7 +304,7 @@ class _Stream:
 
     tokens: Iterator[Token]
     state: Floats
-    score: TextScore = TextScore()
+    score: TextScore = field(default_factory=TextScore)
     kept: list[TokenScore] = field(default_factory=list)
 
 

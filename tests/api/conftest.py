@@ -18,8 +18,9 @@ from starlette.types import Receive, Scope, Send
 from app.bundle import Bundle, CorpusEntry, FileEntry, Manifest
 from app.errors import NotReady, UnknownModel
 from app.main import create_app
-from app.runtime.language_model import Score, Suggest, Suggestion, Suggestions, TextScore, TokenScore
+from app.runtime.language_model import Score, Suggest, Suggestion, Suggestions
 from app.runtime.registry import Registry
+from app.runtime.scores import TextScore, TokenScore
 from app.settings import Settings
 
 Answer = Callable[[Any, float | None], Awaitable[Any]]

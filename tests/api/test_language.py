@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 from app.api.language import FAN_OUT, PIECE
 from app.api.schemas import NextWordAnswer, PerplexityAnswer
 from app.errors import InvalidField, Overloaded
-from app.runtime.language_model import Score, Suggest, TextScore
+from app.runtime.language_model import Score, Suggest
+from app.runtime.scores import TextScore
 from tests.api.conftest import FakeServed, connect, plausible, service
 
 pytestmark = pytest.mark.anyio

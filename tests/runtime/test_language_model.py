@@ -22,10 +22,8 @@ from app.runtime.language_model import (
     Score,
     Suggest,
     Suggestion,
-    TextScore,
-    TokenScore,
-    pooled,
 )
+from app.runtime.scores import TextScore, TokenScore, pooled
 from app.runtime.state_cache import StateCache
 from app.text import Token, Vocabulary, context, lines, normaliser, sentences
 
