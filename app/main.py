@@ -81,6 +81,6 @@ async def _load(settings: Settings, metrics: Metrics) -> Registry:
         log.exception("the models of %s could not be loaded", settings.store)
         raise
     serving = [f"{served.name} {served.version}" for served in registry.served()]
-    refused = [f"{name} (refused: {reason})" for name, reason in registry.refused.items()]
-    log.info("%s serves %s", settings.url, ", ".join(serving + refused) or "no models")
+    refused = f"; refused: {', '.join(registry.refused)}" if registry.refused else ""  # why has been logged
+    log.info("%s serves %s%s", settings.url, ", ".join(serving) or "no model", refused)
     return registry

@@ -147,7 +147,10 @@ class Completion:
         """`tokens`, whose first is a candidate, as they would be typed on: always begins with `typed`."""
         first = self.normaliser.join(tokens[:1])
         rest = self.normaliser.join(tokens)[len(first) :]
-        word = first if first.startswith(self.prefix) else first.lower()
+        if first.startswith(self.prefix):
+            word = first
+        else:
+            word = first.upper() if len(self.prefix) > 1 and self.prefix.isupper() else first.lower()
         return self.typed + word[len(self.prefix) :] + rest
 
 

@@ -13,7 +13,7 @@ def suggestions(completion: Completion, vocabulary: Vocabulary) -> set[str]:
     [
         ("the comp", "the", "company companies compared computer"),
         ("the Comp", "the", "Company Companies Compared Computer"),
-        ("the COMPAN", "the", "COMPANy COMPANies"),
+        ("the COMPAN", "the", "COMPANY COMPANIES"),
         ("comp", "", "company companies compared computer"),
         ("the\ncomputer", "the <eos>", "computer"),
         # opening punctuation stays
