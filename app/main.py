@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
+from starlette.staticfiles import StaticFiles
 
 from app import bundle
 from app.api import language, operations, problems
@@ -62,6 +63,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     )
     app.include_router(language.routes(settings.max_body_bytes))
     app.include_router(operations.router)
+    app.mount(operations.DOCS_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files")
     return app
 
 

@@ -14,6 +14,7 @@ from app.runtime import metrics as runtime_metrics
 from app.runtime.registry import Served
 
 CARD = "README.md"
+DOCS_FILES = "/docs/files"
 
 router = APIRouter(tags=["operations"])
 
@@ -27,7 +28,13 @@ async def page() -> Response:
 @router.get("/docs", include_in_schema=False)
 async def docs() -> Response:
     """The OpenAPI document, for people."""
-    return get_swagger_ui_html(openapi_url="/openapi.json", title="seqserve")
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="seqserve",
+        swagger_js_url=f"{DOCS_FILES}/swagger-ui-bundle.js",
+        swagger_css_url=f"{DOCS_FILES}/swagger-ui.css",
+        swagger_favicon_url=f"{DOCS_FILES}/favicon.png",
+    )
 
 
 @router.get("/openapi.json", include_in_schema=False)

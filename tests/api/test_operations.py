@@ -1,5 +1,6 @@
 """What an operator asks."""
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,15 @@ async def test_an_unknown_model_is_not_found(served: FakeServed) -> None:
         response = await client.get("/models/%ED%A0%BD")
     assert response.status_code == 404
     assert response.json()["type"] == "/problems/unknown-model"
+
+
+async def test_the_documentation_takes_nothing_from_another_host(served: FakeServed) -> None:
+    async with connect(service(served)) as client:
+        page = (await client.get("/docs")).text
+        links = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert len(links) == 3
+        for link in links:
+            assert (await client.get(link)).status_code == 200
+        missing = await client.get("/docs/files/nothing.js")
+    assert "//" not in "".join(links)
+    assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
