@@ -170,6 +170,8 @@ def lines(text: str) -> Iterator[tuple[str, int]]:
 def sentences(lines: Iterable[tuple[str, int]], normaliser: Normaliser) -> Iterator[Iterator[Token]]:
     """The tokens of each line and the `<eos>` at its end, one line and one token at a time."""
     for line, offset in lines:
+        if not line and not normaliser.keeps_blank_lines:
+            continue
         tokens = normaliser.tokens(line, offset)
         first = list(islice(tokens, 1))
         if first or normaliser.keeps_blank_lines:
