@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     queue_size: int = Field(
         256, ge=1, description="Requests of one model that may wait for a turn; one more is refused."
     )
-    batch_size: int = Field(32, ge=1, le=1024, description="Requests of one model that are computed together at most.")
+    batch_size: int = Field(32, ge=2, le=1024, description="Requests of one model that are computed together at most.")
     cache_mb: int = Field(64, ge=0, description="MiB of remembered states of one model; 0 remembers none.")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest body that /perplexity takes, in bytes.")
     request_timeout_s: float = Field(

@@ -244,9 +244,9 @@ class PennTreebank:
         self._known = vocabulary.index.keys() - {END}  # an `<eos>` that somebody typed ends nothing
         words = {token: place for token, place in vocabulary.index.items() if token not in (END, UNKNOWN, NUMBER)}
         signs = {character for token in self._known if not _WORDED.search(token) for character in token}
-        worded = rf"(?:{_WORDED.pattern}|[{re.escape(''.join(signs))}{_MONEY}%&#'])"
-        # Chunks that hold a letter, a figure or a sign that may be a token: megabytes of others would take seconds one
-        # by one. Possessive, so that each character of a long run of dashes is looked at once.
+        worded = rf"(?:{_WORDED.pattern}|[{re.escape(''.join(signs))}{_MONEY}%&#']|[^\x00-\x7f\u2000-\u206f])"
+        # Chunks that may hold a token: all but those of ASCII's and Unicode's general punctuation, megabytes of which
+        # would take seconds one by one. Possessive, so that each character of a long run of dashes is looked at once.
         self._worded = re.compile(rf"(?<!\S)(?:(?!{worded})\S)*+{worded}\S*")
         self._words = _WordList((_written(token).lower(), place) for token, place in words.items())
         self._clitics = _WordList((token, place) for token, place in words.items() if token in CLITICS)

@@ -103,7 +103,8 @@ def open_text(path: Path) -> Iterator[TextIO]:
     Line breaks are those of `app.text.lines`: the server reads the same sentences.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as text:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig") as text:
             yield text
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from error

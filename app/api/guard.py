@@ -1,6 +1,7 @@
 """What stands before a route that takes JSON: its type, its size, its time to arrive, and a caller who may leave."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from email.message import Message as Headers
 from typing import Any, Final, TypeVar
@@ -14,7 +15,8 @@ from starlette.types import Message, Receive
 from app.errors import DeadlineExceeded, InvalidField, Malformed, TooLarge, UnsupportedType
 
 MAX_FIELDS: Final = 32  # more than any request has
-DRAINED: Final = 16  # a body up to so many times too large is read to its end, for clients that send before they listen
+DRAINED: Final = 16  # a body up to so many times too large is read to its end before it is refused,
+DRAINING_S: Final = 1.0  # if the end comes soon
 
 Result = TypeVar("Result")
 
@@ -65,27 +67,43 @@ def _require_json(content_type: str | None) -> None:
     headers["content-type"] = content_type or ""
     main, sub = headers.get_content_maintype(), headers.get_content_subtype()
     charset = headers.get_content_charset("utf-8")
-    if main != "application" or not (sub == "json" or sub.endswith("+json")) or charset not in ("utf-8", "us-ascii"):
+    is_json = main == "application" and (sub == "json" or sub.endswith("+json"))
+    if not is_json or charset not in ("utf-8", "utf8", "us-ascii"):
         found = repr(content_type[:80]) if content_type else "none"
         raise UnsupportedType(f"Content-Type: expected application/json in UTF-8, found {found}")
 
 
 def _counted(request: Request, limit: int) -> Receive:
-    """`request.receive`, but TooLarge as soon as the body is known to be larger than `limit` bytes."""
+    """`request.receive`, but TooLarge as soon as the body is known to be larger than `limit` bytes.
+
+    What is about to come is read and dropped first: a client that sends before it listens would find the connection
+    reset, and never see the answer.
+    """
     told = int(request.headers.get("content-length", 0))
     received = 0
 
     async def receive() -> Message:
         nonlocal received
-        if told > limit:
-            raise TooLarge(f"body: expected at most {limit} bytes, found {told}", hopeless=told > DRAINED * limit)
+        if told > DRAINED * limit:
+            raise TooLarge(f"body: expected at most {limit} bytes, found {told}")
         message = await request.receive()
         received += len(message.get("body", b""))
-        if received > limit:
-            raise TooLarge(f"body: expected at most {limit} bytes, found more")
+        if max(told, received) > limit:
+            ended = await _drained(request.receive, message, DRAINED * limit)
+            raise TooLarge(f"body: expected at most {limit} bytes, found {told or 'more'}", hopeless=not ended)
         return message
 
     return receive
+
+
+async def _drained(receive: Receive, message: Message, most: int) -> bool:
+    """Drop what follows `message`; whether the body came to its end within `most` bytes and DRAINING_S seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAINING_S):
+            while message.get("more_body", False) and most > 0:
+                message = await receive()
+                most -= len(message.get("body", b""))
+    return not message.get("more_body", False)
 
 
 async def _arrive(request: Request, timeout_s: float) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -14,6 +13,8 @@ from app.errors import DeadlineExceeded, NotReady, Overloaded
 Payload = TypeVar("Payload", contravariant=True)
 Example = TypeVar("Example")
 Answer = TypeVar("Answer")
+
+SHORT = 8  # turns: a run of five words takes five, a page as context eight
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class _Ticket:
     accepted: float
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
-    started: bool = False
+    turns: int = 0
     abandoned: bool = False  # the caller left
 
     def settle(self, answer: Any = None, error: BaseException | None = None) -> None:
@@ -83,10 +84,10 @@ class _Ticket:
 class Batcher:
     """Feeds a predictor from many callers.
 
-    While `queue_size` examples wait or are under way, one more is refused at once. A batch is made of newcomers, which
-    get their first turn soon, and of what is under way, the oldest first: so a keystroke does not wait for documents,
-    and of many documents the first are finished before the last, instead of all at once and too late. A caller that
-    left, or whose deadline passed, is dropped before the next turn.
+    While `queue_size` examples wait for a turn, their first or another, one more is refused at once. A batch is made of
+    examples that have had few turns, in order, and of the long ones, the oldest first: so a keystroke does not wait for
+    documents, and of many documents the first are finished before the last, instead of all at once and too late. A
+    caller that left, or whose deadline passed, is dropped before the next turn.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class Batcher:
         self._queue_size = queue_size
         self._batch_size = batch_size
         self._now = now
-        self._newcomers: deque[_Ticket] = deque()
-        self._under_way: list[_Ticket] = []  # had a turn and want another, oldest first
+        self._short: list[_Ticket] = []  # so far, in the order of their turns
+        self._long: list[_Ticket] = []  # had SHORT turns and want another, oldest first
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"inference-{name}", daemon=True)
@@ -129,7 +130,7 @@ class Batcher:
     @property
     def depth(self) -> int:
         """How many examples wait for a turn."""
-        return len(self._newcomers) + len(self._under_way)
+        return len(self._short) + len(self._long)
 
     async def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the thread."""
@@ -145,7 +146,7 @@ class Batcher:
             if self.depth >= self._queue_size:
                 self._observer.count_refusal(self._name, "overloaded")
                 raise Overloaded(f"{self._name}: {self.depth} requests wait already; try again soon")
-            self._newcomers.append(ticket)
+            self._short.append(ticket)
             self._observer.set_queue(self._name, self.depth)
             self._changed.notify()
 
@@ -154,7 +155,7 @@ class Batcher:
         self._observer.count_refusal(self._name, "cancelled")
         with self._changed:
             ticket.abandoned = True
-            for queue in (self._newcomers, self._under_way):
+            for queue in (self._short, self._long):
                 if ticket in queue:
                     queue.remove(ticket)
             self._observer.set_queue(self._name, self.depth)
@@ -184,33 +185,38 @@ class Batcher:
                     self._changed.wait()
                 if not self.depth:
                     return []
-                batch = [ticket for ticket in self._next() if self._in_time(ticket)]
+                self._short = [ticket for ticket in self._short if self._in_time(ticket)]
+                self._long = [ticket for ticket in self._long if self._in_time(ticket)]
+                batch = self._next()
                 self._observer.set_queue(self._name, self.depth)
                 if batch:
                     return batch
 
     def _next(self) -> list[_Ticket]:
-        """Take a batch's worth: newcomers at most half of it while something is under way, which has the rest."""
+        """Take a batch's worth: short ones half of it at most while there are long ones to have the rest."""
         room = self._batch_size
-        new = min(len(self._newcomers), max(room // 2, room - len(self._under_way), 1))
-        first = [self._newcomers.popleft() for _ in range(new)]
-        old, self._under_way = self._under_way[: room - new], self._under_way[room - new :]
-        return [*old, *first]
+        short = min(len(self._short), max(room // 2, room - len(self._long)))
+        batch = [*self._long[: room - short], *self._short[:short]]
+        self._long, self._short = self._long[room - short :], self._short[short:]
+        for ticket in batch:
+            if not ticket.turns:
+                self._observer.observe_wait(self._name, self._now() - ticket.accepted)
+            ticket.turns += 1
+        return batch
 
     def _in_time(self, ticket: _Ticket) -> bool:
-        if not ticket.started:
-            ticket.started = True
-            self._observer.observe_wait(self._name, self._now() - ticket.accepted)
-        if ticket.deadline is not None and self._now() > ticket.deadline:
-            self._observer.count_refusal(self._name, "deadline")
-            ticket.settle(error=DeadlineExceeded(f"{self._name}: the deadline passed before the answer was ready"))
-            return False
-        return True
+        if ticket.deadline is None or self._now() <= ticket.deadline:
+            return True
+        self._observer.count_refusal(self._name, "deadline")
+        ticket.settle(error=DeadlineExceeded(f"{self._name}: the deadline passed before the answer was ready"))
+        return False
 
     def _keep(self, unfinished: Sequence[_Ticket]) -> None:
         with self._changed:
             kept = [ticket for ticket in unfinished if not ticket.abandoned]
-            self._under_way = sorted([*kept, *self._under_way], key=lambda ticket: ticket.accepted)
+            self._short += [ticket for ticket in kept if ticket.turns < SHORT]
+            self._long += [ticket for ticket in kept if ticket.turns >= SHORT]
+            self._long.sort(key=lambda ticket: ticket.accepted)
             self._observer.set_queue(self._name, self.depth)
 
 

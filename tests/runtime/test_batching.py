@@ -170,6 +170,50 @@ async def test_what_is_under_way_counts_against_what_is_accepted() -> None:
     await batcher.close()
 
 
+async def test_a_request_of_a_few_turns_does_not_wait_for_long_ones() -> None:
+    async with busy(batch_size=4) as bench:
+        long = await bench.submit(*(Work(f"long{place}", turns=200) for place in range(6)))
+        bench.gate.opened.set()
+        short = await bench.submit(Work("short", turns=5))
+        assert await answers(*short, *long) == ["SHORT", *(f"LONG{place}" for place in range(6))]
+    served = [place for place, batch in enumerate(bench.gate.batches) if "short" in batch]
+    first = min(place for place, batch in enumerate(bench.gate.batches) if "long0" in batch)
+    assert len(served) == 5
+    assert served[-1] - first < 30  # the long ones take more than 200 batches
+
+
+async def test_of_long_requests_the_oldest_are_finished_first() -> None:
+    async with busy(batch_size=2) as bench:
+        tasks = await bench.submit(*(Work(name, turns=50) for name in "abcd"))
+        bench.gate.opened.set()
+        await answers(*tasks)
+    last = {name: max(n for n, batch in enumerate(bench.gate.batches) if name in batch) for name in "abcd"}
+    assert max(last["a"], last["b"]) < min(last["c"], last["d"])
+
+
+async def test_a_deadline_passes_for_those_who_wait_between_their_turns_too() -> None:
+    clock = [0.0]
+
+    class Clocked(Recorder):
+        def count_refusal(self, _model: str, reason: str) -> None:
+            self.refusals.append(f"{reason} at {clock[0]:g}")
+
+    def turn(batch: Sequence[Work]) -> list[str | None]:
+        clock[0] += 1
+        for work in batch:
+            work.turns -= 1
+        return [None if work.turns else work.name for work in batch]
+
+    recorder = Clocked()
+    batcher = Batcher("m", turn, recorder, queue_size=10, batch_size=2, now=lambda: clock[0])
+    tasks = [asyncio.create_task(batcher.submit(Work(name, turns=500))) for name in "ab"]
+    late = asyncio.create_task(batcher.submit(Work("late", turns=500), deadline=60.0))
+    assert isinstance(await failure(late), DeadlineExceeded)
+    assert await answers(*tasks) == ["a", "b"]
+    assert recorder.refusals == ["deadline at 61"]
+    await batcher.close()
+
+
 async def test_a_caller_that_left_is_dropped_before_its_batch_and_spares_its_batch_mates() -> None:
     async with busy() as bench:
         a, b, c = await bench.submit(Work("a"), Work("b"), Work("c"))
@@ -232,7 +276,7 @@ async def test_after_its_deadline_a_request_gets_no_turn() -> None:
         assert bench.batcher.depth == 0
     assert bench.gate.batches == [["first"], ["exact", "patient"]]
     assert bench.recorder.refusals == ["deadline"]
-    assert bench.recorder.waits == [0, 6, 6, 6]
+    assert bench.recorder.waits == [0, 6, 6]
 
 
 async def test_a_deadline_may_pass_between_two_turns() -> None:
@@ -262,7 +306,7 @@ async def test_a_long_request_shares_its_later_turns_with_what_has_come() -> Non
         tasks = await bench.submit(Work("a"), Work("b", turns=2))
         bench.gate.opened.set()
         await answers(bench.first, *tasks)
-    assert bench.gate.batches == [["long"], ["long", "a", "b"], ["long", "b"]]
+    assert bench.gate.batches == [["long"], ["a", "b", "long"], ["b", "long"]]
 
 
 async def test_an_exception_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:

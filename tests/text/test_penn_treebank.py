@@ -134,6 +134,13 @@ def test_a_chunk_of_a_megabyte_is_read_in_linear_time(penn: PennTreebank, part: 
     assert penn.complete(chunk).typed == chunk
 
 
+def test_no_character_that_makes_a_token_is_passed_over(penn: PennTreebank) -> None:
+    characters = [chr(code) for code in range(0x11000) if not chr(code).isspace()]
+    found = {token.start // 2 for token in penn.tokens(" ".join(characters))}
+    read = {place for place, character in enumerate(characters) if any(penn._chunk(character, 0))}  # noqa: SLF001 - what is read if nothing is passed over
+    assert read <= found
+
+
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_the_penn_treebank_passes_unchanged(split: str) -> None:
     if not CORPUS.is_dir():
