@@ -193,10 +193,13 @@ class Batcher:
                     return batch
 
     def _next(self) -> list[_Ticket]:
-        """Take a batch's worth: short ones half of it at most while there are long ones to have the rest."""
+        """Take a batch's worth: short ones half of it at most while there are long ones to have the rest.
+
+        The oldest long one stands first, then the short ones: a predictor may leave the last for the next turn.
+        """
         room = self._batch_size
         short = min(len(self._short), max(room // 2, room - len(self._long)))
-        batch = [*self._long[: room - short], *self._short[:short]]
+        batch = [*self._long[:1], *self._short[:short], *self._long[1 : room - short]]
         self._long, self._short = self._long[room - short :], self._short[short:]
         for ticket in batch:
             if not ticket.turns:

@@ -170,11 +170,11 @@ class LanguageModelPredictor:
     def predict(self, examples: Sequence[Example]) -> list[Any]:
         """One turn for each: its answer, or None if it wants another.
 
-        What would make the turn longer than TURN is left for the next: the first example is always served, of the
-        others the smallest first.
+        The first example is always served, the others in their order; what would make the turn longer than TURN is left
+        for the next.
         """
         served, room = list[Example](), TURN
-        for example in [*examples[:1], *sorted(examples[1:], key=_cost)]:
+        for example in examples:
             if not served or _cost(example) <= room:
                 served.append(example)
                 room -= _cost(example)

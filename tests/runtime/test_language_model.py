@@ -540,11 +540,21 @@ def test_a_turn_is_bounded_whoever_shares_it_and_everybody_is_answered(
     assert max(sum(len(s.tokens) + 4 * s.distribution for s in segments) for segments in engine.asked) <= 1024
 
 
-def test_the_smallest_and_the_oldest_have_their_turn_first(watched: LanguageModelPredictor, engine: Watched) -> None:
+def test_what_is_small_finds_room_beside_what_is_large(watched: LanguageModelPredictor, engine: Watched) -> None:
     texts = [watched.prepare(Score("the company said profits rose shares\n" * 400, "sentence")) for _ in range(30)]
     keystroke = watched.prepare(Suggest("the"))
     assert watched.predict([*texts, keystroke])[-1] is not None
     assert list(engine.asked[0][0].tokens) == list(texts[0].wanted()[0].tokens)
+
+
+def test_the_first_of_a_batch_are_served_in_their_order(watched: LanguageModelPredictor, engine: Watched) -> None:
+    long = [watched.prepare(Score("the company said profits rose shares " * 400)) for _ in range(40)]
+    beam = watched.prepare(Suggest("the", top_k=10, words=3))
+    turns = 0
+    while beam.answer is None:
+        watched.predict([long[0], beam, *long[1:]])
+        turns += 1
+    assert turns == 3
 
 
 def test_no_examples_are_no_turn(int8: LanguageModelPredictor) -> None:
