@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,11 @@ from onnx import TensorProto, numpy_helper
 from safetensors.numpy import save
 
 from app.models.language_model import LanguageModel
+from app.runtime.engine import WEIGHTS, Precision
 
-WEIGHTS = "weights.safetensors"
 OPSET = '<ir_version: 10, opset_import: ["": 21, "seqserve": 1]>'
 
 Array: TypeAlias = npt.NDArray[np.generic]
-Precision: TypeAlias = Literal["fp32", "int8"]
 
 LINEAR: dict[Precision, str] = {
     # y = x W^T with W (out, in) kept as float16

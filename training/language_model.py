@@ -56,11 +56,11 @@ class LanguageModelConfig:
     shifted: bool = False  # cut each epoch's windows at another offset
 
     cost: Literal["sum", "mean"] = "sum"  # over the steps of a window; always the mean over the batch
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"  # adam's weight decay is L2
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"  # adam and adamw: betas 0.8 and 0.99
     learning_rate: float = 1.0  # one-cycle: its peak
     schedule: Literal["constant", "halving", "one-cycle"] = "constant"  # of the learning rate
     constant_epochs: int = 0  # halving begins after these
-    weight_decay: float = 0.0  # a step, times the learning rate
+    weight_decay: float = 0.0  # L2 for sgd and adam, decoupled for adamw
     clip: float = 5.0  # global gradient norm
     epochs: int = 2  # passes over the training text
     precision: Literal["32-true", "bf16-mixed"] = "32-true"  # of the products

@@ -23,8 +23,9 @@ class Predictor(Protocol[Payload, Example, Answer]):
     """What a model family does: the same object in evaluation and in the server.
 
     `prepare` validates one payload and raises for it alone. `predict` takes a batch, cannot fail for one member, and
-    gives each example one turn: its answer, or None if it wants another turn (a long text read in chunks, the next
-    step of a beam). Whoever calls decides what shares the next turn, so nobody waits for another's whole request.
+    tells of each example its answer, or None if it wants another turn (a long text read in chunks, the next step of a
+    beam, or no room in this turn; the first always has some). Whoever calls decides what shares the next turn, so
+    nobody waits for another's whole request.
     """
 
     def prepare(self, payload: Payload) -> Example:
@@ -32,7 +33,7 @@ class Predictor(Protocol[Payload, Example, Answer]):
         ...
 
     def predict(self, examples: Sequence[Example]) -> list[Answer | None]:
-        """Give each example a turn."""
+        """One turn: of each example its answer, or None."""
         ...
 
 

@@ -16,8 +16,8 @@ from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file
 
 from app.models.language_model import LanguageModel
-from app.runtime.engine import session
-from training.export import WEIGHTS, Precision, export_language_model, quantise
+from app.runtime.engine import WEIGHTS, Precision, session
+from training.export import export_language_model, quantise
 
 WORDS = 50
 SHAPES: dict[str, dict[str, Any]] = {
