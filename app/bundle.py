@@ -19,11 +19,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import BundleError
+
+Family: TypeAlias = Literal["language_model", "digits", "captions"]
 
 FORMAT: Final = 1
 SUPPORTED = (FORMAT,)
@@ -78,7 +80,7 @@ class Manifest(_Entry):
     """All that a bundle says of itself. Strict: no other fields, no conversions, no infinite or undefined figures."""
 
     format: Literal[1]
-    family: Literal["language_model", "digits", "captions"]
+    family: Family
     model: StoreName
     version: StoreName
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")]  # ISO 8601, UTC
@@ -88,6 +90,7 @@ class Manifest(_Entry):
     vocabulary_sha256: Sha256 | None
     corpus: CorpusEntry
     metrics: dict[str, float]
+    calibration: dict[str, float] = Field(default_factory=dict)  # what turns the graph's numbers into answers
     parameters: Annotated[int, Field(ge=0)]
     served: Literal["int8", "fp32"]
     files: dict[FileName, FileEntry]

@@ -10,9 +10,10 @@ import torch
 from app import bundle as bundles
 from app.bundle import CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
+from app.runtime.batching import Resources
 from app.runtime.language_model import LanguageModelPredictor
-from app.runtime.registry import probe_answer
-from training.export import export_language_model
+from training.export.language_model import export_language_model
+from training.publish.manifest import PRECISIONS, probe
 
 WORDS = (
     "<eos> <unk> N $ 's n't the a of to in company profits rose fell shares market says said do does it its is was"
@@ -69,7 +70,7 @@ def tiny_store(tiny_model: LanguageModel, tmp_path_factory: pytest.TempPathFacto
     )
     payload = {"text": "the company said profits", "top_k": 3}
     draft = bundles.read(bundles.publish(tmp_path_factory.mktemp("draft"), manifest, contents))
-    answers = {p: probe_answer(LanguageModelPredictor.open(draft, p), payload) for p in ("int8", "fp32")}
-    contents["probe.json"] = json.dumps({"payload": payload, "answers": answers}).encode()
+    opened = {p: LanguageModelPredictor.open(draft, p, Resources()) for p in PRECISIONS}
+    contents["probe.json"] = json.dumps(probe(opened, payload)).encode()
     bundles.publish(store, manifest, contents)
     return store

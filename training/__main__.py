@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,16 +13,19 @@ import tyro
 from app import bundle as bundles
 from app.errors import CorpusError, SeqserveError
 from app.runtime.registry import load_predictor
-from training import data, report
+from training import report
+from training.data import texts
 from training.evaluate import score_files
 from training.language_model import PRESETS, LanguageModelConfig, train
-from training.publish import publish as publish_run
-from training.run import Run
+from training.publish.language_model import publish as publish_language_model
+from training.run import Run, RunError
 
 if TYPE_CHECKING:
     Preset = LanguageModelConfig
 else:
     Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, sort_subcommands=False)
+
+PUBLISH: dict[str, Callable[..., Path]] = {"language_model": publish_language_model}  # by family
 
 
 def language_model(
@@ -48,9 +52,9 @@ def language_model(
         resume: Go on where the run's checkpoint stands.
         minutes: Stop after this long; go on with --resume.
     """
-    texts = {"train": train_text, "valid": valid_text, "test": test_text}
-    source = _source(data_folder, texts, _model_name(run), terms)
-    corpus = data.load(source, config.vocabulary_size)
+    own = {"train": train_text, "valid": valid_text, "test": test_text}
+    source = _source(data_folder, own, _model_name(run), terms)
+    corpus = texts.load(source, config.vocabulary_size)
     config = dataclasses.replace(config, vocabulary_size=len(corpus.vocabulary))
     job = Run(run)
     done = train(config, corpus, job, resume=resume, minutes=minutes)
@@ -74,7 +78,12 @@ def publish(
         name: The model's name; left out, ptb or, for texts of your own, the run's folder.
         version: The version's name; left out, today's date.
     """
-    print(publish_run(Run(run), store, name=name, version=version))
+    finished = Run(run)
+    family = finished.read("environment.json").get("family")
+    if family not in PUBLISH:
+        path = run / "environment.json"
+        raise RunError(f"{path}: expected the family {' or '.join(PUBLISH)}, found {family!r}")
+    print(PUBLISH[family](finished, store, name=name, version=version))
 
 
 def evaluate(
@@ -110,13 +119,13 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def _source(folder: Path | None, texts: dict[str, Path | None], name: str, terms: str) -> data.Source:
-    given = {split: path for split, path in texts.items() if path is not None}
+def _source(folder: Path | None, own: dict[str, Path | None], name: str, terms: str) -> texts.Source:
+    given = {split: path for split, path in own.items() if path is not None}
     if not given:
-        return data.penn_treebank(folder)
-    if folder or len(given) < len(texts):
+        return texts.penn_treebank(folder)
+    if folder or len(given) < len(own):
         raise CorpusError(f"expected --train, --valid and --test, or --data alone; found --{' --'.join(sorted(given))}")
-    return data.Source(name, given, terms)
+    return texts.Source(name, given, terms)
 
 
 def _model_name(run: Path) -> str:

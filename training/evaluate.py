@@ -7,7 +7,7 @@ from app.errors import CorpusError, InvalidField
 from app.runtime.batching import answer_all
 from app.runtime.language_model import Example, LanguageModelPredictor, Score
 from app.runtime.scores import TextScore
-from training.data import open_text
+from training.data.texts import open_text
 
 
 def score_files(predictor: LanguageModelPredictor, paths: Sequence[Path]) -> list[TextScore]:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel, Reading, detached
-from training.data import Corpus, Ids
+from training.data.texts import Corpus, Ids
 from training.run import Run
 
 
@@ -193,7 +193,7 @@ def train(
         fabric.load(run.checkpoint, state)
         progress = state["progress"]
     else:
-        run.start(config, corpus.describe())
+        run.start("language_model", config, corpus.describe())
     deadline = time.monotonic() + 60 * minutes
 
     for epoch in range(progress["epoch"], config.epochs):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from app.bundle import Family
 from app.errors import SeqserveError
 
 
@@ -35,15 +36,18 @@ class Run:
         """The newest checkpoint's path; it need not exist."""
         return self.folder / "checkpoint.pt"
 
-    def start(self, config: Any, source: Mapping[str, Any]) -> None:
-        """Make the folder and write down what is about to run, on what data; RunError if it holds another run."""
+    def start(self, family: Family, config: Any, source: Mapping[str, Any]) -> None:
+        """Make the folder and write down what is about to run, on what data; RunError if it holds another run.
+
+        `family` is the one that the published bundle will be of.
+        """
         if self.checkpoint.exists():
             raise RunError(f"{self.folder}: holds a run already; go on with --resume or choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "metrics.jsonl").write_text("")
         self._write("config.json", asdict(config))
         self._write("source.json", source)
-        self._write("environment.json", environment())
+        self._write("environment.json", {"family": family, **environment()})
 
     def check_config(self, config: Any) -> None:
         """Raise RunError unless the run was started with this very configuration."""

@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 
+from app.bundle import Bundle
 from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.runtime.engine import Precision
 
 Payload = TypeVar("Payload", contravariant=True)
 Example = TypeVar("Example")
 Answer = TypeVar("Answer")
+ObserveCache: TypeAlias = Callable[[int, int], None]
 
 SHORT = 8  # turns: a run of five words takes five, a page as context eight
 
@@ -34,6 +37,39 @@ class Predictor(Protocol[Payload, Example, Answer]):
 
     def predict(self, examples: Sequence[Example]) -> list[Answer | None]:
         """One turn: of each example its answer, or None."""
+        ...
+
+
+def ignore(hit: int, read: int) -> None:
+    """An ObserveCache for those who don't care."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a predictor may use of the machine; a family without states to remember leaves the cache alone."""
+
+    threads: int = 1  # of inference
+    cache_bytes: int = 0  # of remembered states
+    observe_cache: ObserveCache = ignore  # told how many tokens of a context were remembered, how many had to be read
+
+
+class BundlePredictor(Predictor[Payload, Example, Answer], Protocol[Payload, Example, Answer]):
+    """A predictor that a bundle is opened as, and that its probe proves."""
+
+    PROBE_TOLERANCE: ClassVar[float]  # of a probe's numbers: more than processors differ by, less than a fault moves
+
+    @property
+    def precision(self) -> Precision:
+        """The arithmetic that answers."""
+        ...
+
+    @classmethod
+    def open(cls, bundle: Bundle, precision: Precision, resources: Resources) -> Self:
+        """The predictor of a bundle, on its graphs of this precision. Raise BundleError if they can't be run."""
+        ...
+
+    def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
+        """The answer to `payload`, the fields of one of the family's payloads, as [text, number] pairs."""
         ...
 
 

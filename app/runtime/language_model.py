@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from app.bundle import Bundle
 from app.errors import BundleError, InvalidField
-from app.runtime.batching import answer_all
+from app.runtime.batching import ObserveCache, Resources, answer_all, ignore
 from app.runtime.decoding import Expansion, Hypothesis, beam_search
 from app.runtime.engine import Floats, Precision, Reading, RecurrentEngine, Segment, TokenReading
 from app.runtime.scores import TextScore, TokenScore
@@ -19,7 +19,6 @@ from app.runtime.state_cache import StateCache
 from app.text import Completion, Normaliser, Token, Vocabulary, context, lines, normaliser, sentences
 
 Mode: TypeAlias = Literal["document", "sentence"]
-ObserveCache: TypeAlias = Callable[[int, int], None]
 Turns: TypeAlias = Generator[list[Segment], list[Reading], Any]
 
 CHUNK = 32  # tokens of one sequence read in a turn: alone about 4 ms, so nobody waits long for a document's next turn
@@ -27,6 +26,7 @@ SENTENCES = 8  # sentences of one text read side by side in a turn
 TURN = 1024  # what all examples may cost in a turn: about 60 ms
 DISTRIBUTION = 4  # tokens that a row of the whole vocabulary, searched for the likeliest, costs as much as
 BEAM = 10  # least width of the search for runs of several words
+LONG_TEXT = 10_000  # characters; a longer one is slow to check
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,11 @@ class Suggest:
     words: int = 1
     complete: bool = False
 
+    @property
+    def slow(self) -> bool:
+        """Whether checking it would hold up an event loop."""
+        return len(self.text) > LONG_TEXT
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -47,6 +52,11 @@ class Score:
     mode: Mode = "document"
     per_token: bool = False
     alternatives: int = 0
+
+    @property
+    def slow(self) -> bool:
+        """Whether checking it would hold up an event loop."""
+        return len(self.text) > LONG_TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +104,11 @@ class Example:
             self._wanted, self.answer = [], stop.value
 
 
-def ignore(hit: int, read: int) -> None:
-    """An ObserveCache for those who don't care."""
-
-
 class LanguageModelPredictor:
     """Suggests and scores with one model (the seam `Predictor`)."""
+
+    # nats; processors' exp and tanh differ in the seventh digit, a broken kernel in the first
+    PROBE_TOLERANCE: ClassVar[float] = 1e-3
 
     def __init__(
         self,
@@ -126,17 +135,10 @@ class LanguageModelPredictor:
 
     @classmethod
     def open(
-        cls,
-        bundle: Bundle,
-        precision: Precision,
-        *,
-        threads: int = 1,
-        cache_bytes: int = 0,
-        chunk: int = CHUNK,
-        observe_cache: ObserveCache = ignore,
+        cls, bundle: Bundle, precision: Precision, resources: Resources, *, chunk: int = CHUNK
     ) -> "LanguageModelPredictor":
         """The predictor of a bundle, on its graphs of this precision. Raise BundleError if they can't be run."""
-        engine = RecurrentEngine.open(bundle, precision, threads=threads)
+        engine = RecurrentEngine.open(bundle, precision, threads=resources.threads)
         words = bundle.text("vocabulary.txt")
         found = hashlib.sha256(words.encode()).hexdigest()
         if found != bundle.manifest.vocabulary_sha256:
@@ -152,9 +154,9 @@ class LanguageModelPredictor:
             vocabulary,
             normaliser(bundle.manifest.normalisation or "whitespace", vocabulary),
             precision=precision,
-            cache=StateCache(cache_bytes),
+            cache=StateCache(resources.cache_bytes),
             chunk=chunk,
-            observe_cache=observe_cache,
+            observe_cache=resources.observe_cache,
         )
 
     def prepare(self, payload: Suggest | Score) -> Example:
@@ -183,6 +185,11 @@ class LanguageModelPredictor:
         for example in served:
             example.take(list(islice(readings, len(example.wanted()))))
         return [example.answer for example in examples]
+
+    def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
+        """[text, log-probability] of each suggestion for `payload`, the fields of a Suggest."""
+        (answer,) = answer_all(self, [self.prepare(Suggest(**payload))])
+        return [[suggestion.text, suggestion.log_probability] for suggestion in answer.suggestions]
 
     def score_lines(self, text: Iterable[tuple[str, int]], mode: Mode = "document") -> TextScore:
         """Score lines (each with its offset) as they come, in memory that does not grow with their number."""

@@ -2,23 +2,34 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from app import bundle as bundles
 from app.bundle import Bundle, Manifest
 from app.errors import BundleError, NotReady, UnknownModel
-from app.runtime.batching import Batcher, answer_all
+from app.runtime.batching import Batcher, BundlePredictor, ObserveCache, Resources, ignore
 from app.runtime.engine import Precision
-from app.runtime.language_model import LanguageModelPredictor, ObserveCache, Score, Suggest, ignore
+from app.runtime.language_model import LanguageModelPredictor
 from app.runtime.metrics import Metrics
+from app.runtime.preparing import Preparing
 
-PROBE_TOLERANCE = 1e-3  # nats; processors' exp and tanh differ in the seventh digit, a broken kernel in the first
-LONG_TEXT = 10_000  # characters; a longer one is checked in a thread, so that the event loop goes on
+AnyPredictor: TypeAlias = LanguageModelPredictor
+PREDICTORS: dict[str, type[AnyPredictor]] = {"language_model": LanguageModelPredictor}  # by family
 
 log = logging.getLogger(__name__)
+
+
+class Payload(Protocol):
+    """What a model can be asked."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether it is checked in a thread, so that the event loop goes on."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,29 +41,39 @@ class Served:
     manifest: Manifest
     versions: list[str]  # on disk
     bundle: Bundle
-    predictor: LanguageModelPredictor
+    predictor: BundlePredictor[Any, Any, Any]
     batcher: Batcher
+    preparing: Preparing
 
     @property
     def precision(self) -> Precision:
         """The arithmetic that answers: the published one, unless this machine can't be trusted with it."""
         return self.predictor.precision
 
-    async def answer(self, payload: Suggest | Score, *, deadline: float | None = None) -> Any:
+    async def answer(self, payload: Payload, *, deadline: float | None = None) -> Any:
         """Check `payload` and wait for its answer; `deadline` is a time of time.monotonic."""
-        if len(payload.text) > LONG_TEXT:
-            example = await asyncio.to_thread(self.predictor.prepare, payload)
+        if payload.slow:
+            example = await self.prepared(lambda: payload, deadline=deadline)
         else:
             example = self.predictor.prepare(payload)
+        return await self.submit(example, deadline=deadline)
+
+    async def prepared(self, make: Callable[[], Payload], *, deadline: float | None = None) -> Any:
+        """The example of a payload that is made and checked in a thread when its turn comes: few are there at once."""
+        return await self.preparing.run(self.name, lambda: self.predictor.prepare(make()), deadline)
+
+    async def submit(self, example: Any, *, deadline: float | None = None) -> Any:
+        """The answer to what was prepared."""
         return await self.batcher.submit(example, deadline)
 
 
 class Registry:
     """Served models by name, and why the others were refused."""
 
-    def __init__(self, served: list[Served], refused: dict[str, str]) -> None:
+    def __init__(self, served: list[Served], refused: dict[str, str], preparing: Preparing) -> None:
         self._served = {model.name: model for model in served}
         self.refused = refused
+        self._preparing = preparing
 
     @classmethod
     def load(
@@ -67,6 +88,7 @@ class Registry:
     ) -> "Registry":
         """Serve the current version of every model in `store`. A bad bundle is refused by name; the others serve."""
         served, refused = [], {}
+        preparing = Preparing(metrics, queue_size=queue_size)
         for name in bundles.models(store):
             version = ""  # unless CURRENT names one
             try:
@@ -84,9 +106,11 @@ class Registry:
                 metrics.set_model(name, version, ready=False)
                 continue
             batcher = Batcher(name, predictor.predict, metrics, queue_size=queue_size, batch_size=batch_size)
-            served.append(Served(name, bundle.manifest.version, bundle.manifest, versions, bundle, predictor, batcher))
+            manifest = bundle.manifest
+            model = Served(name, manifest.version, manifest, versions, bundle, predictor, batcher, preparing)
+            served.append(model)
             metrics.set_model(name, version, ready=True)
-        return cls(served, refused)
+        return cls(served, refused, preparing)
 
     def served(self) -> list[Served]:
         """All models that answer, by name."""
@@ -109,6 +133,7 @@ class Registry:
 
     async def close(self) -> None:
         """Finish what was accepted, then stop."""
+        await self._preparing.close()
         await asyncio.gather(*(model.batcher.close() for model in self._served.values()))
 
     def _reasons(self) -> str:
@@ -117,17 +142,16 @@ class Registry:
 
 def load_predictor(
     bundle: Bundle, *, threads: int = 1, cache_bytes: int = 0, observe_cache: ObserveCache = ignore
-) -> LanguageModelPredictor:
-    """The bundle's predictor, proved by its probe.
+) -> AnyPredictor:
+    """The predictor of the bundle's family, proved by its probe.
 
     Where the int8 graphs do not reproduce the recorded answers (processors without an exact 8-bit product saturate),
     the fp32 graphs serve. Raise BundleError if those fail too.
     """
-    if bundle.manifest.family != "language_model":
-        raise BundleError(f"{bundle.folder}: expected the family language_model, found {bundle.manifest.family}")
-    open_graphs = partial(
-        LanguageModelPredictor.open, bundle, threads=threads, cache_bytes=cache_bytes, observe_cache=observe_cache
-    )
+    family = bundle.manifest.family
+    if family not in PREDICTORS:
+        raise BundleError(f"{bundle.folder}: expected the family {' or '.join(PREDICTORS)}, found {family}")
+    open_graphs = partial(PREDICTORS[family].open, bundle, resources=Resources(threads, cache_bytes, observe_cache))
     try:
         predictor = open_graphs(bundle.manifest.served)
         difference = _difference(bundle, predictor)
@@ -144,19 +168,13 @@ def load_predictor(
     return predictor
 
 
-def probe_answer(predictor: LanguageModelPredictor, payload: dict[str, Any]) -> list[list[Any]]:
-    """What a probe records: [text, log-probability] of each suggestion for `payload`, the fields of a Suggest."""
-    (answer,) = answer_all(predictor, [predictor.prepare(Suggest(**payload))])
-    return [[suggestion.text, suggestion.log_probability] for suggestion in answer.suggestions]
-
-
-def _difference(bundle: Bundle, predictor: LanguageModelPredictor) -> str | None:
+def _difference(bundle: Bundle, predictor: BundlePredictor[Any, Any, Any]) -> str | None:
     """How the predictor's answer to the probe differs from the recorded one, if it does."""
     probe = bundle.json("probe.json")
     expected = probe["answers"][predictor.precision]
-    found = probe_answer(predictor, probe["payload"])
+    found = predictor.probe(probe["payload"])
     alike = 0 < len(found) == len(expected) and all(
-        text == expected_text and abs(value - expected_value) <= PROBE_TOLERANCE
+        text == expected_text and abs(value - expected_value) <= predictor.PROBE_TOLERANCE
         for (text, value), (expected_text, expected_value) in zip(found, expected, strict=True)
     )
     if alike:

@@ -23,7 +23,7 @@ from app.runtime.batching import answer_all
 from app.runtime.language_model import LanguageModelPredictor, Score, Suggest
 from app.runtime.registry import load_predictor
 from training.language_model import build
-from training.publish import read_config
+from training.publish.language_model import read_config
 
 STORE, MODEL = Path("models_store"), "ptb"
 ROUNDS = 5

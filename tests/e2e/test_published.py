@@ -11,7 +11,7 @@ import pytest
 
 from app import bundle as bundles
 from app.bundle import Bundle
-from app.runtime.batching import answer_all
+from app.runtime.batching import Resources, answer_all
 from app.runtime.language_model import LanguageModelPredictor, Score, Suggest
 from tests.e2e.conftest import serving
 
@@ -52,7 +52,7 @@ def test_no_cut_and_no_neighbour_changes_a_text_s_score(bundle: Bundle) -> None:
     text = " ".join(random.Random(1).choices(WORDS.split(), k=1500))
     likelihoods = []
     for chunk in (1, 7, 64, 1000):
-        predictor = LanguageModelPredictor.open(bundle, "int8", chunk=chunk)
+        predictor = LanguageModelPredictor.open(bundle, "int8", Resources(), chunk=chunk)
         alone, beside = predictor.prepare(Score(text)), predictor.prepare(Score(text))
         others = [predictor.prepare(Score(WORDS, "sentence")), predictor.prepare(Suggest(WORDS, words=3))]
         scores = answer_all(predictor, [alone]) + answer_all(predictor, [beside, *others])[:1]
@@ -61,7 +61,7 @@ def test_no_cut_and_no_neighbour_changes_a_text_s_score(bundle: Bundle) -> None:
 
 
 def test_the_words_suggested_are_as_likely_as_the_same_words_scored_and_all_words_sum_to_one(bundle: Bundle) -> None:
-    predictor = LanguageModelPredictor.open(bundle, "int8")
+    predictor = LanguageModelPredictor.open(bundle, "int8", Resources())
     everything = Score(WORDS, per_token=True, alternatives=len(predictor.vocabulary))
     (scored,) = answer_all(predictor, [predictor.prepare(everything)])
     for place, word in enumerate(scored.token_scores[:-1]):

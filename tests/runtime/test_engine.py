@@ -13,7 +13,7 @@ from app.bundle import Bundle
 from app.errors import BundleError
 from app.models.language_model import LanguageModel
 from app.runtime.engine import Floats, Precision, Reading, RecurrentEngine, Segment, likeliest, session
-from training.export import export_language_model
+from training.export.language_model import export_language_model
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 LENGTHS = (5, 0, 1, 40, 5, 33, 2, 64, 1, 17)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from app.bundle import Bundle
 from app.errors import InvalidField
 from app.models.language_model import LanguageModel
-from app.runtime.batching import answer_all
+from app.runtime.batching import Resources, answer_all
 from app.runtime.engine import Reading, RecurrentEngine, Segment
 from app.runtime.language_model import (
     CHUNK,
+    LONG_TEXT,
     SENTENCES,
     LanguageModelPredictor,
     Mode,
@@ -53,13 +54,13 @@ class Watched(RecurrentEngine):
 @pytest.fixture(scope="module")
 def int8(tiny_bundle: Bundle) -> LanguageModelPredictor:
     """Remembers nothing."""
-    return LanguageModelPredictor.open(tiny_bundle, "int8")
+    return LanguageModelPredictor.open(tiny_bundle, "int8", Resources())
 
 
 @pytest.fixture(scope="module")
 def fp32(tiny_bundle: Bundle) -> LanguageModelPredictor:
     """Remembers nothing."""
-    return LanguageModelPredictor.open(tiny_bundle, "fp32")
+    return LanguageModelPredictor.open(tiny_bundle, "fp32", Resources())
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_int8_scores_a_text_the_same_wherever_it_is_cut_alone_or_beside_others(
 ) -> None:
     payload = Score(document, mode, per_token=True, alternatives=2)
     (expected,) = ask(int8, payload)
-    cut = LanguageModelPredictor.open(tiny_bundle, "int8", chunk=chunk)
+    cut = LanguageModelPredictor.open(tiny_bundle, "int8", Resources(), chunk=chunk)
     others = (Score(EVERYDAY), Suggest(EVERYDAY, words=3), Suggest("the"), Score(document[50:]))
     for found in (ask(cut, payload)[0], ask(cut, *others, payload)[-1]):
         assert found.token_scores == expected.token_scores
@@ -138,7 +139,7 @@ def test_fp32_scores_a_text_the_same_wherever_it_is_cut(
     tiny_bundle: Bundle, fp32: LanguageModelPredictor, document: str, chunk: int, mode: Mode
 ) -> None:
     expected = score(fp32, document, mode=mode)
-    cut = LanguageModelPredictor.open(tiny_bundle, "fp32", chunk=chunk)
+    cut = LanguageModelPredictor.open(tiny_bundle, "fp32", Resources(), chunk=chunk)
     assert score(cut, document, mode=mode).log_likelihood == pytest.approx(expected.log_likelihood, rel=1e-6)
 
 
@@ -394,7 +395,7 @@ def test_a_suggestion_depends_on_its_text_alone_bit_for_bit(
     int8: LanguageModelPredictor, tiny_bundle: Bundle, document: str, chunk: int
 ) -> None:
     expected = [ask(int8, payload)[0].suggestions for payload in PAYLOADS]
-    remembering = LanguageModelPredictor.open(tiny_bundle, "int8", cache_bytes=CACHE, chunk=chunk)
+    remembering = LanguageModelPredictor.open(tiny_bundle, "int8", Resources(cache_bytes=CACHE), chunk=chunk)
     ask(remembering, Suggest("the company said"), Suggest("the company " * 20))  # prefixes of some
     for _ in range(2):  # read for the first time, then remembered
         *answers, _ = ask(remembering, *PAYLOADS, Score(document, "sentence"))
@@ -402,7 +403,7 @@ def test_a_suggestion_depends_on_its_text_alone_bit_for_bit(
 
 
 def test_remembered_or_not_fp32_suggests_the_same(tiny_bundle: Bundle) -> None:
-    remembering = LanguageModelPredictor.open(tiny_bundle, "fp32", cache_bytes=CACHE)
+    remembering = LanguageModelPredictor.open(tiny_bundle, "fp32", Resources(cache_bytes=CACHE))
     for payload in PAYLOADS:
         first, again = ask(remembering, payload)[0], ask(remembering, payload)[0]
         assert again.cached_tokens == again.context_tokens
@@ -430,7 +431,7 @@ def test_the_longest_context_answered_before_is_remembered(
 ) -> None:
     told = []
     predictor = LanguageModelPredictor.open(
-        tiny_bundle, "int8", cache_bytes=CACHE, observe_cache=lambda hit, read: told.append((hit, read))
+        tiny_bundle, "int8", Resources(cache_bytes=CACHE, observe_cache=lambda hit, read: told.append((hit, read)))
     )
     (first,) = ask(predictor, Suggest("the company said"))
     (second,) = ask(predictor, Suggest(text, complete=complete))
@@ -587,3 +588,9 @@ def test_any_text_is_answered_or_refused_for_its_field(
     assert all(0 <= row.start <= row.end <= len(text) for row in found.token_scores)
     before: list[Token] = context(text, int8.normaliser)
     assert [row.token for row in found.token_scores[: len(before)]] == [token.text for token in before]
+
+
+@pytest.mark.parametrize("ask_for", [Suggest, Score])
+def test_only_a_long_text_is_slow_to_check(ask_for: type[Suggest] | type[Score]) -> None:
+    assert not ask_for("a" * LONG_TEXT).slow
+    assert ask_for("a" * (LONG_TEXT + 1)).slow

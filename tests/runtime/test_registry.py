@@ -2,7 +2,9 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from prometheus_client import CollectorRegistry
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.errors import BundleError, InvalidField, NotReady, UnknownModel
+from app.runtime.batching import Resources
 from app.runtime.language_model import LanguageModelPredictor, Score, Suggest
 from app.runtime.metrics import Metrics
-from app.runtime.registry import Registry, load_predictor, probe_answer
+from app.runtime.registry import Registry, load_predictor
 
 pytestmark = pytest.mark.anyio
 
@@ -180,8 +183,8 @@ def test_a_store_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 async def test_int8_serves_where_it_answers_the_probe_as_recorded(tiny_bundle: Bundle) -> None:
-    int8 = LanguageModelPredictor.open(tiny_bundle, "int8")
-    assert probe_answer(load_predictor(tiny_bundle), PAYLOAD) == probe_answer(int8, PAYLOAD)
+    int8 = LanguageModelPredictor.open(tiny_bundle, "int8", Resources())
+    assert load_predictor(tiny_bundle).probe(PAYLOAD) == int8.probe(PAYLOAD)
 
 
 @pytest.mark.parametrize("wrong", ["probability", "word", "fewer"])
@@ -200,8 +203,8 @@ async def test_where_int8_answers_the_probe_otherwise_fp32_serves_and_a_warning_
         predictor = load_predictor(bundles.read(folder))
     assert "int8 can't be trusted on this machine, fp32 serves" in caplog.text
     assert predictor.precision == "fp32"
-    fp32 = LanguageModelPredictor.open(tiny_bundle, "fp32")
-    assert probe_answer(predictor, PAYLOAD) == probe_answer(fp32, PAYLOAD)
+    fp32 = LanguageModelPredictor.open(tiny_bundle, "fp32", Resources())
+    assert predictor.probe(PAYLOAD) == fp32.probe(PAYLOAD)
 
 
 async def test_a_graph_that_cannot_be_run_is_refused(store: Path, tiny_bundle: Bundle) -> None:
@@ -237,6 +240,16 @@ async def test_a_difference_in_the_last_digits_is_another_processor_and_no_fault
     assert caplog.text == ""
 
 
+async def test_how_far_off_a_probe_may_be_is_for_the_family_to_say(
+    store: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = [[word, value + 0.01] for word, value in tiny_bundle.json("probe.json")["answers"]["int8"]]
+    folder = publish(store, tiny_bundle, "moved", contents={"probe.json": probe(tiny_bundle, int8=recorded)})
+    monkeypatch.setattr(LanguageModelPredictor, "PROBE_TOLERANCE", 0.02)
+    assert load_predictor(bundles.read(folder)).precision == "int8"
+    assert caplog.text == ""
+
+
 async def test_a_model_that_answers_the_probe_otherwise_in_both_precisions_is_refused(
     store: Path, tiny_bundle: Bundle
 ) -> None:
@@ -251,8 +264,8 @@ async def test_a_bundle_published_as_fp32_is_served_so(
     store: Path, tiny_bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = publish(store, tiny_bundle, "exact", served="fp32")
-    fp32 = LanguageModelPredictor.open(tiny_bundle, "fp32")
-    assert probe_answer(load_predictor(bundles.read(folder)), PAYLOAD) == probe_answer(fp32, PAYLOAD)
+    fp32 = LanguageModelPredictor.open(tiny_bundle, "fp32", Resources())
+    assert load_predictor(bundles.read(folder)).probe(PAYLOAD) == fp32.probe(PAYLOAD)
     assert caplog.text == ""
 
 
@@ -297,6 +310,37 @@ async def test_a_payload_that_cannot_be_answered_is_refused_for_its_field(store:
         await registry.get("tiny", "language_model").answer(Score(" \n"))
     assert refused.value.field == "text"
     await registry.close()
+
+
+@dataclass
+class Asked:
+    """A payload of no family in particular."""
+
+    slow: bool
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_payload_that_is_slow_to_check_is_checked_in_a_thread(
+    store: Path, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = load(store)
+    tiny = registry.get("tiny", "language_model")
+    example, checked_in = tiny.predictor.prepare(Suggest("the")), list[int]()
+
+    def prepare(payload: object) -> object:
+        checked_in.append(threading.get_ident())
+        return example
+
+    monkeypatch.setattr(tiny.predictor, "prepare", prepare)
+    assert (await tiny.answer(Asked(slow))).suggestions
+    assert (checked_in != [threading.get_ident()]) is slow
+    await registry.close()
+
+
+async def test_a_family_that_is_not_served_is_told_the_known_ones(store: Path, tiny_bundle: Bundle) -> None:
+    folder = publish(store, tiny_bundle, "foreign", family="captions")
+    with pytest.raises(BundleError, match=f"{folder}: expected the family language_model, found captions"):
+        load_predictor(bundles.read(folder))
 
 
 async def test_a_closed_registry_answers_nothing_more(store: Path) -> None:

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from training import data
-from training.data import Corpus, Source
+from training.data import texts
+from training.data.texts import Corpus, Source
 from training.language_model import PRESETS, LanguageModelConfig, train
 from training.run import Run
 
@@ -21,7 +21,7 @@ SENTENCES = {"train": 15, "valid": 6, "test": 5}  # of six words each
 @pytest.fixture(autouse=True)
 def tokenised_here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whoever loads a corpus without naming a cache finds one that is the test's own."""
-    monkeypatch.setattr(data, "load", partial(data.load, cache=tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setattr(texts, "load", partial(texts.load, cache=tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 @pytest.fixture(scope="session")
 def corpus(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return data.load(source, 1000, cache=tmp_path_factory.getbasetemp() / "cache")
+    return texts.load(source, 1000, cache=tmp_path_factory.getbasetemp() / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """python -m training: what a person types, and what is told when it can't be done."""
 
 import gzip
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +13,8 @@ import pytest
 
 from app import bundle as bundles
 from app.runtime.registry import load_predictor
-from training import data
 from training.__main__ import main
-from training.data import SPLITS, Corpus, Source
+from training.data.texts import SPLITS, Corpus, Source
 from training.evaluate import score_files
 from training.run import Run
 
@@ -202,8 +203,8 @@ def test_a_folder_without_the_penn_treebank_is_named(refusal: Callable[..., str]
 def test_without_a_network_a_download_is_told(
     refusal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "CACHE", tmp_path)
-    monkeypatch.setattr(data, "PTB_URL", "http://127.0.0.1:1/")  # nobody listens there
+    monkeypatch.setattr("training.data.texts.CACHE", tmp_path)
+    monkeypatch.setattr("training.data.texts.PTB_URL", "http://127.0.0.1:1/")  # nobody listens there
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     told = refusal("language-model", "chapter", "--run", tmp_path / "run")
     assert told.startswith("error: http://127.0.0.1:1/: can't be downloaded: ")
@@ -231,6 +232,21 @@ def test_a_name_that_no_model_can_have_is_told(refusal: Callable[..., str], fini
     assert told.endswith("found 'My Model'")
 
 
+@pytest.mark.parametrize("family", [None, "digits", "poems"])
+def test_a_run_of_no_family_that_can_be_published_is_refused_by_name(
+    family: str | None, refusal: Callable[..., str], finished: Run, tmp_path: Path
+) -> None:
+    copied, store = tmp_path / "copied", tmp_path / "store"
+    shutil.copytree(finished.folder, copied)
+    environment = Run(copied).read("environment.json")
+    del environment["family"]
+    told_of = {} if family is None else {"family": family}
+    (copied / "environment.json").write_text(json.dumps(environment | told_of))
+    told = refusal("publish", copied, "--store", store)
+    assert told == f"error: {copied}/environment.json: expected the family language_model, found {family!r}"
+    assert not store.exists()
+
+
 def test_a_failure_is_one_line_on_stderr_and_exit_status_1(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "training", "publish", tmp_path],
@@ -240,5 +256,5 @@ def test_a_failure_is_one_line_on_stderr_and_exit_status_1(tmp_path: Path) -> No
         text=True,
         check=False,
     )
-    message = f"error: {tmp_path}/config.json: no such file: is {tmp_path} the folder of a run?\n"
+    message = f"error: {tmp_path}/environment.json: no such file: is {tmp_path} the folder of a run?\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)

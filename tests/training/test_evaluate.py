@@ -7,6 +7,7 @@ import pytest
 
 from app import bundle as bundles
 from app.errors import CorpusError
+from app.runtime.batching import Resources
 from app.runtime.language_model import LanguageModelPredictor
 from training.evaluate import score_files
 
@@ -15,7 +16,7 @@ TEXT = "the company said profits rose\nhe says it does\n" * 5
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_files_are_scored_side_by_side_as_alone(precision: str, tiny_store: Path, tmp_path: Path) -> None:
-    predictor = LanguageModelPredictor.open(bundles.read(tiny_store / "tiny" / "1"), precision)  # type: ignore[arg-type]
+    predictor = LanguageModelPredictor.open(bundles.read(tiny_store / "tiny" / "1"), precision, Resources())  # type: ignore[arg-type]
     plain, short, zipped = tmp_path / "plain.txt", tmp_path / "short.txt", tmp_path / "zipped.txt.gz"
     plain.write_text(TEXT)
     short.write_text("shares fell")
@@ -40,7 +41,7 @@ def test_files_are_scored_side_by_side_as_alone(precision: str, tiny_store: Path
 def test_a_file_that_cannot_be_scored_is_named(
     content: bytes | None, message: str, tiny_store: Path, tmp_path: Path
 ) -> None:
-    predictor = LanguageModelPredictor.open(bundles.read(tiny_store / "tiny" / "1"), "int8")
+    predictor = LanguageModelPredictor.open(bundles.read(tiny_store / "tiny" / "1"), "int8", Resources())
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)

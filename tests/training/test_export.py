@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from app.models.language_model import LanguageModel
 from app.runtime.engine import WEIGHTS, Precision, session
-from training.export import export_language_model, quantise
+from training.export.graph import quantise
+from training.export.language_model import export_language_model
 
 WORDS = 50
 SHAPES: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel, detached
 from app.text import Vocabulary
 from training import language_model
-from training.data import Corpus, Ids, Source
+from training.data.texts import Corpus, Ids, Source
 from training.language_model import PRESETS, LanguageModelConfig, build, perplexity, train
 from training.run import Run
 

@@ -16,11 +16,11 @@ from app.bundle import Bundle
 from app.errors import BundleError, CorpusError
 from app.models.language_model import parameter_count
 from app.runtime.language_model import Suggest
-from app.runtime.registry import load_predictor, probe_answer
-from training import publish as publishing
-from training.data import PTB_CAVEATS, Corpus
+from app.runtime.registry import load_predictor
+from training.data.texts import PTB_CAVEATS, Corpus
 from training.language_model import LanguageModelConfig, perplexity, train
-from training.publish import model_card, publish, torch_difference, trained
+from training.publish import language_model as publishing
+from training.publish.language_model import model_card, publish, torch_difference, trained
 from training.run import Run, RunError
 
 FILES = {
@@ -118,9 +118,8 @@ def test_the_probe_is_replayed_by_the_server(published: Bundle, corpus: Corpus) 
     predictor = load_predictor(published)  # raises unless the answers are as recorded
     answers = probe["answers"][published.manifest.served]
     assert len(answers) == 5
-    for (text, value), (recorded, recorded_value) in zip(
-        probe_answer(predictor, probe["payload"]), answers, strict=True
-    ):
+    found = predictor.probe(probe["payload"])
+    for (text, value), (recorded, recorded_value) in zip(found, answers, strict=True):
         assert text == recorded
         assert value == pytest.approx(recorded_value, abs=1e-5)
 

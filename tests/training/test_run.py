@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from training.data import SPLITS, Corpus, Source
+from training.data.texts import SPLITS, Corpus, Source
 from training.language_model import PRESETS, LanguageModelConfig, train
 from training.run import Run, RunError
 
@@ -173,7 +173,8 @@ def test_a_run_leaves_its_configuration_its_data_and_its_environment(
     assert (described["name"], described["terms"], described["sha256"]) == ("tiny", "free for all", corpus.sha256)
     assert described["files"] == {split: str(path) for split, path in source.files.items()}
     assert described["caveats"] == list(source.caveats)
-    assert finished.read("environment.json")["torch"] == torch.__version__
+    environment = finished.read("environment.json")
+    assert (environment["family"], environment["torch"]) == ("language_model", torch.__version__)
     assert list(finished.folder.glob("tensorboard/events*"))
     assert not list(finished.folder.glob("*.partial"))
 

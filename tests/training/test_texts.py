@@ -19,8 +19,8 @@ import pytest
 
 from app.errors import CorpusError
 from app.text import lines, normaliser, sentences
-from training import data
-from training.data import SPLITS, Corpus, Source
+from training.data import texts
+from training.data.texts import SPLITS, Corpus, Source
 
 PTB = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ptb"
 TEXTS = {"train": "b a a\na c <unk>\n\nb\n", "valid": "a b\n", "test": "c d\na"}
@@ -33,7 +33,7 @@ def load(tmp_path: Path) -> Load:
     """Load the texts given by split, TEXTS for the others."""
 
     def load(vocabulary_size: int = 100, ending: str = ".txt", **contents: bytes) -> Corpus:
-        return data.load(written(tmp_path, contents, ending), vocabulary_size, cache=tmp_path / "cache")
+        return texts.load(written(tmp_path, contents, ending), vocabulary_size, cache=tmp_path / "cache")
 
     return load
 
@@ -113,13 +113,13 @@ def test_gzipped_texts_are_read_as_they_are(load: Load) -> None:
 
 def test_a_corpus_is_tokenised_once_and_mapped_from_disk(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    open_text = data.open_text
+    open_text = texts.open_text
 
     def counted(path: Path) -> AbstractContextManager[TextIO]:
         read.append(path)
         return open_text(path)
 
-    monkeypatch.setattr(data, "open_text", counted)
+    monkeypatch.setattr(texts, "open_text", counted)
     first = load()
     assert {path.name for path in read} == {"train.txt", "valid.txt", "test.txt"}
     read.clear()
@@ -170,13 +170,13 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path, split: str) -> None:
     source = written(tmp_path, {})
     source.files[split].unlink()
     with pytest.raises(CorpusError, match=f"{re.escape(str(tmp_path / split))}.txt: can't be read: No such file"):
-        data.load(source, 100, cache=tmp_path / "cache")
+        texts.load(source, 100, cache=tmp_path / "cache")
 
 
 def test_a_folder_is_no_text(tmp_path: Path) -> None:
     source = written(tmp_path, {})
     with pytest.raises(CorpusError, match="can't be read: Is a directory"):
-        data.load(replace(source, files=source.files | {"valid": tmp_path}), 100, cache=tmp_path / "cache")
+        texts.load(replace(source, files=source.files | {"valid": tmp_path}), 100, cache=tmp_path / "cache")
 
 
 # the Penn Treebank
@@ -189,12 +189,12 @@ def treebank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for split, text in TEXTS.items():
         (folder / f"ptb.{split}.txt").write_text(text)
-        monkeypatch.setitem(data.PTB_SHA256, f"ptb.{split}.txt", hashlib.sha256(text.encode()).hexdigest())
+        monkeypatch.setitem(texts.PTB_SHA256, f"ptb.{split}.txt", hashlib.sha256(text.encode()).hexdigest())
     return folder
 
 
 def test_the_penn_treebank_names_its_terms_and_its_conventions(treebank: Path) -> None:
-    source = data.penn_treebank(treebank)
+    source = texts.penn_treebank(treebank)
     assert (source.name, source.normalisation) == ("ptb", "ptb")
     assert "Linguistic Data Consortium" in source.terms
     assert "Wall Street Journal articles of 1989" in source.caveats[0]
@@ -205,13 +205,13 @@ def test_the_penn_treebank_names_its_terms_and_its_conventions(treebank: Path) -
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_penn_treebank_with_one_other_byte_is_refused(treebank: Path, split: str) -> None:
     path = treebank / f"ptb.{split}.txt"
-    expected = data.PTB_SHA256[path.name]
+    expected = texts.PTB_SHA256[path.name]
     content = bytearray(path.read_bytes())
     content[1] ^= 1
     path.write_bytes(content)
     found = hashlib.sha256(content).hexdigest()
     with pytest.raises(CorpusError) as refusal:
-        data.penn_treebank(treebank)
+        texts.penn_treebank(treebank)
     assert str(refusal.value) == f"{path}: sha256 is {found}, the Penn Treebank's is {expected}"
 
 
@@ -226,8 +226,8 @@ def downloads(treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=treebank)) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])  # looks that often whether to stop
         thread.start()
-        monkeypatch.setattr(data, "PTB_URL", f"http://127.0.0.1:{server.server_port}/")
-        monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+        monkeypatch.setattr(texts, "PTB_URL", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(texts, "CACHE", tmp_path / "cache")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield treebank
         server.shutdown()
@@ -235,33 +235,33 @@ def downloads(treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_penn_treebank_is_downloaded_once(downloads: Path) -> None:
-    files = data.penn_treebank(None).files
+    files = texts.penn_treebank(None).files
     assert {split: path.read_text() for split, path in files.items()} == TEXTS
     for path in downloads.iterdir():
         path.unlink()
-    assert data.penn_treebank(None).files == files
+    assert texts.penn_treebank(None).files == files
 
 
 def test_a_download_of_other_bytes_is_refused(downloads: Path) -> None:
     (downloads / "ptb.valid.txt").write_text("something else")
     with pytest.raises(CorpusError, match=r"ptb\.valid\.txt"):
-        data.penn_treebank(None)
+        texts.penn_treebank(None)
 
 
 def test_without_a_network_the_download_fails_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-    monkeypatch.setattr(data, "PTB_URL", url)
-    monkeypatch.setattr(data, "CACHE", tmp_path)
+    monkeypatch.setattr(texts, "PTB_URL", url)
+    monkeypatch.setattr(texts, "CACHE", tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(CorpusError, match=f"^{url}: can't be downloaded: .*refused.*$") as refusal:
-        data.penn_treebank(None)
+        texts.penn_treebank(None)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.skipif(not PTB.is_dir(), reason="the Penn Treebank is not here: TEST_DATA names no folder with it")
 def test_the_real_penn_treebank_has_its_published_size(tmp_path: Path) -> None:
-    corpus = data.load(data.penn_treebank(PTB), 10_000, cache=tmp_path)
+    corpus = texts.load(texts.penn_treebank(PTB), 10_000, cache=tmp_path)
     assert (len(corpus.train), len(corpus.valid), len(corpus.test)) == (929_589, 73_760, 82_430)
     assert len(corpus.vocabulary) == 10_000
     assert int(corpus.train.max()) == 9_999

@@ -1,10 +1,8 @@
-"""From a finished run to a bundle in the store: export, measure, decide what serves, write down where it comes from."""
+"""A language model's run -> bundle: export, measure, decide what serves, write down where it comes from."""
 
 import hashlib
 import json
 import string
-import tempfile
-import time
 from collections.abc import Iterable
 from importlib import resources
 from itertools import islice
@@ -17,22 +15,23 @@ import torch
 from app import bundle as bundles
 from app.bundle import Bundle, CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
+from app.runtime.batching import Resources
 from app.runtime.engine import Precision, RecurrentEngine, Segment
 from app.runtime.language_model import LanguageModelPredictor
-from app.runtime.registry import probe_answer
 from app.text import END, UNKNOWN
-from training import data, report
-from training.data import Corpus, Source
+from training import report
+from training.data import texts
+from training.data.texts import Corpus, Source
 from training.evaluate import score_files
-from training.export import export_language_model
+from training.export.language_model import export_language_model
 from training.language_model import LanguageModelConfig, build
+from training.publish.manifest import PRECISIONS, drafted, free_names, probe, unmeasured
 from training.run import Run, RunError
 
 INT8_MAY_COST = 0.005  # of the validation perplexity
 PARITY_TOKENS = 10_000
 PARITY_CHUNK = 500
 PROBE_TOKENS = 20
-PRECISIONS: tuple[Precision, ...] = ("int8", "fp32")
 
 
 def publish(run: Run, store: Path, *, name: str | None = None, version: str | None = None) -> Path:
@@ -43,23 +42,21 @@ def publish(run: Run, store: Path, *, name: str | None = None, version: str | No
     """
     config = read_config(run.read("config.json"))
     source = _source(run)
-    name, version = name or source.name, version or time.strftime("%Y%m%d", time.gmtime())
-    bundles.refuse_existing(store, name, version)  # before the minutes of measuring
-    corpus = data.load(source, config.vocabulary_size)
+    name, version = free_names(store, name, version, corpus=source.name)
+    corpus = texts.load(source, config.vocabulary_size)
     run.check_texts(corpus.sha256)
     model = trained(run, config)
     contents: dict[str, bytes | Path] = dict(export_language_model(model))
     contents["vocabulary.txt"] = "\n".join(corpus.vocabulary.tokens).encode()
     manifest = _manifest(run, corpus, model, name, version)
-    with tempfile.TemporaryDirectory() as scratch:
-        draft = bundles.read(bundles.publish(Path(scratch), manifest, contents))
-        metrics, probe = measure(draft, model, corpus)
+    with drafted(manifest, contents) as (draft, pictures):
+        metrics, recorded = measure(draft, model, corpus)
         served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
         metrics |= {f"{split}_perplexity": metrics[f"{split}_perplexity_{served}"] for split in ("valid", "test")}
         manifest = manifest.model_copy(update={"metrics": metrics, "served": served})
-        curves = Path(scratch) / "curves.png"
+        curves = pictures / "curves.png"
         report.learning_curve(run.metrics(), curves, f"{manifest.model} {manifest.version}")
-        contents |= {"probe.json": json.dumps(probe).encode(), "curves.png": curves}
+        contents |= {"probe.json": json.dumps(recorded).encode(), "curves.png": curves}
         contents["README.md"] = model_card(manifest, source.caveats).encode()
         return bundles.publish(store, manifest, contents)
 
@@ -85,7 +82,7 @@ def trained(run: Run, config: LanguageModelConfig) -> LanguageModel:
 
 def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[str, float], dict[str, Any]]:
     """The figures of a bundle's graphs, and its probe."""
-    predictors = {precision: LanguageModelPredictor.open(draft, precision) for precision in PRECISIONS}
+    predictors = {precision: LanguageModelPredictor.open(draft, precision, Resources()) for precision in PRECISIONS}
     metrics: dict[str, float] = {"torch_difference": torch_difference(model, draft, corpus)}
     for precision, predictor in predictors.items():
         files = [corpus.source.files[split] for split in ("valid", "test")]
@@ -94,7 +91,7 @@ def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[s
     metrics["int8_cost"] = metrics["valid_perplexity_int8"] / metrics["valid_perplexity_fp32"] - 1
     common = (token for token in corpus.vocabulary.tokens if token not in (END, UNKNOWN))  # no line of the corpus
     payload = {"text": " ".join(islice(common, PROBE_TOKENS)), "top_k": 5}
-    return metrics, {"payload": payload, "answers": {p: probe_answer(predictors[p], payload) for p in PRECISIONS}}
+    return metrics, probe(predictors, payload)
 
 
 @torch.inference_mode()
@@ -138,21 +135,15 @@ def model_card(manifest: Manifest, caveats: Iterable[str] = ()) -> str:
 
 def _manifest(run: Run, corpus: Corpus, model: LanguageModel, name: str, version: str) -> Manifest:
     source = corpus.source
-    return Manifest(
-        format=bundles.FORMAT,
-        family="language_model",
-        model=name,
-        version=version,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        commit=run.read("environment.json")["commit"],
-        config=run.read("config.json"),
+    return unmeasured(
+        run,
+        "language_model",
+        name,
+        version,
+        corpus=CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
+        parameters=parameter_count(model),
         normalisation=source.normalisation,
         vocabulary_sha256=hashlib.sha256("\n".join(corpus.vocabulary.tokens).encode()).hexdigest(),
-        corpus=CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
-        metrics={},
-        parameters=parameter_count(model),
-        served="int8",
-        files={},
     )
 
 
