@@ -1,25 +1,35 @@
-"""The command line: `seqserve serve|suggest|score|models`."""
+"""The command line: `seqserve serve|suggest|score|classify|caption|models`."""
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Final, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tyro
 
 from app import bundle as bundles
 from app.bundle import Bundle
-from app.errors import BundleError, CorpusError, SeqserveError, SettingsError, UnknownModel
+from app.errors import BundleError, CorpusError, Malformed, SeqserveError, SettingsError, TooLarge, UnknownModel
 from app.settings import Settings
 
 if TYPE_CHECKING:  # what is slow to import, each command imports for itself
+    from app.runtime.batching import Predictor
+    from app.runtime.captions import Description
+    from app.runtime.digits import Classification
     from app.runtime.language_model import LanguageModelPredictor
     from app.runtime.scores import TextScore
 
 MAX_LINE: Final = 2**22  # characters; a line is read as a whole
-USAGE: Final = 2  # exit status
+BATCH: Final = 32  # images decoded before they are answered together
+FAILED: Final = 1  # exit statuses
+USAGE: Final = 2
+FIGURES: Final = {  # which of a manifest's metrics its family is judged by
+    "test_perplexity": "perplexity {:.2f}",
+    "test_accuracy": "accuracy {:.2%}",
+    "test_cider": "CIDEr {:.1f}",
+}
 
 
 def serve(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
@@ -76,12 +86,12 @@ def suggest(
         top_k: Suggestions wanted at most.
         words: Words of a suggestion at most.
         complete: The text's last word is still being typed.
-        model: Which model; by default the store's first.
+        model: Which model; by default the first by name.
     """
     from app.runtime.batching import answer_all
     from app.runtime.language_model import Suggest
 
-    predictor = _predictor(store, model, threads)
+    predictor: LanguageModelPredictor = _predictor(store, "language_model", model, threads)
     payload = Suggest(text, top_k, words, complete)
     (answer,) = answer_all(predictor, [predictor.prepare(payload)])
     for suggestion in answer.suggestions:
@@ -102,19 +112,72 @@ def score(
         store: Folder of published bundles.
         threads: Threads of inference.
         mode: Whether a sentence is read knowing those before it.
-        model: Which model; by default the store's first.
+        model: Which model; by default the first by name.
     """
     from app.runtime.scores import pooled
 
-    if not files:
-        raise SettingsError("score: expected a file, or - for standard input, found none")
-    predictor = _predictor(store, model, threads)
+    _require_files("score", files)
+    predictor: LanguageModelPredictor = _predictor(store, "language_model", model, threads)
     scores = []
     for file in files:
         scores.append(_score_file(predictor, file, mode))
         _print_score(scores[-1], str(file) if len(files) > 1 else None)
     if len(files) > 1:
         _print_score(pooled(scores), "all")
+
+
+def classify(files: tyro.conf.Positional[tuple[Path, ...]], store: Path, threads: int, model: str | None = None) -> int:
+    """Print the digit in each image, and how sure that is. Status 1 if one of the files was no image.
+
+    Args:
+        files: Images in PNG, JPEG, WebP, BMP or GIF; - is standard input.
+        store: Folder of published bundles.
+        threads: Threads of inference.
+        model: Which model; by default the first by name.
+    """
+    from app.runtime.digits import Classify
+
+    _require_files("classify", files)
+    predictor = _predictor(store, "digits", model, threads)
+    widths = _print_heading(files, "digit", "confidence", "rejected")
+
+    def show(file: Path, answer: "Classification") -> None:
+        digit = "-" if answer.digit is None else str(answer.digit)
+        _print_row([str(file), digit, f"{answer.confidence:.4f}", answer.reason or ""], widths)
+
+    return _answer_files(predictor, files, Classify, show)
+
+
+def caption(
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    store: Path,
+    threads: int,
+    beam: int = 3,
+    alternatives: int = 0,
+    model: str | None = None,
+) -> int:
+    """Print a caption of each photograph. Status 1 if one of the files was no image.
+
+    Args:
+        files: Images in PNG, JPEG, WebP, BMP or GIF; - is standard input.
+        store: Folder of published bundles.
+        threads: Threads of inference.
+        beam: Captions kept in view while one is made, 1 to 10.
+        alternatives: Further captions of each image at most.
+        model: Which model; by default the first by name.
+    """
+    from app.runtime.captions import Describe
+
+    _require_files("caption", files)
+    predictor = _predictor(store, "captions", model, threads)
+    widths = _print_heading(files, "log-probability", "caption")
+
+    def show(file: Path, answer: "Description") -> None:
+        _print_row([str(file), f"{answer.log_probability:.4f}", answer.caption], widths)
+        for other in answer.alternatives:
+            _print_row(["", f"{other.log_probability:.4f}", other.caption], widths)
+
+    return _answer_files(predictor, files, partial(Describe, beam=beam, alternatives=alternatives), show)
 
 
 def models(store: Path) -> None:
@@ -129,7 +192,7 @@ def models(store: Path) -> None:
         "family": lambda bundle: bundle.manifest.family,
         "parameters": lambda bundle: f"{bundle.manifest.parameters:,}",
         "served": lambda bundle: bundle.manifest.served,
-        "test perplexity": lambda bundle: f"{bundle.manifest.metrics.get('test_perplexity', float('nan')):.2f}",
+        "test": lambda bundle: _figure(bundle.manifest.metrics),
         "bytes": lambda bundle: f"{sum(entry.bytes for entry in bundle.manifest.files.values()):,}",
     }
     rows, damaged = [list(columns)], []
@@ -142,7 +205,7 @@ def models(store: Path) -> None:
             rows.append([cell(bundle) for cell in columns.values()])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        _print_row(row, widths)
     print(*damaged, sep="\n", end="\n" if damaged else "")
 
 
@@ -150,11 +213,13 @@ def main() -> None:
     """Run the command that the arguments name; an error of ours is one line on stderr, and no traceback."""
     try:
         settings = Settings()
-        tyro.extras.subcommand_cli_from_dict(
+        status = tyro.extras.subcommand_cli_from_dict(
             {
                 "serve": partial(serve, settings=settings),
                 "suggest": partial(suggest, store=settings.store, threads=settings.threads),
                 "score": partial(score, store=settings.store, threads=settings.threads),
+                "classify": partial(classify, store=settings.store, threads=settings.threads),
+                "caption": partial(caption, store=settings.store, threads=settings.threads),
                 "models": partial(models, store=settings.store),
             },
             prog="seqserve",
@@ -163,29 +228,100 @@ def main() -> None:
             config=(tyro.conf.OmitArgPrefixes,),
         )
         sys.stdout.flush()
+        sys.exit(status)
     except SeqserveError as error:
-        print(f"seqserve: {error}", file=sys.stderr)
-        sys.exit(USAGE if isinstance(error, SettingsError) else 1)
+        _complain(error)
+        sys.exit(USAGE if isinstance(error, SettingsError) else FAILED)
     except BrokenPipeError:  # who read our output has enough; don't let the interpreter's last flush complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _predictor(store: Path, model: str | None, threads: int) -> "LanguageModelPredictor":
+def _predictor(store: Path, family: str, model: str | None, threads: int) -> Any:
+    """The predictor of the named model, or of the family's first."""
     from app.runtime.registry import load_predictor
 
     names = bundles.models(store)
-    if model is None and not names:
-        raise UnknownModel(f"{store}: expected a model, found none")
     if model is not None and model not in names:
         raise UnknownModel(f"{model}: no such model; there are: {', '.join(names) or 'none'}")
-    return load_predictor(_bundle(store, model or names[0]), threads=threads, cache_bytes=0)
+    bundle = _bundle(store, model) if model else _first(store, names, family)
+    if bundle.manifest.family != family:
+        raise UnknownModel(f"{model}: expected a {family} model, found one of {bundle.manifest.family}")
+    return load_predictor(bundle, threads=threads)
+
+
+def _first(store: Path, names: Sequence[str], family: str) -> Bundle:
+    """The first bundle of the family; what is damaged, and so of no family, is told on the way."""
+    for name in names:
+        try:
+            bundle = _bundle(store, name)
+        except BundleError as error:
+            _complain(f"{name}: damaged: {error}")
+        else:
+            if bundle.manifest.family == family:
+                return bundle
+    raise UnknownModel(f"{store}: expected a {family} model, found none")
 
 
 def _bundle(store: Path, model: str) -> Bundle:
     return bundles.read(store / model / bundles.current(store, model))
+
+
+def _figure(metrics: Mapping[str, float]) -> str:
+    return next((figure.format(metrics[name]) for name, figure in FIGURES.items() if name in metrics), "-")
+
+
+def _require_files(command: str, files: Sequence[Path]) -> None:
+    if not files:
+        raise SettingsError(f"{command}: expected a file, or - for standard input, found none")
+
+
+def _answer_files(
+    predictor: "Predictor[Any, Any, Any]",
+    files: Sequence[Path],
+    ask: Callable[[bytes, str], Any],
+    show: Callable[[Path, Any], None],
+) -> int:
+    """Show the answer to each image; a file that is none is told, and then the status is FAILED."""
+    from app.runtime.batching import answer_all
+
+    status = 0
+    for start in range(0, len(files), BATCH):
+        examples = list[tuple[Path, Any]]()
+        for file in files[start : start + BATCH]:
+            try:
+                examples.append((file, predictor.prepare(ask(_content(file), str(file)))))
+            except (CorpusError, Malformed, TooLarge) as error:
+                _complain(error)
+                status = FAILED
+        for (file, _), answer in zip(examples, answer_all(predictor, [one for _, one in examples]), strict=True):
+            show(file, answer)
+    return status
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{file}: can't be read: {error.strerror}") from error
+
+
+def _print_heading(files: Sequence[Path], *columns: str) -> list[int]:
+    """Of a table with a row or more a file, printed as they come; the widths of its columns."""
+    heading = ["file", *columns]
+    widths = [max(map(len, ["file", *map(str, files)])), *map(len, columns)]
+    _print_row(heading, widths)
+    return widths
+
+
+def _print_row(cells: Sequence[str], widths: Sequence[int]) -> None:
+    print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def _complain(what: object) -> None:
+    print(f"seqserve: {what}", file=sys.stderr)
 
 
 def _score_file(predictor: "LanguageModelPredictor", file: Path, mode: Literal["document", "sentence"]) -> "TextScore":

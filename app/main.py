@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
 from app import bundle
-from app.api import language, operations, problems
+from app.api import language, operations, problems, vision
 from app.api.middleware import Measure, RequestId, Unexpected
 from app.api.state import Catalogue, State
 from app.runtime.metrics import Metrics
@@ -62,6 +62,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
         exception_handlers=dict.fromkeys(problems.HANDLED, problems.answer_error),
     )
     app.include_router(language.routes(settings.max_body_bytes))
+    app.include_router(vision.routes(settings.max_upload_bytes))
     app.include_router(operations.router)
     app.mount(operations.DOCS_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files")
     return app

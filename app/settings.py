@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     batch_size: int = Field(32, ge=2, le=1024, description="Requests of one model that are computed together at most.")
     cache_mb: int = Field(64, ge=0, description="MiB of remembered states of one model; 0 remembers none.")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest body that /perplexity takes, in bytes.")
+    max_upload_bytes: int = Field(
+        64 * 2**20, ge=1024, description="Largest body that /digits and /captions take, in bytes."
+    )
     request_timeout_s: float = Field(
         120.0, gt=0, allow_inf_nan=False, description="Seconds after which a request is given up."
     )

@@ -1,22 +1,35 @@
-"""What stands before a route that takes JSON: its type, its size, its time to arrive, and a caller who may leave."""
+"""What stands before a route that takes a body: its type, its size, its time to arrive, and a caller who may leave."""
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from email.message import Message as Headers
-from typing import Any, Final, TypeVar
+from http import HTTPStatus
+from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Request
+from fastapi import Depends, Header, Request
 from fastapi.routing import APIRoute
+from pydantic import WithJsonSchema
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
+from app.api import problems, uploads
 from app.errors import DeadlineExceeded, InvalidField, Malformed, TooLarge, UnsupportedType
 
 MAX_FIELDS: Final = 32  # more than any request has
 DRAINED: Final = 16  # a body up to so many times too large is read to its end before it is refused,
 DRAINING_S: Final = 1.0  # if the end comes soon
+PROBLEMS: Final = problems.documented(
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)  # of a route that asks a model
 
 Result = TypeVar("Result")
 
@@ -37,6 +50,52 @@ def json_route(max_body_bytes: int) -> type[APIRoute]:
             return guarded
 
     return JsonRoute
+
+
+def image_route(max_upload_bytes: int, most: int) -> type[APIRoute]:
+    """Routes that take one to `most` images in a body of at most so many bytes, otherwise as those of `json_route`."""
+
+    class ImageRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def guarded(request: Request) -> Response:
+                form = uploads.is_form(request.headers.get("content-type"))
+                counted = Request(request.scope, _counted(request, max_upload_bytes))
+                with contextlib.ExitStack() as files:
+                    async with _in_time(request.state.request_timeout_s):
+                        request.state.images = await uploads.received(counted, most, files, form=form)
+                    return await while_connected(request.receive, handle(counted))
+
+            return guarded
+
+    return ImageRoute
+
+
+async def _images(request: Request) -> list[uploads.Upload]:
+    images: list[uploads.Upload] = request.state.images
+    return images
+
+
+async def _deadline(
+    request: Request,
+    timeout_s: Annotated[
+        float | None,
+        WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),  # a header is absent, never null
+        Header(
+            alias="X-Request-Timeout",
+            gt=0,
+            allow_inf_nan=False,
+            description="Seconds after which the answer is of no more use. Can only lower the server's own limit.",
+        ),
+    ] = None,
+) -> float:
+    limit: float = request.state.request_timeout_s
+    return time.monotonic() + min(limit, timeout_s or limit)
+
+
+Deadline = Annotated[float, Depends(_deadline)]  # a time of time.monotonic
+Images = Annotated[list[uploads.Upload], Depends(_images)]  # on an image_route alone
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
@@ -106,13 +165,20 @@ async def _drained(receive: Receive, message: Message, most: int) -> bool:
     return not message.get("more_body", False)
 
 
-async def _arrive(request: Request, timeout_s: float) -> None:
-    """Wait until the whole body is here and parsed; the request keeps both."""
+@contextlib.asynccontextmanager
+async def _in_time(timeout_s: float) -> AsyncIterator[None]:
+    """Raise DeadlineExceeded where what arrives meanwhile takes longer."""
     try:
         async with asyncio.timeout(timeout_s):
-            body = await request.body()
+            yield
     except TimeoutError as error:
         raise DeadlineExceeded(f"body: expected within {timeout_s:g} s, it is still arriving") from error
+
+
+async def _arrive(request: Request, timeout_s: float) -> None:
+    """Wait until the whole body is here and parsed; the request keeps both."""
+    async with _in_time(timeout_s):
+        body = await request.body()
     try:
         body.decode()
         if b"\0" in body:  # UTF-16 and UTF-32 of JSON are full of them, UTF-8 has none

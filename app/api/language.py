@@ -1,60 +1,25 @@
 """POST /next-word and POST /perplexity."""
 
-import asyncio
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from http import HTTPStatus
-from typing import Annotated, Final
+from functools import partial
+from typing import Final
 
-from fastapi import APIRouter, Depends, Header, Request
-from pydantic import WithJsonSchema
+from fastapi import APIRouter
 from pydantic_core import to_json
 from starlette.responses import Response, StreamingResponse
 
-from app.api import problems
-from app.api.guard import json_route
+from app.api.fan_out import all_answers
+from app.api.guard import PROBLEMS, Deadline, json_route
 from app.api.schemas import NextWord, NextWordAnswer, Perplexity, PerplexityAnswer, Score, TokenScore
 from app.api.state import CatalogueOf
-from app.errors import InvalidField, Overloaded
+from app.errors import InvalidField
 from app.runtime import language_model as runtime
 from app.runtime import scores as scoring
 from app.runtime.registry import Served
 
 FAMILY: Final = "language_model"
 NEXT_WORD_BYTES: Final = 64 * 1024
-FAN_OUT: Final = 32  # texts of one request that wait at once: enough to fill a batch, too few to fill a queue
-RETRY_S: Final = 0.05  # until the last text of a request asks a full queue for a place again
 PIECE: Final = 256  # token scores encoded at once: about a millisecond
-PROBLEMS: Final = problems.documented(
-    HTTPStatus.BAD_REQUEST,
-    HTTPStatus.NOT_FOUND,
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    HTTPStatus.UNPROCESSABLE_ENTITY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.GATEWAY_TIMEOUT,
-)
-
-
-async def _deadline(
-    request: Request,
-    timeout_s: Annotated[
-        float | None,
-        WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),  # a header is absent, never null
-        Header(
-            alias="X-Request-Timeout",
-            gt=0,
-            allow_inf_nan=False,
-            description="Seconds after which the answer is of no more use. Can only lower the server's own limit.",
-        ),
-    ] = None,
-) -> float:
-    limit: float = request.state.request_timeout_s
-    return time.monotonic() + min(limit, timeout_s or limit)
-
-
-Deadline = Annotated[float, Depends(_deadline)]
 
 
 def routes(max_body_bytes: int) -> APIRouter:
@@ -92,55 +57,24 @@ async def next_word(body: NextWord, catalogue: CatalogueOf, deadline: Deadline) 
 async def perplexity(body: Perplexity, catalogue: CatalogueOf, deadline: Deadline) -> Response:
     """Score a text, or several: perplexity, cross-entropy, and on request what each token was worth."""
     served = catalogue.get(body.model, FAMILY)
-    texts = body.texts or [body.text]
-    payloads = [runtime.Score(text, body.mode, body.per_token, body.alternatives) for text in texts]
-    pieces = encoded(served, await score_all(served, payloads, deadline, numbered=bool(body.texts)))
+    texts = {f"texts.{place}": text for place, text in enumerate(body.texts)} or {"text": body.text}
+    asks = [
+        partial(_scored, served, runtime.Score(text, body.mode, body.per_token, body.alternatives), deadline, field)
+        for field, text in texts.items()
+    ]
+    pieces = encoded(served, await all_answers(asks, deadline))
     if body.per_token:
         return StreamingResponse(pieces, media_type="application/json")  # encoded in a worker thread
     return Response(b"".join(pieces), media_type="application/json")
 
 
-async def score_all(
-    served: Served, payloads: Sequence[runtime.Score], deadline: float, *, numbered: bool
-) -> list[scoring.TextScore]:
-    """The scores of all texts, in their order; if one fails, the rest is cancelled. Errors name a `numbered` text.
-
-    Where the queue has no room for more of them, those that have a place go first. Raise Overloaded if none gets one.
-    """
-    waiting = deque(enumerate(payloads))
-    scores: dict[int, scoring.TextScore] = {}
-    under_way = 0
-
-    async def answer(place: int, payload: runtime.Score) -> None:
-        nonlocal under_way
-        under_way += 1
-        try:
-            scores[place] = await served.answer(payload, deadline=deadline)
-        except InvalidField as error:
-            raise InvalidField(f"texts.{place}", error.message) if numbered else error from None
-        finally:
-            under_way -= 1
-
-    async def work() -> None:
-        while waiting:
-            place, payload = waiting.popleft()
-            try:
-                await answer(place, payload)
-            except Overloaded:
-                waiting.appendleft((place, payload))
-                if under_way:
-                    return  # those under way will come to it
-                if not scores or time.monotonic() >= deadline:
-                    raise
-                await asyncio.sleep(RETRY_S)
-
+async def _scored(served: Served, payload: runtime.Score, deadline: float, field: str) -> scoring.TextScore:
+    """The score of the text that is the request's `field`."""
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(FAN_OUT, len(payloads))):
-                group.create_task(work())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from errors
-    return [scores[place] for place in range(len(payloads))]
+        score: scoring.TextScore = await served.answer(payload, deadline=deadline)
+    except InvalidField as error:
+        raise InvalidField(field, error.message) from None
+    return score
 
 
 def encoded(served: Served, scores: Sequence[scoring.TextScore]) -> Iterator[bytes]:

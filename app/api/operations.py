@@ -148,6 +148,7 @@ def _described(served: Served) -> Model:
         "vocabulary_sha256": manifest.vocabulary_sha256,
         "data": manifest.corpus.model_dump(),
         "metrics": manifest.metrics,
+        "calibration": manifest.calibration,
         "parameters": manifest.parameters,
         "served": served.precision,
         "sizes": {"files": files, "total": sum(files.values())},

@@ -1,6 +1,6 @@
 """What goes over the wire: requests, checked strictly, and answers, plain dicts whose keys and types stand here."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NotRequired, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -157,6 +157,58 @@ class PerplexityAnswer(TypedDict):
     corpus: Score
 
 
+class Digit(TypedDict):
+    """The digit that an image shows."""
+
+    digit: Annotated[int | None, Field(ge=0, le=9, description="Null if the image was rejected.")]
+    confidence: Annotated[float, Field(ge=0, le=1, description="Calibrated: of those with 0.9, nine in ten are right.")]
+    probabilities: Annotated[
+        list[Probability], Field(min_length=10, max_length=10, description="Of the digits 0 to 9.")
+    ]
+    rejected: Annotated[bool, Field(description="Is there no digit to be seen?")]
+    reason: Annotated[str | None, Field(description="Why it was rejected.")]
+    framed: NotRequired[
+        Annotated[str, Field(description="With framed=true: the 28x28 PNG that the model saw, as a data URL.")]
+    ]
+
+
+class DigitsAnswer(TypedDict):
+    """The digit of each image, in their order."""
+
+    model: str
+    version: str
+    results: list[Digit]
+
+
+class OtherCaption(TypedDict):
+    """A less likely caption."""
+
+    caption: str
+    log_probability: LogProbability
+
+
+class Caption(TypedDict):
+    """The likeliest caption of an image, and those next to it."""
+
+    caption: str
+    log_probability: LogProbability
+    alternatives: list[OtherCaption]
+
+
+class CaptionsAnswer(TypedDict):
+    """The caption of each image, in their order."""
+
+    model: str
+    version: str
+    results: list[Caption]
+
+
+class CaptionWord(TypedDict):
+    """The data of an event `word`: the next word of the caption that is being made."""
+
+    word: str
+
+
 class Alive(TypedDict):
     """The process answers."""
 
@@ -216,6 +268,7 @@ class Model(TypedDict):
     vocabulary_sha256: str | None
     data: Annotated[dict[str, Any], Field(description="The corpus: its name, its terms, checksums of its files.")]
     metrics: dict[str, float]
+    calibration: Annotated[dict[str, float], Field(description="What turns the graph's numbers into answers.")]
     parameters: int
     served: Literal["int8", "fp32"]
     sizes: Sizes

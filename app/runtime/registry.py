@@ -12,13 +12,19 @@ from app import bundle as bundles
 from app.bundle import Bundle, Manifest
 from app.errors import BundleError, NotReady, UnknownModel
 from app.runtime.batching import Batcher, BundlePredictor, ObserveCache, Resources, ignore
+from app.runtime.captions import CaptionsPredictor
+from app.runtime.digits import DigitsPredictor
 from app.runtime.engine import Precision
 from app.runtime.language_model import LanguageModelPredictor
 from app.runtime.metrics import Metrics
 from app.runtime.preparing import Preparing
 
-AnyPredictor: TypeAlias = LanguageModelPredictor
-PREDICTORS: dict[str, type[AnyPredictor]] = {"language_model": LanguageModelPredictor}  # by family
+AnyPredictor: TypeAlias = LanguageModelPredictor | DigitsPredictor | CaptionsPredictor
+PREDICTORS: dict[str, type[AnyPredictor]] = {  # by family
+    "language_model": LanguageModelPredictor,
+    "digits": DigitsPredictor,
+    "captions": CaptionsPredictor,
+}
 
 log = logging.getLogger(__name__)
 

@@ -65,7 +65,8 @@ async def test_what_is_not_json_is_told_so(served: FakeServed, body: bytes) -> N
     assert (response.status_code, response.headers["content-type"]) == (400, "application/problem+json")
 
 
-async def chunks(count: int, sent: list[int]) -> AsyncIterator[bytes]:
+async def chunks(count: int, sent: list[int], begin: bytes = b"") -> AsyncIterator[bytes]:
+    yield begin
     for place in range(count):
         sent.append(place)
         yield b" " * 1024
@@ -112,6 +113,57 @@ async def test_a_body_of_unknown_size_that_ends_is_read_before_it_is_refused(ser
     assert "connection" not in response.headers
 
 
+@pytest.mark.parametrize("path", ["/digits", "/captions"])
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ("image/png", 400),  # it is none
+        ("IMAGE/jpeg; charset=utf-8", 400),
+        ("image/x-of-my-own", 400),
+        ("multipart/form-data; boundary=x", 400),
+        ("multipart/mixed; boundary=x", 415),
+        ("application/json", 415),
+        ("application/octet-stream", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("image", 415),
+        ("", 415),
+        (None, 415),
+    ],
+)
+@pytest.mark.anyio
+async def test_a_body_is_images_and_says_so(served: FakeServed, path: str, sent: str | None, status: int) -> None:
+    headers = {} if sent is None else {"Content-Type": sent}
+    async with connect(service(served)) as client:
+        response = await client.post(path, content=b"", headers=headers)
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
+    assert status == 400 or "expected multipart/form-data or image/*" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status"), [("image/png", "application/json", 400), ("application/json", "image/png", 415)]
+)
+@pytest.mark.anyio
+async def test_of_two_types_the_first_counts(served: FakeServed, first: str, second: str, status: int) -> None:
+    async with connect(service(served)) as client:
+        headers = [("Content-Type", first), ("Content-Type", second)]
+        assert (await client.post("/digits", content=b"", headers=headers)).status_code == status
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=x"])
+@pytest.mark.anyio
+async def test_an_upload_is_counted_while_it_arrives_and_not_kept(served: FakeServed, content_type: str) -> None:
+    sent: list[int] = []
+    async with connect(service(served, max_upload_bytes=100 * 1024)) as client:
+        headers = {"Content-Type": content_type}
+        begin = b"" if content_type == "image/png" else b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
+        told = await client.post("/digits", content=begin + b" " * 101 * 1024, headers=headers)
+        counted = await client.post("/digits", content=chunks(2000, sent, begin), headers=headers)
+    for response in (told, counted):
+        assert response.status_code == 413
+        assert response.json()["detail"].startswith("body: expected at most 102400 bytes")
+    assert 100 < len(sent) <= 17 * 100 + 1
+
+
 @pytest.mark.anyio
 async def test_a_body_that_says_it_is_far_too_large_is_not_read(served: FakeServed) -> None:
     sent: list[int] = []
@@ -132,14 +184,22 @@ async def test_a_body_of_exactly_the_limit_is_taken(served: FakeServed) -> None:
         assert (await client.post("/perplexity", content=body + b" ", headers=JSON)).status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        ("/next-word", "application/json"),
+        ("/digits", "image/png"),
+        ("/captions", "multipart/form-data; boundary=x"),
+    ],
+)
 @pytest.mark.anyio
-async def test_a_body_that_never_arrives_is_given_up(served: FakeServed) -> None:
+async def test_a_body_that_never_arrives_is_given_up(served: FakeServed, path: str, content_type: str) -> None:
     async def never() -> AsyncIterator[bytes]:
-        yield b"{"
+        yield b"--x"
         await asyncio.get_running_loop().create_future()
 
     async with connect(service(served, request_timeout_s=0.01)) as client:
-        response = await client.post("/next-word", content=never(), headers=JSON)
+        response = await client.post(path, content=never(), headers={"Content-Type": content_type})
     assert response.status_code == 504
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from app.api.language import FAN_OUT, PIECE
+from app.api.fan_out import FAN_OUT
+from app.api.language import PIECE
 from app.api.schemas import NextWordAnswer, PerplexityAnswer
 from app.errors import InvalidField, Overloaded
 from app.runtime.language_model import Score, Suggest

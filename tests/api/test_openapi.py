@@ -24,6 +24,8 @@ async def test_every_route_of_the_contract_is_documented(document: dict[str, Any
     assert set(document["paths"]) == {
         "/next-word",
         "/perplexity",
+        "/digits",
+        "/captions",
         "/livez",
         "/readyz",
         "/metrics",
@@ -45,10 +47,40 @@ async def test_every_problem_is_documented_as_one(document: dict[str, Any]) -> N
                     assert list(response["content"]) == ["application/problem+json"]
 
 
-@pytest.mark.parametrize("path", ["/next-word", "/perplexity"])
+@pytest.mark.parametrize("path", ["/next-word", "/perplexity", "/digits", "/captions"])
 async def test_a_route_documents_all_its_statuses(document: dict[str, Any], path: str) -> None:
     documented = set(document["paths"][path]["post"]["responses"])
     assert documented == {"200", "400", "404", "413", "415", "422", "503", "504"}
+
+
+@pytest.mark.parametrize(("path", "most"), [("/digits", 32), ("/captions", 8)])
+async def test_images_are_documented_as_a_form_and_as_a_raw_body(
+    document: dict[str, Any], path: str, most: int
+) -> None:
+    body = document["paths"][path]["post"]["requestBody"]
+    form, raw = (body["content"][media]["schema"] for media in ("multipart/form-data", "image/*"))
+    images = form["properties"]["image"]
+    assert body["required"]
+    assert (form["required"], images["type"], images["minItems"], images["maxItems"]) == (["image"], "array", 1, most)
+    assert images["items"] == raw == {"type": "string", "contentMediaType": "application/octet-stream"}
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("/digits", {"framed", "model", "X-Request-Timeout"}),
+        ("/captions", {"beam", "alternatives", "model", "X-Request-Timeout"}),
+    ],
+)
+async def test_every_parameter_is_documented(document: dict[str, Any], path: str, names: set[str]) -> None:
+    parameters = document["paths"][path]["post"]["parameters"]
+    assert {parameter["name"] for parameter in parameters} == names
+    assert all(parameter["description"] or parameter["schema"]["description"] for parameter in parameters)
+
+
+async def test_captions_are_documented_as_json_and_as_events(document: dict[str, Any]) -> None:
+    content = document["paths"]["/captions"]["post"]["responses"]["200"]["content"]
+    assert set(content) == {"application/json", "text/event-stream"}
 
 
 @pytest.mark.parametrize("schema", [NextWord, Perplexity])

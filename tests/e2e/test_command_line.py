@@ -1,15 +1,29 @@
 """The commands that need no server."""
 
+import io
 import math
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
+from app import bundle as bundles
+from app.__main__ import BATCH, main
+from app.bundle import Bundle
+from app.images import decoded
+from app.runtime.captions import Alternative, Describe, Description
+from app.runtime.digits import Classification, Classify
 from tests.e2e.conftest import ENVIRONMENT, seqserve
+
+Command = Callable[..., tuple[Any, str, str]]
 
 TEXT = "The company's profits rose.\nMarket shares fell, said Mr. Banks\n"
 
@@ -61,6 +75,131 @@ def split(output: str) -> list[str]:
     return ["\n".join(lines[start : start + 5]) for start in range(0, len(lines), 5)]
 
 
+class Seer:
+    """A predictor of both families that sees the shade of an image's first pixel."""
+
+    def prepare(self, payload: Classify | Describe) -> tuple[Classify | Describe, int]:
+        return payload, np.asarray(decoded(payload.content, name=payload.name))[0, 0, 0].item()
+
+    def predict(self, examples: Sequence[tuple[Classify | Describe, int]]) -> list[Any]:
+        assert len(examples) <= BATCH
+        return [self._answer(*example) for example in examples]
+
+    def _answer(self, payload: Classify | Describe, shade: int) -> Classification | Description:
+        if isinstance(payload, Describe):
+            others = [Alternative(f"less than {shade}", -2.5 - place) for place in range(payload.alternatives)]
+            return Description(f"a shade of {shade} beside {payload.beam}", -1.25, others)
+        if shade > 9:
+            return Classification(None, 0.1, [0.1] * 10, True, "blank image", np.zeros((28, 28), np.uint8))
+        return Classification(shade, 0.98765, [0.1] * 10, False, None, np.zeros((28, 28), np.uint8))
+
+
+@pytest.fixture
+def seers(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of the models `captions`, `digits` and `tiny`, the first two of them seers."""
+    store = tmp_path / "store"
+    shutil.copytree(tiny_store, store)
+    tiny = bundles.read(store / "tiny" / "1").manifest
+    for family, figure in (("digits", {"test_accuracy": 0.99654}), ("captions", {"test_cider": 55.04})):
+        changes = {"family": family, "model": family, "metrics": figure, "files": {}}
+        bundles.publish(store, tiny.model_copy(update=changes), {"README.md": b""})
+
+    def load(bundle: Bundle, *, threads: int) -> Seer:
+        assert bundle.manifest.family != "language_model"
+        return Seer()
+
+    monkeypatch.setattr("app.runtime.registry.load_predictor", load)
+    return store
+
+
+def png(path: Path, shade: int) -> Path:
+    Image.new("L", (28, 28), shade).save(path, "png")
+    return path
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command in this process, where another fixture has changed something: status, output and errors."""
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["seqserve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_classify_prints_a_table_and_tells_what_is_no_image(
+    seers: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in range(2 * BATCH):
+        png(tmp_path / f"{place}.png", place % 12)
+    Path("notes.txt").write_text("none")
+    names = [f"{place}.png" for place in range(2 * BATCH)]
+    files = [*names[:3], "notes.txt", "nowhere.png", "store", *names[3:]]
+    status, output, told = command("classify", *files, "--store", seers)
+    heading, *rows = output.splitlines()
+    assert heading == "file         digit  confidence  rejected"
+    assert rows[2] == "2.png        2      0.9877"
+    assert rows[10] == "10.png       -      0.1000      blank image"
+    assert [row.split()[0] for row in rows] == names
+    assert [line.split(": ")[:2] for line in told.splitlines()] == [
+        ["seqserve", "notes.txt"],
+        ["seqserve", "nowhere.png"],
+        ["seqserve", "store"],
+    ]
+    assert status == 1
+
+
+def test_caption_prints_the_likeliest_and_those_next_to_it(
+    seers: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    png(tmp_path / "a.png", 7)
+    content = io.TextIOWrapper(io.BytesIO(png(tmp_path / "b.png", 8).read_bytes()))
+    monkeypatch.setattr("sys.stdin", content)
+    options = ("--beam", 5, "--alternatives", 2, "--store", seers)
+    status, output, told = command("caption", "a.png", "-", *options)
+    assert output.splitlines() == [
+        "file   log-probability  caption",
+        "a.png  -1.2500          a shade of 7 beside 5",
+        "       -2.5000          less than 7",
+        "       -3.5000          less than 7",
+        "-      -1.2500          a shade of 8 beside 5",
+        "       -2.5000          less than 8",
+        "       -3.5000          less than 8",
+    ]
+    assert (status, told) == (0, "")
+
+
+def test_a_command_asks_a_model_of_its_family(seers: Path, tmp_path: Path, command: Command) -> None:
+    file = png(tmp_path / "a.png", 7)
+    assert command("classify", file, "--model", "digits", "--store", seers)[0] == 0
+    status, output, told = command("classify", file, "--model", "tiny", "--store", seers)
+    assert (status, output) == (1, "")
+    assert told == "seqserve: tiny: expected a digits model, found one of language_model\n"
+    suggested = seqserve("suggest", "the company", "--store", seers)
+    assert (suggested.returncode, len(suggested.stdout.splitlines()), suggested.stderr) == (0, 5, "")
+    shutil.rmtree(seers / "digits")
+    status, output, told = command("classify", file, "--store", seers)
+    assert (status, output, told) == (1, "", f"seqserve: {seers}: expected a digits model, found none\n")
+
+
+def test_a_damaged_model_on_the_way_to_one_of_the_family_is_told(damaged_store: Path) -> None:
+    ran = seqserve("suggest", "the company", "--store", damaged_store)
+    assert (ran.returncode, len(ran.stdout.splitlines())) == (0, 5)
+    assert ran.stderr.startswith("seqserve: broken: damaged: ")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_models_shows_the_figure_that_each_family_is_judged_by(seers: Path) -> None:
+    heading, *rows = seqserve("models", "--store", seers).stdout.splitlines()
+    shown = {row.split()[0]: row[heading.index("test") : heading.index("bytes")].strip() for row in rows}
+    assert shown == {"captions": "CIDEr 55.0", "digits": "accuracy 99.65%", "tiny": "-"}
+
+
 def test_models_lists_the_store_and_marks_what_is_damaged(damaged_store: Path) -> None:
     run = seqserve("models", "--store", damaged_store)
     heading, tiny, broken = run.stdout.splitlines()
@@ -73,7 +212,10 @@ def test_models_lists_the_store_and_marks_what_is_damaged(damaged_store: Path) -
 @pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [
-        (["score"], 2, "expected a file"),
+        (["score"], 2, "score: expected a file"),
+        (["classify"], 2, "classify: expected a file"),
+        (["caption"], 2, "caption: expected a file"),
+        (["caption", "a.jpg"], 1, "expected a captions model, found none"),
         (["score", "/nowhere.txt"], 1, "/nowhere.txt"),
         (["score", "/"], 1, "can't be read"),
         (["suggest", "a", "--model", "other"], 1, "other: no such model; there are: tiny"),
