@@ -1,10 +1,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-# train-language-model, publish
-PRESET ?= cpu
-RUN ?= runs/$(PRESET)
-DATA ?= # the folder of the corpus; downloaded if not given
+# train-…, publish
+PRESET ?= # the recipe's best for this machine if not given
+RUN ?= # runs/<recipe>-<preset> if not given
+DATA ?= # the folder of the corpus; downloaded if not given, where it can be
+WEIGHTS ?= # train-captions: the CNN's, a safetensors file; downloaded if not given
 
 # test: corpora for the tests that need one; they are skipped without
 ifneq ($(wildcard ../shared/data),)
@@ -15,7 +16,7 @@ BIN = $(VENV)/bin
 SERVING = $(VENV)/.serving-installed
 DEVELOPMENT = $(VENV)/.development-installed
 
-.PHONY: help install serve test check bench train-language-model publish lock
+.PHONY: help install serve test check bench train-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -35,17 +36,28 @@ check: $(DEVELOPMENT) ## format, lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(DEVELOPMENT) ## time the served model against eager torch
+bench: $(DEVELOPMENT) ## time the served models against eager torch
 	$(BIN)/python tests/bench/language_model.py
+	$(BIN)/python tests/bench/digits.py
 
-train-language-model: $(DEVELOPMENT) ## train, or go on: PRESET=cpu RUN=runs/cpu DATA=corpora/ptb
-	$(KEEP_MEMORY) $(BIN)/python -m training language-model $(PRESET) --run $(RUN) \
-		$(if $(DATA),--data $(DATA)) $(if $(wildcard $(RUN)/checkpoint.pt),--resume)
+train-language-model: $(DEVELOPMENT) ## train, or go on: PRESET=cpu DATA=corpora/ptb RUN=runs/language-model-cpu
+	$(call train,language-model,$(or $(PRESET),cpu))
+
+train-digits: $(DEVELOPMENT) ## the same: PRESET=best DATA=corpora/mnist
+	$(call train,digits,$(or $(PRESET),best))
+
+train-captions: $(DEVELOPMENT) ## the same: PRESET=best DATA=corpora/flickr8k
+	$(call train,captions,$(or $(PRESET),best))
+
+# $(1) the recipe, $(2) the preset
+train = $(KEEP_MEMORY) $(BIN)/python -m training $(1) $(2) --run $(call run,$(1),$(2)) \
+	$(if $(DATA),--data $(DATA)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(wildcard $(call run,$(1),$(2))/checkpoint.pt),--resume)
+run = $(or $(RUN),runs/$(1)-$(2))
 
 # glibc keeps freed memory: a step allocates the same large arrays anew, and their page faults cost a quarter of it
 KEEP_MEMORY = MALLOC_TOP_PAD_=1073741824 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-publish: $(DEVELOPMENT) ## publish a finished run into models_store: RUN=runs/cpu
+publish: $(DEVELOPMENT) ## publish a finished run into models_store: RUN=runs/language-model-cpu
 	$(BIN)/python -m training publish $(RUN)
 
 lock: ## fit requirements/ to pyproject.toml; delete its files first for the newest versions; needs uv

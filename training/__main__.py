@@ -1,4 +1,4 @@
-"""The command line of offline training: `python -m training language-model cpu --run runs/cpu`."""
+"""The command line of offline training: `python -m training digits best --run runs/best`."""
 
 import dataclasses
 import math
@@ -12,24 +12,46 @@ import tyro
 
 from app import bundle as bundles
 from app.errors import CorpusError, SeqserveError
+from app.runtime.digits import DigitsPredictor
+from app.runtime.language_model import LanguageModelPredictor
 from app.runtime.registry import load_predictor
+from training import captions as captions_recipe
+from training import digits as digits_recipe
+from training import language_model as language_model_recipe
 from training import report
+from training.data import captions as photographs_data
+from training.data import digits as mnist
 from training.data import texts
 from training.evaluate import score_files
-from training.language_model import PRESETS, LanguageModelConfig, train
+from training.features import backbone
+from training.negatives import photographs_in
+from training.publish.captions import publish as publish_captions
+from training.publish.digits import benchmark
+from training.publish.digits import publish as publish_digits
 from training.publish.language_model import publish as publish_language_model
+from training.robustness import table
 from training.run import Run, RunError
 
 if TYPE_CHECKING:
-    Preset = LanguageModelConfig
+    LanguageModelPreset = language_model_recipe.LanguageModelConfig
+    DigitsPreset = digits_recipe.DigitsConfig
+    CaptionsPreset = captions_recipe.CaptionsConfig
 else:
-    Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, sort_subcommands=False)
+    LanguageModelPreset = tyro.extras.subcommand_type_from_defaults(
+        language_model_recipe.PRESETS, sort_subcommands=False
+    )
+    DigitsPreset = tyro.extras.subcommand_type_from_defaults(digits_recipe.PRESETS, sort_subcommands=False)
+    CaptionsPreset = tyro.extras.subcommand_type_from_defaults(captions_recipe.PRESETS, sort_subcommands=False)
 
-PUBLISH: dict[str, Callable[..., Path]] = {"language_model": publish_language_model}  # by family
+PUBLISH: dict[str, Callable[..., Path]] = {  # by family
+    "language_model": publish_language_model,
+    "digits": publish_digits,
+    "captions": publish_captions,
+}
 
 
 def language_model(
-    config: tyro.conf.OmitArgPrefixes[Preset],
+    config: tyro.conf.OmitArgPrefixes[LanguageModelPreset],
     run: Path,
     data_folder: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
     train_text: Annotated[Path | None, tyro.conf.arg(name="train")] = None,
@@ -57,11 +79,63 @@ def language_model(
     corpus = texts.load(source, config.vocabulary_size)
     config = dataclasses.replace(config, vocabulary_size=len(corpus.vocabulary))
     job = Run(run)
-    done = train(config, corpus, job, resume=resume, minutes=minutes)
+    done = language_model_recipe.train(config, corpus, job, resume=resume, minutes=minutes)
     if metrics := job.metrics():
         report.learning_curve(metrics, run / "curves.png", run.resolve().name)
-    if not done:
-        print(f"{run}: stopped after {minutes:g} minutes; go on with --resume")
+    _tell_rest(run, done, minutes)
+
+
+def digits(
+    config: tyro.conf.OmitArgPrefixes[DigitsPreset],
+    run: Path,
+    data_folder: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
+    photographs: Path | None = None,
+    resume: bool = False,
+    minutes: float = math.inf,
+) -> None:
+    """Train a reader of handwritten digits on MNIST.
+
+    Args:
+        config: What to train; every field of a preset can be set.
+        run: Folder for the checkpoint, the metrics and the configuration.
+        data_folder: Folder with MNIST/raw/*.gz, as torchvision lays them; left out, they are downloaded once.
+        photographs: A folder or a tar of JPEG files, shown as pictures of no digit beside the drawn ones.
+        resume: Go on where the run's checkpoint stands.
+        minutes: Stop after this long; go on with --resume.
+    """
+    corpus = mnist.load(data_folder)
+    shown = photographs_in(photographs) if photographs else ()
+    done = digits_recipe.train(config, corpus, Run(run), photographs=shown, resume=resume, minutes=minutes)
+    _tell_rest(run, done, minutes)
+
+
+def captions(
+    config: tyro.conf.OmitArgPrefixes[CaptionsPreset],
+    run: Path,
+    data_folder: Annotated[Path, tyro.conf.arg(name="data")],
+    weights: Path | None = None,
+    terms: str = "not stated",
+    resume: bool = False,
+    minutes: float = math.inf,
+) -> None:
+    """Train a captioner of photographs; the features of a CNN are computed once and kept.
+
+    Args:
+        config: What to train; every field of a preset can be set.
+        run: Folder for the checkpoint, the metrics and the configuration.
+        data_folder: Photographs with captions.json (in Flickr8k's form or COCO's) or with COCO's own captions files.
+        weights: The CNN's weights, a safetensors file; left out, torchvision downloads its own once.
+        terms: On what terms photographs of your own may be used; the model card says it.
+        resume: Go on where the run's checkpoint stands.
+        minutes: Stop after this long; go on with --resume.
+    """
+    source = photographs_data.source(data_folder, terms)
+    seen_by = backbone(config.backbone, weights)
+    corpus = photographs_data.load(source, seen_by, views=config.views, min_count=config.min_count)
+    for name, fault in corpus.corrupt.items():
+        print(f"left out {name}: {fault}")
+    done = captions_recipe.train(config, corpus, Run(run), resume=resume, minutes=minutes)
+    _tell_rest(run, done, minutes)
 
 
 def publish(
@@ -69,21 +143,24 @@ def publish(
     store: Path = Path("models_store"),
     name: str | None = None,
     version: str | None = None,
+    photographs: Path | None = None,
 ) -> None:
     """Measure a finished run and write it into the store as the version to serve.
 
     Args:
         run: The run's folder.
         store: The folder of all models.
-        name: The model's name; left out, ptb or, for texts of your own, the run's folder.
+        name: The model's name; left out, the corpus's or, for texts of your own, the run's folder.
         version: The version's name; left out, today's date.
+        photographs: For digits: a folder or a tar of JPEG files that must be rejected, others than the trained ones.
     """
     finished = Run(run)
     family = finished.read("environment.json").get("family")
     if family not in PUBLISH:
         path = run / "environment.json"
         raise RunError(f"{path}: expected the family {' or '.join(PUBLISH)}, found {family!r}")
-    print(PUBLISH[family](finished, store, name=name, version=version))
+    more = {} if photographs is None else {"photographs": photographs}
+    print(PUBLISH[family](finished, store, name=name, version=version, **more))
 
 
 def evaluate(
@@ -98,7 +175,9 @@ def evaluate(
     """
     if not files:
         raise CorpusError("evaluate: expected a file, found none")
-    predictor = load_predictor(bundles.read(store / model / bundles.current(store, model)))
+    predictor = load_predictor(_current(store, model))
+    if not isinstance(predictor, LanguageModelPredictor):
+        raise CorpusError(f"evaluate: expected a language model, found {model}, which is none")
     scores = score_files(predictor, files)
     print("file", "tokens", "unknown", "perplexity", "perplexity excluding unknown", sep="\t")
     for file, score in zip(files, scores, strict=True):
@@ -106,17 +185,56 @@ def evaluate(
         print(file, score.tokens, score.unknown_tokens, *perplexities, sep="\t")
 
 
+def robustness(
+    data_folder: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
+    photographs: Path | None = None,
+    limit: int | None = None,
+    store: Path = Path("models_store"),
+    model: str = "digits",
+) -> None:
+    """Put the digit reader that the store serves to the test: MNIST-C's corruptions, variants, pictures of no digit.
+
+    Args:
+        data_folder: Folder with MNIST/raw/*.gz; left out, they are downloaded once.
+        photographs: A folder or a tar of JPEG files that must be rejected.
+        limit: Use so many test digits only.
+        store: The folder of all models.
+        model: The model's name.
+    """
+    predictor = load_predictor(_current(store, model))
+    if not isinstance(predictor, DigitsPredictor):
+        raise CorpusError(f"robustness: expected a digit reader, found {model}, which is none")
+    shown = photographs_in(photographs) if photographs else ()
+    print(table(benchmark(predictor, mnist.load(data_folder).test, shown, limit)))
+
+
 def main() -> None:
     """Run the command that the arguments name; a SeqserveError is one line on stderr and exit status 1."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"language-model": language_model, "evaluate": evaluate, "publish": publish},
+            {
+                "language-model": language_model,
+                "digits": digits,
+                "captions": captions,
+                "publish": publish,
+                "evaluate": evaluate,
+                "robustness": robustness,
+            },
             prog="python -m training",
             sort_subcommands=False,
             config=(tyro.conf.CascadeSubcommandArgs,),
         )
     except SeqserveError as error:
         sys.exit(f"error: {error}")
+
+
+def _current(store: Path, model: str) -> bundles.Bundle:
+    return bundles.read(store / model / bundles.current(store, model))
+
+
+def _tell_rest(run: Path, done: bool, minutes: float) -> None:
+    if not done:
+        print(f"{run}: stopped after {minutes:g} minutes; go on with --resume")
 
 
 def _source(folder: Path | None, own: dict[str, Path | None], name: str, terms: str) -> texts.Source:

@@ -29,11 +29,19 @@ def logs(*probabilities: float) -> Floats:
 
 
 def search(
-    model: Model, *, width: int, length: int, asked: list[Sequence[Hypothesis[State]]] | None = None
+    model: Model,
+    *,
+    width: int,
+    length: int,
+    length_penalty: float = 0.0,
+    asked: list[Sequence[Hypothesis[State]]] | None = None,
+    on_certain: Callable[[State], None] | None = None,
 ) -> list[Hypothesis[State]]:
     """Drive a beam search from an empty history; `asked` gets what each step asks for."""
     start: Expansion[State] = Expansion(model(()), ())
-    steps = beam_search(start, width=width, length=length, end=END)
+    steps = beam_search(
+        start, width=width, length=length, end=END, length_penalty=length_penalty, on_certain=on_certain
+    )
     try:
         hypotheses = next(steps)
         while True:
@@ -144,3 +152,67 @@ def test_each_step_asks_once_for_each_live_sequence_with_the_state_before_its_la
             assert not hypothesis.ended
             assert len(hypothesis.tokens) == step
             assert hypothesis.state == hypothesis.tokens[:-1]
+
+
+def rank(hypothesis: Hypothesis[State], length_penalty: float) -> float:
+    """What a search orders by: the end counts as a token."""
+    return hypothesis.log_probability / math.pow(len(hypothesis.tokens) + hypothesis.ended, length_penalty)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("length_penalty", [0.5, 1.0])
+def test_a_wide_beam_with_a_length_penalty_finds_the_best_of_all_by_its_rank(seed: int, length_penalty: float) -> None:
+    model, length = random_model(seed), 3
+    ranked = {
+        tokens: value / (len(tokens) + (len(tokens) < length)) ** length_penalty
+        for value, tokens in every_sequence(model, length)
+    }
+    found = search(model, width=len(ranked), length=length, length_penalty=length_penalty)
+    assert {hypothesis.tokens: pytest.approx(rank(hypothesis, length_penalty)) for hypothesis in found} == ranked
+    values = [rank(hypothesis, length_penalty) for hypothesis in found]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_length_penalty_favours_the_longer_and_reports_plain_sums() -> None:
+    def model(history: State) -> Floats:
+        return logs(0.45, 0.55) if history else logs(0.0, 1.0)
+
+    with np.errstate(divide="ignore"):
+        plain, penalised = (search(model, width=2, length=3, length_penalty=penalty)[0] for penalty in (0.0, 2.0))
+    assert plain.tokens == (1,)
+    assert plain.log_probability == pytest.approx(math.log(0.45))
+    assert penalised.tokens == (1, 1, 1)
+    assert penalised.log_probability == pytest.approx(math.log(0.55 * 0.55))
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_beam_of_1_is_greedy_whatever_the_length_penalty(seed: int, length_penalty: float) -> None:
+    model = random_model(seed)
+    (plain,) = search(model, width=1, length=6)
+    assert search(model, width=1, length=6, length_penalty=length_penalty) == [plain]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 6])
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_certain_grows_and_the_best_begins_with_it(seed: int, width: int) -> None:
+    certain = list[State]()
+    asked: list[Sequence[Hypothesis[State]]] = []
+    found = search(
+        random_model(seed), width=width, length=6, length_penalty=0.7, asked=asked, on_certain=certain.append
+    )
+    assert len(certain) == len(asked) + 1  # told after every step
+    for before, after in zip(certain, [*certain[1:], found[0].tokens], strict=True):
+        assert after[: len(before)] == before
+
+
+def test_what_ended_early_keeps_later_words_uncertain() -> None:
+    """Of the sequences kept one has ended after its first word, so no second word is certain."""
+
+    def model(history: State) -> Floats:
+        return logs(0.5, 0.5, 0.0) if history else logs(0.0, 1.0, 0.0)
+
+    certain = list[State]()
+    with np.errstate(divide="ignore"):
+        search(model, width=2, length=3, on_certain=certain.append)
+    assert certain == [(1,), (1,), (1,)]

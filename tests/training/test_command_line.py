@@ -7,13 +7,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from app import bundle as bundles
+from app.runtime.language_model import LanguageModelPredictor
 from app.runtime.registry import load_predictor
-from training.__main__ import main
+from tests.drawn_digits import corpus as drawn_corpus
+from training import robustness
+from training.__main__ import PUBLISH, main
+from training.data.digits import DigitCorpus
 from training.data.texts import SPLITS, Corpus, Source
 from training.evaluate import score_files
 from training.run import Run
@@ -128,6 +133,7 @@ def test_texts_are_scored_with_a_model_of_the_store(
     head, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert head == ["file", "tokens", "unknown", "perplexity", "perplexity excluding unknown"]
     predictor = load_predictor(bundles.read(tiny_store / "tiny" / "1"))
+    assert isinstance(predictor, LanguageModelPredictor)
     for row, file, counts in zip(rows, files, (["6", "0"], ["9", "1"]), strict=True):
         (score,) = score_files(predictor, [file])
         assert row[:3] == [str(file), *counts]
@@ -232,7 +238,7 @@ def test_a_name_that_no_model_can_have_is_told(refusal: Callable[..., str], fini
     assert told.endswith("found 'My Model'")
 
 
-@pytest.mark.parametrize("family", [None, "digits", "poems"])
+@pytest.mark.parametrize("family", [None, "poems"])
 def test_a_run_of_no_family_that_can_be_published_is_refused_by_name(
     family: str | None, refusal: Callable[..., str], finished: Run, tmp_path: Path
 ) -> None:
@@ -243,8 +249,73 @@ def test_a_run_of_no_family_that_can_be_published_is_refused_by_name(
     told_of = {} if family is None else {"family": family}
     (copied / "environment.json").write_text(json.dumps(environment | told_of))
     told = refusal("publish", copied, "--store", store)
-    assert told == f"error: {copied}/environment.json: expected the family language_model, found {family!r}"
+    assert told == f"error: {copied}/environment.json: expected the family {' or '.join(PUBLISH)}, found {family!r}"
     assert not store.exists()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
+    """Drawn digits stand for MNIST, and few pictures of no digit are shown; the folders that were asked for."""
+    folders: list[Path | None] = []
+
+    def load(folder: Path | None) -> DigitCorpus:
+        folders.append(folder)
+        return drawn_corpus()
+
+    monkeypatch.setattr("training.data.digits.load", load)
+    monkeypatch.setattr(robustness, "measure", partial(robustness.measure, negatives=2))
+    return folders
+
+
+SMALL = ["--hidden-sizes", 12, "--patches", 7, "--batch-size", 20, "--samples", 120]
+
+
+def test_a_digit_reader_is_trained_resumed_published_and_put_to_the_test(
+    command: Command, refusal: Callable[..., str], drawn: list[Path | None], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    folder, store = tmp_path / "run", tmp_path / "store"
+    training = ["digits", "best", "--run", folder, "--data", tmp_path, *SMALL, "--seed", 3]
+    command(*training, "--minutes", 0)
+    assert f"{folder}: stopped after 0 minutes; go on with --resume" in capsys.readouterr().out
+    assert refusal("publish", folder, "--store", store).startswith(f"error: {folder}: expected 120 samples seen")
+    command(*training, "--resume")
+    assert "stopped" not in capsys.readouterr().out
+    config = Run(folder).read("config.json")
+    assert (config["seed"], config["hidden_sizes"], config["schedule"]) == (3, [12], "one-cycle")
+    assert drawn == [tmp_path, None, tmp_path]  # publishing looks where the run found its data
+    command("publish", folder, "--store", store, "--version", "v1")
+    assert capsys.readouterr().out.splitlines()[-1] == str(store / "digits" / "v1")
+    command("robustness", "--store", store, "--limit", 10)
+    table = capsys.readouterr().out
+    assert "| test digits read rightly (10) |" in table
+    assert all(f"| {name} |" in table for name in ("inverted", "blanks", "zigzag"))
+
+
+def test_what_is_no_digit_reader_is_not_put_to_the_test(
+    refusal: Callable[..., str], drawn: list[Path | None], tiny_store: Path
+) -> None:
+    told = refusal("robustness", "--store", tiny_store, "--model", "tiny")
+    assert told == "error: robustness: expected a digit reader, found tiny, which is none"
+    assert not drawn
+
+
+def test_what_no_digit_reader_can_have_is_told_in_one_line(
+    refusal: Callable[..., str], drawn: list[Path | None], tmp_path: Path
+) -> None:
+    run = ["digits", "chapter", "--run", tmp_path / "run"]
+    told = refusal(*run, "--batch-size", 0, "--soiled", 1)
+    assert told == "error: batch_size: expected 1 or more, found 0; soiled: expected 0 or more and below 1, found 1.0"
+    told = refusal(*run, "--photographs", tmp_path / "none.tar")
+    assert told.startswith(f"error: {tmp_path}/none.tar: expected a folder or a tar of photographs: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_mnist_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
+    told = refusal("digits", "chapter", "--run", tmp_path / "run", "--data", tmp_path)
+    path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    assert told == f"error: {path}: can't be read: No such file or directory"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failure_is_one_line_on_stderr_and_exit_status_1(tmp_path: Path) -> None:

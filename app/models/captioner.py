@@ -1,0 +1,160 @@
+"""An image captioner: a feature vector enters a recurrent network once, and the network tells what it saw."""
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Cell: TypeAlias = Literal["rnn", "lstm", "gru"]
+Inject: TypeAlias = Literal["chapter", "init", "pre"]
+
+RECURRENT: dict[Cell, type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+GATES: dict[Cell, int] = {"rnn": 1, "lstm": 4, "gru": 3}  # blocks of H rows in a cell's matrices, ordered as torch's
+KEPT: dict[Cell, int] = {"rnn": 1, "lstm": 2, "gru": 1}  # vectors of H numbers that a cell carries on: (c,) h
+
+
+class Captioner(nn.Module):
+    """P(next word | image, words so far) over `vocabulary_size` words, the image a vector X of `feature_size` numbers.
+
+    How X enters is `inject`:
+
+    chapter   S_t = f(U x_t + W S_{t-1} + V X), the term V X at the first step only, S_0 = 0. V X has a row for every
+              gate and is added to all the gates' pre-activations; in the GRU to U x_t, outside of what r scales.
+    init      S_0 = tanh(V X), for the LSTM both h and c (init-inject of Tanti et al. 2018, arXiv 1703.09137)
+    pre       V X is the first word, S_0 = 0 (pre-inject of the same; Vinyals et al. 2015, arXiv 1411.4555)
+
+    Whole captions (`forward`) run on torch's own kernels. Between two words (`begin`, `step`) a state is one flat row
+    of `state_size` numbers: [V X if it has yet to enter, chapter only | c, LSTM only | h]; the last H are what the
+    output layer sees. With `tied` that layer's matrix is the embedding.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_size: int,
+        embedding_size: int,
+        hidden_size: int,
+        cell: Cell,
+        inject: Inject,
+        tied: bool = False,
+        feature_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if tied and hidden_size != embedding_size:
+            raise ValueError(f"tied: expected hidden_size of the embedding's {embedding_size}, found {hidden_size}")
+        self.hidden_size = hidden_size
+        self.kept_size = KEPT[cell] * hidden_size  # of a state, the numbers that the cell itself carries on
+        self.cell: Cell = cell
+        self.inject: Inject = inject
+        self.feature_dropout = feature_dropout
+        self.input_dropout = input_dropout
+        self.output_dropout = output_dropout
+        injected = {
+            "chapter": GATES[cell] * hidden_size,
+            "init": self.kept_size,
+            "pre": embedding_size,
+        }[inject]
+        self.image = nn.Linear(feature_size, injected, bias=inject != "chapter")
+        self.embedding = nn.Embedding(vocabulary_size, embedding_size)
+        self.recurrent = RECURRENT[cell](embedding_size, hidden_size, batch_first=True)
+        self.output = nn.Linear(hidden_size, vocabulary_size)
+        self.state_size = self.kept_size + (injected if inject == "chapter" else 0)
+        self._reset()
+        if tied:
+            self.output.weight = self.embedding.weight
+
+    def begin(self, features: Tensor) -> Tensor:
+        """Image features (B, F) -> the state (B, S) before the first word."""
+        image = self.image(F.dropout(features, self.feature_dropout, self.training))
+        zeros = image.new_zeros(len(features), self.kept_size)
+        match self.inject:
+            case "chapter":
+                return torch.cat([image, zeros], -1)
+            case "init":
+                return torch.tanh(image)
+            case "pre":
+                return self._advance(image, zeros)
+
+    def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Word ids (B,) and the state (B, S) before -> log-probabilities (B, V) of the next word, state (B, S) after.
+
+        The first word of every caption is `<eos>`.
+        """
+        state = self._advance(self._embed(tokens), state)
+        return self._logits(state[:, -self.hidden_size :]).log_softmax(-1), state
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Image features (B, F) and captions (B, T), each begun by `<eos>` -> logits (B, T, V) of what comes next."""
+        embedded = self._embed(tokens)  # (B, T) -> (B, T, E)
+        state = self._advance(embedded[:, 0], self.begin(features))
+        hidden = state[:, None, -self.hidden_size :]  # (B, 1, H)
+        if tokens.shape[1] > 1:
+            rest, _ = self.recurrent(embedded[:, 1:], self._kernels(state))
+            hidden = torch.cat([hidden, rest], 1)  # (B, T, H)
+        return self._logits(hidden)
+
+    @torch.no_grad()
+    def sharpen(self, temperature: float) -> None:
+        """Change the weights so that all logits are divided by `temperature` and nothing else changes."""
+        self.output.weight.div_(temperature)
+        self.output.bias.div_(temperature)
+        if self.output.weight is self.embedding.weight:  # then the words are read `temperature` times larger again
+            self.recurrent.get_parameter("weight_ih_l0").mul_(temperature)
+            if self.inject == "pre":
+                self.image.weight.div_(temperature)
+                self.image.bias.div_(temperature)
+
+    def _reset(self) -> None:
+        """Torch's own start, but for small embeddings and forget gates that start open (Jozefowicz et al. 2015)."""
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        if self.cell == "lstm":
+            with torch.no_grad():
+                self.recurrent.get_parameter("bias_ih_l0")[self.hidden_size : 2 * self.hidden_size] = 1.0
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.embedding(tokens)
+        return F.dropout(embedded, self.input_dropout, self.training)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.output(F.dropout(hidden, self.output_dropout, self.training))
+        return logits
+
+    def _advance(self, inputs: Tensor, state: Tensor) -> Tensor:
+        """One step of the recurrence: inputs (B, E), state (B, S) -> state (B, S), what was left of V X used up."""
+        image, kept = state[:, : -self.kept_size], state[:, -self.kept_size :]
+        read = self._product(inputs, "ih")  # (B, E) -> (B, gates * H)
+        if self.inject == "chapter":
+            read = read + image
+        return torch.cat([torch.zeros_like(image), self._next(read, kept)], -1)
+
+    def _next(self, read: Tensor, kept: Tensor) -> Tensor:
+        """U x_t + V X (B, gates * H) and [c] h (B, kept * H) before -> [c] h after; gates in torch's order."""
+        before = kept[:, -self.hidden_size :]
+        recalled = self._product(before, "hh")  # (B, H) -> (B, gates * H)
+        match self.cell:
+            case "rnn":
+                return torch.tanh(read + recalled)
+            case "gru":
+                r, z, n = read.chunk(3, -1)
+                r_recalled, z_recalled, n_recalled = recalled.chunk(3, -1)
+                new = torch.tanh(n + torch.sigmoid(r + r_recalled) * n_recalled)
+                return new + torch.sigmoid(z + z_recalled) * (before - new)
+            case "lstm":
+                i, f, g, o = (read + recalled).chunk(4, -1)
+                c = torch.sigmoid(f) * kept[:, : self.hidden_size] + torch.sigmoid(i) * torch.tanh(g)
+                return torch.cat([c, torch.sigmoid(o) * torch.tanh(c)], -1)
+
+    def _product(self, inputs: Tensor, which: Literal["ih", "hh"]) -> Tensor:
+        weight, bias = (self.recurrent.get_parameter(f"{part}_{which}_l0") for part in ("weight", "bias"))
+        return F.linear(inputs, weight, bias)
+
+    def _kernels(self, state: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The state as torch's kernels take it: h or (h, c), each (1, B, H)."""
+        h = state[None, :, -self.hidden_size :].contiguous()
+        if self.cell != "lstm":
+            return h
+        return h, state[None, :, -2 * self.hidden_size : -self.hidden_size].contiguous()

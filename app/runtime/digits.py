@@ -1,0 +1,137 @@
+"""The digit reader's predictor: a picture in, the digit on it out, or why there is none to be read."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from app.bundle import Bundle
+from app.errors import BundleError
+from app.images import Framed, decoded, framed
+from app.runtime.batching import Resources
+from app.runtime.engine import Floats, Precision, session
+
+DIGITS: Final = 10
+NO_DIGIT: Final = "no digit to be read"
+
+
+@dataclass(frozen=True, slots=True)
+class Classify:
+    """Which digit is on this picture? See POST /digits."""
+
+    content: bytes  # an encoded image
+    name: str = "image"  # what errors call it
+    slow: ClassVar[bool] = True  # decoding a photograph takes long
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer to Classify."""
+
+    digit: int | None  # None if rejected
+    confidence: float  # the calibrated probability that the likeliest digit is right
+    probabilities: list[float]  # of the digits 0 to 9, if it is one
+    rejected: bool
+    reason: str | None  # why it is rejected
+    framed: npt.NDArray[np.uint8]  # (28, 28), what the model saw
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What turns a reader's logits into probabilities (Guo et al. 2017, arXiv 1706.04599) and tells digits from others.
+
+    Both numbers are chosen on the validation part.
+    """
+
+    temperature: float  # that the logits are divided by
+    rejection_threshold: float  # the largest probability of no digit that is still answered with one
+
+    def probabilities(self, logits: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(B, 10 or 11) -> of each digit, (B, 10), given that it is one; and that there is none, (B,).
+
+        A reader without an output for no digit doubts as much as it wavers: 1 - its likeliest digit's probability.
+        """
+        scaled = logits.astype(np.float64) / self.temperature
+        digits = _softmax(scaled[:, :DIGITS])
+        none = _softmax(scaled)[:, DIGITS] if scaled.shape[1] > DIGITS else 1 - digits.max(1)
+        return digits, none
+
+    def confidence(self, logits: Floats) -> npt.NDArray[np.float64]:
+        """(B, 10 or 11) -> the probability that there is a digit and that it is the likeliest one, (B,)."""
+        most: npt.NDArray[np.float64] = _softmax(logits.astype(np.float64) / self.temperature)[:, :DIGITS].max(1)
+        return most
+
+
+class DigitsPredictor:
+    """Reads digits with one model (the seam `Predictor`)."""
+
+    PROBE_TOLERANCE: ClassVar[float] = 1e-2  # of a probability
+
+    def __init__(self, reader: ort.InferenceSession, calibration: Calibration, *, precision: Precision) -> None:
+        """`reader`: the graph of pixels (B, 28, 28) uint8 -> logits (B, 10 or 11), see training.export.digits."""
+        self.precision = precision
+        self._reader = reader
+        self._calibration = calibration
+
+    @classmethod
+    def open(cls, bundle: Bundle, precision: Precision, resources: Resources) -> "DigitsPredictor":
+        """The predictor of a bundle, on its graph of this precision. Raise BundleError if it can't be run."""
+        reader = session(bundle.path(f"reader.{precision}.onnx"), resources.threads)
+        return cls(reader, calibration(bundle.manifest.calibration, str(bundle.folder)), precision=precision)
+
+    def prepare(self, payload: Classify) -> Framed:
+        """Decode and frame a picture. Raise Malformed for what is none, TooLarge for too many pixels."""
+        return framed(decoded(payload.content, name=payload.name))
+
+    def predict(self, examples: Sequence[Framed]) -> list[Classification | None]:
+        """The answer to each; one turn is enough for all of them."""
+        logits = self.logits(np.stack([each.pixels for each in examples]))
+        digits, none = self._calibration.probabilities(logits)
+        confidence = self._calibration.confidence(logits)
+        return [self._answer(*each) for each in zip(examples, digits, none, confidence, strict=True)]
+
+    def logits(self, pixels: npt.NDArray[np.uint8]) -> Floats:
+        """(B, 28, 28) -> (B, 10 or 11)."""
+        logits: Floats = self._reader.run(None, {"pixels": pixels})[0]
+        return logits
+
+    def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
+        """[digit, probability] of each digit and of none, for the `image` (base64) of `payload`."""
+        example = self.prepare(Classify(base64.b64decode(payload["image"])))
+        digits, none = self._calibration.probabilities(self.logits(example.pixels[None]))
+        return [*([str(digit), float(value)] for digit, value in enumerate(digits[0])), ["none", float(none[0])]]
+
+    def _answer(self, example: Framed, digits: Floats, none: float, confidence: float) -> Classification:
+        doubtful = none > self._calibration.rejection_threshold
+        reason = example.reason or (NO_DIGIT if doubtful else None)
+        if example.reason:  # the model was not made for what has no ink at all
+            digits, confidence = np.full(DIGITS, 1 / DIGITS, np.float32), 0.0
+        return Classification(
+            digit=None if reason else int(digits.argmax()),
+            confidence=float(confidence),
+            probabilities=digits.tolist(),
+            rejected=reason is not None,
+            reason=reason,
+            framed=example.pixels,
+        )
+
+
+def calibration(found: Mapping[str, float], place: str) -> Calibration:
+    """A manifest's calibration; BundleError, naming `place`, for one that is none."""
+    try:
+        return Calibration(**found)
+    except TypeError as error:
+        raise BundleError(
+            f"{place}: calibration: expected temperature and rejection_threshold, found {found}"
+        ) from error
+
+
+def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Along the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: npt.NDArray[np.float64] = powers / powers.sum(-1, keepdims=True)
+    return shares

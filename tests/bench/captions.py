@@ -1,0 +1,129 @@
+"""Times the served captioner against the same weights in eager torch: one thread each, in turn, in one process.
+
+    .venv/bin/python tests/bench/captions.py
+
+One drawn JPEG of 500 x 375 pixels to its caption, with a beam of 3. Each figure is the best of ROUNDS, since other work
+on a machine can only make a round slower. The last line is the same table as JSON. Both decode and squeeze the
+photograph by app.images; torch runs the network with its batch norms folded, in its fastest layout.
+"""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+from torchvision.models import get_model  # type: ignore[import-untyped]
+
+from app import bundle as bundles
+from app.bundle import Bundle
+from app.images import PHOTO_SIZE, decoded, normalised, photo
+from app.models.captioner import Captioner
+from app.runtime.batching import answer_all
+from app.runtime.captions import CaptionsPredictor, Describe
+from app.runtime.registry import load_predictor
+from app.text import Vocabulary
+from training.captions import beam_search
+
+STORE, MODEL = Path("models_store"), "captions"
+ROUNDS = 60
+BEAM = 3
+
+
+class Eager:
+    """The torch modules as a competent user runs them."""
+
+    def __init__(self, bundle: Bundle, vocabulary: Vocabulary) -> None:
+        self._config = bundle.manifest.config
+        self._vocabulary = vocabulary
+        stored = {name: value.float() for name, value in load_file(bundle.path("weights.safetensors")).items()}
+        cnn = {name.removeprefix("cnn."): value for name, value in stored.items() if name.startswith("cnn.")}
+        self._network = _network(self._config["backbone"], cnn)
+        self._captioner = _captioner(self._config, stored)
+
+    @torch.inference_mode()
+    def describe(self, content: bytes) -> str:
+        """The caption, from the encoded image on."""
+        pixels = photo(decoded(content, least=PHOTO_SIZE))
+        image = torch.from_numpy(normalised(pixels[None])).to(memory_format=torch.channels_last)
+        penalty, length = self._config["length_penalty"], self._config["length"]
+        features = self._network(image)
+        (found,) = beam_search(self._captioner, features, self._vocabulary, BEAM, length, length_penalty=penalty)
+        return " ".join(self._vocabulary.tokens[token] for token in found.tokens)
+
+
+def served_caption(predictor: CaptionsPredictor, content: bytes) -> str:
+    """The caption, by the predictor that the server uses."""
+    (answer,) = answer_all(predictor, [predictor.prepare(Describe(content, beam=BEAM))])
+    return str(answer.caption)
+
+
+def drawn_photograph() -> bytes:
+    """A JPEG of smooth colours, 500 x 375."""
+    coarse = np.random.default_rng(1).integers(0, 256, (12, 16, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    bundle = bundles.read(STORE / MODEL / bundles.current(STORE, MODEL))
+    predictor = load_predictor(bundle, threads=1)
+    assert isinstance(predictor, CaptionsPredictor)
+    content, eager = drawn_photograph(), Eager(bundle, predictor.vocabulary)
+    ways: dict[str, Callable[[], str]] = {
+        "served": partial(served_caption, predictor, content),
+        "torch": partial(eager.describe, content),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            times[name].append(_milliseconds(way))
+    ours, theirs = (min(times[name]) for name in ways)
+    print(f"{MODEL} {bundle.manifest.version}, {bundle.manifest.served} graphs, one thread, beam {BEAM}\n")
+    print(*(f"{name}: {way()}" for name, way in ways.items()), sep="\n")
+    print(f"\n{'':30}{'served':>10}{'torch':>10}{'times faster':>14}")
+    print(f"{'500x375 JPEG to caption, ms':30}{ours:10.3f}{theirs:10.3f}{theirs / ours:14.1f}")
+    print(json.dumps({"500x375 JPEG to caption, ms": {"served": ours, "torch": theirs}}))
+
+
+def _network(name: str, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """The backbone without its last layer, batch norms folded as in the bundle."""
+    network: nn.Module = get_model(name, weights=None).eval()
+    *_, last = (path for path, layer in network.named_modules() if isinstance(layer, nn.Linear))
+    network.set_submodule(last, nn.Identity())
+    folded = fuse(network)
+    folded.load_state_dict(weights)
+    return folded.to(memory_format=torch.channels_last)
+
+
+def _captioner(config: dict[str, Any], stored: dict[str, torch.Tensor]) -> Captioner:
+    vocabulary_size, embedding_size = stored["embedding.weight"].shape
+    model = Captioner(
+        vocabulary_size=vocabulary_size,
+        feature_size=stored["image.weight"].shape[1],
+        embedding_size=embedding_size,
+        **{key: config[key] for key in ("hidden_size", "cell", "inject", "tied")},
+    )
+    model.load_state_dict(stored, strict=False)  # a tied matrix is there once, and the network's weights are besides
+    return model.eval()
+
+
+def _milliseconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""The digits predictor: what it makes of logits, what it rejects, which bundles it can be opened from."""
+
+import base64
+import json
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from app import bundle as bundles
+from app.bundle import Bundle, CorpusEntry, Manifest
+from app.errors import BundleError, Malformed, TooLarge
+from app.images import MAX_PIXELS, Framed, framed_array, png
+from app.models.digits import ReNet, RowReader
+from app.models.language_model import parameter_count
+from app.runtime.batching import Resources, answer_all
+from app.runtime.digits import NO_DIGIT, Calibration, Classification, Classify, DigitsPredictor, calibration
+from app.runtime.engine import Floats
+from app.runtime.language_model import Suggest
+from app.runtime.metrics import Metrics
+from app.runtime.registry import Registry, load_predictor
+from tests.drawn_digits import digits
+from training.export.digits import export_digits
+from training.publish.manifest import PRECISIONS, probe
+
+CALIBRATION = {"temperature": 1.5, "rejection_threshold": 0.9}
+
+
+class Reader:
+    """Stands for a graph: answers the logits it was given, row by row."""
+
+    def __init__(self, logits: Sequence[Sequence[float]]) -> None:
+        self._logits = np.array(logits, np.float32)
+
+    def run(self, _: None, feed: dict[str, npt.NDArray[np.uint8]]) -> list[Floats]:
+        pixels = feed["pixels"]
+        assert pixels.shape == (len(self._logits), 28, 28)
+        assert pixels.dtype == np.uint8
+        return [self._logits]
+
+
+def answers(
+    logits: Sequence[Sequence[float]],
+    *,
+    reasons: Sequence[str | None] = (),
+    temperature: float = 1,
+    threshold: float = 1,
+) -> list[Classification]:
+    """What is answered to images of which a graph said `logits`, and the framing perhaps why it saw none."""
+    reader = cast(ort.InferenceSession, Reader(logits))
+    predictor = DigitsPredictor(reader, Calibration(temperature, threshold), precision="int8")
+    blank = np.zeros((28, 28), np.uint8)
+    found = predictor.predict([Framed(blank, reason) for reason in reasons or [None] * len(logits)])
+    assert None not in found
+    return [each for each in found if each is not None]
+
+
+def logits(likeliest: int, probability: float, none: float | None = None) -> list[float]:
+    """Of a reader that gives `probability` to one digit and shares the rest; and of no digit, that to all eleven."""
+    rest = math.log((1 - probability) / 9)
+    of_digits = [math.log(probability) if digit == likeliest else rest for digit in range(10)]
+    return of_digits if none is None else [*of_digits, math.log(none / (1 - none))]
+
+
+# calibration
+
+
+def test_ten_logits_are_probabilities_and_their_doubt() -> None:
+    found, none = Calibration(1.0, 0.5).probabilities(np.array([logits(3, 0.7), logits(9, 0.1)], np.float32))
+    np.testing.assert_allclose(found[0], [0.7 if digit == 3 else 0.3 / 9 for digit in range(10)], rtol=1e-6)
+    np.testing.assert_allclose(found[1], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(none, [0.3, 0.9], rtol=1e-6)
+
+
+def test_eleven_logits_are_the_digits_given_that_it_is_one_and_that_it_is_none() -> None:
+    found, none = Calibration(1.0, 0.5).probabilities(np.array([logits(3, 0.7, 0.25)], np.float32))
+    np.testing.assert_allclose(found[0], [0.7 if digit == 3 else 0.3 / 9 for digit in range(10)], rtol=1e-6)
+    np.testing.assert_allclose(none, [0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [10, 11])
+def test_logits_are_divided_by_the_temperature(outputs: int) -> None:
+    raw = np.random.default_rng(1).normal(size=(4, outputs)).astype(np.float32)
+    warm, plain = Calibration(2.5, 0.5).probabilities(raw), Calibration(1.0, 0.5).probabilities(raw / np.float32(2.5))
+    np.testing.assert_allclose(warm[0], plain[0], rtol=1e-5)
+    np.testing.assert_allclose(warm[1], plain[1], rtol=1e-5)
+    cold, _ = Calibration(1.0, 0.5).probabilities(raw)
+    assert (warm[0].max(1) < cold.max(1)).all()
+    assert (warm[0].argmax(1) == cold.argmax(1)).all()
+
+
+def test_large_logits_are_probabilities_too() -> None:
+    found, none = Calibration(0.01, 0.5).probabilities(np.array([[1e4] + [-1e4] * 10], np.float32))
+    assert found[0].tolist() == [1] + [0] * 9
+    assert none.tolist() == [0]
+
+
+# answers
+
+
+def test_the_likeliest_digit_is_answered_with_its_probability() -> None:
+    (found,) = answers([logits(3, 0.7)])
+    assert (found.digit, found.rejected, found.reason) == (3, False, None)
+    assert found.confidence == pytest.approx(0.7)
+    assert found.probabilities == pytest.approx([0.7 if digit == 3 else 0.3 / 9 for digit in range(10)])
+
+
+def test_confidence_is_that_it_is_a_digit_and_this_one() -> None:
+    (found,) = answers([logits(3, 0.7, none=0.2)])
+    assert found.confidence == pytest.approx(0.7 * 0.8)
+    assert max(found.probabilities) == pytest.approx(0.7)
+    assert sum(found.probabilities) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("none", "rejected"), [(0.39, False), (0.41, True)])
+def test_more_doubt_than_the_threshold_rejects(none: float, rejected: bool) -> None:
+    for given in (logits(3, 0.7, none), logits(3, 1 - none)):  # a reader of eleven classes, and one of ten
+        (found,) = answers([given], threshold=0.4)
+        assert found.rejected is rejected
+        assert (found.digit, found.reason) == ((None, NO_DIGIT) if rejected else (3, None))
+        assert int(np.argmax(found.probabilities)) == 3  # if it is one
+
+
+def test_what_the_framing_saw_nothing_on_is_rejected_for_its_reason_whatever_the_graph_says() -> None:
+    blank, seen = answers([logits(3, 0.99, 0.01)] * 2, reasons=["blank image", None], threshold=0.4)
+    assert (blank.digit, blank.rejected, blank.reason) == (None, True, "blank image")
+    assert blank.confidence == 0
+    assert blank.probabilities == pytest.approx([0.1] * 10)
+    assert (seen.digit, seen.reason) == (3, None)
+
+
+# a real bundle
+
+
+def manifest(model: RowReader | ReNet, **changes: Any) -> Manifest:
+    described: dict[str, Any] = {
+        "format": bundles.FORMAT,
+        "family": "digits",
+        "model": "digits",
+        "version": "1",
+        "created": "2026-01-01T00:00:00Z",
+        "commit": None,
+        "config": {},
+        "normalisation": None,
+        "vocabulary_sha256": None,
+        "corpus": CorpusEntry(name="none", terms="none", sha256={}),
+        "metrics": {},
+        "calibration": CALIBRATION,
+        "parameters": parameter_count(model),
+        "served": "int8",
+        "files": {},
+    }
+    return Manifest(**described | changes)
+
+
+def seven() -> npt.NDArray[np.uint8]:
+    drawn = digits(20, seed=7)
+    image: npt.NDArray[np.uint8] = drawn.images[drawn.labels == 7][0].numpy()
+    return image
+
+
+PAYLOAD = {"image": base64.b64encode(png(seven())).decode()}
+
+
+@pytest.fixture(scope="module")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A tiny reader with random weights, eleven classes, as `digits` version `1`. Read only."""
+    torch.manual_seed(3)
+    model = ReNet([(4, 5), (7, 6)]).eval()
+    contents: dict[str, bytes | Path] = dict(export_digits(model))
+    draft = bundles.read(bundles.publish(tmp_path_factory.mktemp("draft"), manifest(model), contents))
+    predictors = {p: DigitsPredictor.open(draft, p, Resources()) for p in PRECISIONS}
+    contents["probe.json"] = json.dumps(probe(predictors, PAYLOAD)).encode()
+    return bundles.read(bundles.publish(tmp_path_factory.mktemp("store"), manifest(model), contents))
+
+
+def published(bundle: Bundle, store: Path, contents: dict[str, bytes] | None = None, **changes: Any) -> Bundle:
+    """The bundle in another store, some of it changed."""
+    files: dict[str, bytes | Path] = {name: bundle.path(name) for name in bundle.manifest.files}
+    changed = bundle.manifest.model_copy(update={"files": {}, **changes})
+    return bundles.read(bundles.publish(store, changed, files | (contents or {})))
+
+
+@pytest.fixture
+def predictor(digits_bundle: Bundle) -> DigitsPredictor:
+    return DigitsPredictor.open(digits_bundle, "int8", Resources())
+
+
+def test_a_picture_is_framed_as_it_is_prepared(predictor: DigitsPredictor) -> None:
+    found = predictor.prepare(Classify(png(255 - np.kron(seven(), np.ones((4, 4), np.uint8)))))
+    assert found.reason is None
+    assert np.corrcoef(found.pixels.ravel(), seven().ravel())[0, 1] > 0.9
+    np.testing.assert_array_equal(predictor.prepare(Classify(png(seven()))).pixels, seven())
+
+
+def test_what_is_no_picture_is_refused_by_name(predictor: DigitsPredictor) -> None:
+    with pytest.raises(Malformed, match=r"^image.4: expected one of PNG"):
+        predictor.prepare(Classify(b"none", "image.4"))
+    side = math.isqrt(MAX_PIXELS) + 1
+    with pytest.raises(TooLarge, match=r"^image.5: expected at most"):
+        predictor.prepare(Classify(png(np.zeros((side, side), np.uint8)), "image.5"))
+
+
+def test_an_answer_does_not_depend_on_what_shares_its_turn(predictor: DigitsPredictor) -> None:
+    examples = [framed_array(image) for image in digits(9, seed=5).images.numpy()]
+    alone = [answer for example in examples for answer in answer_all(predictor, [example])]
+    together = answer_all(predictor, examples)
+    assert [(each.digit, each.confidence, each.probabilities) for each in together] == [
+        (each.digit, each.confidence, each.probabilities) for each in alone
+    ]
+    for answer, example in zip(together, examples, strict=True):
+        np.testing.assert_array_equal(answer.framed, example.pixels)
+
+
+def test_a_blank_picture_is_rejected_beside_others(predictor: DigitsPredictor) -> None:
+    blank = predictor.prepare(Classify(png(np.full((40, 60), 255, np.uint8))))
+    seen = predictor.prepare(Classify(png(seven())))
+    found, other = answer_all(predictor, [blank, seen])
+    assert (found.digit, found.reason) == (None, "blank image")
+    assert other.reason != "blank image"
+
+
+def test_the_bundles_calibration_is_the_predictors(digits_bundle: Bundle, predictor: DigitsPredictor) -> None:
+    example = framed_array(seven())
+    found, none = Calibration(**CALIBRATION).probabilities(predictor.logits(example.pixels[None]))
+    (answer,) = answer_all(predictor, [example])
+    assert answer.probabilities == found[0].tolist()
+    assert answer.confidence == pytest.approx(float(found[0].max() * (1 - none[0])))
+
+
+def test_a_reader_of_ten_classes_answers_as_well(tmp_path: Path) -> None:
+    model = RowReader(hidden_size=6).eval()
+    bundle = bundles.read(bundles.publish(tmp_path, manifest(model), dict(export_digits(model))))
+    predictor = DigitsPredictor.open(bundle, "fp32", Resources())
+    (answer,) = answer_all(predictor, [framed_array(seven())])
+    with torch.inference_mode():
+        expected = (model(torch.from_numpy(seven())[None] / 255) / CALIBRATION["temperature"]).softmax(1)[0]
+    assert answer.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
+    assert answer.confidence == max(answer.probabilities)
+    assert len(predictor.probe(PAYLOAD)) == 11
+
+
+def test_the_probe_tells_each_digits_probability_and_that_of_none(
+    digits_bundle: Bundle, predictor: DigitsPredictor
+) -> None:
+    found = predictor.probe(PAYLOAD)
+    assert [name for name, _ in found] == [*map(str, range(10)), "none"]
+    (answer,) = answer_all(predictor, [framed_array(seven())])
+    assert [value for _, value in found[:10]] == answer.probabilities
+    assert answer.confidence == pytest.approx(max(answer.probabilities) * (1 - found[10][1]))
+    assert found == digits_bundle.json("probe.json")["answers"]["int8"]
+
+
+# opening
+
+
+@pytest.mark.parametrize(
+    "found", [{}, {"temperature": 1.0}, {"rejection_threshold": 0.5}, {**CALIBRATION, "bias": 0.1}], ids=str
+)
+def test_a_bundle_without_its_calibration_is_refused(
+    found: dict[str, float], digits_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = published(digits_bundle, tmp_path, calibration=found)
+    with pytest.raises(BundleError) as refusal:
+        load_predictor(bundle)
+    expected = f"calibration: expected temperature and rejection_threshold, found {found}"
+    assert str(refusal.value) == f"{bundle.folder}: {expected}"
+    assert calibration(CALIBRATION, "here") == Calibration(1.5, 0.9)
+
+
+def test_a_bundle_without_its_graph_is_refused(digits_bundle: Bundle, tmp_path: Path) -> None:
+    files = {name: entry for name, entry in digits_bundle.manifest.files.items() if name != "reader.int8.onnx"}
+    unlisted = Bundle(digits_bundle.folder, digits_bundle.manifest.model_copy(update={"files": files}))
+    with pytest.raises(BundleError, match=r"expected a file reader.int8.onnx in the list, found none"):
+        load_predictor(unlisted)
+    broken = published(digits_bundle, tmp_path, {"reader.int8.onnx": b"?"})
+    with pytest.raises(BundleError, match=r"reader.int8.onnx: expected a graph that ONNX Runtime can run"):
+        load_predictor(broken)
+
+
+def test_int8_serves_where_it_answers_the_probe_as_recorded(
+    digits_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load_predictor(digits_bundle).precision == "int8"
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("off", "precision"), [(0.009, "int8"), (0.011, "fp32")])
+def test_where_int8_answers_the_probe_otherwise_fp32_serves_and_a_warning_says_so(
+    off: float, precision: str, digits_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    document = digits_bundle.json("probe.json")
+    document["answers"]["int8"][4][1] += off
+    bundle = published(digits_bundle, tmp_path, {"probe.json": json.dumps(document).encode()})
+    with caplog.at_level(logging.WARNING):
+        predictor = load_predictor(bundle)
+    assert predictor.precision == precision
+    assert ("int8 can't be trusted on this machine, fp32 serves" in caplog.text) is (precision == "fp32")
+    assert predictor.probe(PAYLOAD) == DigitsPredictor.open(digits_bundle, predictor.precision, Resources()).probe(
+        PAYLOAD
+    )
+
+
+# beside others
+
+
+@pytest.mark.anyio
+async def test_one_store_serves_it_beside_a_language_model(
+    digits_bundle: Bundle, tiny_store: Path, tmp_path: Path, predictor: DigitsPredictor
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(tiny_store, store)
+    published(digits_bundle, store)
+    figures = Metrics(CollectorRegistry())
+    registry = Registry.load(store, threads=1, queue_size=8, batch_size=8, cache_bytes=1 << 20, metrics=figures)
+    assert registry.refused == {}
+    assert [(model.name, model.manifest.family) for model in registry.served()] == [
+        ("digits", "digits"),
+        ("tiny", "language_model"),
+    ]
+    answer = await registry.get(None, "digits").answer(Classify(png(seven())))
+    (expected,) = answer_all(predictor, [framed_array(seven())])
+    assert (answer.digit, answer.probabilities) == (expected.digit, expected.probabilities)
+    with pytest.raises(Malformed, match=r"^upload.png: "):
+        await registry.get("digits", "digits").answer(Classify(b"none", "upload.png"))
+    assert (await registry.get(None, "language_model").answer(Suggest("the"))).suggestions
+    await registry.close()

@@ -1,0 +1,202 @@
+"""What an image classifier's last layer sees of a photograph: computed once, in several views, and kept on disk."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torchvision import models  # type: ignore[import-untyped]
+from torchvision.models import get_model, list_models  # type: ignore[import-untyped]
+from tqdm import tqdm
+
+from app.errors import CorpusError, Malformed, SettingsError, TooLarge
+from app.images import PHOTO_SIZE, decoded, normalised, photo
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+BATCH = 32  # photographs that pass the network together
+CROP_AREA = 0.7  # a random crop shows at least this share of the photograph
+CROP_ASPECT = 4 / 3  # and is at most this much wider, or narrower, than the photograph
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A classifier without its last layer, in evaluation mode, batch norms folded into the convolutions before them.
+
+    `module` takes what `app.images.normalised` makes of photographs, (B, 3, 224, 224), and returns (B, size).
+    """
+
+    name: str
+    module: nn.Module
+    size: int
+    sha256: str  # of its weights
+    weights: Path | None = None  # the file that they were read from; None: torchvision's own
+
+
+class Content(NamedTuple):
+    """An image file, read."""
+
+    name: str
+    content: bytes
+
+
+class Extracted(NamedTuple):
+    """What became of the photographs, by name."""
+
+    features: dict[str, Floats]  # (views, F) each
+    corrupt: dict[str, str]  # those that can't be decoded, and why
+    sha256: dict[str, str]  # of all of them
+
+
+def backbone(name: str, weights: Path | None = None) -> Backbone:
+    """One of torchvision's classifiers, with weights from a safetensors file or, if None, those that torchvision has.
+
+    What it returns is what its last linear layer was given. Raise SettingsError for a name that is no such
+    classifier's, CorpusError for weights that are missing or another network's.
+    """
+    if name not in list_models(module=models):
+        raise SettingsError(f"backbone: expected the name of a torchvision classifier, found {name}")
+    network = (_downloaded(name) if weights is None else _loaded(name, weights)).eval().requires_grad_(False)
+    checksum = _checksum(network.state_dict())
+    layers = [path for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise SettingsError(f"backbone: expected a classifier that ends with a linear layer, found {name}")
+    size = int(network.get_submodule(layers[-1]).in_features)  # type: ignore[arg-type]
+    network.set_submodule(layers[-1], nn.Identity())
+    return Backbone(name, fuse(network).to(memory_format=torch.channels_last), size, checksum, weights)
+
+
+def extract(contents: Iterable[Content], backbone: Backbone, views: int, cache: Path) -> Extracted:
+    """The features of `views` views of each photograph, kept in `cache` for the next time.
+
+    View 0 is the whole photograph, view 1 its mirror image, the others random crops, every second one mirrored. They
+    depend on the photograph alone. What is kept is found by the checksums of photograph, weights and preprocessing.
+    """
+    folder = cache / "features" / _key(backbone)
+    folder.mkdir(parents=True, exist_ok=True)
+    extracted = Extracted({}, {}, {})
+    batch: list[_Photograph] = []
+    for name, content in tqdm(contents, "features", mininterval=1):
+        photograph = _Photograph(name, content, hashlib.sha256(content).hexdigest())
+        extracted.sha256[name] = photograph.sha256
+        kept = _kept(folder, photograph, views)
+        if kept is not None:
+            extracted.features[name] = kept
+            continue
+        batch.append(photograph)
+        if len(batch) == BATCH:
+            _extract(batch, backbone, views, folder, extracted)
+            batch = []
+    _extract(batch, backbone, views, folder, extracted)
+    return extracted
+
+
+def view(picture: Image.Image, checksum: str, index: int) -> Pixels:
+    """View `index` of a photograph (224, 224, 3): see `extract`; `checksum` (hex) decides the crops."""
+    if index >= 2:
+        box = _crop(np.random.default_rng([int(checksum[:16], 16), index]), picture.width, picture.height)
+        picture = picture.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC, box=box)
+    pixels = photo(picture)
+    return pixels[:, ::-1] if index % 2 else pixels
+
+
+class _Photograph(NamedTuple):
+    name: str
+    content: bytes
+    sha256: str
+
+
+def _extract(batch: Sequence[_Photograph], backbone: Backbone, views: int, folder: Path, extracted: Extracted) -> None:
+    """Decode a batch, pass its views through the network one after the other, keep and add what comes out."""
+    pictures: dict[_Photograph, Image.Image] = {}
+    for photograph in batch:
+        try:
+            pictures[photograph] = decoded(photograph.content, name=photograph.name, least=PHOTO_SIZE)
+        except (Malformed, TooLarge) as error:
+            extracted.corrupt[photograph.name] = str(error)
+    if not pictures:
+        return
+    seen = [_seen([view(pictures[p], p.sha256, index) for p in pictures], backbone) for index in range(views)]
+    for photograph, features in zip(pictures, np.stack(seen, 1), strict=True):  # (B, views, F)
+        _keep(folder, photograph, features)
+        extracted.features[photograph.name] = features
+
+
+@torch.inference_mode()
+def _seen(pixels: Sequence[Pixels], backbone: Backbone) -> Floats:
+    """Photographs (224, 224, 3) -> features (B, F)."""
+    images = torch.from_numpy(normalised(np.stack(pixels))).to(memory_format=torch.channels_last)
+    features: Floats = backbone.module(images).numpy()
+    return features
+
+
+def _crop(draw: np.random.Generator, width: int, height: int) -> tuple[float, float, float, float]:
+    """The box (left, upper, right, lower) of a random crop; all areas, aspects and places are equally likely."""
+    area = draw.uniform(CROP_AREA, 1.0)
+    aspect = CROP_ASPECT ** draw.uniform(-1.0, 1.0)
+    across, down = min(math.sqrt(area * aspect), 1.0) * width, min(math.sqrt(area / aspect), 1.0) * height
+    left, upper = draw.uniform(0, width - across), draw.uniform(0, height - down)
+    return left, upper, left + across, upper + down
+
+
+def _kept(folder: Path, photograph: _Photograph, views: int) -> Floats | None:
+    """What an earlier call kept of a photograph, if that were views enough."""
+    path = folder / f"{photograph.sha256}.npy"
+    if not path.exists():
+        return None
+    features: Floats = np.load(path)
+    return features[:views] if len(features) >= views else None
+
+
+def _keep(folder: Path, photograph: _Photograph, features: Floats) -> None:
+    """Write a file that is there whole or not at all."""
+    partial = folder / f"{photograph.sha256}.partial.npy"
+    np.save(partial, features)
+    partial.replace(folder / f"{photograph.sha256}.npy")
+
+
+def _key(backbone: Backbone) -> str:
+    """A checksum of all that features depend on beside the photograph: what the preprocessing does is tried out."""
+    ramp = np.linspace(0, 255, 300 * 230 * 3).astype(np.uint8).reshape(230, 300, 3)
+    digest = hashlib.sha256(json.dumps([backbone.name, backbone.sha256]).encode())
+    for index in range(4):
+        digest.update(normalised(view(Image.fromarray(ramp), "0" * 16, index)).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _loaded(name: str, weights: Path) -> nn.Module:
+    network: nn.Module = get_model(name, weights=None)
+    try:
+        network.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:  # no file, no such file, names or shapes of another
+        raise CorpusError(f"{weights}: expected the weights of {name}: {error}") from error
+    return network
+
+
+def _downloaded(name: str) -> nn.Module:
+    try:
+        network: nn.Module = get_model(name, weights="DEFAULT")
+    except OSError as error:
+        raise CorpusError(f"{name}: the weights can't be downloaded: {error}") from error
+    return network
+
+
+def _checksum(weights: Mapping[str, Tensor]) -> str:
+    """Sha256 of a network's weights: names and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].numpy().tobytes())
+    return digest.hexdigest()
