@@ -1,7 +1,7 @@
 """From bytes to what a model sees: checked decoding, the framing of digits, the framing of photographs.
 
-    bytes --decoded--> RGB picture --framed--> 28x28 grey digit, as MNIST's are
-                                   --photo---> 224x224 RGB --normalised--> floats
+    bytes --decoded--> RGB picture --framed--> (28, 28) grey digit, framed as MNIST's are
+                                   --photo---> (224, 224, 3) RGB --normalised--> (3, 224, 224) floats
 
 Training, evaluation and the server call these same functions.
 """
@@ -9,9 +9,10 @@ Training, evaluation and the server call these same functions.
 import io
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,28 +23,21 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from app.errors import Malformed, TooLarge
+from app.errors import Malformed, SeqserveError, TooLarge
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 MAX_PIXELS: Final = 25_000_000
-SIDE: Final = 28  # of a framed digit
-BOX: Final = 20  # the ink's longer side
 PHOTO_SIZE: Final = 224
 
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's, of RGB in 0..1
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's, of red, green and blue from 0 to 1
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
-# Pillow's readers are called by class, since `Image.open` warns of large images before their size can be refused.
-_READERS: dict[str, tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]]] = {
-    "PNG": (b"\x89PNG\r\n\x1a\n", PngImageFile),
-    "JPEG": (b"\xff\xd8\xff", JpegImageFile),
-    "WebP": (b"RIFF", WebPImageFile),
-    "BMP": (b"BM", BmpImageFile),
-    "GIF": (b"GIF8", GifImageFile),
-}
+_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"IDAT", b"IEND"})
+_MAX_SCANS = 200  # of a JPEG: each is a pass over the whole picture; encoders write about ten
+_NEARLY_WHITE = 224
 _UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,41 +49,114 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it
 }
 
 
-def decoded(content: bytes, *, name: str = "image", least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The checked, upright RGB picture: first frame, alpha over white, in sRGB.
+def decoded(
+    content: bytes, *, name: str = "image", least: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """The checked, upright RGB picture in `content`: its first frame, in sRGB, transparency over white.
 
-    With `least` the picture may be smaller by a whole factor, as long as both its sides stay at least that many
-    pixels. Raise Malformed for what is none of the formats or is damaged, TooLarge for more than `max_pixels`; `name`
-    is what the message calls it.
+    Where all that can be seen is itself nearly white, transparency is over black. With `least`, the picture may be
+    reduced by a whole factor as long as both its sides stay at least that many pixels. Raise TooLarge for more than
+    `max_pixels`, before any is decoded, and Malformed for what is no PNG, JPEG, WebP, BMP or GIF, or is damaged;
+    `name` is what their messages call it.
     """
-    form = next((form for form, (magic, _) in _READERS.items() if content.startswith(magic)), None)
+    form = next((form for form, (accepts, _) in _FORMATS.items() if accepts(content[:12])), None)
     if form is None:
-        raise Malformed(f"{name}: expected one of {', '.join(_READERS)}, found {content[:8].hex(' ') or 'nothing'}")
-    try:
-        picture = _READERS[form][1](io.BytesIO(content))
-        width, height = picture.size
-        if width * height > max_pixels:
-            raise TooLarge(f"{name}: expected at most {max_pixels} pixels, found {width} x {height}", hopeless=False)
+        raise Malformed(f"{name}: expected {', '.join(_FORMATS)}, found {content[:12].hex(' ') or 'no bytes'}")
+    with _told(name, form):
+        if form == "GIF":
+            _check_size(name, _gif_size(content), max_pixels)
+        picture = _FORMATS[form][1](content)
+        _check_size(name, picture.size, max_pixels)
         if least:
             picture.draft(None, (least, least))
         picture.load()
-        return _upright(_srgb(_reduced(_opaque(picture), least), picture), picture.info.get("exif"))
-    except TooLarge:
+        return _upright(_srgb(_flat(picture, least), picture.info.get("icc_profile")), picture.info.get("exif"))
+
+
+@contextmanager
+def _told(name: str, form: str) -> Iterator[None]:
+    """Tell whatever a damaged file leads Pillow to raise as Malformed."""
+    try:
+        yield
+    except SeqserveError:
         raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        raise Malformed(f"{name}: expected a whole {form} image, found one that can't be decoded: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"{name}: {error}", hopeless=False) from error
+    except Exception as error:  # a reader may stumble anywhere, so its errors share no base but this
+        raise Malformed(f"{name}: expected a whole {form} file, found one that can't be decoded: {error}") from error
 
 
-def _opaque(picture: Image.Image) -> Image.Image:
-    """L, RGB or CMYK: 8 bits a channel, transparency over white."""
+def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise TooLarge(f"{name}: expected at most {max_pixels} pixels, found {size[0]} x {size[1]}", hopeless=False)
+
+
+def _png(content: bytes) -> ImageFile.ImageFile:
+    """Opened without its texts and its animation, whose flaws and sizes then can't matter."""
+    kept, at = [content[:8]], 8
+    while at < len(content):
+        (length,) = struct.unpack_from(">I", content, at)
+        end = at + 12 + length
+        if content[at + 4 : at + 8] in _PNG_CHUNKS:
+            kept.append(content[at:end])
+        at = end
+    return PngImageFile(io.BytesIO(b"".join(kept)))
+
+
+class _Jpeg(JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Not needed, and it warns of EXIF that is damaged."""
+
+
+def _jpeg(content: bytes) -> ImageFile.ImageFile:
+    scans = content.count(b"\xff\xda")
+    if scans > _MAX_SCANS:
+        raise ValueError(f"expected at most {_MAX_SCANS} scans, found {scans}")
+    return _Jpeg(io.BytesIO(content))
+
+
+def _gif_size(content: bytes) -> tuple[int, int]:
+    """What holds the screen and the first frame, which Pillow adds up only while opening, with a warning."""
+    width, height, flags = struct.unpack_from("<HHB", content, 6)
+    at = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
+    while content[at] == 0x21:  # extensions: a label, then blocks up to an empty one
+        at += 2
+        while content[at]:
+            at += 1 + content[at]
+        at += 1
+    if content[at] != 0x2C:
+        raise ValueError(f"expected a frame at byte {at}, found {content[at]:#04x}")
+    left, top, frame_width, frame_height = struct.unpack_from("<HHHH", content, at + 1)
+    return max(width, left + frame_width), max(height, top + frame_height)
+
+
+# Pillow's readers are called by class: `Image.open` warns of a large image before its size can be refused.
+_FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile.ImageFile]]] = {
+    "PNG": (lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), _png),
+    "JPEG": (lambda head: head.startswith(b"\xff\xd8\xff"), _jpeg),
+    "WebP": (lambda head: head.startswith(b"RIFF") and head.endswith(b"WEBP"), lambda c: WebPImageFile(io.BytesIO(c))),
+    "BMP": (lambda head: head.startswith(b"BM"), lambda c: BmpImageFile(io.BytesIO(c))),
+    "GIF": (lambda head: head.startswith((b"GIF87a", b"GIF89a")), lambda c: GifImageFile(io.BytesIO(c))),
+}
+
+
+def _flat(picture: Image.Image, least: int | None) -> Image.Image:
+    """L, RGB or CMYK of 8 bits a channel, without transparency, reduced as far as `least` allows."""
+    if picture.mode.startswith("I"):  # 16 bits of grey
+        picture = _eight_bits(picture)
     if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        ground = Image.new("RGB", picture.size, "white")
-        ground.paste(layer, mask=layer.getchannel("A"))
-        return ground
-    if picture.mode.startswith("I"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("L" if picture.mode == "1" else "RGB")
+        return _over_ground(_reduced(picture if picture.mode == "RGBA" else picture.convert("RGBA"), least))
+    if picture.mode not in ("L", "RGB", "CMYK"):
+        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    return _reduced(picture, least)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Of 16 bits of grey the upper ones; the grey that means transparent goes with them."""
+    upper = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if "transparency" in picture.info:
+        upper.info["transparency"] = picture.info["transparency"] >> 8
+    return upper
 
 
 def _reduced(picture: Image.Image, least: int | None) -> Image.Image:
@@ -97,18 +164,25 @@ def _reduced(picture: Image.Image, least: int | None) -> Image.Image:
     return picture.reduce(factor) if factor > 1 else picture
 
 
-def _srgb(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """RGB as the embedded colour profile means it; a profile that is unusable or for other channels is ignored."""
-    profile = source.info.get("icc_profile")
+def _over_ground(layer: Image.Image) -> Image.Image:
+    alpha = layer.getchannel("A")
+    seen = layer.convert("L").histogram(alpha)
+    ground = Image.new("RGB", layer.size, "white" if any(seen[:_NEARLY_WHITE]) or not any(seen) else "black")
+    ground.paste(layer, mask=alpha)
+    return ground
+
+
+def _srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB as the embedded colour profile means it; one that is damaged or for other channels means nothing."""
     if profile:
         try:
-            found = ImageCms.profileToProfile(
+            converted = ImageCms.profileToProfile(
                 picture, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
             )
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            found = None
-        if found is not None:
-            return found
+        except ImageCms.PyCMSError:
+            converted = None
+        if converted is not None:
+            return converted
     return picture.convert("RGB")
 
 
@@ -118,37 +192,73 @@ def _upright(picture: Image.Image, exif: bytes | None) -> Image.Image:
 
 
 def _orientation(exif: bytes) -> int:
-    """Tag 0x0112 of the first directory, 1 (upright) if there is none that can be read."""
+    """Tag 0x0112 of the first directory; 1, upright, if none can be read. Pillow's reader warns where this does not."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 8:
         return 1
     (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-    directory = tiff[start + 2 :]
-    for entry in (directory[at : at + 10] for at in range(0, min(len(directory), 12 * 512) - 9, 12)):
-        tag, kind, count, value = struct.unpack(f"{order}HHIH", entry)
+    entries = tiff[start + 2 :]
+    for at in range(0, len(entries) - 9, 12):
+        tag, kind, count, value = struct.unpack_from(f"{order}HHIH", entries, at)
         if (tag, kind, count) == (0x0112, 3, 1):
             return int(value)
     return 1
 
 
+SIDE: Final = 28  # of a framed digit, in pixels
+BOX: Final = 20  # of its ink: the longer side
+
+_WORKING_SIDE = 512  # a larger picture is shrunk before anything is computed
+_COARSE_SIDE = 192  # the ground is smooth
+_LEVELS = (0.4, 0.55, 0.7)  # of the strongest ink: what counts as a stroke
+_LEAST_CONTRAST = 8  # grey levels
+_LEAST_WIDTH = 1.5  # of a stroke in a framed digit, in pixels; 12 in 100 of MNIST's are thinner
+
+
 @dataclass(frozen=True)
 class Framed:
-    """A digit as MNIST frames it, and why there is none to be seen."""
+    """A digit framed as MNIST's are, and why there is none to be seen, if so."""
 
     pixels: Bytes  # (28, 28), ink light on black
     reason: str | None
 
 
 def framed(picture: Image.Image) -> Framed:
-    """Frame an RGB picture of a digit in any two colours; see `framed_array`."""
-    picture = _shrunk(picture)
-    if picture.mode == "L":
-        return framed_array(np.asarray(picture))
-    return framed_array(_grey(np.asarray(picture.convert("RGB"))))
+    """Frame a picture of one digit in any colour on any other; see `framed_array`."""
+    return framed_array(_grey(np.asarray(_shrunk(picture.convert("RGB")))))
 
 
-_WORKING_SIDE = 512
+def framed_array(grey: Bytes) -> Framed:
+    """Frame a grey picture (H, W) of one digit, light on dark or dark on light.
+
+    As in MNIST (Y. LeCun, C. Cortes, C. J. C. Burges) the ground is black, the strongest ink white, the ink's longer
+    side 20 pixels, and its centre of mass the pixel (14, 14) of 28x28. What is so already, or is so inverted, is
+    returned bit for bit. Shades, stripes, specks and ruled lines of the ground are taken away; strokes too thin to be
+    shrunk are widened. `reason` is given where surely no digit is.
+    """
+    for candidate in (grey, 255 - grey) if grey.shape == (SIDE, SIDE) else ():
+        if _is_framed(candidate):
+            return Framed(candidate, None)
+    ink, noise = _ink(np.asarray(_shrunk(Image.fromarray(grey))))
+    strong = _strongest(ink)
+    if strong < max(_LEAST_CONTRAST, 4 * noise):
+        return _refused("blank image" if strong < _LEAST_CONTRAST else "noise without a shape")
+    floor = 2.5 * noise
+    strokes = _strokes(ink, strong, floor)
+    strong = min(strong, _strongest(ink[strokes]))
+    top, bottom, left, right = _extent(strokes)
+    longer = max(bottom - top, right - left)
+    if longer < 4:
+        return _refused("ink too small for a digit")
+    if np.count_nonzero(strokes) > 0.92 * longer * longer:
+        return _refused("ink covers too much")
+    soft = np.where(_near(strokes) > 0, ((ink - floor) / (strong - floor)).clip(0, 1), 0)
+    return Framed(_fitted(soft.astype(np.float32), longer), None)
+
+
+def _refused(reason: str) -> Framed:
+    return Framed(np.zeros((SIDE, SIDE), np.uint8), reason)
 
 
 def _shrunk(picture: Image.Image) -> Image.Image:
@@ -157,150 +267,134 @@ def _shrunk(picture: Image.Image) -> Image.Image:
 
 
 def _grey(pixels: Bytes) -> Bytes:
-    """(H, W, 3) -> (H, W) along the colours' axis of greatest contrast with the ground."""
-    if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
+    """(H, W, 3) -> (H, W), along the line of colours on which the picture differs most from its edge."""
+    if (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
-    flat = pixels.reshape(-1, 3).astype(np.float32)
-    away = flat - np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
+    away = pixels.reshape(-1, 3) - np.median(_edge(pixels), axis=0).astype(np.float32)
     axis = np.linalg.eigh(away.T @ away)[1][:, -1]
-    along = away @ (axis * (1.0 if axis.sum() >= 0 else -1.0))
-    low, high = float(along.min()), float(along.max())
-    grey = (along - low) * (255 / max(high - low, 255.0))
-    return np.rint(grey).astype(np.uint8).reshape(pixels.shape[:2])
+    along = away @ (axis if axis.sum() >= 0 else -axis)
+    low, high = along.min(), along.max()
+    return np.rint((along - low) * (255 / max(high - low, 255))).astype(np.uint8).reshape(pixels.shape[:2])
 
 
-def framed_array(grey: Bytes) -> Framed:
-    """Frame a grey picture (H, W) of one digit, light on dark or dark on light."""
-    if grey.shape == (SIDE, SIDE):
-        for pixels in (grey, 255 - grey):
-            if _is_framed(pixels):
-                return Framed(pixels, None)
-    if max(grey.shape) > _WORKING_SIDE:
-        grey = np.asarray(_shrunk(Image.fromarray(grey)))
-    ink, noise = _ink(grey)
-    strong = _strongest(ink)
-    if _speckled(ink > 0.4 * strong):
-        ink, noise = _ink(np.asarray(Image.fromarray(grey).filter(ImageFilter.MedianFilter(3))))
-        strong = _strongest(ink)
-    if strong < max(10.0, 4 * noise):
-        return _refused("blank image" if strong < 10 else "noise without a shape")
-    floor = 2.5 * noise
-    kept = _strokes(ink, strong, floor)
-    top, bottom, left, right = _extent(kept)
-    longer = max(bottom - top, right - left)
-    if longer < 4:
-        return _refused("ink too small for a digit")
-    if np.count_nonzero(kept) > 0.92 * longer * longer:
-        return _refused("ink covers too much")
-    soft = np.where(_grown(kept), np.clip((ink - floor) / (strong - floor), 0, 1), 0).astype(np.float32)
-    return Framed(_fitted(soft, longer), None)
-
-
-def _refused(reason: str) -> Framed:
-    return Framed(np.zeros((SIDE, SIDE), np.uint8), reason)
-
-
-def _noise(grey: Floats) -> float:
-    """Standard deviation of the pixels' noise, from neighbours' differences: strokes have few edges."""
-    steps = np.abs(grey[:, 1:] - grey[:, :-1]).ravel()
-    return 1.05 * float(np.partition(steps, steps.size // 2)[steps.size // 2]) if steps.size else 0.0
+def _edge(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """The outermost pixels of (H, W, ...)."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
 def _is_framed(grey: Bytes) -> bool:
-    """Ink within 20x20, one side of it full, centre of mass in the middle pixel, as in all of MNIST."""
+    """Whether (28, 28) is as in MNIST, where this is true of all."""
     if grey.max() < 192:
         return False
     top, bottom, left, right = _extent(grey > 0)
-    if not BOX - 2 <= max(bottom - top, right - left) <= BOX:
-        return False
     y, x = _centre(grey)
-    return 13 <= y <= 15 and 13 <= x <= 15
+    return BOX - 2 <= max(bottom - top, right - left) <= BOX and abs(y - SIDE / 2) <= 1 and abs(x - SIDE / 2) <= 1
 
 
 def _extent(mask: Mask) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of what is true, ends excluded."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
-def _centre(ink: npt.NDArray[Any]) -> tuple[float, float]:
+def _centre(ink: npt.NDArray[np.generic]) -> tuple[float, float]:
+    """The centre of mass, (y, x), in pixels; the middle of the first pixel is 0."""
     rows, columns = ink.sum(1, dtype=np.float64), ink.sum(0, dtype=np.float64)
     total = rows.sum()
     return float(rows @ np.arange(len(rows)) / total), float(columns @ np.arange(len(columns)) / total)
 
 
-def _speckled(mask: Mask) -> bool:
-    """Whether many of its pixels stand alone."""
-    padded = np.pad(mask, 1).astype(np.uint8)
-    rows = padded[:-2] + padded[1:-1] + padded[2:]
-    near = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-    return int(np.count_nonzero(mask & (near == 1))) > max(5, mask.size // 2000)
-
-
-def _ink(pixels: Bytes) -> tuple[Floats, float]:
-    """(H, W) contrast with the ground, positive where there is ink: the ground is plain, banded or shaded."""
-    grey = pixels.astype(np.float32)
-    noise = _noise(grey)
-    edge = np.sort(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
-    middle = edge[len(edge) // 2]
-    away = grey - middle
-    plain = away * _sign(away)
-    tolerance = 0.15 * float(np.abs(away).max()) + 3 * noise
-    if edge[len(edge) * 9 // 10] - edge[len(edge) // 10] <= tolerance:
-        return plain, noise
-    candidates = [_banded(grey), _banded(grey.T).T, _flattened(grey)]
-    reach = max(edge[-1] - middle, middle - edge[0])
-    if reach > float(os.environ.get("REACH", ".8")) * np.abs(away).max():
-        candidates.append(plain)
-    return min(candidates, key=_unevenness), max(noise, 5.0)
-
-
-import os
-LAM = float(os.environ.get("LAM", "0.2"))
-STAGE = os.environ.get("STAGE", "edge")
-
-
-def _unevenness(ink: Floats) -> float:
-    strong = max(_strongest(ink), 1e-6)
-    size = np.maximum(ink, 0)
-    return (float(np.minimum(size, np.abs(strong - size)).mean()) + LAM * float(size.mean())) / strong
+def _middle(values: Floats) -> float:
+    """The upper median."""
+    return float(np.partition(values, values.size // 2, axis=None)[values.size // 2])
 
 
 def _strongest(ink: Floats) -> float:
+    """A value that a few pixels exceed."""
     rank = min(ink.size, max(8, ink.size // 2000))
     return float(np.partition(ink, ink.size - rank, axis=None)[-rank])
 
 
-def _banded(grey: Floats) -> Floats:
-    return np.abs(grey - (grey[0] + grey[-1]) / 2)
+def _ink(grey: Bytes) -> tuple[Floats, float]:
+    """Contrast (H, W) with the ground, positive where there is ink, and its noise (a standard deviation)."""
+    ink, noise = _over(grey.astype(np.float32))
+    if _speckled(ink > _LEVELS[0] * _strongest(ink)):
+        ink, left = _over(np.asarray(Image.fromarray(grey).filter(ImageFilter.MedianFilter(3)), np.float32))
+        noise = max(left, noise / 2)  # what is left of it is smooth, so that it looks like less
+    return ink, noise
+
+
+def _speckled(mask: Mask) -> bool:
+    """Whether many pixels stand alone."""
+    return int(np.count_nonzero(mask & (_near(mask) == 1))) > max(5, mask.size // 2000)
+
+
+def _near(mask: Mask) -> Bytes:
+    """How many of the nine pixels in and around each are true."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    counts: Bytes = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    return counts
+
+
+def _over(grey: Floats) -> tuple[Floats, float]:
+    """`_ink` where the ground is plain, banded or shaded, whichever explains the picture."""
+    edge = np.sort(_edge(grey))
+    middle = edge[len(edge) // 2]
+    plain = _turned(grey - middle)
+    steps = np.abs(grey[:, 1:] - grey[:, :-1])  # strokes have few edges, so most of these are noise
+    noise = min(1.05 * _middle(steps) if steps.size else 0.0, 1.5 * _middle(np.abs(plain)))
+    unevenness = edge[len(edge) * 9 // 10] - edge[len(edge) // 10]
+    if unevenness <= 0.15 * np.abs(plain).max() + 3 * noise:
+        return plain, noise
+    banded = (_banded(grey), _banded(grey.T).T)
+    clean = [ink for ink in (plain, *banded) if _between(np.abs(ink)) < 0.085]
+    if clean:
+        return min(clean, key=lambda ink: float(np.abs(ink).mean())), noise
+    ink = min((*banded, _flattened(grey)), key=lambda ink: _between(np.maximum(ink, 0)))
+    return ink, max(noise, 5.0)  # such a ground is known no better
+
+
+def _turned(away: Floats) -> Floats:
+    """Ink is what is furthest from the ground: make that positive."""
+    return away * _sign(away)
 
 
 def _sign(away: Floats) -> float:
     return 1.0 if float((away * away * away).sum()) >= 0 else -1.0
 
 
-_COARSE = 192
+def _banded(grey: Floats) -> Floats:
+    """Contrast with the ends of each column, whichever is lighter."""
+    return np.abs(grey - (grey[0] + grey[-1]) / 2)
+
+
+def _between(ink: Floats) -> float:
+    """How far the pixels are from being either ground or ink: 0 if all are, 0.5 if none is."""
+    strong = max(_strongest(ink), 1e-6)
+    return float(np.minimum(ink, np.abs(strong - ink)).mean()) / strong
 
 
 def _flattened(grey: Floats) -> Floats:
-    """Ink on a shaded ground."""
+    """Contrast with a shaded ground: what remains when all that is narrower than 2/5 of the picture is wiped out."""
     size = grey.shape[::-1]
     picture = Image.fromarray(grey)
-    picture = picture.reduce(max(1, math.ceil(max(size) / _COARSE)))
-    small = np.asarray(picture)
+    picture = picture.reduce(max(1, math.ceil(max(size) / _COARSE_SIDE)))
     around = picture.resize((5, 5), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BILINEAR)
-    sign = _sign(small - np.asarray(around))
-    reach = max(2, min(small.shape) // 5)
-    least = _widened((np.pad(sign * small, reach, mode="edge") if STAGE == "edge" else np.pad(sign * small, reach, mode="reflect", reflect_type="odd")), reach, np.minimum)
-    ground = sign * _widened(np.pad(least, reach, mode="reflect", reflect_type="odd"), reach, np.maximum)
-    full = np.asarray(Image.fromarray(ground).resize(size, Image.Resampling.BILINEAR))
-    away = (grey - full) * sign
+    coarse = np.asarray(picture)
+    sign = _sign(coarse - np.asarray(around))
+    reach = max(2, min(coarse.shape) // 5)
+    wiped = _extremes(np.pad(sign * coarse, reach, mode="edge"), reach, np.minimum)
+    wiped = _extremes(np.pad(wiped, reach, mode="reflect", reflect_type="odd"), reach, np.maximum)
+    ground = np.asarray(Image.fromarray(sign * wiped).resize(size, Image.Resampling.BILINEAR))
+    away = sign * (grey - ground)
     if sign < 0:
-        away *= 255 / np.maximum(full, 16)
-    return away - float(np.median(away))
+        away *= 255 / np.maximum(ground, 16)  # ink takes a share of the light, and there is less of it in the shade
+    return away - _middle(away)
 
 
-def _widened(grey: Floats, reach: int, extreme: Any) -> Floats:
-    """The extreme over the (2 * reach + 1) square around each pixel that is at least `reach` from the edge."""
+def _extremes(grey: Floats, reach: int, extreme: Callable[[Floats, Floats], Floats]) -> Floats:
+    """The extreme over each square of 2 * `reach` + 1 pixels within (H, W): (H - 2 * reach, W - 2 * reach)."""
     for _ in range(2):
         width = 1
         while width <= 2 * reach:
@@ -312,111 +406,108 @@ def _widened(grey: Floats, reach: int, extreme: Any) -> Floats:
 
 
 def _strokes(ink: Floats, strong: float, floor: float) -> Mask:
-    """The digit's pixels: at the lowest level at which they don't reach from edge to edge, as a paper's lines do."""
-    lowest = _shape(ink, max(0.4 * strong, floor), strong)
+    """The digit's pixels: at the lowest level at which they don't reach from edge to edge, as ruled lines do."""
+    masks = (_shape(ink, max(level * strong, floor)) for level in _LEVELS)
+    lowest = next(masks)
     if not _spans(lowest):
         return lowest
-    higher = (_shape(ink, max(level * strong, floor), strong) for level in (0.55, 0.7))
-    return next((mask for mask in higher if not _spans(mask)), lowest)
+    return next((mask for mask in masks if not _spans(mask)), lowest)
 
 
 def _spans(mask: Mask) -> bool:
     return bool(mask[0].any() and mask[-1].any()) or bool(mask[:, 0].any() and mask[:, -1].any())
 
 
-def _shape(ink: Floats, level: float, strong: float) -> Mask:
-    """The digit's strokes among all that is dark: the largest and what is near it and not tiny."""
+def _shape(ink: Floats, level: float) -> Mask:
+    """Of the parts above `level` the one of most ink, and those near it that are not small."""
     mask = ink > level
-    labels, count = _components(mask)
+    labels, count = _parts(mask)
     if count < 2:
         return mask
     there, inside = labels[mask], ink[mask]
-    mass = np.bincount(there, inside, count)
+    lows, highs = _boxes(mask, there, count)
+    starts, ends = lows == 0, highs == np.array(mask.shape)[:, None] - 1
+    spanning, touching = (starts & ends).any(0), (starts | ends).any(0)
     peak = np.zeros(count, np.float32)
     np.maximum.at(peak, there, inside)
-    y, x = np.nonzero(mask)
-    boxes = np.empty((4, count), np.intp)  # top, left, -bottom, -right
-    boxes[:] = 1 << 30
-    for box, place in zip(boxes, (y, x, -y, -x), strict=True):
-        np.minimum.at(box, there, place)
-    edges = np.stack([boxes[0] == 0, boxes[1] == 0, -boxes[2] == mask.shape[0] - 1, -boxes[3] == mask.shape[1] - 1])
-    spans = (edges[0] & edges[2]) | (edges[1] & edges[3])
-    worth = mass * (peak > 0.7 * strong) * np.where(spans, 0.02, np.where(edges.any(0), 0.25, 1))
+    dark = peak > 0.7 * (peak if spanning.all() else peak[~spanning]).max()
+    worth = np.bincount(there, inside, count) * dark * np.where(spanning, 0.02, np.where(touching, 0.25, 1))
     main = int(worth.argmax())
-    lows, highs = boxes[:2], -boxes[2:]
-    gap = np.maximum(lows - highs[:, main : main + 1], lows[:, main : main + 1] - highs).max(0)
-    longer = (highs - lows)[:, main].max() + 1
-    keep = (worth >= 0.06 * worth[main]) & (gap <= 0.3 * longer)
-    return mask & keep[labels]
+    gap = np.maximum(lows - highs[:, [main]], lows[:, [main]] - highs).max(0)
+    reach = 0.3 * (highs - lows)[:, main].max() + 1
+    return mask & ((worth >= 0.06 * worth[main]) & (gap <= reach))[labels]
 
 
-def _components(mask: Mask) -> tuple[npt.NDArray[np.intp], int]:
-    """8-connected parts: for each pixel of `mask` its part's number, and how many there are."""
-    height, width = mask.shape
-    padded = np.zeros((height, width + 1), np.int8)
+def _boxes(mask: Mask, labels: npt.NDArray[np.intp], count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The first and the last row and column of each part: two of (2, count)."""
+    lows = np.full((2, count), max(mask.shape))
+    highs = np.zeros((2, count), np.intp)
+    for low, high, places in zip(lows, highs, np.nonzero(mask), strict=True):
+        np.minimum.at(low, labels, places)
+        np.maximum.at(high, labels, places)
+    return lows, highs
+
+
+def _parts(mask: Mask) -> tuple[npt.NDArray[np.intp], int]:
+    """The connected parts (corners connect): their numbers (H, W), of no meaning outside of `mask`, and their count.
+
+    Runs of a row are joined with those they touch in the next, all at once: each takes the lowest number among its
+    neighbours until none changes.
+    """
+    padded = np.zeros((mask.shape[0], mask.shape[1] + 1), np.int8)
     padded[:, 1:] = mask
-    starts = np.diff(padded, axis=1) == 1
-    runs = starts.ravel().cumsum().reshape(height, width) - 1
-    above, below = [], []
-    for shift in (-1, 0, 1):
-        a = slice(max(0, shift), width + min(0, shift))
-        b = slice(max(0, -shift), width + min(0, -shift))
-        both = mask[:-1, a] & mask[1:, b]
-        above.append(runs[:-1, a][both])
-        below.append(runs[1:, b][both])
-    first, second = np.concatenate(above), np.concatenate(below)
-    parent = np.arange(int(runs[-1, -1]) + 1)
+    runs = (np.diff(padded, axis=1) == 1).cumsum().reshape(mask.shape) - 1
+    upper, lower = (np.concatenate(ends) for ends in zip(*_touching(mask, runs), strict=True))
+    lowest = np.arange(int(runs[-1, -1]) + 1)
     while True:
-        low = np.minimum(parent[first], parent[second])
-        new = parent.copy()
-        np.minimum.at(new, parent[first], low)
-        np.minimum.at(new, parent[second], low)
-        new = new[new]
-        if (new == parent).all():
+        both = np.minimum(lowest[upper], lowest[lower])
+        joined = lowest.copy()
+        np.minimum.at(joined, lowest[upper], both)
+        np.minimum.at(joined, lowest[lower], both)
+        joined = joined[joined]
+        if (joined == lowest).all():
             break
-        parent = new
-    names, numbers = np.unique(parent, return_inverse=True)
+        lowest = joined
+    names, numbers = np.unique(lowest, return_inverse=True)
     return numbers[np.where(mask, runs, 0)], len(names)
 
 
-def _grown(mask: Mask) -> Mask:
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    mask = grown.copy()
-    grown[:, 1:] |= mask[:, :-1]
-    grown[:, :-1] |= mask[:, 1:]
-    return grown
+def _touching(mask: Mask, runs: npt.NDArray[np.intp]) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+    """The runs above and below wherever two touch: straight down, and to both sides."""
+    width = mask.shape[1]
+    for shift in (-1, 0, 1):
+        above, below = (slice(max(0, s), width + min(0, s)) for s in (shift, -shift))
+        both = mask[:-1, above] & mask[1:, below]
+        yield runs[:-1, above][both], runs[1:, below][both]
 
 
 def _fitted(ink: Floats, longer: int) -> Bytes:
-    """Scaled so that the longer side becomes 20 pixels, the centre of mass in the middle."""
+    """(28, 28) of `ink` from 0 to 1: its longer side of that many pixels made 20, its centre of mass the middle.
+
+    Ink that is about that size already is moved by whole pixels and stays as sharp as it is.
+    """
     y, x = _centre(ink)
     scale = BOX / longer
     if BOX - 3 <= longer <= BOX + 1:
         scale, y, x = 1.0, round(y), round(x)
-    reach = (SIDE / 2) / scale
-    pad = math.ceil(reach + 0.5 / scale) + 1
-    left, top = (place + pad + 0.5 - 0.5 / scale - reach for place in (x, y))
-    box = (left, top, left + 2 * reach, top + 2 * reach)
+    half = (SIDE / 2) / scale
+    pad = math.ceil(half + 0.5 / scale) + 1
+    left, top = (pad + place + 0.5 - 0.5 / scale - half for place in (x, y))
+    box = (left, top, left + 2 * half, top + 2 * half)
     small = Image.fromarray(np.pad(ink, pad)).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
     fitted = np.asarray(small).clip(0, 1)
-    return np.rint(255 * (_thickened(fitted) if scale < 1 else fitted)).astype(np.uint8)
+    return np.rint(255 * (_widened(fitted) if scale < 1 else fitted)).astype(np.uint8)
 
 
-_PEAK_RANK = 20
-_LEAST_WIDTH = 1.5
-
-
-def _thickened(ink: Floats) -> Floats:
-    """Strokes too thin."""
-    peak = float(np.partition(ink, -_PEAK_RANK, axis=None)[-_PEAK_RANK])
+def _widened(ink: Floats) -> Floats:
+    """Strokes that shrinking made faint or thin brought to full strength and to the least width."""
+    peak = float(np.partition(ink, -20, axis=None)[-20])
     slopes = float(np.abs(ink[1:] - ink[:-1]).sum() + np.abs(ink[:, 1:] - ink[:, :-1]).sum())
-    width = 2 * float(ink.sum()) * peak / slopes
+    width = 2 * peak * float(ink.sum()) / slopes  # a stroke of length l and height p has 2lp of slopes
     ink = (ink / peak).clip(0, 1)
-    if width < _LEAST_WIDTH:
-        ink = np.maximum(ink, (_LEAST_WIDTH - width) / 2 * _widened(np.pad(ink, 1), 1, np.maximum))
-    return ink
+    if width >= _LEAST_WIDTH:
+        return ink
+    return np.maximum(ink, (_LEAST_WIDTH - width) / 2 * _extremes(np.pad(ink, 1), 1, np.maximum))
 
 
 def png(pixels: Bytes) -> bytes:
@@ -427,7 +518,7 @@ def png(pixels: Bytes) -> bytes:
 
 
 def photo(picture: Image.Image) -> Bytes:
-    """(224, 224, 3) RGB: the whole picture, squeezed; one of that size is returned bit for bit."""
+    """(224, 224, 3) RGB: the whole picture, squeezed; one of that size already is returned bit for bit."""
     picture = picture.convert("RGB")
     if picture.size != (PHOTO_SIZE, PHOTO_SIZE):
         picture = picture.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC)
@@ -435,6 +526,6 @@ def photo(picture: Image.Image) -> Bytes:
 
 
 def normalised(pixels: Bytes) -> Floats:
-    """(..., H, W, 3) RGB -> (..., 3, H, W), with ImageNet's mean and deviation."""
+    """(..., H, W, 3) RGB -> (..., 3, H, W) with ImageNet's mean and deviation."""
     scaled = (pixels.astype(np.float32) / 255 - _MEAN) / _DEVIATION
     return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))

@@ -52,7 +52,7 @@ def score(
     bleu, _ = Bleu(ORDERS).compute_score(expected, said, verbose=0)
     rouge, _ = Rouge().compute_score(expected, said)
     cider, _ = Cider().compute_score(expected, said)
-    meteor = Meteor().compute_score(expected, said)[0] if java else None
+    meteor = _meteor(expected, said) if java else None
     return CaptionScores(
         bleu_1=100 * bleu[0],
         bleu_2=100 * bleu[1],
@@ -123,6 +123,15 @@ def _similarity(said: _Weighted, reference: _Weighted) -> float:
         if shared:
             total += shared / (our_norm * their_norm)
     return total * math.exp(-((said.pairs - reference.pairs) ** 2) / (2 * DEVIATION**2))
+
+
+def _meteor(expected: Tokenised, said: Tokenised) -> float:
+    """METEOR by its Java program, which pycocoevalcap leaves running and its pipes open."""
+    judge = Meteor()
+    with judge.meteor_p as program:
+        value, _ = judge.compute_score(expected, said)
+        program.kill()
+    return float(value)
 
 
 def _penn_treebank(captions: Sequence[Sequence[str]]) -> Tokenised:

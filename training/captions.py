@@ -37,7 +37,7 @@ Order: TypeAlias = npt.NDArray[np.int64]
 IGNORED = -100  # a target that costs nothing: what stands behind a caption's end
 WARM = 0.05  # share of a phase in which the learning rate rises to its peak; then it falls, in a straight line, to 0
 POOL = 20  # batches' worth of captions that are sorted by length together
-LENGTH_PENALTIES = (0.0, 0.3, 0.5, 0.7, 0.9, 1.1)  # tried on validation when all is learned
+LENGTH_PENALTIES = (0.0, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5)  # tried on validation when all is learned
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from app import bundle as bundles
-from app.bundle import Bundle, Manifest
+from app.bundle import Bundle, Family, Manifest
 from app.errors import BundleError, NotReady, UnknownModel
 from app.runtime.batching import Batcher, BundlePredictor, ObserveCache, Resources, ignore
 from app.runtime.captions import CaptionsPredictor
@@ -20,7 +20,7 @@ from app.runtime.metrics import Metrics
 from app.runtime.preparing import Preparing
 
 AnyPredictor: TypeAlias = LanguageModelPredictor | DigitsPredictor | CaptionsPredictor
-PREDICTORS: dict[str, type[AnyPredictor]] = {  # by family
+PREDICTORS: dict[Family, type[AnyPredictor]] = {  # by family
     "language_model": LanguageModelPredictor,
     "digits": DigitsPredictor,
     "captions": CaptionsPredictor,
@@ -155,8 +155,6 @@ def load_predictor(
     the fp32 graphs serve. Raise BundleError if those fail too.
     """
     family = bundle.manifest.family
-    if family not in PREDICTORS:
-        raise BundleError(f"{bundle.folder}: expected the family {' or '.join(PREDICTORS)}, found {family}")
     open_graphs = partial(PREDICTORS[family].open, bundle, resources=Resources(threads, cache_bytes, observe_cache))
     try:
         predictor = open_graphs(bundle.manifest.served)

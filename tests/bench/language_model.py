@@ -100,6 +100,7 @@ def main() -> None:
     module = build(read_config(bundle.manifest.config))
     module.load_state_dict(load_file(bundle.path("weights.safetensors")), strict=False)  # a tied matrix is there once
     predictor = load_predictor(bundle, threads=1, cache_bytes=64 * 2**20)
+    assert isinstance(predictor, LanguageModelPredictor)
     vocabulary = predictor.vocabulary
     known = [word for word in vocabulary.tokens if word.isalpha()]
     served, eager = Served(predictor), Eager(module.eval(), lambda text: vocabulary.ids(text.split()))

@@ -337,12 +337,6 @@ async def test_a_payload_that_is_slow_to_check_is_checked_in_a_thread(
     await registry.close()
 
 
-async def test_a_family_that_is_not_served_is_told_the_known_ones(store: Path, tiny_bundle: Bundle) -> None:
-    folder = publish(store, tiny_bundle, "foreign", family="captions")
-    with pytest.raises(BundleError, match=f"{folder}: expected the family language_model, found captions"):
-        load_predictor(bundles.read(folder))
-
-
 async def test_a_closed_registry_answers_nothing_more(store: Path) -> None:
     registry = load(store)
     tiny = registry.get("tiny", "language_model")
