@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ _MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's, of red, green
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"IDAT", b"IEND"})
-_MAX_SCANS = 200  # of a JPEG: each is a pass over the whole picture; encoders write about ten
+_MAX_SCANS = 100  # of a JPEG: encoders write about ten, and each is a pass over the whole picture
 _NEARLY_WHITE = 224
 _UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,7 +70,9 @@ def decoded(
         if least:
             picture.draft(None, (least, least))
         picture.load()
-        return _upright(_srgb(_flat(picture, least), picture.info.get("icc_profile")), picture.info.get("exif"))
+        flat = _srgb(_flat(picture, least), picture.info.get("icc_profile"))
+        turn = _UPRIGHT.get(_orientation(picture.info.get("exif", b"")))
+        return flat if turn is None else flat.transpose(turn)
 
 
 @contextmanager
@@ -186,11 +188,6 @@ def _srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _upright(picture: Image.Image, exif: bytes | None) -> Image.Image:
-    turn = _UPRIGHT.get(_orientation(exif or b""))
-    return picture if turn is None else picture.transpose(turn)
-
-
 def _orientation(exif: bytes) -> int:
     """Tag 0x0112 of the first directory; 1, upright, if none can be read. Pillow's reader warns where this does not."""
     tiff = exif.removeprefix(b"Exif\0\0")
@@ -211,8 +208,9 @@ BOX: Final = 20  # of its ink: the longer side
 
 _WORKING_SIDE = 512  # a larger picture is shrunk before anything is computed
 _COARSE_SIDE = 192  # the ground is smooth
-_LEVELS = (0.4, 0.55, 0.7)  # of the strongest ink: what counts as a stroke
+_STROKE = 0.4  # of the strongest ink: what is part of a stroke
 _LEAST_CONTRAST = 8  # grey levels
+_PEAK = 12  # the rank of the pixel that is made white when strokes are brought to full strength
 _LEAST_WIDTH = 1.5  # of a stroke in a framed digit, in pixels; 12 in 100 of MNIST's are thinner
 
 
@@ -226,7 +224,7 @@ class Framed:
 
 def framed(picture: Image.Image) -> Framed:
     """Frame a picture of one digit in any colour on any other; see `framed_array`."""
-    return framed_array(_grey(np.asarray(_shrunk(picture.convert("RGB")))))
+    return framed_array(_grey(np.asarray(_shrunk(picture).convert("RGB"))))
 
 
 def framed_array(grey: Bytes) -> Framed:
@@ -240,21 +238,26 @@ def framed_array(grey: Bytes) -> Framed:
     for candidate in (grey, 255 - grey) if grey.shape == (SIDE, SIDE) else ():
         if _is_framed(candidate):
             return Framed(candidate, None)
-    ink, noise = _ink(np.asarray(_shrunk(Image.fromarray(grey))))
+    grey = np.asarray(_shrunk(Image.fromarray(grey)))
+    ink, noise = _ink(grey)
+    if _strongest(ink) > 4 * noise and _speckled(ink > _STROKE * _strongest(ink)):
+        ink, noise = _ink(np.asarray(Image.fromarray(grey).filter(ImageFilter.MedianFilter(3))))
     strong = _strongest(ink)
     if strong < max(_LEAST_CONTRAST, 4 * noise):
         return _refused("blank image" if strong < _LEAST_CONTRAST else "noise without a shape")
-    floor = 2.5 * noise
-    strokes = _strokes(ink, strong, floor)
-    strong = min(strong, _strongest(ink[strokes]))
+    return _reframed(ink, _strokes(ink, max(_STROKE * strong, 2.5 * noise)), 2.5 * noise)
+
+
+def _reframed(ink: Floats, strokes: Mask, floor: float) -> Framed:
     top, bottom, left, right = _extent(strokes)
     longer = max(bottom - top, right - left)
     if longer < 4:
         return _refused("ink too small for a digit")
     if np.count_nonzero(strokes) > 0.92 * longer * longer:
         return _refused("ink covers too much")
-    soft = np.where(_near(strokes) > 0, ((ink - floor) / (strong - floor)).clip(0, 1), 0)
-    return Framed(_fitted(soft.astype(np.float32), longer), None)
+    soft = ((ink - floor) / (_strongest(ink[strokes]) - floor)).clip(0, 1)
+    soft[_near(strokes) == 0] = 0
+    return Framed(_fitted(soft, longer), None)
 
 
 def _refused(reason: str) -> Framed:
@@ -274,10 +277,11 @@ def _grey(pixels: Bytes) -> Bytes:
     axis = np.linalg.eigh(away.T @ away)[1][:, -1]
     along = away @ (axis if axis.sum() >= 0 else -axis)
     low, high = along.min(), along.max()
-    return np.rint((along - low) * (255 / max(high - low, 255))).astype(np.uint8).reshape(pixels.shape[:2])
+    grey: Bytes = np.rint((along - low) * (255 / max(high - low, 255))).astype(np.uint8)
+    return grey.reshape(pixels.shape[:2])
 
 
-def _edge(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _edge(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The outermost pixels of (H, W, ...)."""
     return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
@@ -297,7 +301,7 @@ def _extent(mask: Mask) -> tuple[int, int, int, int]:
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
-def _centre(ink: npt.NDArray[np.generic]) -> tuple[float, float]:
+def _centre(ink: npt.NDArray[Any]) -> tuple[float, float]:
     """The centre of mass, (y, x), in pixels; the middle of the first pixel is 0."""
     rows, columns = ink.sum(1, dtype=np.float64), ink.sum(0, dtype=np.float64)
     total = rows.sum()
@@ -315,15 +319,6 @@ def _strongest(ink: Floats) -> float:
     return float(np.partition(ink, ink.size - rank, axis=None)[-rank])
 
 
-def _ink(grey: Bytes) -> tuple[Floats, float]:
-    """Contrast (H, W) with the ground, positive where there is ink, and its noise (a standard deviation)."""
-    ink, noise = _over(grey.astype(np.float32))
-    if _speckled(ink > _LEVELS[0] * _strongest(ink)):
-        ink, left = _over(np.asarray(Image.fromarray(grey).filter(ImageFilter.MedianFilter(3)), np.float32))
-        noise = max(left, noise / 2)  # what is left of it is smooth, so that it looks like less
-    return ink, noise
-
-
 def _speckled(mask: Mask) -> bool:
     """Whether many pixels stand alone."""
     return int(np.count_nonzero(mask & (_near(mask) == 1))) > max(5, mask.size // 2000)
@@ -337,13 +332,16 @@ def _near(mask: Mask) -> Bytes:
     return counts
 
 
-def _over(grey: Floats) -> tuple[Floats, float]:
-    """`_ink` where the ground is plain, banded or shaded, whichever explains the picture."""
+def _ink(pixels: Bytes) -> tuple[Floats, float]:
+    """Contrast (H, W) with the ground, positive where there is ink, and its noise (a standard deviation).
+
+    The ground is plain, banded or shaded, whichever explains the picture.
+    """
+    grey = pixels.astype(np.float32)
     edge = np.sort(_edge(grey))
-    middle = edge[len(edge) // 2]
-    plain = _turned(grey - middle)
-    steps = np.abs(grey[:, 1:] - grey[:, :-1])  # strokes have few edges, so most of these are noise
-    noise = min(1.05 * _middle(steps) if steps.size else 0.0, 1.5 * _middle(np.abs(plain)))
+    away = grey - edge[len(edge) // 2]
+    plain = away * _sign(away)  # ink is what is furthest from the ground
+    noise = _noise(plain)
     unevenness = edge[len(edge) * 9 // 10] - edge[len(edge) // 10]
     if unevenness <= 0.15 * np.abs(plain).max() + 3 * noise:
         return plain, noise
@@ -352,12 +350,13 @@ def _over(grey: Floats) -> tuple[Floats, float]:
     if clean:
         return min(clean, key=lambda ink: float(np.abs(ink).mean())), noise
     ink = min((*banded, _flattened(grey)), key=lambda ink: _between(np.maximum(ink, 0)))
-    return ink, max(noise, 5.0)  # such a ground is known no better
+    return ink, max(_noise(ink), 5.0)  # such a ground is known no better
 
 
-def _turned(away: Floats) -> Floats:
-    """Ink is what is furthest from the ground: make that positive."""
-    return away * _sign(away)
+def _noise(ink: Floats) -> float:
+    """Standard deviation of what is neither ink nor an edge of it, since both are few."""
+    steps = np.abs(ink[:, 1:] - ink[:, :-1])
+    return min(1.05 * _middle(steps) if steps.size else 0.0, 1.5 * _middle(np.abs(ink)))
 
 
 def _sign(away: Floats) -> float:
@@ -366,7 +365,8 @@ def _sign(away: Floats) -> float:
 
 def _banded(grey: Floats) -> Floats:
     """Contrast with the ends of each column, whichever is lighter."""
-    return np.abs(grey - (grey[0] + grey[-1]) / 2)
+    away: Floats = np.abs(grey - (grey[0] + grey[-1]) / 2)
+    return away
 
 
 def _between(ink: Floats) -> float:
@@ -382,15 +382,16 @@ def _flattened(grey: Floats) -> Floats:
     picture = picture.reduce(max(1, math.ceil(max(size) / _COARSE_SIDE)))
     around = picture.resize((5, 5), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BILINEAR)
     coarse = np.asarray(picture)
-    sign = _sign(coarse - np.asarray(around))
+    sign = _sign(coarse - around)
     reach = max(2, min(coarse.shape) // 5)
     wiped = _extremes(np.pad(sign * coarse, reach, mode="edge"), reach, np.minimum)
     wiped = _extremes(np.pad(wiped, reach, mode="reflect", reflect_type="odd"), reach, np.maximum)
     ground = np.asarray(Image.fromarray(sign * wiped).resize(size, Image.Resampling.BILINEAR))
-    away = sign * (grey - ground)
+    away: Floats = sign * (grey - ground)
     if sign < 0:
         away *= 255 / np.maximum(ground, 16)  # ink takes a share of the light, and there is less of it in the shade
-    return away - _middle(away)
+    away -= _middle(away)
+    return away
 
 
 def _extremes(grey: Floats, reach: int, extreme: Callable[[Floats, Floats], Floats]) -> Floats:
@@ -405,20 +406,7 @@ def _extremes(grey: Floats, reach: int, extreme: Callable[[Floats, Floats], Floa
     return grey
 
 
-def _strokes(ink: Floats, strong: float, floor: float) -> Mask:
-    """The digit's pixels: at the lowest level at which they don't reach from edge to edge, as ruled lines do."""
-    masks = (_shape(ink, max(level * strong, floor)) for level in _LEVELS)
-    lowest = next(masks)
-    if not _spans(lowest):
-        return lowest
-    return next((mask for mask in masks if not _spans(mask)), lowest)
-
-
-def _spans(mask: Mask) -> bool:
-    return bool(mask[0].any() and mask[-1].any()) or bool(mask[:, 0].any() and mask[:, -1].any())
-
-
-def _shape(ink: Floats, level: float) -> Mask:
+def _strokes(ink: Floats, level: float) -> Mask:
     """Of the parts above `level` the one of most ink, and those near it that are not small."""
     mask = ink > level
     labels, count = _parts(mask)
@@ -435,7 +423,8 @@ def _shape(ink: Floats, level: float) -> Mask:
     main = int(worth.argmax())
     gap = np.maximum(lows - highs[:, [main]], lows[:, [main]] - highs).max(0)
     reach = 0.3 * (highs - lows)[:, main].max() + 1
-    return mask & ((worth >= 0.06 * worth[main]) & (gap <= reach))[labels]
+    mask &= ((worth >= 0.06 * worth[main]) & (gap <= reach))[labels]
+    return mask
 
 
 def _boxes(mask: Mask, labels: npt.NDArray[np.intp], count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -501,13 +490,13 @@ def _fitted(ink: Floats, longer: int) -> Bytes:
 
 def _widened(ink: Floats) -> Floats:
     """Strokes that shrinking made faint or thin brought to full strength and to the least width."""
-    peak = float(np.partition(ink, -20, axis=None)[-20])
+    peak = float(np.partition(ink, -_PEAK, axis=None)[-_PEAK])
     slopes = float(np.abs(ink[1:] - ink[:-1]).sum() + np.abs(ink[:, 1:] - ink[:, :-1]).sum())
     width = 2 * peak * float(ink.sum()) / slopes  # a stroke of length l and height p has 2lp of slopes
-    ink = (ink / peak).clip(0, 1)
-    if width >= _LEAST_WIDTH:
-        return ink
-    return np.maximum(ink, (_LEAST_WIDTH - width) / 2 * _extremes(np.pad(ink, 1), 1, np.maximum))
+    full: Floats = (ink / peak).clip(0, 1)
+    if width < _LEAST_WIDTH:
+        full = np.maximum(full, (_LEAST_WIDTH - width) / 2 * _extremes(np.pad(full, 1), 1, np.maximum))
+    return full
 
 
 def png(pixels: Bytes) -> bytes:

@@ -1,0 +1,374 @@
+"""Bytes of every kind become a right picture or a Malformed or TooLarge that says why."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from app.errors import Malformed, TooLarge
+from app.images import MAX_PIXELS, decoded
+
+settings.register_profile("images", deadline=None, derandomize=True, max_examples=300)
+anything = settings.get_profile("images")
+
+FORMATS = ("PNG", "JPEG", "WebP", "BMP", "GIF")
+WHITE, BLACK, RED, GREEN, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 128, 0), (0, 0, 255)
+SCENE = (RED, GREEN, BLUE)
+
+
+def scene(width: int = 48, height: int = 32) -> Image.Image:
+    """Red above left, green above right, blue below: no turn or reflection of it is itself."""
+    picture = Image.new("RGB", (width, height), BLUE)
+    picture.paste(RED, (0, 0, width // 2, height // 2))
+    picture.paste(GREEN, (width // 2, 0, width, height // 2))
+    return picture
+
+
+def saved(picture: Image.Image, form: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def pixels(picture: Image.Image) -> npt.NDArray[np.int16]:
+    return np.asarray(picture, np.int16)
+
+
+def off(picture: Image.Image, *places: tuple[int, int], colours: Sequence[tuple[int, int, int]] = SCENE) -> int:
+    """By how much the colours at the places miss those expected; without places, in the three parts of a scene."""
+    width, height = picture.size
+    places = places or ((width // 4, height // 4), (3 * width // 4, height // 4), (width // 2, 3 * height // 4))
+    return max(
+        int(np.abs(pixels(picture)[y, x] - colour).max()) for (x, y), colour in zip(places, colours, strict=True)
+    )
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def with_chunk(content: bytes, kind: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk after its header."""
+    return content[:33] + chunk(kind, body) + content[33:]
+
+
+def empty_png(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def gif_header(screen: tuple[int, int], frame: tuple[int, int, int, int]) -> bytes:
+    return struct.pack("<6sHHBBB", b"GIF89a", *screen, 0, 0, 0) + struct.pack("<BHHHHB", 0x2C, *frame, 0) + b"\x02\x00;"
+
+
+def webp_header(width: int, height: int) -> bytes:
+    canvas = struct.pack(
+        "<IHBHB", 0, (width - 1) & 0xFFFF, (width - 1) >> 16, (height - 1) & 0xFFFF, (height - 1) >> 16
+    )
+    return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + canvas
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_gives_the_picture_in_rgb(form: str) -> None:
+    found = decoded(saved(scene(), form))
+    assert (found.mode, found.size) == ("RGB", (48, 32))
+    assert off(found) <= 4
+
+
+@pytest.mark.parametrize("form", ["TIFF", "PPM", "ICO", "TGA"])
+def test_other_formats_are_refused_and_the_message_names_those_expected(form: str) -> None:
+    with pytest.raises(Malformed, match=r"part 3: expected PNG, JPEG, WebP, BMP, GIF, found "):
+        decoded(saved(scene(), form), name="part 3")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"RIFF\0\0\0\0WAVEfmt "]
+)
+def test_what_is_no_image_is_malformed(content: bytes) -> None:
+    with pytest.raises(Malformed, match="image: expected PNG"):
+        decoded(content)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_orientation_is_undone(form: str, orientation: int, order: str) -> None:
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)  # the inverse of each, as Pillow numbers them
+    stored = scene() if undo is None else scene().transpose(Image.Transpose(undo))
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    tiff = mark + struct.pack(f"{order}IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    exif = b"Exif\0\0" + tiff
+    found = decoded(saved(stored, form, exif=exif))
+    assert found.size == (48, 32)
+    assert off(found) <= 4
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\x01\0\0\0\x09\0",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x02\0\0\0\x01\0\x06\0\0",
+    ],
+)
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP"])
+def test_broken_exif_leaves_the_picture_as_it_is(form: str, exif: bytes) -> None:
+    assert np.abs(pixels(decoded(saved(scene(), form, exif=exif))) - pixels(decoded(saved(scene(), form)))).max() == 0
+
+
+def layered(mode: str) -> Image.Image:
+    """Black on the left, transparent on the right."""
+    picture = Image.new("LA", (8, 8), (0, 255))
+    picture.paste((77, 0), (4, 0, 8, 8))
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved(layered("LA"), "PNG"),
+        saved(layered("RGBA"), "PNG"),
+        saved(layered("RGBA"), "WebP", lossless=True),
+        saved(layered("RGBA"), "GIF"),
+        saved(layered("RGBA").quantize(4), "PNG"),
+        saved(layered("LA").getchannel("L"), "PNG", transparency=77),
+        saved(layered("RGBA").convert("RGB"), "PNG", transparency=(77, 77, 77)),
+    ],
+    ids=["grey", "colour", "webp", "gif", "palette", "grey key", "colour key"],
+)
+def test_transparency_lies_over_white(content: bytes) -> None:
+    found = decoded(content)
+    assert (found.getpixel((1, 4)), found.getpixel((6, 4))) == (BLACK, WHITE)
+
+
+def test_half_transparency_is_mixed_with_white() -> None:
+    assert decoded(saved(Image.new("RGBA", (4, 4), (0, 0, 255, 51)), "PNG")).getpixel((0, 0)) == (204, 204, 255)
+
+
+def test_white_ink_on_nothing_can_be_seen() -> None:
+    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    picture.paste((255, 255, 255, 255), (0, 0, 4, 8))
+    found = decoded(saved(picture, "PNG"))
+    assert (found.getpixel((1, 4)), found.getpixel((6, 4))) == (WHITE, BLACK)
+
+
+def test_an_empty_layer_is_white() -> None:
+    assert decoded(saved(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "PNG")).getpixel((0, 0)) == WHITE
+
+
+def test_sixteen_bits_of_grey_keep_their_upper_half() -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(4, 0)
+    found = pixels(decoded(saved(Image.fromarray(ramp), "PNG")))
+    assert np.abs(found[0, :, 0] - ramp[0] / 257).max() <= 1
+
+
+def test_sixteen_bits_of_grey_may_have_a_transparent_one() -> None:
+    content = saved(Image.fromarray(np.array([[0, 0x1234]], np.uint16)), "PNG")
+    found = decoded(with_chunk(content, b"tRNS", struct.pack(">H", 0x1234)))
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [BLACK, WHITE]
+
+
+def test_sixteen_bit_colour_keeps_its_upper_half() -> None:
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    row = b"\0" + struct.pack(">HHH", 0xFFFF, 0x80FF, 0x0001)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert decoded(b"\x89PNG\r\n\x1a\n" + body).getpixel((0, 0)) == (255, 128, 0)
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP"])
+def test_one_bit_is_black_and_white(form: str) -> None:
+    picture = Image.new("1", (9, 3), 1)
+    picture.putpixel((8, 2), 0)
+    found = decoded(saved(picture, form))
+    assert (found.getpixel((8, 2)), found.getpixel((0, 0))) == (BLACK, WHITE)
+
+
+def test_cmyk_is_not_taken_for_its_inverse() -> None:
+    found = decoded(saved(scene().convert("CMYK"), "JPEG"))
+    assert off(found) <= 4
+
+
+@pytest.mark.parametrize("form", ["GIF", "WebP", "PNG"])
+def test_of_an_animation_the_first_frame_is_taken(form: str) -> None:
+    later = [Image.new("RGB", (48, 32), colour) for colour in (BLACK, WHITE)]
+    found = decoded(saved(scene(), form, save_all=True, append_images=later))
+    assert off(found) <= 4
+
+
+def swapped_profile() -> bytes:
+    """sRGB, but the tags that say what red and green are have changed places."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"....").replace(b"gXYZ", b"rXYZ").replace(b"....", b"gXYZ")
+
+
+def test_a_colour_profile_is_followed() -> None:
+    found = decoded(saved(Image.new("RGB", (4, 4), RED), "PNG", icc_profile=swapped_profile()))
+    assert off(found, (0, 0), colours=[(0, 255, 0)]) <= 2
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP"])
+@pytest.mark.parametrize("profile", [b"no profile at all", swapped_profile()[:200], b"\0" * 4096])
+def test_a_broken_colour_profile_is_passed_over(form: str, profile: bytes) -> None:
+    assert (pixels(decoded(saved(scene(), form, icc_profile=profile))) == pixels(decoded(saved(scene(), form)))).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_colour_profile_for_other_channels_is_passed_over(mode: str) -> None:
+    picture = scene().convert(mode)
+    found = decoded(saved(picture, "JPEG", icc_profile=swapped_profile()))
+    assert (pixels(found) == pixels(decoded(saved(picture, "JPEG")))).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        empty_png(60_000, 60_000),
+        empty_png(MAX_PIXELS + 1, 1),
+        gif_header((60_000, 60_000), (0, 0, 1, 1)),
+        gif_header((1, 1), (0, 0, 60_000, 60_000)),
+        gif_header((1, 1), (9_000, 9_000, 1, 1)),
+        webp_header(16_000, 16_000),
+        webp_header(12_000, 9_000),
+        struct.pack("<2sIIIIiiHHIIIIII", b"BM", 54, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0),
+        saved(scene(), "JPEG").replace(struct.pack(">HH", 32, 48), struct.pack(">HH", 65_000, 65_000), 1),
+    ],
+)
+def test_more_pixels_than_are_taken_are_refused_before_any_is_decoded(content: bytes) -> None:
+    tracemalloc.start()
+    with pytest.raises((TooLarge, Malformed)) as refusal:
+        decoded(content)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+    assert refusal.type is TooLarge or content.startswith(b"RIFF")
+
+
+def test_the_limit_is_counted_in_pixels_of_any_shape() -> None:
+    picture = Image.new("1", (1000, 10))
+    assert decoded(saved(picture, "PNG"), max_pixels=10_000).size == (1000, 10)
+    with pytest.raises(TooLarge, match="image: expected at most 9999 pixels, found 1000 x 10"):
+        decoded(saved(picture, "PNG"), max_pixels=9_999)
+
+
+def test_twenty_five_megapixels_in_a_single_row_are_taken() -> None:
+    assert decoded(saved(Image.new("1", (MAX_PIXELS, 1), 1), "PNG")).size == (MAX_PIXELS, 1)
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
+def test_a_chunk_that_swells_does_no_harm(kind: bytes) -> None:
+    swollen = zlib.compress(bytes(64 << 20))
+    body = b"name\0\1\0\0\0" + swollen if kind == b"iTXt" else b"name\0\0" + swollen
+    tracemalloc.start()
+    try:
+        found = decoded(with_chunk(saved(scene(), "PNG"), kind, body))
+    except Malformed:
+        assert kind == b"iCCP"
+    else:
+        assert found.size == (48, 32)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_a_broken_animation_neither_warns_nor_hides_the_picture() -> None:
+    content = with_chunk(saved(scene(), "PNG"), b"acTL", struct.pack(">II", 0, 0))
+    assert (pixels(decoded(content)) == pixels(scene())).all()
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    content = saved(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    with pytest.raises(Malformed, match="expected at most 100 scans, found 1"):
+        decoded(content[:-2] + last * 1000 + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_cut_anywhere_is_malformed_or_shows_the_whole_picture(form: str) -> None:
+    content = saved(scene(), form)
+    whole = pixels(decoded(content))
+    refused = 0
+    for end in range(len(content)):
+        try:
+            assert (pixels(decoded(content[:end])) == whole).all()
+        except Malformed:
+            refused += 1
+    assert refused > 0.8 * len(content)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_a_picture_without_pixels_is_malformed(size: tuple[int, int]) -> None:
+    with pytest.raises(Malformed):
+        decoded(empty_png(*size))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_large_picture_is_reduced_while_its_sides_stay_long_enough(form: str) -> None:
+    found = decoded(saved(scene(1200, 1700), form), least=300)
+    assert found.size == (300, 425)
+    assert off(found) <= 4
+
+
+@anything
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 100), st.sampled_from(["PNG", "JPEG"]))
+def test_no_side_is_reduced_below_the_least(width: int, height: int, least: int, form: str) -> None:
+    found = decoded(saved(Image.new("L", (width, height)), form), least=least)
+    assert min(found.size) >= min(width, height, least)
+
+
+def mutations() -> st.SearchStrategy[Callable[[bytes], bytes]]:
+    def mutate(places: list[tuple[float, int]], cut: float) -> Callable[[bytes], bytes]:
+        def mutated(content: bytes) -> bytes:
+            changed = bytearray(content)
+            for place, value in places:
+                changed[int(place * len(changed))] = value
+            return bytes(changed[: int(cut * len(changed))])
+
+        return mutated
+
+    place = st.floats(0, 1, exclude_max=True)
+    return st.builds(
+        mutate, st.lists(st.tuples(place, st.integers(0, 255)), max_size=8), st.sampled_from([1.0, 0.99, 0.5])
+    )
+
+
+SEEDS = [
+    *(saved(scene(), form) for form in FORMATS),
+    saved(layered("RGBA"), "GIF"),
+    saved(layered("RGBA").quantize(4), "PNG", icc_profile=swapped_profile()),
+    saved(scene(), "WebP", lossless=True, icc_profile=swapped_profile()),
+    saved(scene(), "JPEG", progressive=True, exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0"),
+    saved(scene().convert("CMYK"), "JPEG"),
+    saved(scene().quantize(8), "BMP"),
+    saved(scene(), "GIF", save_all=True, append_images=[Image.new("RGB", (48, 32))]),
+]
+
+
+@anything
+@given(st.sampled_from(SEEDS), mutations())
+def test_a_damaged_file_gives_a_picture_or_is_refused(content: bytes, mutate: Callable[[bytes], bytes]) -> None:
+    try:
+        found = decoded(mutate(content), max_pixels=100_000)
+    except (Malformed, TooLarge):
+        return
+    assert found.mode == "RGB"
+    assert found.width * found.height <= 100_000
+
+
+@anything
+@given(
+    st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x40\0\0\0WEBPVP8 ", b"BM", b"GIF89a", b""]),
+    st.binary(),
+)
+@example(b"BM", bytes(12) + struct.pack("<I", 40) + bytes(36))
+def test_noise_behind_a_right_beginning_is_refused(magic: bytes, noise: bytes) -> None:
+    with pytest.raises((Malformed, TooLarge)):
+        decoded(magic + noise)
