@@ -39,6 +39,7 @@ check: $(DEVELOPMENT) ## format, lint, types, imports
 bench: $(DEVELOPMENT) ## time the served models against eager torch
 	$(BIN)/python tests/bench/language_model.py
 	$(BIN)/python tests/bench/digits.py
+	$(BIN)/python tests/bench/captions.py
 
 train-language-model: $(DEVELOPMENT) ## train, or go on: PRESET=cpu DATA=corpora/ptb RUN=runs/language-model-cpu
 	$(call train,language-model,$(or $(PRESET),cpu))
