@@ -24,8 +24,7 @@ from training.data.digits import Digits, load
 STORE = Path(__file__).parents[2] / "models_store"
 CORPUS = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mnist"
 REQUEST = 32  # images
-COUNT = 2_000  # test images
-BUDGET = 6  # processor seconds to answer them; not wall time, which is the machine's business
+BUDGET = 30  # processor seconds to answer them; not wall time, which is the machine's business
 Pixels = npt.NDArray[np.uint8]
 
 pytestmark = pytest.mark.skipif(not CORPUS.is_dir(), reason="TEST_DATA names no folder with MNIST in mnist/")
@@ -33,8 +32,7 @@ pytestmark = pytest.mark.skipif(not CORPUS.is_dir(), reason="TEST_DATA names no 
 
 @pytest.fixture(scope="module")
 def mnist(tmp_path_factory: pytest.TempPathFactory) -> Digits:
-    test = load(CORPUS, tmp_path_factory.mktemp("cache")).test
-    return Digits(test.images[:COUNT], test.labels[:COUNT])
+    return load(CORPUS, tmp_path_factory.mktemp("cache")).test
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +92,7 @@ def test_test_images_posted_are_read_as_offline_within_time_and_memory(
     before = service.processor_seconds()
     results = service.read(pictures)
     assert service.processor_seconds() - before <= BUDGET
-    assert share_right(results, mnist) >= 0.993
+    assert share_right(results, mnist) >= 0.995
     assert np.mean([one["rejected"] for one in results]) <= 0.002
     offline: list[Classification] = answer_all(predictor, [framed_array(image) for image in images])
     for found, expected in zip(results, offline, strict=True):

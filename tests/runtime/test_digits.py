@@ -203,7 +203,7 @@ def test_a_picture_is_framed_as_it_is_prepared(predictor: DigitsPredictor) -> No
 
 
 def test_what_is_no_picture_is_refused_by_name(predictor: DigitsPredictor) -> None:
-    with pytest.raises(Malformed, match=r"^image.4: expected one of PNG"):
+    with pytest.raises(Malformed, match=r"^image.4: expected PNG"):
         predictor.prepare(Classify(b"none", "image.4"))
     side = math.isqrt(MAX_PIXELS) + 1
     with pytest.raises(TooLarge, match=r"^image.5: expected at most"):

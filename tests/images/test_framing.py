@@ -1,0 +1,265 @@
+"""A digit is framed as MNIST frames it, whatever picture it comes in."""
+
+import gzip
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image, ImageDraw, ImageFilter
+
+from app.images import Bytes, decoded, framed, framed_array, png
+
+MNIST = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mnist" / "MNIST" / "raw"
+
+# Strokes in a unit square.
+FOUR = [[(0.45, 0.0), (0.1, 0.6), (0.8, 0.6)], [(0.62, 0.25), (0.58, 1.0)]]
+FIVE = [[(0.3, 0.05), (0.2, 0.45), (0.6, 0.45), (0.75, 0.7), (0.55, 0.95), (0.15, 0.95)], [(0.35, 0.0), (0.85, 0.0)]]
+SEVEN = [[(0.1, 0.0), (0.8, 0.0), (0.4, 1.0)]]
+DIGITS = [FOUR, FIVE, SEVEN]
+
+Stroke = Sequence[tuple[float, float]]
+
+
+def drawn(
+    strokes: Sequence[Stroke],
+    size: float = 200,
+    *,
+    canvas: tuple[int, int] = (400, 400),
+    at: tuple[float, float] = (100, 100),
+    width: float = 22,
+) -> Bytes:
+    """White ink on black: (H, W) grey, anti-aliased."""
+    fine = Image.new("L", (canvas[0] * 2, canvas[1] * 2))
+    pen = ImageDraw.Draw(fine)
+    for stroke in strokes:
+        points = [(2 * (at[0] + size * x), 2 * (at[1] + size * y)) for x, y in stroke]
+        pen.line(points, fill=255, width=round(2 * width), joint="curve")
+        for x, y in (points[0], points[-1]):
+            pen.ellipse((x - width, y - width, x + width, y + width), fill=255)
+    return np.array(fine.reduce(2))
+
+
+def distance(first: Bytes, second: Bytes) -> float:
+    """Mean difference of grey levels over what is ink in either."""
+    apart = np.abs(first.astype(float) - second)
+    return float(apart.sum() / np.count_nonzero(np.maximum(first, second) > 25))
+
+
+def centre(pixels: Bytes) -> tuple[float, float]:
+    y, x = np.mgrid[:28, :28]
+    return float((y * pixels).sum() / pixels.sum()), float((x * pixels).sum() / pixels.sum())
+
+
+def extent(pixels: Bytes) -> int:
+    rows, columns = np.nonzero(pixels > 100)
+    return int(max(np.ptp(rows), np.ptp(columns))) + 1
+
+
+def paper(height: int, width: int, *, shade: float, lines: int = 0, noise: float = 4, seed: int = 0) -> Bytes:
+    """A photographed sheet: darker to one side and to the corners, ruled if `lines` apart."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    light = 215 * (1 - shade * x) * (1 - shade * ((x - 0.5) ** 2 + (y - 0.4) ** 2))
+    if lines:
+        light[np.arange(height) % lines < 2] *= 0.85
+    grain = np.random.default_rng(seed).normal(0, noise, (height, width))
+    sheet: Bytes = np.clip(light + grain, 0, 255).astype(np.uint8)
+    return sheet
+
+
+def inked(ground: Bytes, ink: Bytes, strength: float = 0.7) -> Bytes:
+    """Dark ink on a ground of the same size."""
+    mixed: Bytes = (ground * (1 - strength * (ink / 255))).astype(np.uint8)
+    return mixed
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+def test_the_longer_side_is_twenty_pixels_and_the_centre_of_mass_the_middle(strokes: Sequence[Stroke]) -> None:
+    found = framed_array(drawn(strokes))
+    assert found.reason is None
+    assert found.pixels.shape == (28, 28)
+    assert found.pixels.dtype == np.uint8
+    assert 19 <= extent(found.pixels) <= 21
+    assert np.abs(np.subtract(centre(found.pixels), 14)).max() < 0.6
+    assert found.pixels.max() >= 250
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+@pytest.mark.parametrize(("size", "most"), [(14, 70), (40, 45), (90, 45), (500, 45), (900, 45)])
+def test_size_and_place_change_little(strokes: Sequence[Stroke], size: float, most: float) -> None:
+    canvas = (round(1.9 * size), round(2.3 * size))
+    found = framed_array(drawn(strokes, size, canvas=canvas, at=(0.7 * size, 0.3 * size), width=0.11 * size))
+    assert distance(found.pixels, framed_array(drawn(strokes)).pixels) < most
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+def test_dark_on_light_is_framed_as_light_on_dark(strokes: Sequence[Stroke]) -> None:
+    picture = drawn(strokes)
+    assert distance(framed_array(255 - picture).pixels, framed_array(picture).pixels) < 2
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+def test_a_framed_digit_is_framed_as_it_is(strokes: Sequence[Stroke]) -> None:
+    once = framed_array(drawn(strokes)).pixels
+    assert (framed_array(once).pixels == once).all()
+    assert (framed_array(255 - once).pixels == once).all()
+    assert (framed(decoded(png(once))).pixels == once).all()
+
+
+@pytest.mark.parametrize(("down", "right"), [(-3, 2), (4, 4), (0, -4)])
+def test_a_digit_moved_by_whole_pixels_comes_back_unharmed(down: int, right: int) -> None:
+    once = framed_array(drawn(FOUR)).pixels
+    moved = np.roll(once, (down, right), (0, 1))
+    assert distance(framed_array(moved).pixels, once) < 3
+
+
+@pytest.mark.parametrize(
+    ("ink", "ground"),
+    [
+        ((200, 30, 30), (250, 250, 240)),
+        ((20, 40, 160), (255, 240, 120)),
+        ((0, 128, 0), (214, 0, 0)),  # of one lightness
+        ((255, 255, 255), (10, 60, 30)),
+        ((120, 120, 120), (150, 150, 150)),
+    ],
+)
+def test_any_colour_is_read_on_any_other(ink: tuple[int, int, int], ground: tuple[int, int, int]) -> None:
+    shape = drawn(FIVE)
+    picture = Image.composite(
+        Image.new("RGB", (400, 400), ink), Image.new("RGB", (400, 400), ground), Image.fromarray(shape)
+    )
+    assert distance(framed(picture).pixels, framed_array(shape).pixels) < 12
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+@pytest.mark.parametrize(("shade", "lines"), [(0.0, 0), (0.5, 0), (0.3, 40)])
+def test_shade_noise_and_ruled_lines_of_a_photograph_are_taken_away(
+    strokes: Sequence[Stroke], shade: float, lines: int
+) -> None:
+    ink = drawn(strokes, canvas=(600, 400), at=(300, 110), width=14)
+    found = framed_array(inked(paper(400, 600, shade=shade, lines=lines), ink))
+    assert found.reason is None
+    assert distance(found.pixels, framed_array(ink).pixels) < 30
+
+
+def test_the_dark_edge_of_a_table_is_not_taken_for_the_digit() -> None:
+    ink = drawn(SEVEN, canvas=(600, 400), at=(250, 100), width=14)
+    picture = inked(paper(400, 600, shade=0.2), ink)
+    picture[:, :40] = 30
+    assert distance(framed_array(picture).pixels, framed_array(ink).pixels) < 30
+
+
+def test_the_ground_may_be_striped() -> None:
+    once = framed_array(drawn(FOUR)).pixels
+    striped = once.copy()
+    striped[:, :7], striped[:, 21:] = 255 - striped[:, :7], 255 - striped[:, 21:]
+    assert distance(framed_array(striped).pixels, once) < 3
+
+
+def test_specks_are_not_part_of_the_digit() -> None:
+    picture = drawn(FIVE)
+    specked = picture.copy()
+    for y, x in ((10, 10), (390, 20), (30, 380), (200, 385)):
+        specked[y : y + 6, x : x + 6] = 255
+    assert distance(framed_array(specked).pixels, framed_array(picture).pixels) < 2
+
+
+def test_salt_and_pepper_are_wiped_off() -> None:
+    once = framed_array(drawn(SEVEN)).pixels
+    chance = np.random.default_rng(0).random((28, 28))
+    salted = np.where(chance < 0.04, 255, np.where(chance > 0.96, 0, once)).astype(np.uint8)
+    assert distance(framed_array(salted).pixels, once) < 60
+
+
+def test_a_digit_of_two_strokes_stays_whole() -> None:
+    apart = [FIVE[0], [(0.42, -0.08), (0.9, -0.08)]]
+    whole, lower = framed_array(drawn(apart, width=12)), framed_array(drawn(apart[:1], width=12))
+    assert distance(whole.pixels, lower.pixels) > 40
+    assert 19 <= extent(whole.pixels) <= 21
+
+
+@pytest.mark.parametrize("width", [1.5, 3, 6])
+def test_a_thin_line_is_not_lost_when_it_is_shrunk(width: float) -> None:
+    found = framed_array(255 - drawn(FOUR, 300, at=(50, 50), width=width)).pixels
+    usual = framed_array(drawn(FOUR)).pixels
+    assert found.max() == 255
+    assert 0.6 < found.sum() / usual.sum() < 1.3
+    assert np.count_nonzero((found > 60) & (usual > 60)) > 0.6 * np.count_nonzero(usual > 60)
+
+
+@pytest.mark.parametrize("width", [1, 4, 60])
+def test_a_bare_upright_line_stays_upright(width: int) -> None:
+    picture = np.zeros((400, 400), np.uint8)
+    picture[60:340, 180 : 180 + width] = 255
+    found = framed_array(picture).pixels
+    assert 19 <= np.count_nonzero(found.max(1) > 100) <= 21
+    assert np.count_nonzero(found.max(0) > 100) <= 6
+
+
+def test_eight_pixels_are_enough() -> None:
+    tiny = np.asarray(Image.fromarray(framed_array(drawn(SEVEN)).pixels).resize((8, 8), Image.Resampling.BOX))
+    assert distance(framed_array(tiny).pixels, framed_array(drawn(SEVEN)).pixels) < 90
+
+
+@pytest.mark.parametrize("grey", [0, 127, 255])
+@pytest.mark.parametrize("size", [(1, 1), (28, 28), (300, 200), (1, 5000)])
+def test_an_even_picture_is_blank(grey: int, size: tuple[int, int]) -> None:
+    found = framed_array(np.full(size, grey, np.uint8))
+    assert found.reason == "blank image"
+    assert not found.pixels.any()
+
+
+def test_a_gradient_is_blank() -> None:
+    assert framed_array(np.linspace(0, 255, 200).astype(np.uint8)[:, None].repeat(150, 1)).reason == "blank image"
+
+
+@pytest.mark.parametrize("size", [(28, 28), (300, 200)])
+def test_noise_is_no_digit(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).normal(128, 30, size).clip(0, 255).astype(np.uint8)
+    assert framed_array(noise).reason == "noise without a shape"
+
+
+def test_a_dot_is_no_digit() -> None:
+    picture = np.zeros((28, 28), np.uint8)
+    picture[9:12, 9:12] = 255
+    assert framed_array(picture).reason == "ink too small for a digit"
+
+
+def test_a_filled_square_is_no_digit() -> None:
+    picture = np.zeros((100, 100), np.uint8)
+    picture[20:80, 20:80] = 255
+    assert framed_array(picture).reason == "ink covers too much"
+
+
+def test_the_channels_of_a_jpeg_change_little() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(255 - drawn(FIVE)).convert("RGB").filter(ImageFilter.GaussianBlur(1)).save(
+        stream, "JPEG", quality=50
+    )
+    assert distance(framed(decoded(stream.getvalue())).pixels, framed_array(drawn(FIVE)).pixels) < 12
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+def test_any_picture_has_a_frame(grey: Bytes) -> None:
+    found = framed_array(grey)
+    assert found.pixels.shape == (28, 28)
+    assert found.pixels.any() == (found.reason is None)
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="TEST_DATA names no folder with MNIST in mnist/")
+@pytest.mark.parametrize(("part", "count"), [("train", 60_000), ("t10k", 10_000)])
+def test_mnist_passes_bit_for_bit_light_or_dark(part: str, count: int) -> None:
+    content = gzip.decompress((MNIST / f"{part}-images-idx3-ubyte.gz").read_bytes())
+    digits = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)
+    assert len(digits) == count
+    for digit in digits:
+        light, dark = framed_array(digit), framed_array(255 - digit)
+        assert light.reason is dark.reason is None
+        assert np.array_equal(light.pixels, digit)
+        assert np.array_equal(dark.pixels, digit)
