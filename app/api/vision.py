@@ -1,6 +1,7 @@
 """POST /digits and POST /captions."""
 
 import asyncio
+import re
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -30,6 +31,7 @@ MOST_DIGITS: Final = 32  # images of a request
 MOST_CAPTIONS: Final = 8
 PREPARED: Final = 4  # images of one request that wait to be prepared: others' need not wait for all of them
 EVENTS: Final = "text/event-stream"
+REFUSED: Final = re.compile(r"q=0(\.0{0,3})?")
 
 Ask: TypeAlias = Callable[[bytes, str], Payload]  # of an image's content and name
 AskAloud: TypeAlias = Callable[..., Payload]  # the same with `on_word`
@@ -175,7 +177,9 @@ def _event(name: str, data: CaptionWord | CaptionsAnswer) -> bytes:
 
 
 def _wants_events(accept: str) -> bool:
-    return EVENTS in (media.partition(";")[0].strip().lower() for media in accept.split(","))
+    """Whether they are accepted by name, and not with a weight of 0: that means `not acceptable` (RFC 9110, 12.4.2)."""
+    accepted = (media.lower().replace(" ", "").partition(";") for media in accept.split(","))
+    return any(kind == EVENTS and not REFUSED.fullmatch(weight) for kind, _, weight in accepted)
 
 
 def _digit(found: Classification, *, framed: bool) -> Digit:

@@ -41,9 +41,7 @@ class Describe:
     name: str = "image"  # what errors call it
     beam: int = 3  # captions kept in view while one is made
     alternatives: int = 0  # further captions wanted
-    on_word: Callable[[str], None] | None = (
-        None  # told each word once it is certain, in the thread of predict; must not raise
-    )
+    on_word: Callable[[str], None] | None = None  # told each certain word, in the thread of predict; must not raise
     slow: ClassVar[bool] = True  # decoding a photograph takes long
 
 

@@ -16,6 +16,7 @@ from app.runtime.batching import Resources
 from app.runtime.engine import Floats, Precision, session
 
 DIGITS: Final = 10
+READ_AT: Final = 512  # pixels of the shorter side: more of a large picture need not be decoded to frame it
 NO_DIGIT: Final = "no digit to be read"
 
 
@@ -85,7 +86,7 @@ class DigitsPredictor:
 
     def prepare(self, payload: Classify) -> Framed:
         """Decode and frame a picture. Raise Malformed for what is none, TooLarge for too many pixels."""
-        return framed(decoded(payload.content, name=payload.name))
+        return framed(decoded(payload.content, name=payload.name, least=READ_AT))
 
     def predict(self, examples: Sequence[Framed]) -> list[Classification | None]:
         """The answer to each; one turn is enough for all of them."""
@@ -105,11 +106,13 @@ class DigitsPredictor:
         digits, none = self._calibration.probabilities(self.logits(example.pixels[None]))
         return [*([str(digit), float(value)] for digit, value in enumerate(digits[0])), ["none", float(none[0])]]
 
-    def _answer(self, example: Framed, digits: Floats, none: float, confidence: float) -> Classification:
+    def _answer(
+        self, example: Framed, digits: npt.NDArray[np.float64], none: float, confidence: float
+    ) -> Classification:
         doubtful = none > self._calibration.rejection_threshold
         reason = example.reason or (NO_DIGIT if doubtful else None)
         if example.reason:  # the model was not made for what has no ink at all
-            digits, confidence = np.full(DIGITS, 1 / DIGITS, np.float32), 0.0
+            digits, confidence = np.full(DIGITS, 1 / DIGITS), 0.0
         return Classification(
             digit=None if reason else int(digits.argmax()),
             confidence=float(confidence),

@@ -11,7 +11,7 @@ from app.runtime.batching import Observer
 
 Example = TypeVar("Example")
 
-THREADS: Final = 2  # a picture of 25 megapixels takes about 100 MB while it is decoded, and a core
+THREADS: Final = 2  # a picture of 25 megapixels takes up to 500 MB while it is decoded, and a core
 
 
 class Preparing:

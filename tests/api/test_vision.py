@@ -207,9 +207,9 @@ Image.new("1", (5001, 5000)).save(LARGE, "png")  # 25 megapixels and a column in
         ("/captions", [png()] * 9, 413, "image: expected at most 8 images, found more"),
         ("/digits", [png(), LARGE.getvalue()], 413, "image.1: expected at most 25000000 pixels"),
         ("/captions", [LARGE.getvalue()], 413, "image: expected at most 25000000 pixels"),
-        ("/digits", [png(), png(), b"not an image"], 400, "image.2: expected one of PNG, JPEG, WebP, BMP, GIF"),
-        ("/captions", [b"%PDF-1.7"], 400, "image: expected one of PNG, JPEG, WebP, BMP, GIF"),
-        ("/digits", [png()[:-30]], 400, "image: expected a whole PNG image"),
+        ("/digits", [png(), png(), b"not an image"], 400, "image.2: expected PNG, JPEG, WebP, BMP, GIF"),
+        ("/captions", [b"%PDF-1.7"], 400, "image: expected PNG, JPEG, WebP, BMP, GIF"),
+        ("/digits", [png()[:-30]], 400, "image: expected a whole PNG file"),
         ("/digits", [png(), b""], 400, "image.1: expected an image, found nothing"),
     ],
 )
@@ -329,6 +329,14 @@ async def test_words_are_streamed_and_then_the_caption_as_in_the_plain_answer(vi
     assert (response.headers["cache-control"], response.headers["x-accel-buffering"]) == ("no-store", "no")
     words = [("word", {"word": word}) for word in ("a", "\u00e9t\u00e9", "3")]
     assert events(response) == [*words, ("caption", plain.json())]
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream;q=0", "Text/Event-Stream; Q=0.000, */*", "text/*"])
+async def test_words_are_not_streamed_to_who_does_not_accept_it_or_has_not_named_it(
+    vision: FakeVision, accept: str
+) -> None:
+    response = await post(vision, "/captions", content=png(3), headers={"Content-Type": "image/png", "Accept": accept})
+    assert response.headers["content-type"] == "application/json"
 
 
 async def test_a_word_is_sent_before_the_next_is_known(vision: FakeVision) -> None:

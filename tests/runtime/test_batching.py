@@ -173,8 +173,8 @@ async def test_what_is_under_way_counts_against_what_is_accepted() -> None:
 async def test_a_request_of_a_few_turns_does_not_wait_for_long_ones() -> None:
     async with busy(batch_size=4) as bench:
         long = await bench.submit(*(Work(f"long{place}", turns=200) for place in range(6)))
-        bench.gate.opened.set()
         short = await bench.submit(Work("short", turns=5))
+        bench.gate.opened.set()
         assert await answers(*short, *long) == ["SHORT", *(f"LONG{place}" for place in range(6))]
     served = [place for place, batch in enumerate(bench.gate.batches) if "short" in batch]
     first = min(place for place, batch in enumerate(bench.gate.batches) if "long0" in batch)
