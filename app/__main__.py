@@ -43,6 +43,9 @@ def serve(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
     from app.main import create_app
 
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # it warns of each malformed form, and anyone can send one
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
@@ -169,6 +172,7 @@ def caption(
     from app.runtime.captions import Describe
 
     _require_files("caption", files)
+    Describe(b"", beam=beam, alternatives=alternatives).require_ranges()  # before any file is told
     predictor = _predictor(store, "captions", model, threads)
     widths = _print_heading(files, "log-probability", "caption")
 

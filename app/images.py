@@ -213,7 +213,7 @@ _COARSE_SIDE = 192  # the ground is smooth
 _STROKE = 0.4  # of the strongest ink: what is part of a stroke
 _LEAST_CONTRAST = 8  # grey levels
 _PEAK = 12  # the rank of the pixel that is made white when strokes are brought to full strength
-_LEAST_WIDTH = 1.5  # of a stroke in a framed digit, in pixels; 12 in 100 of MNIST's are thinner
+_LEAST_WIDTH = 1.5  # of a stroke in a framed digit, in pixels; 13 in 100 of MNIST's are thinner
 
 
 @dataclass(frozen=True)

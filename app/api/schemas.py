@@ -192,7 +192,10 @@ class Caption(TypedDict):
 
     caption: str
     log_probability: LogProbability
-    alternatives: list[OtherCaption]
+    alternatives: Annotated[
+        list[OtherCaption],
+        Field(description="In the order in which the search prefers them, which weighs in their length."),
+    ]
 
 
 class CaptionsAnswer(TypedDict):

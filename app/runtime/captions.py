@@ -44,6 +44,11 @@ class Describe:
     on_word: Callable[[str], None] | None = None  # told each certain word, in the thread of predict; must not raise
     slow: ClassVar[bool] = True  # decoding a photograph takes long
 
+    def require_ranges(self) -> None:
+        """Raise InvalidField for a number that no search is made for."""
+        _require("beam", self.beam, 1, MOST_BEAMS)
+        _require("alternatives", self.alternatives, 0, MOST_ALTERNATIVES)
+
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
@@ -154,8 +159,7 @@ class CaptionsPredictor:
 
         Raise InvalidField for a number out of its range, Malformed for what is no image, TooLarge for too many pixels.
         """
-        _require("beam", payload.beam, 1, MOST_BEAMS)
-        _require("alternatives", payload.alternatives, 0, MOST_ALTERNATIVES)
+        payload.require_ranges()
         pixels = photo(decoded(payload.content, name=payload.name, least=PHOTO_SIZE))
         return Example(self._describe(pixels, payload))
 

@@ -174,6 +174,21 @@ def test_caption_prints_the_likeliest_and_those_next_to_it(
     assert (status, told) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--beam", 11, "beam: expected 1 to 10, found 11"),
+        ("--alternatives", 10, "alternatives: expected 0 to 9, found 10"),
+    ],
+)
+def test_a_search_that_is_not_made_is_refused_before_any_file_is_told(
+    seers: Path, tmp_path: Path, command: Command, option: str, value: int, message: str
+) -> None:
+    png(tmp_path / "a.png", 7)
+    found = command("caption", tmp_path / "a.png", option, value, "--store", seers)
+    assert found == (1, "", f"seqserve: {message}\n")
+
+
 def test_a_command_asks_a_model_of_its_family(seers: Path, tmp_path: Path, command: Command) -> None:
     file = png(tmp_path / "a.png", 7)
     assert command("classify", file, "--model", "digits", "--store", seers)[0] == 0
