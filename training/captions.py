@@ -11,7 +11,7 @@ every epoch the averaged weights caption the validation photographs; the epoch w
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -30,6 +30,7 @@ from app.models.captioner import Captioner, Cell, Inject
 from app.text import Vocabulary
 from training.caption_scores import CiderD, score
 from training.data.captions import CaptionCorpus, words
+from training.ranges import Range, require_ranges
 from training.run import Run
 
 Order: TypeAlias = npt.NDArray[np.int64]
@@ -81,18 +82,10 @@ class CaptionsConfig:
     seed: int = 1  # of weights, order and all draws
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name}: expected {expected}, found {getattr(self, name)}"
-            for expected, fits, names in _RANGES
-            for name in names
-            if not fits(getattr(self, name))
-        ]
-        if faults:
-            raise SettingsError("; ".join(faults))
+        require_ranges(self, _RANGES)
 
 
-# What is expected, whether a value is that (no comparison holds for NaN), and of which fields.
-_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+_RANGES: tuple[Range, ...] = (
     (
         "1 or more",
         lambda value: value >= 1,

@@ -9,7 +9,7 @@ through the framing that the server applies to whatever it is sent.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from app.models.digits import Cell, ReNet, RowReader
 from training.augmentation import rewritten, soiled
 from training.data.digits import DigitCorpus, Digits
 from training.negatives import training_negative
+from training.ranges import Range, require_ranges
 from training.run import Run
 
 NO_DIGIT = 10  # the class of what is none
@@ -65,17 +66,10 @@ class DigitsConfig:
     seed: int = 1  # of weights, order, dropout and augmentation
 
     def __post_init__(self) -> None:
-        found = {name: value if isinstance(value, tuple) else (value,) for name, value in vars(self).items()}
-        faults = [
-            f"{name}: expected {expected}, found {getattr(self, name)}"
-            for expected, fits, names in _RANGES
-            for name in names
-            if not (found[name] and all(map(fits, found[name])))
-        ]
+        further = []
         if len(self.patches) != len(self.hidden_sizes):
-            faults.append(f"patches: expected one a layer of hidden_sizes {self.hidden_sizes}, found {self.patches}")
-        if faults:
-            raise SettingsError("; ".join(faults))
+            further.append(f"patches: expected one a layer of hidden_sizes {self.hidden_sizes}, found {self.patches}")
+        require_ranges(self, _RANGES, *further)
 
     @property
     def outputs(self) -> int:
@@ -83,8 +77,7 @@ class DigitsConfig:
         return NO_DIGIT + 1 if self.negatives else NO_DIGIT
 
 
-# What is expected, whether a value is that (no comparison holds for NaN), and of which fields.
-_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+_RANGES: tuple[Range, ...] = (
     ("1 or more", lambda value: value >= 1, ("hidden_sizes", "patches", "samples", "batch_size")),
     (
         "0 or more and below 1",

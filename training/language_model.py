@@ -9,7 +9,7 @@ line of a loop that reads from top to bottom.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel, Reading, detached
 from training.data.texts import Corpus, Ids
+from training.ranges import Range, require_ranges
 from training.run import Run
 
 
@@ -68,19 +69,10 @@ class LanguageModelConfig:
     evaluation_batch: int = 1  # 1: exactly the whole text; more: faster, each stream starts without context
 
     def __post_init__(self) -> None:
-        found = {name: value if isinstance(value, tuple) else (value,) for name, value in vars(self).items()}
-        faults = [
-            f"{name}: expected {expected}, found {getattr(self, name)}"
-            for expected, fits, names in _RANGES
-            for name in names
-            if not (found[name] and all(map(fits, found[name])))
-        ]
-        if faults:
-            raise SettingsError("; ".join(faults))
+        require_ranges(self, _RANGES)
 
 
-# What is expected, whether a value is that (no comparison holds for NaN), and of which fields.
-_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+_RANGES: tuple[Range, ...] = (
     ("2 or more", lambda value: value >= 2, ("vocabulary_size",)),
     (
         "1 or more",
