@@ -87,14 +87,17 @@ def soiled(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 def _on_canvas(grey: Floats, rng: np.random.Generator) -> Floats:
     """Smaller or larger, somewhere on a canvas."""
-    factor = float(np.exp(rng.uniform(np.log(0.5), np.log(3))))
+    factor = rng.uniform(0.4, 0.7) if rng.random() < 0.4 else float(np.exp(rng.uniform(0, np.log(3))))
     side = max(round(28 * factor), 8)
-    sized = np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BICUBIC))
+    sized = np.asarray(Image.fromarray(grey).resize((side, side), _RESAMPLINGS[int(rng.integers(3))]))
     height, width = (side + int(rng.integers(0, side + 1)) for _ in range(2))
     canvas = np.zeros((height, width), np.float32)
     top, left = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
     canvas[top : top + side, left : left + side] = np.clip(sized, 0, 1)
     return canvas
+
+
+_RESAMPLINGS = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.BOX)
 
 
 def _thinned(grey: Floats, rng: np.random.Generator) -> Floats:

@@ -27,11 +27,12 @@ from app.images import framed_array
 from app.models.digits import Cell, ReNet, RowReader
 from training.augmentation import rewritten, soiled
 from training.data.digits import DigitCorpus, Digits
-from training.negatives import training_negative
+from training.negatives import TRAINING_FONTS, print_of, training_negative
 from training.ranges import Range, require_ranges
 from training.run import Run
 
-NO_DIGIT = 10  # the class of what is none
+DIGITS = 10
+NO_DIGIT = DIGITS  # the class of what is none
 LOGGED_EVERY = 10  # steps
 CHECK = 2_000  # validation images, and pictures of no digit, that measure each epoch's robustness
 
@@ -53,6 +54,7 @@ class DigitsConfig:
     batch_size: int = 128  # images of a step
     rewritten: float = 0.0  # the share of digits bent and slanted as another hand would write them
     soiled: float = 0.0  # the share of digits that come from paper or through a lens
+    printed: float = 0.0  # the share of digits that come from a press
     negatives: float = 0.0  # the share of images that hold no digit; the reader has a class for them if above 0
     label_smoothing: float = 0.0  # probability taken from the label and spread over all classes
 
@@ -82,7 +84,7 @@ _RANGES: tuple[Range, ...] = (
     (
         "0 or more and below 1",
         lambda value: 0 <= value < 1,
-        ("dropout", "soiled", "negatives", "label_smoothing", "average"),
+        ("dropout", "soiled", "printed", "negatives", "label_smoothing", "average"),
     ),
     ("0 to 1", lambda value: 0 <= value <= 1, ("rewritten",)),
     ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate",)),
@@ -99,10 +101,11 @@ PRESETS = {
         hidden_sizes=(48, 96),
         patches=(2, 2),
         dropout=0.3,
-        samples=11 * 55_000,
+        samples=16 * 55_000,
         rewritten=0.7,
         soiled=0.3,
-        negatives=0.08,
+        printed=0.04,
+        negatives=0.2,
         label_smoothing=0.02,
         optimiser="adamw",
         learning_rate=4e-3,
@@ -236,7 +239,8 @@ def _batch(digits: Digits, config: DigitsConfig, step: int, photographs: Sequenc
     rng = np.random.default_rng([config.seed, step])
     images, labels = as_input(digits.images[chosen]), digits.labels[chosen]
     count = len(chosen)
-    other, dirty, none = (round(share * count) for share in (config.rewritten, config.soiled, config.negatives))
+    shares = (config.rewritten, config.soiled, config.printed, config.negatives)
+    other, dirty, press, none = (round(share * count) for share in shares)
     if other:
         images[count - other :] = rewritten(images[count - other :])
     if dirty:
@@ -245,10 +249,19 @@ def _batch(digits: Digits, config: DigitsConfig, step: int, photographs: Sequenc
         part = slice(start, start + dirty)
         pixels = (images[part] * 255).byte().numpy()
         images[part] = as_input(framed_batch(soiled(image, rng) for image in pixels))
+    if press:
+        images[:press], labels[:press] = _printed(press, rng)
     if none:
         images[count - none :] = as_input(framed_batch(training_negative(rng, photographs) for _ in range(none)))
         labels[count - none :] = NO_DIGIT
     return images, labels
+
+
+def _printed(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Digits (count, 28, 28) in the fonts of training's letters, framed, and their labels (count,)."""
+    labels = rng.integers(DIGITS, size=count).tolist()
+    images = framed_batch(print_of(str(digit), TRAINING_FONTS, rng, bold=0.1) for digit in labels)
+    return as_input(images), torch.tensor(labels)
 
 
 def _chosen(count: int, config: DigitsConfig, step: int) -> Tensor:

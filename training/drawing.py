@@ -58,6 +58,13 @@ def place(rng: np.random.Generator, turn: float) -> Place:
     return Place(side, reach, (x, y), rng.uniform(-turn, turn))
 
 
+def placed(points: Points, where: Place) -> Points:
+    """A figure's points (N, 2), within -1..1, on the canvas: in pixels."""
+    cosine, sine = math.cos(where.turn), math.sin(where.turn)
+    turned: Points = points @ np.array([[cosine, sine], [-sine, cosine]])
+    return turned * where.reach + where.centre
+
+
 def drawn(strokes: Sequence[Stroke], where: Place, width: float) -> Grey:
     """The strokes' ink (side, side), 0 for none and 255 for full; `width` is a share of the figure's reach."""
     scale = 2  # drawn larger and averaged, for smooth edges
@@ -65,7 +72,7 @@ def drawn(strokes: Sequence[Stroke], where: Place, width: float) -> Grey:
     pen = ImageDraw.Draw(image)
     pixels = max(round(width * where.reach * scale), scale)
     for stroke in strokes:
-        points = [(x, y) for x, y in (_placed(stroke.points, where) * scale).tolist()]
+        points = [(x, y) for x, y in (placed(stroke.points, where) * scale).tolist()]
         if stroke.filled:
             pen.polygon(points, fill=255)
         else:
@@ -110,12 +117,6 @@ def grained(seen: npt.NDArray[np.floating], deviation: float, rng: np.random.Gen
     """Grey levels (H, W) of 0..255 with a sensor's noise of that standard deviation."""
     noise = rng.standard_normal(seen.shape, np.float32) * np.float32(deviation)
     return np.clip(seen + noise, 0, 255).astype(np.uint8)
-
-
-def _placed(points: Points, where: Place) -> Points:
-    cosine, sine = math.cos(where.turn), math.sin(where.turn)
-    turned: Points = points @ np.array([[cosine, sine], [-sine, cosine]])
-    return turned * where.reach + where.centre
 
 
 def _rounded(points: Points) -> Points:

@@ -33,38 +33,65 @@ def handwritten(rng: np.random.Generator) -> list[Stroke]:
     return [Stroke(by_hand(_on_board(line), rng) * narrow) for line in pick(HANDWRITTEN, rng).split("/")]
 
 
+def glyph(rng: np.random.Generator) -> list[Stroke]:
+    """Lines, arcs and outlines by chance: three strokes or more, or a closed outline, filled or with some inside."""
+    inside = [_chance_stroke(rng) for _ in range(int(rng.integers(3, 7)))]
+    if rng.random() < 0.4:
+        return inside
+    outline = Stroke(_outline(rng), filled=bool(rng.random() < 0.4))
+    return [outline] if outline.filled else [outline, *(Stroke(each.points * 0.6) for each in inside[:3])]
+
+
+def _chance_stroke(rng: np.random.Generator) -> Stroke:
+    if rng.random() < 0.5:
+        return Stroke(by_hand(rng.uniform(-1, 1, (rng.integers(2, 4), 2)), rng))
+    angles = rng.uniform(0, math.tau) + np.linspace(0, rng.uniform(1, 5), 16)
+    arc = np.stack([np.cos(angles), np.sin(angles)], axis=1) * rng.uniform(0.2, 0.7, 2)
+    return Stroke(arc + rng.uniform(-0.5, 0.5, 2))
+
+
+def _outline(rng: np.random.Generator) -> Points:
+    """Closed, of four to nine corners or waves, each as far from the middle as chance has it."""
+    count = int(rng.integers(4, 10))
+    reach = rng.uniform(0.35, 1, count)
+    steps = np.linspace(0, count, 48 if rng.random() < 0.5 else count + 1)
+    far = np.interp(steps, np.arange(count + 1), [*reach, reach[0]])
+    outline: Points = ring(len(steps) - 1) * far[:, None]
+    return outline
+
+
 def _on_board(line: str) -> Points:
     return np.array([((ord(square[0]) - ord("c")) / 2, (int(square[1]) - 3) / 2) for square in line.split()])
 
 
-def _ring(corners: int) -> Points:
+def ring(corners: int) -> Points:
     """A regular polygon in the unit circle, its first corner told twice so that it closes."""
     angles = np.linspace(0, math.tau, corners + 1)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _spokes(count: int) -> list[Stroke]:
-    return [Stroke(np.stack([corner * 0, corner])) for corner in _ring(count)[:-1]]
+    return [Stroke(np.stack([corner * 0, corner])) for corner in ring(count)[:-1]]
 
 
 def _polygon(rng: np.random.Generator) -> list[Stroke]:
     """Outlined, with at most five corners: a circle would be a nought; filled, with up to eight."""
     filled = bool(rng.integers(2))
-    return [Stroke(_ring(int(rng.integers(3, 9 if filled else 6))) * (1, rng.uniform(0.7, 1)), filled)]
+    return [Stroke(ring(int(rng.integers(3, 9 if filled else 6))) * (1, rng.uniform(0.7, 1)), filled)]
 
 
 def _disc(rng: np.random.Generator) -> list[Stroke]:
-    return [Stroke(_ring(24) * (1, rng.uniform(0.7, 1)), filled=True)]
+    return [Stroke(ring(24) * (1, rng.uniform(0.7, 1)), filled=True)]
 
 
 def _target(rng: np.random.Generator) -> list[Stroke]:
     """A ring around a dot, a ring or a cross."""
-    inner = _ring(24) * rng.uniform(0.3, 0.6)
-    return [Stroke(_ring(24)), *pick(([Stroke(inner, filled=True)], [Stroke(inner)], _spokes(4)), rng)]
+    inner = ring(24) * rng.uniform(0.3, 0.6)
+    return [Stroke(ring(24)), *pick(([Stroke(inner, filled=True)], [Stroke(inner)], _spokes(4)), rng)]
 
 
 def _star(rng: np.random.Generator) -> list[Stroke]:
-    points = _ring(2 * int(rng.integers(4, 8)))
+    points = ring(2 * int(rng.integers(4, 8)))
     points[1::2] *= rng.uniform(0.3, 0.6)
     return [Stroke(points, filled=bool(rng.integers(2)))]
 
@@ -152,9 +179,9 @@ def _hourglass(rng: np.random.Generator) -> list[Stroke]:
 def _face(rng: np.random.Generator) -> list[Stroke]:
     angles = np.linspace(0.1, 0.4, 12) * math.tau
     mouth = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 0.55
-    eye = _ring(12) * rng.uniform(0.1, 0.2)
+    eye = ring(12) * rng.uniform(0.1, 0.2)
     eyes = [Stroke(np.add(eye, (x, -0.3)), filled=True) for x in (-0.35, 0.35)]
-    return [Stroke(_ring(30)), *eyes, Stroke(mouth)]
+    return [Stroke(ring(30)), *eyes, Stroke(mouth)]
 
 
 TRAINING_SHAPES: dict[str, Figure] = {
