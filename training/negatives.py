@@ -270,11 +270,11 @@ def _training_scene(rng: np.random.Generator) -> Grey:
 
 
 def _training_picture(rng: np.random.Generator) -> Grey:
-    return photograph_part(pick(_pictures(), rng), rng)
+    return photograph_part(pick(library_photographs(), rng), rng)
 
 
 @lru_cache(maxsize=1)
-def _pictures() -> list[Image.Image]:
+def library_photographs() -> list[Image.Image]:
     """The photographs that scikit-image carries, all free of rights, in grey."""
     return [Image.fromarray(np.asarray(getattr(data, name)())).convert("L") for name in PICTURES]
 

@@ -15,7 +15,8 @@ Cell: TypeAlias = Literal["lstm", "gru"]
 Layer: TypeAlias = nn.LSTM | nn.GRU
 
 SIDE = 28  # pixels of an image
-STEP = 1 / 127  # of the grid on which an eight-bit hidden state stands; it lies between -1 and 1
+PIXEL = 1 / 255  # the step of the grid on which eight-bit pixels stand
+HIDDEN = 1 / 127  # and of that of hidden states, which lie between -1 and 1
 _CELLS: dict[Cell, type[Layer]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
@@ -44,7 +45,7 @@ class RowReader(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """(B, 28, 28) in 0..1 -> what the linear layer reads, (B, 2H)."""
         rows = images.transpose(0, 1)  # (B, 28, 28) -> (28, B, 28)
-        hidden = _read_eight_bit(self.lstm, rows) if self.eight_bit else _read(self.lstm, rows)  # (28, B, 2H)
+        hidden = _read_eight_bit(self.lstm, rows, PIXEL) if self.eight_bit else _read(self.lstm, rows)  # (28, B, 2H)
         return hidden[-1]
 
 
@@ -95,8 +96,7 @@ class ReNet(nn.Module):
         """Read (T, N, B, C) along T, each of the N * B lines by itself -> (T, N, B, 2H)."""
         lines = plane.flatten(1, 2)
         if self.eight_bit:
-            pixels = layer is self.across[0]  # they stand on a grid of their own, multiples of 1/255
-            outputs = _read_eight_bit(layer, lines if pixels else _on_grid(lines))  # type: ignore[arg-type]
+            outputs = _read_eight_bit(layer, lines, PIXEL if layer is self.across[0] else HIDDEN)  # type: ignore[arg-type]
         else:
             outputs = _read(layer, lines)  # type: ignore[arg-type]
         return torch.unflatten(outputs, 1, plane.shape[1:3])
@@ -115,23 +115,25 @@ def _read(layer: Layer, inputs: Tensor) -> Tensor:
     return outputs
 
 
-def _read_eight_bit(layer: Layer, inputs: Tensor) -> Tensor:
-    """The same, step by step; `inputs` must stand on a grid."""
-    forward = _direction(layer, inputs, "")
-    backward = _direction(layer, inputs.flip(0), "_reverse").flip(0)
+def _read_eight_bit(layer: Layer, inputs: Tensor, step: float) -> Tensor:
+    """The same, step by step, with `inputs` on the grid of multiples of `step`."""
+    forward = _direction(layer, inputs, step, "")
+    backward = _direction(layer, inputs.flip(0), step, "_reverse").flip(0)
     return torch.cat([forward, backward], -1)
 
 
-def _direction(layer: Layer, inputs: Tensor, suffix: str) -> Tensor:
+def _direction(layer: Layer, inputs: Tensor, step: float, suffix: str) -> Tensor:
     w_ih, w_hh, b_ih, b_hh = (
         getattr(layer, f"{name}_l0{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
-    step = _gru_step if isinstance(layer, nn.GRU) else _lstm_step
-    recurrent = _grid_of_rows(w_hh)
-    h = c = inputs.new_zeros(inputs.shape[1], layer.hidden_size)
+    size, gru = layer.hidden_size, isinstance(layer, nn.GRU)
+    inner = torch.zeros_like(b_hh)
+    if gru:  # a reset gate stands between the two biases of its new state
+        inner[2 * size :] = b_hh[2 * size :]
+    h = c = inputs.new_zeros(inputs.shape[1], size)
     outputs = []
-    for gates in F.linear(inputs, _grid_of_rows(w_ih), b_ih):  # (T, N, I) -> (T, N, G)
-        h, c = step(gates, F.linear(_on_grid(h), recurrent, b_hh), h, c)
+    for gates in _product(inputs, step, w_ih, b_ih + (b_hh - inner)):  # (T, N, I) -> (T, N, G)
+        h, c = (_gru_step if gru else _lstm_step)(gates, _product(h, HIDDEN, w_hh, inner), h, c)
         outputs.append(h)
     return torch.stack(outputs)
 
@@ -150,12 +152,12 @@ def _lstm_step(gates: Tensor, recurrent: Tensor, _: Tensor, c: Tensor) -> tuple[
     return o.sigmoid() * c.tanh(), c
 
 
-def _on_grid(values: Tensor) -> Tensor:
-    """The nearest multiples of STEP, -128 to 127 of them."""
-    return (values / STEP).round().clamp(-128, 127) * STEP
+def _product(inputs: Tensor, step: float, weight: Tensor, bias: Tensor) -> Tensor:
+    """(..., I) times the transpose of (O, I), both as 8-bit integers, and a bias -> (..., O), rounded as by the graph.
 
-
-def _grid_of_rows(weight: Tensor) -> Tensor:
-    """(out, in): each row's nearest multiples of a 127th of its largest."""
-    scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
-    return (weight / scale).round() * scale
+    The sums are whole numbers below 2^24, which float32 holds exactly.
+    """
+    least, most = (0, 255) if step == PIXEL else (-128, 127)
+    scale = weight.abs().amax(1).clamp_min(1e-30) / 127
+    sums = F.linear((inputs / step).round().clamp(least, most), (weight / scale[:, None]).round())
+    return sums * (scale * step) + bias

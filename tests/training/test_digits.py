@@ -68,6 +68,7 @@ def test_the_chapter_preset_is_the_chapters_system() -> None:
         "batch_size": 128,
         "rewritten": 0.0,
         "soiled": 0.0,
+        "printed": 0.0,
         "negatives": 0.0,
         "label_smoothing": 0.0,
         "optimiser": "adam",
@@ -88,7 +89,10 @@ def test_the_best_preset_has_what_was_found_to_help() -> None:
     config = PRESETS["best"]
     assert (config.reader, config.schedule) == ("renet", "one-cycle")
     assert len(config.hidden_sizes) > 1
-    assert min(config.rewritten, config.soiled, config.negatives, config.label_smoothing, config.average) > 0
+    assert (
+        min(config.rewritten, config.soiled, config.printed, config.negatives, config.label_smoothing, config.average)
+        > 0
+    )
     model = build(config)
     assert isinstance(model, ReNet)
     assert model.output.out_features == 11
@@ -108,6 +112,7 @@ def test_the_best_preset_has_what_was_found_to_help() -> None:
         ("dropout", [-0.1, 1.0, math.nan], 0.99),
         ("rewritten", [-0.1, 1.1, math.nan], 1.0),
         ("soiled", [-0.1, 1.0, math.nan], 0.99),
+        ("printed", [-0.1, 1.0, math.nan], 0.99),
         ("negatives", [-0.1, 1.0, math.nan], 0.99),
         ("label_smoothing", [-0.1, 1.0, math.nan], 0.99),
         ("average", [-0.1, 1.0, math.nan], 0.99),
@@ -207,6 +212,18 @@ def test_pictures_of_no_digit_stand_in_for_their_share_and_are_the_eleventh_clas
     assert torch.load(tmp_path / "checkpoint.pt")["model"]["output.bias"].shape == (11,)
 
 
+def test_printed_digits_stand_in_for_their_share_with_the_label_that_is_printed(shown: Shown, tmp_path: Path) -> None:
+    train(replace(shrunk("chapter"), printed=0.25), numbered(60), Run(tmp_path))
+    printed = torch.cat([images[:5] for images in shown.images]).flatten(1).float()
+    labels = torch.cat([labels[:5] for labels in shown.labels])
+    assert set(labels.tolist()) <= set(range(10))
+    apart = torch.cdist(printed, printed)
+    alike = labels[:, None] == labels
+    assert apart[alike].sum() / (alike.sum() - len(labels)) < 0.9 * apart[~alike].mean()
+    for images, labels in zip(shown.images, shown.labels, strict=True):
+        assert labels[5:].tolist() == [shade % 10 for shade in images[5:, 0, 0].tolist()]
+
+
 @pytest.mark.parametrize(
     ("shares", "changed"),
     [
@@ -248,6 +265,7 @@ def test_every_preset_learns_a_batch_by_heart(preset: str, tmp_path: Path) -> No
         patches=(7,),
         rewritten=0.0,
         soiled=0.0,
+        printed=0.0,
         negatives=0.0,
         dropout=0.0,
         average=0.5,

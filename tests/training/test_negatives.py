@@ -14,11 +14,12 @@ from PIL import Image
 from app.errors import CorpusError
 from training import negatives
 from training.drawing import CANVAS, Place, drawn, font, on_paper, place, printed
-from training.figures import BENCHMARK_SHAPES, HANDWRITTEN, TRAINING_SHAPES, handwritten
+from training.figures import BENCHMARK_SHAPES, HANDWRITTEN, TRAINING_SHAPES, glyph, handwritten
 from training.negatives import (
     BENCHMARK_FONTS,
     BENCHMARK_NEGATIVES,
     BENCHMARK_PRINT,
+    PICTURES,
     TRAINING_FONTS,
     TRAINING_NEGATIVES,
     TRAINING_PRINT,
@@ -26,6 +27,7 @@ from training.negatives import (
     benchmark_negative,
     benchmark_negatives,
     photographs_in,
+    print_of,
     training_negative,
 )
 
@@ -58,9 +60,11 @@ def share(times: int) -> object:
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=list(DRAWN))
-def test_a_negative_is_a_grey_picture_of_28_to_200_pixels_a_side(draw: Draw, rng: np.random.Generator) -> None:
+def test_a_negative_is_a_grey_picture_whose_longer_side_has_28_to_200_pixels(
+    draw: Draw, rng: np.random.Generator
+) -> None:
     pictures = [draw(rng) for _ in range(60)]
-    sides = [side for picture in pictures for side in picture.shape]
+    sides = [max(picture.shape) for picture in pictures]
     assert {picture.dtype for picture in pictures} == {np.dtype(np.uint8)}
     assert CANVAS[0] <= min(sides) < 40
     assert 130 < max(sides) <= CANVAS[1]
@@ -78,7 +82,9 @@ def test_all_but_blanks_have_something_on_them(draw: Draw, rng: np.random.Genera
     assert all(np.ptp(draw(rng)) >= 40 for _ in range(100))
 
 
-@pytest.mark.parametrize("name", ["training letters", "training shapes", "benchmark letters", "benchmark shapes"])
+@pytest.mark.parametrize(
+    "name", ["training letters", "training print", "training glyphs", "benchmark letters", "benchmark shapes"]
+)
 def test_ink_is_darker_than_paper_as_well_as_lighter(name: str, rng: np.random.Generator) -> None:
     def dark_ink(picture: npt.NDArray[np.uint8]) -> bool:
         edge = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]))
@@ -93,10 +99,11 @@ def test_kinds_are_drawn_evenly_and_photographs_among_them_where_there_are_some(
     monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     number(TRAINING_NEGATIVES, monkeypatch)
-    without = Counter(int(training_negative(rng)[0, 0]) for _ in range(1000))
-    assert without == dict.fromkeys(range(5), share(200))
-    having = Counter(int(training_negative(rng, [jpeg(99)])[0, 0]) for _ in range(1200))
-    assert having == dict.fromkeys((*range(5), 99), share(200))
+    kinds = range(len(TRAINING_NEGATIVES))
+    without = Counter(int(training_negative(rng)[0, 0]) for _ in range(200 * len(kinds)))
+    assert without == dict.fromkeys(kinds, share(200))
+    having = Counter(int(training_negative(rng, [jpeg(99)])[0, 0]) for _ in range(200 * (len(kinds) + 1)))
+    assert having == dict.fromkeys((*kinds, 99), share(200))
 
 
 def test_the_benchmark_draws_five_kinds_evenly(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
@@ -127,10 +134,28 @@ def test_the_families_share_no_typeface_and_no_shape() -> None:
     assert not set(TRAINING_SHAPES.values()) & set(BENCHMARK_SHAPES.values())
 
 
-def test_no_character_is_a_digit_to_the_eye_and_training_spares_their_twins() -> None:
+def test_no_character_is_a_digit_to_the_eye_but_their_twins_in_print_are_there() -> None:
     assert not set("0123456789OoQIl|") & set(TRAINING_PRINT + BENCHMARK_PRINT)
-    assert not set("SsZzbgqij?") & set(TRAINING_PRINT)
-    assert set("SsZzbgq") <= set(BENCHMARK_PRINT)
+    assert set("SsZzbgqij?") <= set(TRAINING_PRINT) & set(BENCHMARK_PRINT)
+
+
+def test_a_glyph_shows_and_stays_on_its_canvas(rng: np.random.Generator) -> None:
+    for _ in range(50):
+        ink = drawn(glyph(rng), Place(side=100, reach=30, centre=(50, 50), turn=rng.uniform(-3, 3)), 0.2)
+        assert ink.max() == 255
+        assert 0.005 < (ink > 127).mean() < 0.5
+        assert not ink[0].any()
+        assert not ink[:, -1].any()
+
+
+def test_print_is_of_the_characters_asked_for(rng: np.random.Generator) -> None:
+    pictures = [print_of(" ", ["cmr10"], rng, bold=0.1) for _ in range(20)]
+    assert all(np.ptp(picture) < 100 for picture in pictures)  # paper and its grain
+    assert all(np.ptp(print_of("8", ["cmr10"], rng, bold=0.1)) > 40 for _ in range(20))
+
+
+def test_the_library_photographs_are_there_and_differ() -> None:
+    assert len({picture.tobytes() for picture in negatives.library_photographs()}) == len(PICTURES)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +232,7 @@ def test_what_holds_no_photographs_is_named(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_photograph_keeps_its_levels(rng: np.random.Generator) -> None:
-    parts = [negatives.photograph_part([jpeg(77, (50, 300))], rng) for _ in range(20)]
+    whole = Image.new("L", (50, 300), 77)
+    parts = [negatives.photograph_part(whole, rng) for _ in range(20)]
     assert all((part == 77).all() for part in parts)
     assert len({part.shape for part in parts}) > 5
