@@ -49,12 +49,12 @@ class Calibration:
     """
 
     temperature: float  # that the logits are divided by
-    rejection_threshold: float  # the largest probability of no digit that is still answered with one
+    rejection_threshold: float  # the largest doubt, 1 - confidence, that is still answered with a digit
 
     def probabilities(self, logits: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """(B, 10 or 11) -> of each digit, (B, 10), given that it is one; and that there is none, (B,).
 
-        A reader without an output for no digit doubts as much as it wavers: 1 - its likeliest digit's probability.
+        Without an output for no digit there is none as far as the reader wavers: 1 - its likeliest digit's probability.
         """
         scaled = logits.astype(np.float64) / self.temperature
         digits = _softmax(scaled[:, :DIGITS])
@@ -91,9 +91,9 @@ class DigitsPredictor:
     def predict(self, examples: Sequence[Framed]) -> list[Classification | None]:
         """The answer to each; one turn is enough for all of them."""
         logits = self.logits(np.stack([each.pixels for each in examples]))
-        digits, none = self._calibration.probabilities(logits)
+        digits, _ = self._calibration.probabilities(logits)
         confidence = self._calibration.confidence(logits)
-        return [self._answer(*each) for each in zip(examples, digits, none, confidence, strict=True)]
+        return [self._answer(*each) for each in zip(examples, digits, confidence, strict=True)]
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """(B, 28, 28) -> (B, 10 or 11)."""
@@ -106,10 +106,8 @@ class DigitsPredictor:
         digits, none = self._calibration.probabilities(self.logits(example.pixels[None]))
         return [*([str(digit), float(value)] for digit, value in enumerate(digits[0])), ["none", float(none[0])]]
 
-    def _answer(
-        self, example: Framed, digits: npt.NDArray[np.float64], none: float, confidence: float
-    ) -> Classification:
-        doubtful = none > self._calibration.rejection_threshold
+    def _answer(self, example: Framed, digits: npt.NDArray[np.float64], confidence: float) -> Classification:
+        doubtful = 1 - confidence > self._calibration.rejection_threshold
         reason = example.reason or (NO_DIGIT if doubtful else None)
         if example.reason:  # the model was not made for what has no ink at all
             digits, confidence = np.full(DIGITS, 1 / DIGITS), 0.0

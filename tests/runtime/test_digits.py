@@ -121,13 +121,22 @@ def test_confidence_is_that_it_is_a_digit_and_this_one() -> None:
     assert sum(found.probabilities) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("none", "rejected"), [(0.39, False), (0.41, True)])
-def test_more_doubt_than_the_threshold_rejects(none: float, rejected: bool) -> None:
-    for given in (logits(3, 0.7, none), logits(3, 1 - none)):  # a reader of eleven classes, and one of ten
-        (found,) = answers([given], threshold=0.4)
-        assert found.rejected is rejected
-        assert (found.digit, found.reason) == ((None, NO_DIGIT) if rejected else (3, None))
-        assert int(np.argmax(found.probabilities)) == 3  # if it is one
+@pytest.mark.parametrize(
+    ("given", "rejected"),
+    [
+        (logits(3, 0.7, none=0.14), False),  # 0.7 of 0.86: a doubt of 0.398
+        (logits(3, 0.7, none=0.15), True),
+        (logits(3, 0.99, none=0.41), True),  # no digit
+        (logits(3, 0.59, none=0.01), True),  # a digit, but which?
+        (logits(3, 0.61), False),
+        (logits(3, 0.59), True),
+    ],
+)
+def test_more_doubt_than_the_threshold_rejects(given: list[float], rejected: bool) -> None:
+    (found,) = answers([given], threshold=0.4)
+    assert found.rejected is rejected
+    assert (found.digit, found.reason) == ((None, NO_DIGIT) if rejected else (3, None))
+    assert int(np.argmax(found.probabilities)) == 3  # if it is one
 
 
 def test_what_the_framing_saw_nothing_on_is_rejected_for_its_reason_whatever_the_graph_says() -> None:

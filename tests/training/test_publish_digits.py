@@ -169,7 +169,7 @@ def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle) ->
         f"{manifest.parameters:,} parameters",
         f"| test digits read rightly (30) | {100 * manifest.metrics['test_accuracy']:.2f} |",
         f"the temperature {manifest.calibration['temperature']:.3f}",
-        f"a probability above {manifest.calibration['rejection_threshold']:.3f}",
+        f"falls short of 1 by more than {manifest.calibration['rejection_threshold']:.3f}",
         f"as served ({manifest.served})",
         *(f"| {name} |" for name in (*CORRUPTIONS, "photographs")),
         *(f"]({name})" for name in ("confusion.png", "errors.png", "reliability.png", "curves.png")),
@@ -267,7 +267,7 @@ def kept_by_the_threshold(
     monkeypatch.setattr(publishing, "checks", lambda found, config: parts)
     monkeypatch.setattr(publishing, "_temperature", lambda logits, labels: 1.0)
     chosen = calibrated(predictor, valid, PRESETS["best"])
-    _, doubts = chosen.probabilities(predictor.logits(images[:count]))
+    doubts = 1 - chosen.confidence(predictor.logits(images[:count]))
     return doubts <= chosen.rejection_threshold, chosen.rejection_threshold
 
 

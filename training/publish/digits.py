@@ -136,7 +136,7 @@ def calibrated(predictor: DigitsPredictor, valid: Digits, config: DigitsConfig) 
     """
     logits = torch.from_numpy(_logits(predictor, valid)[:, :DIGITS].copy())
     fitted = Calibration(_temperature(logits, valid.labels), 1.0)
-    doubts = {name: fitted.probabilities(_logits(predictor, part))[1] for name, part in checks(valid, config).items()}
+    doubts = {name: 1 - fitted.confidence(_logits(predictor, part)) for name, part in checks(valid, config).items()}
     least = float(np.quantile(doubts["valid"], 1 - REJECTED_AT_MOST, method="higher"))
     candidates = np.unique(np.concatenate([[least], *doubts.values()]))
     candidates = candidates[(candidates >= least) & (candidates < 1)]
