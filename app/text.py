@@ -246,8 +246,9 @@ class PennTreebank:
         signs = {character for token in self._known if not _WORDED.search(token) for character in token}
         worded = rf"(?:{_WORDED.pattern}|[{re.escape(''.join(signs))}{_MONEY}%&#']|[^\x00-\x7f\u2000-\u206f])"
         # Chunks that may hold a token: all but those of ASCII's and Unicode's general punctuation, megabytes of which
-        # would take seconds one by one. Possessive, so that each character of a long run of dashes is looked at once.
-        self._worded = re.compile(rf"(?<!\S)(?:(?!{worded})\S)*+{worded}\S*")
+        # would take seconds one by one. Atomic, so that each character of a long run of dashes is looked at once
+        # (possessive, it loses chunks of one character on Python 3.11.2).
+        self._worded = re.compile(rf"(?<!\S)(?>(?:(?!{worded})\S)*){worded}\S*")
         self._words = _WordList((_written(token).lower(), place) for token, place in words.items())
         self._clitics = _WordList((token, place) for token, place in words.items() if token in CLITICS)
 

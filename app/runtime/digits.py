@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +11,17 @@ import onnxruntime as ort
 
 from app.bundle import Bundle
 from app.errors import BundleError
-from app.images import Framed, decoded, framed
+from app.images import Framed, decoded, framed, turned
 from app.runtime.batching import Resources
 from app.runtime.engine import Floats, Precision, session
 
 DIGITS: Final = 10
 READ_AT: Final = 512  # pixels of the shorter side: more of a large picture need not be decoded to frame it
 NO_DIGIT: Final = "no digit to be read"
+DOUBT: Final = 0.1  # more of it, 1 - confidence, calls for a second look,
+TURN: Final = 8.0  # turned by so many degrees
+
+Probabilities: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +55,12 @@ class Calibration:
     temperature: float  # that the logits are divided by
     rejection_threshold: float  # the largest doubt, 1 - confidence, that is still answered with a digit
 
-    def probabilities(self, logits: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(B, 10 or 11) -> of each digit, (B, 10), given that it is one; and that there is none, (B,).
-
-        Without an output for no digit there is none as far as the reader wavers: 1 - its likeliest digit's probability.
-        """
+    def probabilities(self, logits: Floats) -> Probabilities:
+        """(B, 10 or 11) -> of each class, (B, 10 or 11)."""
         scaled = logits.astype(np.float64) / self.temperature
-        digits = _softmax(scaled[:, :DIGITS])
-        none = _softmax(scaled)[:, DIGITS] if scaled.shape[1] > DIGITS else 1 - digits.max(1)
-        return digits, none
-
-    def confidence(self, logits: Floats) -> npt.NDArray[np.float64]:
-        """(B, 10 or 11) -> the probability that there is a digit and that it is the likeliest one, (B,)."""
-        most: npt.NDArray[np.float64] = _softmax(logits.astype(np.float64) / self.temperature)[:, :DIGITS].max(1)
-        return most
+        powers = np.exp(scaled - scaled.max(1, keepdims=True))
+        shares: Probabilities = powers / powers.sum(1, keepdims=True)
+        return shares
 
 
 class DigitsPredictor:
@@ -90,10 +86,26 @@ class DigitsPredictor:
 
     def predict(self, examples: Sequence[Framed]) -> list[Classification | None]:
         """The answer to each; one turn is enough for all of them."""
-        logits = self.logits(np.stack([each.pixels for each in examples]))
-        digits, _ = self._calibration.probabilities(logits)
-        confidence = self._calibration.confidence(logits)
-        return [self._answer(*each) for each in zip(examples, digits, confidence, strict=True)]
+        probabilities = self.probabilities(np.stack([each.pixels for each in examples]))
+        return [self._answer(*each) for each in zip(examples, probabilities, strict=True)]
+
+    def recalibrated(self, calibration: Calibration) -> "DigitsPredictor":
+        """The same reader with another calibration."""
+        return DigitsPredictor(self._reader, calibration, precision=self.precision)
+
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> Probabilities:
+        """Framed pixels (B, 28, 28) -> of each digit and perhaps of none, (B, 10 or 11).
+
+        What is doubted is looked at again, turned by TURN degrees either way, and the mean counts: a digit stays what
+        it is, what only looks like one does not.
+        """
+        found = self._calibration.probabilities(self.logits(pixels))
+        again = np.flatnonzero(1 - confidences(found) > DOUBT)
+        if len(again):
+            looks = np.concatenate([turned(pixels[again], degrees) for degrees in (TURN, -TURN)])
+            left, right = np.split(self._calibration.probabilities(self.logits(looks)), 2)
+            found[again] = (found[again] + left + right) / 3
+        return found
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """(B, 28, 28) -> (B, 10 or 11)."""
@@ -101,19 +113,22 @@ class DigitsPredictor:
         return logits
 
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
-        """[digit, probability] of each digit and of none, for the `image` (base64) of `payload`."""
+        """[class, probability] of each digit and perhaps of none, for the `image` (base64) of `payload`."""
         example = self.prepare(Classify(base64.b64decode(payload["image"])))
-        digits, none = self._calibration.probabilities(self.logits(example.pixels[None]))
-        return [*([str(digit), float(value)] for digit, value in enumerate(digits[0])), ["none", float(none[0])]]
+        found = self.probabilities(example.pixels[None])[0]
+        names = [*map(str, range(DIGITS)), "none"]  # the last for a reader that knows of none
+        return [[name, float(value)] for name, value in zip(names, found, strict=False)]
 
-    def _answer(self, example: Framed, digits: npt.NDArray[np.float64], confidence: float) -> Classification:
+    def _answer(self, example: Framed, probabilities: Probabilities) -> Classification:
+        digits = probabilities[:DIGITS] / probabilities[:DIGITS].sum()
+        confidence = float(confidences(probabilities))
         doubtful = 1 - confidence > self._calibration.rejection_threshold
         reason = example.reason or (NO_DIGIT if doubtful else None)
         if example.reason:  # the model was not made for what has no ink at all
             digits, confidence = np.full(DIGITS, 1 / DIGITS), 0.0
         return Classification(
             digit=None if reason else int(digits.argmax()),
-            confidence=float(confidence),
+            confidence=confidence,
             probabilities=digits.tolist(),
             rejected=reason is not None,
             reason=reason,
@@ -131,8 +146,7 @@ def calibration(found: Mapping[str, float], place: str) -> Calibration:
         ) from error
 
 
-def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Along the last axis."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    shares: npt.NDArray[np.float64] = powers / powers.sum(-1, keepdims=True)
-    return shares
+def confidences(probabilities: Probabilities) -> Probabilities:
+    """(..., 10 or 11) -> that there is a digit and that it is the likeliest one, (...)."""
+    most: Probabilities = probabilities[..., :DIGITS].max(-1)
+    return most

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageDraw, ImageFilter
 
+from app import images
 from app.images import Bytes, decoded, framed, framed_array, png
 
 MNIST = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mnist" / "MNIST" / "raw"
@@ -76,6 +77,42 @@ def inked(ground: Bytes, ink: Bytes, strength: float = 0.7) -> Bytes:
     """Dark ink on a ground of the same size."""
     mixed: Bytes = (ground * (1 - strength * (ink / 255))).astype(np.uint8)
     return mixed
+
+
+def turned(picture: Bytes, degrees: float, outside: int = 0) -> Bytes:
+    return np.asarray(Image.fromarray(picture).rotate(degrees, Image.Resampling.BICUBIC, fillcolor=outside))
+
+
+def desk(kind: str, height: int = 450, width: int = 600) -> Bytes:
+    """What may lie under a sheet: of one shade, grained wood or rough cloth."""
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:height, :width] / width
+    shade = {"dark": 50, "grey": 130, "white": 250, "wood": 120, "cloth": 90}[kind] * np.ones((height, width))
+    if kind == "wood":
+        shade += 25 * np.sin(90 * y + 4 * np.sin(5 * x))
+    if kind == "cloth":
+        shade += rng.normal(0, 30, shade.shape)
+    return np.clip(shade + rng.normal(0, 3, shade.shape), 0, 255).astype(np.uint8)
+
+
+def on_desk(sheet: Bytes, kind: str, *, tilt: float = 0, at: tuple[int, int] = (140, 60)) -> Bytes:
+    """A photograph of a sheet that lies on a desk, its left upper corner there before it is tilted."""
+    ground = Image.fromarray(desk(kind))
+    layer, covered = Image.new("L", ground.size), Image.new("L", ground.size)
+    layer.paste(Image.fromarray(sheet), at)
+    covered.paste(255, (*at, at[0] + sheet.shape[1], at[1] + sheet.shape[0]))
+    layer, covered = (each.rotate(tilt, Image.Resampling.BICUBIC) for each in (layer, covered))
+    ground.paste(layer, mask=covered)
+    return np.asarray(ground.filter(ImageFilter.GaussianBlur(1)))
+
+
+def ruled(sheet: Bytes, apart: int, *, squared: bool = False, slope: float = 0.0, shade: float = 0.3) -> Bytes:
+    """A sheet with rules as dark as the pen."""
+    y, x = np.mgrid[: sheet.shape[0], : sheet.shape[1]]
+    line = (y + slope * x) % apart < 3
+    if squared:
+        line |= (x - slope * y) % apart < 3
+    return np.where(line, np.minimum(sheet, shade * 215), sheet).astype(np.uint8)
 
 
 @pytest.mark.parametrize("strokes", DIGITS)
@@ -152,6 +189,67 @@ def test_the_dark_edge_of_a_table_is_not_taken_for_the_digit() -> None:
     picture = inked(paper(400, 600, shade=0.2), ink)
     picture[:, :40] = 30
     assert distance(framed_array(picture).pixels, framed_array(ink).pixels) < 30
+
+
+@pytest.mark.parametrize("kind", ["dark", "grey", "wood", "cloth"])
+@pytest.mark.parametrize("tilt", [0, 8, -14])
+def test_the_digit_is_framed_and_not_the_sheet_that_lies_on_a_desk(kind: str, tilt: float) -> None:
+    ink = drawn(FIVE, 120, canvas=(300, 320), at=(90, 100), width=12)
+    picture = on_desk(inked(paper(320, 300, shade=0.2), ink), kind, tilt=tilt)
+    assert distance(framed_array(picture).pixels, framed_array(turned(ink, tilt)).pixels) < 30
+
+
+def test_a_sheet_may_be_darker_than_the_desk() -> None:
+    ink = drawn(FOUR, 120, canvas=(300, 320), at=(90, 100), width=12)
+    sheet = inked((paper(320, 300, shade=0.1) * 0.75).astype(np.uint8), ink)
+    assert distance(framed_array(on_desk(sheet, "white", tilt=5)).pixels, framed_array(turned(ink, 5)).pixels) < 30
+
+
+def test_a_blackboard_is_a_sheet() -> None:
+    ink = drawn(SEVEN, 120, canvas=(300, 320), at=(90, 100), width=12)
+    board = np.maximum(paper(320, 300, shade=0.1) // 5, (0.85 * ink).astype(np.uint8))
+    assert distance(framed_array(on_desk(board, "wood", tilt=-4)).pixels, framed_array(turned(ink, -4)).pixels) < 30
+
+
+def test_a_sheet_may_run_out_of_the_picture() -> None:
+    ink = drawn(FIVE, 150, canvas=(500, 420), at=(120, 130), width=14)
+    picture = on_desk(inked(paper(420, 500, shade=0.2), ink), "dark", tilt=6, at=(200, 90))
+    assert distance(framed_array(picture).pixels, framed_array(turned(ink, 6)).pixels) < 30
+
+
+def test_a_thick_ring_is_no_sheet() -> None:
+    y, x = np.mgrid[:200, :200] - 100
+    reach = np.hypot(y / 75, x / 60)
+    picture = np.where((reach < 1) & (reach > 0.4), 200, 40) + np.random.default_rng(0).normal(0, 2, (200, 200))
+    found = framed_array(picture.astype(np.uint8)).pixels
+    assert found[14, 14] < 30
+    assert np.count_nonzero(found > 128) > 150
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+@pytest.mark.parametrize(
+    ("apart", "squared", "slope"), [(70, False, 0.0), (38, False, 0.03), (45, True, 0.0), (60, True, 0.02)]
+)
+def test_rules_as_dark_as_the_pen_are_taken_off_and_strokes_that_cross_them_stay_whole(
+    strokes: Sequence[Stroke], apart: int, squared: bool, slope: float
+) -> None:
+    ink = drawn(strokes, canvas=(400, 400), at=(107, 103), width=14)
+    sheet = ruled(inked(paper(400, 400, shade=0.2), ink), apart, squared=squared, slope=slope)
+    assert distance(framed_array(sheet).pixels, framed_array(ink).pixels) < 45
+
+
+def test_a_ruled_sheet_may_lie_on_a_desk() -> None:
+    ink = drawn(FIVE, 130, canvas=(300, 320), at=(85, 103), width=12)
+    sheet = ruled(inked(paper(320, 300, shade=0.1), ink), 42)
+    assert distance(framed_array(on_desk(sheet, "wood", tilt=2)).pixels, framed_array(turned(ink, 2)).pixels) < 30
+
+
+@pytest.mark.parametrize(
+    "strokes", [*DIGITS, [[(0.5, 0.0), (0.5, 1.0)]], [[(0.0, 0.0), (0.8, 0.0), (0.0, 1.0), (0.8, 1.0)]]]
+)
+def test_long_thin_strokes_of_a_digit_that_fills_the_picture_are_no_rules(strokes: Sequence[Stroke]) -> None:
+    ink = drawn(strokes, 190, canvas=(190, 200), at=(8, 5), width=4)
+    assert distance(framed_array(inked(paper(200, 190, shade=0.1), ink)).pixels, framed_array(ink).pixels) < 40
 
 
 def test_the_ground_may_be_striped() -> None:
@@ -263,3 +361,22 @@ def test_mnist_passes_bit_for_bit_light_or_dark(part: str, count: int) -> None:
         assert light.reason is dark.reason is None
         assert np.array_equal(light.pixels, digit)
         assert np.array_equal(dark.pixels, digit)
+
+
+def test_what_stands_on_no_even_ground_is_refused() -> None:
+    rng = np.random.default_rng(1)
+    tiles = np.kron(rng.integers(0, 256, (9, 9), np.uint8), np.ones((20, 20), np.uint8))
+    assert framed_array(tiles).reason == "no even ground around a shape"
+
+
+def test_a_turned_digit_keeps_its_middle_and_comes_back() -> None:
+    bar = np.zeros((1, 28, 28), np.uint8)
+    bar[0, 5:23, 12:16] = 255
+    left = images.turned(bar, 8)
+    assert left.shape == (1, 28, 28)
+    assert left.dtype == np.uint8
+    assert (
+        int(left[0, :9].sum(0).argmax()) < 13 < int(left[0, 19:].sum(0).argmax())
+    )  # counterclockwise: top to the left
+    assert np.abs(images.turned(left, -8).astype(int) - bar).mean() < np.abs(left.astype(int) - bar).mean() / 2
+    assert (images.turned(bar, 0) == bar).all()

@@ -19,11 +19,11 @@ from prometheus_client import CollectorRegistry
 from app import bundle as bundles
 from app.bundle import Bundle, CorpusEntry, Manifest
 from app.errors import BundleError, Malformed, TooLarge
-from app.images import MAX_PIXELS, Framed, framed_array, png
+from app.images import MAX_PIXELS, Framed, framed_array, png, turned
 from app.models.digits import ReNet, RowReader
 from app.models.language_model import parameter_count
 from app.runtime.batching import Resources, answer_all
-from app.runtime.digits import NO_DIGIT, Calibration, Classification, Classify, DigitsPredictor, calibration
+from app.runtime.digits import NO_DIGIT, TURN, Calibration, Classification, Classify, DigitsPredictor, calibration
 from app.runtime.engine import Floats
 from app.runtime.language_model import Suggest
 from app.runtime.metrics import Metrics
@@ -36,16 +36,24 @@ CALIBRATION = {"temperature": 1.5, "rejection_threshold": 0.9}
 
 
 class Reader:
-    """Stands for a graph: answers the logits it was given, row by row."""
+    """Stands for a graph: answers a picture whose middle is of the shade n with the logits n, however it is turned."""
 
     def __init__(self, logits: Sequence[Sequence[float]]) -> None:
         self._logits = np.array(logits, np.float32)
+        self.asked: list[int] = []
 
     def run(self, _: None, feed: dict[str, npt.NDArray[np.uint8]]) -> list[Floats]:
         pixels = feed["pixels"]
-        assert pixels.shape == (len(self._logits), 28, 28)
+        assert pixels.shape[1:] == (28, 28)
         assert pixels.dtype == np.uint8
-        return [self._logits]
+        self.asked.append(len(pixels))
+        return [self._logits[pixels[:, 14, 14]]]
+
+
+def shaded(shade: int) -> npt.NDArray[np.uint8]:
+    pixels = np.zeros((28, 28), np.uint8)
+    pixels[9:19, 9:19] = shade
+    return pixels
 
 
 def answers(
@@ -58,8 +66,8 @@ def answers(
     """What is answered to images of which a graph said `logits`, and the framing perhaps why it saw none."""
     reader = cast(ort.InferenceSession, Reader(logits))
     predictor = DigitsPredictor(reader, Calibration(temperature, threshold), precision="int8")
-    blank = np.zeros((28, 28), np.uint8)
-    found = predictor.predict([Framed(blank, reason) for reason in reasons or [None] * len(logits)])
+    reasons = reasons or [None] * len(logits)
+    found = predictor.predict([Framed(shaded(n), reason) for n, reason in enumerate(reasons)])
     assert None not in found
     return [each for each in found if each is not None]
 
@@ -74,34 +82,50 @@ def logits(likeliest: int, probability: float, none: float | None = None) -> lis
 # calibration
 
 
-def test_ten_logits_are_probabilities_and_their_doubt() -> None:
-    found, none = Calibration(1.0, 0.5).probabilities(np.array([logits(3, 0.7), logits(9, 0.1)], np.float32))
-    np.testing.assert_allclose(found[0], [0.7 if digit == 3 else 0.3 / 9 for digit in range(10)], rtol=1e-6)
-    np.testing.assert_allclose(found[1], 0.1, rtol=1e-6)
-    np.testing.assert_allclose(none, [0.3, 0.9], rtol=1e-6)
-
-
-def test_eleven_logits_are_the_digits_given_that_it_is_one_and_that_it_is_none() -> None:
-    found, none = Calibration(1.0, 0.5).probabilities(np.array([logits(3, 0.7, 0.25)], np.float32))
-    np.testing.assert_allclose(found[0], [0.7 if digit == 3 else 0.3 / 9 for digit in range(10)], rtol=1e-6)
-    np.testing.assert_allclose(none, [0.25], rtol=1e-6)
+@pytest.mark.parametrize("none", [None, 0.25])
+def test_logits_are_probabilities_of_each_class(none: float | None) -> None:
+    found = Calibration(1.0, 0.5).probabilities(np.array([logits(3, 0.7, none), logits(9, 0.1, none)], np.float32))
+    sure = np.array([[0.7 if digit == 3 else 0.3 / 9 for digit in range(10)], [0.1] * 10])
+    np.testing.assert_allclose(found[:, :10], sure * (1 - (none or 0)), rtol=1e-6)
+    np.testing.assert_allclose(found[:, 10:], none or 0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("outputs", [10, 11])
 def test_logits_are_divided_by_the_temperature(outputs: int) -> None:
     raw = np.random.default_rng(1).normal(size=(4, outputs)).astype(np.float32)
     warm, plain = Calibration(2.5, 0.5).probabilities(raw), Calibration(1.0, 0.5).probabilities(raw / np.float32(2.5))
-    np.testing.assert_allclose(warm[0], plain[0], rtol=1e-5)
-    np.testing.assert_allclose(warm[1], plain[1], rtol=1e-5)
-    cold, _ = Calibration(1.0, 0.5).probabilities(raw)
-    assert (warm[0].max(1) < cold.max(1)).all()
-    assert (warm[0].argmax(1) == cold.argmax(1)).all()
+    np.testing.assert_allclose(warm, plain, rtol=1e-5)
+    cold = Calibration(1.0, 0.5).probabilities(raw)
+    assert (warm.max(1) < cold.max(1)).all()
+    assert (warm.argmax(1) == cold.argmax(1)).all()
 
 
 def test_large_logits_are_probabilities_too() -> None:
-    found, none = Calibration(0.01, 0.5).probabilities(np.array([[1e4] + [-1e4] * 10], np.float32))
-    assert found[0].tolist() == [1] + [0] * 9
-    assert none.tolist() == [0]
+    found = Calibration(0.01, 0.5).probabilities(np.array([[1e4] + [-1e4] * 10], np.float32))
+    assert found[0].tolist() == [1] + [0] * 10
+
+
+# second looks
+
+
+def test_only_what_is_doubted_is_looked_at_again_from_both_sides_and_all_at_once() -> None:
+    reader = Reader([logits(3, 0.95), logits(4, 0.85), logits(5, 0.7)])
+    predictor = DigitsPredictor(cast(ort.InferenceSession, reader), Calibration(1.0, 1.0), precision="int8")
+    predictor.predict([Framed(shaded(n), None) for n in range(3)])
+    assert reader.asked == [3, 4]
+    predictor.predict([Framed(shaded(0), None)])
+    assert reader.asked == [3, 4, 1]
+
+
+def test_a_second_look_counts_as_much_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [logits(3, 0.6, none=0.1), logits(3, 0.9, none=0.1), logits(8, 0.6, none=0.5)]
+    monkeypatch.setattr(
+        "app.runtime.digits.turned", lambda pixels, degrees: np.stack([shaded(1 if degrees > 0 else 2)])
+    )
+    (found, *_) = answers(seen)
+    probabilities = Calibration(1.0, 1.0).probabilities(np.array(seen, np.float32)).mean(0)
+    assert found.confidence == pytest.approx(probabilities[:10].max())
+    assert found.probabilities == pytest.approx((probabilities[:10] / probabilities[:10].sum()).tolist())
 
 
 # answers
@@ -240,10 +264,12 @@ def test_a_blank_picture_is_rejected_beside_others(predictor: DigitsPredictor) -
 
 def test_the_bundles_calibration_is_the_predictors(digits_bundle: Bundle, predictor: DigitsPredictor) -> None:
     example = framed_array(seven())
-    found, none = Calibration(**CALIBRATION).probabilities(predictor.logits(example.pixels[None]))
+    found = predictor.recalibrated(Calibration(**CALIBRATION)).probabilities(example.pixels[None])[0]
     (answer,) = answer_all(predictor, [example])
-    assert answer.probabilities == found[0].tolist()
-    assert answer.confidence == pytest.approx(float(found[0].max() * (1 - none[0])))
+    assert answer.probabilities == (found[:10] / found[:10].sum()).tolist()
+    assert answer.confidence == found[:10].max()
+    warmer = predictor.recalibrated(Calibration(9.0, 0.5)).probabilities(example.pixels[None])[0]
+    assert warmer.max() < found.max()
 
 
 def test_a_reader_of_ten_classes_answers_as_well(tmp_path: Path) -> None:
@@ -252,10 +278,11 @@ def test_a_reader_of_ten_classes_answers_as_well(tmp_path: Path) -> None:
     predictor = DigitsPredictor.open(bundle, "fp32", Resources())
     (answer,) = answer_all(predictor, [framed_array(seven())])
     with torch.inference_mode():
-        expected = (model(torch.from_numpy(seven())[None] / 255) / CALIBRATION["temperature"]).softmax(1)[0]
+        looks = np.stack([seven(), *(turned(seven()[None], degrees)[0] for degrees in (TURN, -TURN))])
+        expected = (model(torch.from_numpy(looks) / 255) / CALIBRATION["temperature"]).softmax(1).mean(0)
     assert answer.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
     assert answer.confidence == max(answer.probabilities)
-    assert len(predictor.probe(PAYLOAD)) == 11
+    assert [name for name, _ in predictor.probe(PAYLOAD)] == [*map(str, range(10))]
 
 
 def test_the_probe_tells_each_digits_probability_and_that_of_none(
@@ -264,8 +291,8 @@ def test_the_probe_tells_each_digits_probability_and_that_of_none(
     found = predictor.probe(PAYLOAD)
     assert [name for name, _ in found] == [*map(str, range(10)), "none"]
     (answer,) = answer_all(predictor, [framed_array(seven())])
-    assert [value for _, value in found[:10]] == answer.probabilities
-    assert answer.confidence == pytest.approx(max(answer.probabilities) * (1 - found[10][1]))
+    assert max(value for _, value in found[:10]) == answer.confidence
+    assert sum(value for _, value in found) == pytest.approx(1)
     assert found == digits_bundle.json("probe.json")["answers"]["int8"]
 
 

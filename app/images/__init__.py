@@ -1,0 +1,30 @@
+"""From bytes to what a model sees: checked decoding, the framing of digits, the framing of photographs.
+
+    bytes --decoded--> RGB picture --framed--> (28, 28) grey digit, framed as MNIST's are
+                                   --photo---> (224, 224, 3) RGB --normalised--> (3, 224, 224) floats
+
+Training, evaluation and the server call these same functions.
+"""
+
+from app.images.decoding import MAX_PIXELS, decoded
+from app.images.framing import BOX, SIDE, Framed, framed, framed_array, turned
+from app.images.photographs import PHOTO_SIZE, normalised, photo
+from app.images.pixels import Bytes, Floats, Mask, png
+
+__all__ = [
+    "BOX",
+    "MAX_PIXELS",
+    "PHOTO_SIZE",
+    "SIDE",
+    "Bytes",
+    "Floats",
+    "Framed",
+    "Mask",
+    "decoded",
+    "framed",
+    "framed_array",
+    "normalised",
+    "photo",
+    "png",
+    "turned",
+]

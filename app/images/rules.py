@@ -1,0 +1,173 @@
+"""The rules of ruled and squared paper: found, and taken off the sheet where no stroke crosses them."""
+
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from app.images.pixels import Bytes, Floats, Mask
+
+Places: TypeAlias = npt.NDArray[np.intp]
+
+_BLOCK: Final = 8  # columns that are averaged: along them a rule rises by less than its own width
+_THICKEST: Final = 1 / 60  # of the picture's longer side
+_STEEPEST: Final = 0.07  # rows a column
+_SLOPES: Final = 29  # that are tried
+_LEAST_DEPTH: Final = 6.0  # grey levels
+_LONG: Final = 0.6  # least share of the picture's width that a rule is seen on, if there are several
+_HIDDEN: Final = 0.4  # beside two such, a stroke may lie along the rest
+_END: Final = 0.12  # of the picture's width: where a rule is seen on both sides
+_SPANNING: Final = 0.9  # if there is one
+_BEND: Final = 2  # rows that a rule may be off the straight line
+
+_FUZZ: Final = 0.2  # of a rule's depth: what is fainter is no part of it
+_STROKE: Final = 0.3  # of the darkest at a rule's sides: what is no darker is no stroke
+_PART: Final = 40  # columns that the sheet is of one lightness in
+
+
+def without_rules(grey: Bytes) -> Bytes:
+    """A grey picture (H, W) without the rules that run across it or down; itself if there are none.
+
+    A rule is thin, straight, nearly level or upright, and seen on most of the picture: on 3/5 of its side if there are
+    several, on nearly all if there is one, and to both ends. Where a stroke crosses it nothing is taken away.
+    """
+    dark = _dark_on_light(grey)
+    ink = grey if dark else 255 - grey
+    level = _level_rules_off(ink)
+    clean = _level_rules_off(level.T).T
+    if clean is ink or np.shares_memory(clean, ink):
+        return grey
+    return clean if dark else 255 - clean
+
+
+def _dark_on_light(grey: Bytes) -> bool:
+    low, middle, high = np.percentile(grey[::4, ::4], (1, 50, 99))
+    return bool(middle - low >= high - middle)
+
+
+def _level_rules_off(grey: Bytes) -> Bytes:
+    """Without dark rules from side to side; itself if there are none."""
+    reach = max(2, round(_THICKEST * max(grey.shape) / 2))
+    if min(grey.shape) < 8 * reach:
+        return grey
+    blocks = np.asarray(Image.fromarray(grey).convert("F").reduce((_BLOCK, 1)))
+    depths = _depths(blocks, 2 * reach)
+    seen = depths > _least_depth(blocks)
+    if seen.any(0).mean() < _LONG:
+        return grey
+    rules = list(_rules(depths, seen, reach))
+    if not rules:
+        return grey
+    clean = grey.astype(np.float32)
+    for rows in rules:
+        _take_off(clean, _along(rows, grey.shape[1]), reach)
+    return np.rint(clean).astype(np.uint8)
+
+
+def _depths(grey: Floats, away: int) -> Floats:
+    """How much darker each pixel is than both so many rows above and below; 0 near the ends."""
+    depths = np.zeros_like(grey)
+    depths[away:-away] = np.minimum(grey[: -2 * away], grey[2 * away :]) - grey[away:-away]
+    return depths
+
+
+def _least_depth(blocks: Floats) -> float:
+    """What noise does not reach."""
+    steps = np.abs(np.diff(blocks, axis=0))
+    return max(_LEAST_DEPTH, 3 * float(np.median(steps)))
+
+
+def _rules(depths: Floats, seen: Mask, reach: int) -> Iterator[Places]:
+    """The row of each rule in each block."""
+    height, width = seen.shape
+    slopes = np.linspace(-_STEEPEST, _STEEPEST, _SLOPES) * _BLOCK
+    shifts = np.rint(slopes[:, None] * (np.arange(width) - (width - 1) / 2)).astype(int)
+    margin = int(np.abs(shifts).max()) + 1
+    padded = np.pad(seen, ((margin, margin), (0, 0)))
+    padded[1:-1] |= padded[:-2] | padded[2:]  # a row more or less
+    rows = np.arange(height)[:, None]
+    shares = np.stack([_share(padded[rows + margin + shift, np.arange(width)]) for shift in shifts])
+    best = int((shares**4).sum(1).argmax())
+    alike = slice(max(0, best - 2), best + 3)  # in perspective they are not quite parallel
+    found = shares[alike].max(0)
+    peaks = _peaks(found, 2 * reach)
+    least = _HIDDEN if np.count_nonzero(found[peaks] >= _LONG) > 1 else _SPANNING
+    for row in peaks[found[peaks] >= least].tolist():
+        yield _traced(depths, row + shifts[alike][shares[alike, row].argmax()])
+
+
+def _share(seen: Mask) -> Floats:
+    """Of each line (..., W) the share that is seen; 0 if it ends within the picture."""
+    end = max(2, round(_END * seen.shape[-1]))
+    share: Floats = seen.mean(-1, dtype=np.float32) * seen[..., :end].any(-1) * seen[..., -end:].any(-1)
+    return share
+
+
+def _peaks(values: npt.NDArray[np.floating], apart: int) -> Places:
+    """Places of the largest values, none of them near a larger one."""
+    order = np.argsort(-values, kind="stable")
+    free, peaks = np.ones(len(values), bool), []
+    for place in order[values[order] >= _HIDDEN].tolist():
+        if free[place]:
+            peaks.append(place)
+            free[max(0, place - apart) : place + apart + 1] = False
+    return np.array(peaks, np.intp)
+
+
+def _traced(depths: Floats, rows: Places) -> Places:
+    """The rows of a straight line, moved and turned onto what is deepest near most of it."""
+    rows = rows.clip(_BEND, len(depths) - 1 - _BEND)
+    offs = np.arange(-_BEND, _BEND + 1)[:, None]
+    off = depths[rows + offs, np.arange(len(rows))].argmax(0) - _BEND
+    usual = np.abs(off - np.median(off)) <= 1  # where no stroke is deeper
+    line = np.polyfit(np.flatnonzero(usual), off[usual], 1) if np.count_nonzero(usual) > 1 else (0, np.median(off))
+    traced: Places = rows + np.rint(np.polyval(line, np.arange(len(rows)))).astype(int)
+    return traced
+
+
+def _along(rows: Places, width: int) -> Places:
+    """From the row in each block to that in each column."""
+    middles = (np.arange(len(rows)) + 0.5) * _BLOCK - 0.5
+    return np.rint(np.interp(np.arange(width), middles, rows)).astype(int)
+
+
+def _take_off(grey: Floats, rows: Places, reach: int) -> None:
+    """Paint a rule over with what is above and below it, but not where a stroke crosses it."""
+    places = (rows + np.arange(-3 * reach, 3 * reach + 1)[:, None]).clip(0, len(grey) - 1)
+    strip = grey[places, np.arange(grey.shape[1])]
+    profile = np.median(strip, axis=1)
+    depths = profile[[0, 1, -2, -1]].mean() - profile
+    depth = depths[3 * reach]
+    clear = np.flatnonzero(depths < _FUZZ * depth)
+    first, last = clear[clear < 3 * reach].max(initial=0), clear[clear > 3 * reach].min(initial=len(strip))
+    if first < 2 or last > len(strip) - 3 or last - first > 2 * reach + 2:
+        return  # too thick for a rule
+    above, below = strip[first - 2 : first].mean(0), strip[last + 1 : last + 3].mean(0)
+    ground = _ground(np.maximum(above, below))
+    least = max(depth / 2, _STROKE * float((ground - np.minimum(above, below)).max()))
+    inked_above, inked_below = (ground - side > least for side in (above, below))
+    kept = _both_near(inked_above, inked_below, last - first)
+    paint = np.where(inked_above, below, np.where(inked_below, above, (above + below) / 2))
+    painted = np.arange(first, last + 1)
+    off = painted[:, None] - 3 * reach
+    kept = kept | inked_above & (off < 0) | inked_below & (off > 0)  # a stroke along it loses no more than half of it
+    grey[places[painted], np.arange(grey.shape[1])] = np.where(kept, strip[painted], paint)
+
+
+def _ground(values: Floats) -> Floats:
+    """The lightness of the sheet along a rule, (W,), from the upper half of what is seen in each part of it."""
+    count = max(1, len(values) // _PART)
+    parts = np.array_split(values, count)
+    middles = np.cumsum([len(part) for part in parts]) - np.array([len(part) for part in parts]) / 2
+    light = [float(np.percentile(part, 75)) for part in parts]
+    ground: Floats = np.interp(np.arange(len(values)), middles, light).astype(np.float32)
+    return ground
+
+
+def _both_near(one: Mask, other: Mask, by: int) -> Mask:
+    """(W,) true where one is and, at most so far to a side, the other: a stroke may cross at a slant."""
+    near_one, near_other = (np.convolve(mask, np.ones(2 * by + 1), "same") > 0.5 for mask in (one, other))
+    both: Mask = one & near_other | other & near_one
+    return both
