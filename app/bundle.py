@@ -95,6 +95,11 @@ class Manifest(_Entry):
     served: Literal["int8", "fp32"]
     files: dict[FileName, FileEntry]
 
+    @property
+    def cell(self) -> str:
+        """The recurrent cell that the model is made of; one from before there was a choice is made of LSTMs."""
+        return str(self.config.get("cell", "lstm"))
+
 
 @dataclass(frozen=True)
 class Bundle:

@@ -19,6 +19,8 @@ from training import captions as captions_recipe
 from training import digits as digits_recipe
 from training import language_model as language_model_recipe
 from training import report
+from training.cells.comparison import PARTS, Comparison, Corpora, Part, measure
+from training.cells.report import write
 from training.data import captions as photographs_data
 from training.data import digits as mnist
 from training.data import texts
@@ -208,6 +210,35 @@ def robustness(
     print(table(benchmark(predictor, mnist.load(data_folder).test, shown, limit)))
 
 
+def cells(
+    config: Annotated[Comparison, tyro.conf.arg(name="")] = Comparison(),  # noqa: B008 - frozen
+    run: Path = Path("runs/cells"),
+    report_folder: Annotated[Path | None, tyro.conf.arg(name="report")] = None,
+    ptb: Path | None = None,
+    mnist_folder: Annotated[Path | None, tyro.conf.arg(name="mnist")] = None,
+    part: tuple[Part, ...] = PARTS,
+    jobs: int = 1,
+) -> None:
+    """Compare the six cells on the Penn Treebank, on MNIST and on the adding problem, and write a report.
+
+    What is measured already is not measured again: a command that was stopped goes on when it is given once more.
+
+    Args:
+        config: What to compare; every field can be set.
+        run: Folder for all runs and their figures.
+        report_folder: Folder for README.md with its pictures; left out, the folder `report` of the run.
+        ptb: Folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt; left out, they are downloaded once.
+        mnist_folder: Folder with MNIST/raw/*.gz; left out, they are downloaded once.
+        part: Measure these parts only; the report is of all that is measured.
+        jobs: Runs side by side, each on one thread.
+    """
+    measure(config, run, Corpora(ptb, mnist_folder), part, jobs)
+    folder = report_folder or run / "report"
+    for name in write(config, run, folder):
+        print(f"not measured: {name}")
+    print(folder / "README.md")
+
+
 def main() -> None:
     """Run the command that the arguments name; a SeqserveError is one line on stderr and exit status 1."""
     try:
@@ -216,6 +247,7 @@ def main() -> None:
                 "language-model": language_model,
                 "digits": digits,
                 "captions": captions,
+                "cells": cells,
                 "publish": publish,
                 "evaluate": evaluate,
                 "robustness": robustness,

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from app.errors import SettingsError
-from app.models.captioner import Captioner, Cell, Inject
+from app.models.captioner import Captioner, Inject
+from app.models.recurrent import Cell
 from app.text import Vocabulary
 from training.caption_scores import CiderD, score
 from training.data.captions import CaptionCorpus, words
@@ -51,7 +52,7 @@ class CaptionsConfig:
     backbone: str = "mobilenet_v2"  # torchvision's name of the network that sees
     views: int = 8  # of each training photograph: whole, mirrored, random crops
     min_count: int = 5  # times that a word of the vocabulary stands in the training captions
-    cell: Cell = "lstm"  # of the network that tells
+    cell: Cell = "lstm"  # of the network that tells: see app.models.recurrent
     inject: Inject = "chapter"  # how the photograph enters: see app.models.captioner
     embedding_size: int = 256  # numbers a word is read as
     hidden_size: int = 512  # units of the recurrent layer

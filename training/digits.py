@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from app.errors import SettingsError
 from app.images import framed_array
-from app.models.digits import Cell, ReNet, RowReader
+from app.models.digits import ReNet, RowReader
+from app.models.recurrent import Cell
 from training.augmentation import rewritten, soiled
 from training.data.digits import DigitCorpus, Digits
 from training.negatives import TRAINING_FONTS, print_of, training_negative
@@ -45,7 +46,7 @@ class DigitsConfig:
     """
 
     reader: Literal["rows", "renet"] = "rows"  # one sweep from top to bottom, or sweeps over the plane
-    cell: Cell = "lstm"  # of a renet; rows are read by an lstm
+    cell: Cell = "lstm"  # of the recurrent layers: see app.models.recurrent
     hidden_sizes: tuple[int, ...] = (256,)  # units a direction, of each layer
     patches: tuple[int, ...] = (1,)  # side of the patches that each layer of a renet cuts its plane into
     dropout: float = 0.0  # before the linear layer of a renet
@@ -202,7 +203,7 @@ def train(
 def build(config: DigitsConfig) -> RowReader | ReNet:
     """The module that `config` describes, freshly initialised; SettingsError if there can be none."""
     if config.reader == "rows":
-        return RowReader(hidden_size=config.hidden_sizes[0], outputs=config.outputs)
+        return RowReader(hidden_size=config.hidden_sizes[0], cell=config.cell, outputs=config.outputs)
     layers = list(zip(config.patches, config.hidden_sizes, strict=True))
     try:
         return ReNet(layers, cell=config.cell, outputs=config.outputs, dropout=config.dropout)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel, Reading, detached
+from app.models.recurrent import Cell
 from training.data.texts import Corpus, Ids
 from training.ranges import Range, require_ranges
 from training.run import Run
@@ -38,10 +39,11 @@ class LanguageModelConfig:
 
     vocabulary_size: int = 10_000  # most frequent tokens, <eos> and <unk> among them
     embedding_size: int = 200  # numbers a token is read as
-    hidden_sizes: tuple[int, ...] = (200, 200)  # units of each LSTM layer
+    cell: Cell = "lstm"  # of the recurrent layers: see app.models.recurrent
+    hidden_sizes: tuple[int, ...] = (200, 200)  # units of each layer
     tied: bool = False  # the output layer is the embedding
     initial_range: float = 0.05  # weights uniform in ±this
-    forget_bias: float = 1.0  # of the forget gates, at the start
+    forget_bias: float = 1.0  # of the forget gates, at the start; rnn and gru have none
 
     input_dropout: float = 0.5  # of the embedded input
     hidden_dropout: float = 0.5  # between layers
@@ -250,6 +252,7 @@ def build(config: LanguageModelConfig) -> LanguageModel:
             embedding_size=config.embedding_size,
             hidden_sizes=config.hidden_sizes,
             tied=config.tied,
+            cell=config.cell,
             initial_range=config.initial_range,
             forget_bias=config.forget_bias,
             input_dropout=config.input_dropout,

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Cell: TypeAlias = Literal["rnn", "lstm", "gru"]
-Inject: TypeAlias = Literal["chapter", "init", "pre"]
+from app.models.recurrent import GATES, KEPT, Cell, Layer, LayerState, Recurrent
+from app.models.steps import recalled_bias, step
+from app.models.torch_weights import accept_torchs_weights
 
-RECURRENT: dict[Cell, type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
-GATES: dict[Cell, int] = {"rnn": 1, "lstm": 4, "gru": 3}  # blocks of H rows in a cell's matrices, ordered as torch's
-KEPT: dict[Cell, int] = {"rnn": 1, "lstm": 2, "gru": 1}  # vectors of H numbers that a cell carries on: (c,) h
+Inject: TypeAlias = Literal["chapter", "init", "pre"]
 
 
 class Captioner(nn.Module):
@@ -21,12 +20,12 @@ class Captioner(nn.Module):
 
     chapter   S_t = f(U x_t + W S_{t-1} + V X), the term V X at the first step only, S_0 = 0. V X has a row for every
               gate and is added to all the gates' pre-activations; in the GRU to U x_t, outside of what r scales.
-    init      S_0 = tanh(V X), for the LSTM both h and c (init-inject of Tanti et al. 2018, arXiv 1703.09137)
+    init      S_0 = tanh(V X), both h and c where there is a c (init-inject of Tanti et al. 2018, arXiv 1703.09137)
     pre       V X is the first word, S_0 = 0 (pre-inject of the same; Vinyals et al. 2015, arXiv 1411.4555)
 
-    Whole captions (`forward`) run on torch's own kernels. Between two words (`begin`, `step`) a state is one flat row
-    of `state_size` numbers: [V X if it has yet to enter, chapter only | c, LSTM only | h]; the last H are what the
-    output layer sees. With `tied` that layer's matrix is the embedding.
+    Whole captions (`forward`) are read by `Recurrent`. Between two words (`begin`, `step`) a state is one flat row of
+    `state_size` numbers: [V X if it has yet to enter, chapter only | c if the cell has one | h]; the last H are what
+    the output layer sees. With `tied` that layer's matrix is the embedding.
     """
 
     def __init__(
@@ -60,7 +59,8 @@ class Captioner(nn.Module):
         }[inject]
         self.image = nn.Linear(feature_size, injected, bias=inject != "chapter")
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
-        self.recurrent = RECURRENT[cell](embedding_size, hidden_size, batch_first=True)
+        self.recurrent = Recurrent(embedding_size, [hidden_size], cell=cell)
+        accept_torchs_weights(self.recurrent)
         self.output = nn.Linear(hidden_size, vocabulary_size)
         self.state_size = self.kept_size + (injected if inject == "chapter" else 0)
         self._reset()
@@ -93,8 +93,8 @@ class Captioner(nn.Module):
         state = self._advance(embedded[:, 0], self.begin(features))
         hidden = state[:, None, -self.hidden_size :]  # (B, 1, H)
         if tokens.shape[1] > 1:
-            rest, _ = self.recurrent(embedded[:, 1:], self._kernels(state))
-            hidden = torch.cat([hidden, rest], 1)  # (B, T, H)
+            rest, _ = self.recurrent(embedded[:, 1:].transpose(0, 1), [self._parted(state)])  # (T - 1, B, H)
+            hidden = torch.cat([hidden, rest.transpose(0, 1)], 1)  # (B, T, H)
         return self._logits(hidden)
 
     @torch.no_grad()
@@ -103,17 +103,15 @@ class Captioner(nn.Module):
         self.output.weight.div_(temperature)
         self.output.bias.div_(temperature)
         if self.output.weight is self.embedding.weight:  # then the words are read `temperature` times larger again
-            self.recurrent.get_parameter("weight_ih_l0").mul_(temperature)
+            self._layer().weight_ih.mul_(temperature)
             if self.inject == "pre":
                 self.image.weight.div_(temperature)
                 self.image.bias.div_(temperature)
 
     def _reset(self) -> None:
-        """Torch's own start, but for small embeddings and forget gates that start open (Jozefowicz et al. 2015)."""
+        """Torch's own start, but for small embeddings, biases of 0 and forget gates open (Jozefowicz et al. 2015)."""
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        if self.cell == "lstm":
-            with torch.no_grad():
-                self.recurrent.get_parameter("bias_ih_l0")[self.hidden_size : 2 * self.hidden_size] = 1.0
+        self.recurrent.reset(self.hidden_size**-0.5, forget_bias=1.0)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(tokens)
@@ -125,36 +123,21 @@ class Captioner(nn.Module):
 
     def _advance(self, inputs: Tensor, state: Tensor) -> Tensor:
         """One step of the recurrence: inputs (B, E), state (B, S) -> state (B, S), what was left of V X used up."""
-        image, kept = state[:, : -self.kept_size], state[:, -self.kept_size :]
-        read = self._product(inputs, "ih")  # (B, E) -> (B, gates * H)
+        image, before = state[:, : -self.kept_size], self._parted(state)
+        layer = self._layer()
+        read = F.linear(inputs, layer.weight_ih, layer.bias)  # (B, E) -> (B, gates * H)
         if self.inject == "chapter":
             read = read + image
-        return torch.cat([torch.zeros_like(image), self._next(read, kept)], -1)
+        recalled = F.linear(before[0], layer.weight_hh, recalled_bias(layer))  # (B, H) -> (B, gates * H)
+        after = step(layer, read, recalled, before)
+        return torch.cat([torch.zeros_like(image), *reversed(after)], -1)
 
-    def _next(self, read: Tensor, kept: Tensor) -> Tensor:
-        """U x_t + V X (B, gates * H) and [c] h (B, kept * H) before -> [c] h after; gates in torch's order."""
-        before = kept[:, -self.hidden_size :]
-        recalled = self._product(before, "hh")  # (B, H) -> (B, gates * H)
-        match self.cell:
-            case "rnn":
-                return torch.tanh(read + recalled)
-            case "gru":
-                r, z, n = read.chunk(3, -1)
-                r_recalled, z_recalled, n_recalled = recalled.chunk(3, -1)
-                new = torch.tanh(n + torch.sigmoid(r + r_recalled) * n_recalled)
-                return new + torch.sigmoid(z + z_recalled) * (before - new)
-            case "lstm":
-                i, f, g, o = (read + recalled).chunk(4, -1)
-                c = torch.sigmoid(f) * kept[:, : self.hidden_size] + torch.sigmoid(i) * torch.tanh(g)
-                return torch.cat([c, torch.sigmoid(o) * torch.tanh(c)], -1)
+    def _layer(self) -> Layer:
+        (layer,) = self.recurrent.layers
+        assert isinstance(layer, Layer)
+        return layer
 
-    def _product(self, inputs: Tensor, which: Literal["ih", "hh"]) -> Tensor:
-        weight, bias = (self.recurrent.get_parameter(f"{part}_{which}_l0") for part in ("weight", "bias"))
-        return F.linear(inputs, weight, bias)
-
-    def _kernels(self, state: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The state as torch's kernels take it: h or (h, c), each (1, B, H)."""
-        h = state[None, :, -self.hidden_size :].contiguous()
-        if self.cell != "lstm":
-            return h
-        return h, state[None, :, -2 * self.hidden_size : -self.hidden_size].contiguous()
+    def _parted(self, state: Tensor) -> LayerState:
+        """The state (B, S) as the cell carries it: (h,) or (h, c), each (B, H)."""
+        parts = state[:, -self.kept_size :].chunk(self.kept_size // self.hidden_size, -1)
+        return tuple(part.contiguous() for part in reversed(parts))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app.models.recurrent import LayerState, Recurrent, locked_dropout
+from app.models.recurrent import Cell, LayerState, Recurrent, locked_dropout
 
 
 class Reading(NamedTuple):
@@ -31,6 +31,7 @@ class LanguageModel(nn.Module):
         embedding_size: int,
         hidden_sizes: Sequence[int],
         tied: bool,
+        cell: Cell = "lstm",
         initial_range: float = 0.1,
         forget_bias: float = 1.0,
         input_dropout: float = 0.0,
@@ -51,7 +52,7 @@ class LanguageModel(nn.Module):
         self.locked = locked
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
         self.recurrent = Recurrent(
-            embedding_size, hidden_sizes, dropout=hidden_dropout, locked=locked, weight_drop=weight_drop
+            embedding_size, hidden_sizes, cell=cell, dropout=hidden_dropout, locked=locked, weight_drop=weight_drop
         )
         self.output = nn.Linear(hidden_sizes[-1], vocabulary_size)
         nn.init.uniform_(self.embedding.weight, -initial_range, initial_range)
@@ -62,7 +63,7 @@ class LanguageModel(nn.Module):
             self.output.weight = self.embedding.weight
 
     def initial_state(self, batch_size: int) -> list[LayerState]:
-        """Zero states, one (h, c) a layer."""
+        """Zero states, one a layer: (h,) or (h, c), whatever the cell carries on."""
         return self.recurrent.initial_state(batch_size)
 
     def forward(self, tokens: Tensor, state: Sequence[LayerState]) -> Reading:
@@ -90,7 +91,7 @@ class LanguageModel(nn.Module):
 
 def detached(state: Sequence[LayerState]) -> list[LayerState]:
     """The same states cut from the graph: the truncation of truncated back-propagation through time."""
-    return [(h.detach(), c.detach()) for h, c in state]
+    return [tuple(part.detach() for part in layer) for layer in state]
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -1,14 +1,27 @@
-"""Recurrent layers, stacked (Hochreiter & Schmidhuber 1997; Gers et al. 2000 for the forget gate)."""
+"""Recurrent layers of six cells, stacked, in one direction or two, over batches that may be ragged."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-LayerState: TypeAlias = tuple[Tensor, Tensor]
-"""(h, c) of one LSTM layer, each (B, H)."""
+from app.models.memory_cells import MemoryCell
+
+Cell: TypeAlias = Literal["rnn", "lstm", "peephole", "cifg", "gru", "peephole-cifg"]
+CELLS: tuple[Cell, ...] = get_args(Cell)
+
+LayerState: TypeAlias = tuple[Tensor, ...]
+"""(h,) of one rnn or gru layer, (h, c) of the others, each (B, H); with two directions (2, B, H)."""
+
+GATES: dict[Cell, int] = {"rnn": 1, "lstm": 4, "peephole": 4, "cifg": 3, "gru": 3, "peephole-cifg": 3}
+"""Blocks of H rows in a cell's matrices."""
+KEPT: dict[Cell, int] = {"rnn": 1, "lstm": 2, "peephole": 2, "cifg": 2, "gru": 1, "peephole-cifg": 2}
+"""Vectors of H numbers that a cell carries on."""
+PEEPHOLES: dict[Cell, int] = {"peephole": 3, "peephole-cifg": 2}
+"""Gates that see the memory."""
 
 
 def locked_dropout(inputs: Tensor, probability: float, *, training: bool) -> Tensor:
@@ -19,46 +32,127 @@ def locked_dropout(inputs: Tensor, probability: float, *, training: bool) -> Ten
     return inputs * F.dropout(keep, probability)
 
 
-class LSTMLayer(nn.Module):
-    """One LSTM layer on torch's own kernel.
+class Layer(nn.Module):
+    """One layer of a cell, in one direction.
 
-    i, f, g, o = split(W_ih x_t + W_hh h_{t-1} + b)   (gate order and row blocks as in torch.nn.LSTM)
-    c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g),   h_t = sigmoid(o) * tanh(c_t)
+    With a = W_ih x_t + W_hh h_{t-1} + b in one block of H rows a gate, p * c a peephole (element by element):
 
-    One bias, not torch's two, since their sum is all that counts. `weight_drop` drops entries of W_hh, one mask
-    for the whole window (Merity et al. 2018, arXiv 1708.02182).
+    rnn            h = tanh(a)   (Elman 1990)
+    lstm           i, f, o = sigmoid(a_i, a_f, a_o), g = tanh(a_g), c_t = f * c_{t-1} + i * g, h_t = o * tanh(c_t); rows
+                   i, f, g, o   (Hochreiter & Schmidhuber 1997; f of Gers, Schmidhuber & Cummins 2000)
+    peephole       the same with p_i * c_{t-1} added to a_i, p_f * c_{t-1} to a_f and p_o * c_t to a_o; the rows of
+                   `peephole` are i, f, o   (Gers & Schmidhuber 2000)
+    cifg           lstm with f = 1 - i; rows i, g, o   (Greff et al. 2015, arXiv 1503.04069)
+    peephole-cifg  both: the peepholes of i and o   (the same)
+    gru            r, z = sigmoid(a_r, a_z), n = tanh(W_in x_t + b_n + r * (W_hn h_{t-1} + bias_hn)),
+                   h_t = (1 - z) * n + z * h_{t-1}; rows r, z, n   (Cho et al. 2014, arXiv 1406.1078, in torch's form)
+
+    One bias, not torch's two, since their sum is all that counts (but for bias_hn, which r scales). `weight_drop` drops
+    entries of W_hh, one mask for the whole window (Merity et al. 2018, arXiv 1708.02182). rnn, lstm and gru run on
+    torch's own kernels, the others on `MemoryCell`.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, *, weight_drop: float = 0.0) -> None:
+    def __init__(self, input_size: int, hidden_size: int, *, cell: Cell = "lstm", weight_drop: float = 0.0) -> None:
         super().__init__()
         self.hidden_size = hidden_size
+        self.cell: Cell = cell
         self.weight_drop = weight_drop
-        self.weight_ih = nn.Parameter(torch.empty(4 * hidden_size, input_size))
-        self.weight_hh = nn.Parameter(torch.empty(4 * hidden_size, hidden_size))
-        self.bias = nn.Parameter(torch.empty(4 * hidden_size))
-        self.register_buffer("no_bias", torch.zeros(4 * hidden_size), persistent=False)
+        rows = GATES[cell] * hidden_size
+        self.weight_ih = nn.Parameter(torch.empty(rows, input_size))
+        self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size))
+        self.bias = nn.Parameter(torch.empty(rows))
+        self.bias_hn = nn.Parameter(torch.empty(hidden_size)) if cell == "gru" else None
+        self.peephole = nn.Parameter(torch.empty(PEEPHOLES[cell], hidden_size)) if cell in PEEPHOLES else None
+        no_bias = rows - hidden_size if cell == "gru" else rows
+        self.register_buffer("no_bias", torch.zeros(no_bias), persistent=False)
 
     def reset(self, initial_range: float, forget_bias: float) -> None:
-        """Weights uniform in ±initial_range; biases 0, `forget_bias` at the forget gate (Jozefowicz et al. 2015)."""
-        nn.init.uniform_(self.weight_ih, -initial_range, initial_range)
-        nn.init.uniform_(self.weight_hh, -initial_range, initial_range)
-        nn.init.zeros_(self.bias)
-        with torch.no_grad():
-            self.bias[self.hidden_size : 2 * self.hidden_size] = forget_bias
+        """Weights uniform in ±initial_range, peepholes like all others (as Greff et al. 2015 draw them); biases 0.
 
-    def forward(self, inputs: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        """(T, B, I) and the state before -> (T, B, H) and the state after."""
-        recurrent = F.dropout(self.weight_hh, self.weight_drop, training=self.training)
-        weights = [self.weight_ih, recurrent, self.bias, self.get_buffer("no_bias")]
-        before = (state[0].unsqueeze(0), state[1].unsqueeze(0))
-        outputs, h, c = torch.lstm(inputs, before, weights, True, 1, 0.0, self.training, False, False)
-        return outputs, (h.squeeze(0), c.squeeze(0))
+        The forget gate's bias is `forget_bias` (Jozefowicz et al. 2015); where it is coupled, f = 1 - i, the input
+        gate's is -forget_bias, which is the same f. rnn and gru have no forget gate: `forget_bias` has no effect there.
+        """
+        for name, parameter in self.named_parameters():
+            if name.startswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.uniform_(parameter, -initial_range, initial_range)
+        with torch.no_grad():
+            if self.cell in ("lstm", "peephole"):
+                self.bias[self.hidden_size : 2 * self.hidden_size] = forget_bias
+            elif self.cell in ("cifg", "peephole-cifg"):
+                self.bias[: self.hidden_size] = -forget_bias
+
+    def forward(self, inputs: Tensor, state: LayerState, lengths: Tensor | None = None) -> tuple[Tensor, LayerState]:
+        """(T, B, I) and the state before -> (T, B, H), 0 after a sequence's end, and the state after its last step.
+
+        `lengths` (B,): the steps of each sequence, 1 to T; None for T each.
+        """
+        if lengths is None:
+            return self._read_even(inputs, state)
+        packed = pack_padded_sequence(inputs, lengths.cpu(), enforce_sorted=False)
+        _, sizes, order, back = packed
+        assert order is not None
+        assert back is not None
+        rows, after = self._read_packed(packed.data, sizes, _taken(state, order))
+        outputs, _ = pad_packed_sequence(PackedSequence(rows, sizes, order, back), total_length=len(inputs))
+        return outputs, _taken(after, back)
+
+    def _read_even(self, inputs: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        steps, batch, _ = inputs.shape
+        weights = self._weights()
+        before = tuple(part.unsqueeze(0) for part in state)
+        match self.cell:
+            case "lstm":
+                outputs, *after = torch.lstm(inputs, before, weights, True, 1, 0.0, self.training, False, False)
+            case "rnn" | "gru":
+                kernel = torch.rnn_tanh if self.cell == "rnn" else torch.gru
+                outputs, *after = kernel(inputs, before[0], weights, True, 1, 0.0, self.training, False, False)
+            case _:
+                rows, after_rows = self._read_memory(inputs.flatten(0, 1), [batch] * steps, state)
+                return rows.view(steps, batch, -1), after_rows
+        return outputs, tuple(part.squeeze(0) for part in after)
+
+    def _read_packed(self, rows: Tensor, sizes: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """The same over a packed batch, the longest sequence first: (N, I) -> (N, H)."""
+        weights = self._weights()
+        before = tuple(part.unsqueeze(0) for part in state)
+        match self.cell:
+            case "lstm":
+                outputs, *after = torch.lstm(rows, sizes, before, weights, True, 1, 0.0, self.training, False)
+            case "rnn" | "gru":
+                kernel = torch.rnn_tanh if self.cell == "rnn" else torch.gru
+                outputs, *after = kernel(rows, sizes, before[0], weights, True, 1, 0.0, self.training, False)
+            case _:
+                return self._read_memory(rows, sizes.tolist(), state)
+        return outputs, tuple(part.squeeze(0) for part in after)
+
+    def _read_memory(self, rows: Tensor, sizes: Sequence[int], state: LayerState) -> tuple[Tensor, LayerState]:
+        device = rows.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight_ih.dtype
+        weights = (self.weight_ih, self._recurrent_weights(), self.bias)
+        narrow = (part.to(kind) for part in (rows, *weights))
+        h, c = state
+        outputs, h, c = MemoryCell.apply(*narrow, self.peephole, h.to(kind), c, sizes)
+        return outputs, (h, c)
+
+    def _recurrent_weights(self) -> Tensor:
+        return F.dropout(self.weight_hh, self.weight_drop, training=self.training)
+
+    def _weights(self) -> list[Tensor]:
+        """As torch's kernels take them."""
+        recurrent_bias = self.get_buffer("no_bias")
+        if self.bias_hn is not None:
+            recurrent_bias = torch.cat([recurrent_bias, self.bias_hn])
+        return [self.weight_ih, self._recurrent_weights(), self.bias, recurrent_bias]
 
 
 class Recurrent(nn.Module):
-    """Stacked LSTM layers, `hidden_sizes[k]` units in layer k, with dropout between them.
+    """Stacked layers of one cell, `hidden_sizes[k]` units in layer k and direction, with dropout between them.
 
-    `locked` keeps one dropout mask for all steps of a window; otherwise every step draws its own.
+    `locked` keeps one dropout mask for all steps of a window; otherwise every step draws its own. With `bidirectional`
+    every layer reads both ways (Schuster & Paliwal 1997), the backward one from each sequence's own last step, and the
+    next layer sees both outputs side by side, forward first.
     """
 
     def __init__(
@@ -66,6 +160,8 @@ class Recurrent(nn.Module):
         input_size: int,
         hidden_sizes: Sequence[int],
         *,
+        cell: Cell = "lstm",
+        bidirectional: bool = False,
         dropout: float = 0.0,
         locked: bool = True,
         weight_drop: float = 0.0,
@@ -73,36 +169,101 @@ class Recurrent(nn.Module):
         super().__init__()
         if not hidden_sizes:
             raise ValueError("hidden_sizes: expected at least one layer, found none")
+        if cell not in CELLS:
+            raise ValueError(f"cell: expected one of {', '.join(CELLS)}, found {cell!r}")
         self.hidden_sizes = tuple(hidden_sizes)
+        self.cell: Cell = cell
+        self.bidirectional = bidirectional
         self.dropout = dropout
         self.locked = locked
-        input_sizes = [input_size, *hidden_sizes[:-1]]
-        self.layers = nn.ModuleList(
-            LSTMLayer(size_in, size_out, weight_drop=weight_drop)
-            for size_in, size_out in zip(input_sizes, hidden_sizes, strict=True)
-        )
+        directions = 2 if bidirectional else 1
+        input_sizes = [input_size, *(directions * size for size in hidden_sizes[:-1])]
+
+        def layers() -> nn.ModuleList:
+            return nn.ModuleList(
+                Layer(size_in, size_out, cell=cell, weight_drop=weight_drop)
+                for size_in, size_out in zip(input_sizes, hidden_sizes, strict=True)
+            )
+
+        self.layers = layers()
+        self.reversed_layers = layers() if bidirectional else nn.ModuleList()
 
     def reset(self, initial_range: float, forget_bias: float) -> None:
-        """Initialise every layer; see `LSTMLayer.reset`."""
-        for layer in self.layers:
-            layer.reset(initial_range, forget_bias)  # type: ignore[operator]
+        """Initialise every layer; see `Layer.reset`."""
+        for layer in (*self.layers, *self.reversed_layers):
+            layer.reset(initial_range, forget_bias)
 
     def initial_state(self, batch_size: int) -> list[LayerState]:
-        """Zero states, one (h, c) a layer."""
+        """Zero states, one a layer."""
         weight = next(self.parameters())
-        return [(weight.new_zeros(batch_size, size), weight.new_zeros(batch_size, size)) for size in self.hidden_sizes]
+        directions = (2,) if self.bidirectional else ()
+        return [
+            tuple(weight.new_zeros(*directions, batch_size, size) for _ in range(KEPT[self.cell]))
+            for size in self.hidden_sizes
+        ]
 
-    def forward(self, inputs: Tensor, state: Sequence[LayerState]) -> tuple[Tensor, list[LayerState]]:
-        """(T, B, I) and the states before -> (T, B, H) of the last layer, without dropout, and the states after."""
+    def forward(
+        self, inputs: Tensor, state: Sequence[LayerState] | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, list[LayerState]]:
+        """(T, B, I) and the states before (None: zeros) -> outputs of the last layer and the states after.
+
+        The outputs are (T, B, H), with two directions (T, B, 2H), without dropout, and 0 after a sequence's end; a
+        state is that after each sequence's own last step, of the backward direction that after its first. `lengths`
+        (B,) int64 are the steps of each sequence, 1 to T; None for T each.
+
+        Raises ValueError for lengths that are none.
+        """
+        if lengths is not None:
+            _check_lengths(lengths, inputs)
+        state = self.initial_state(inputs.shape[1]) if state is None else state
         after = []
-        for index, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
+        for index, before in zip(range(len(self.layers)), state, strict=True):
             if index:
                 inputs = self._drop(inputs)
-            inputs, layer_after = layer(inputs, before)
+            inputs, layer_after = self._read(index, inputs, before, lengths)
             after.append(layer_after)
         return inputs, after
+
+    def _read(
+        self, index: int, inputs: Tensor, before: LayerState, lengths: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
+        """One layer, in both directions if there are two."""
+        if not self.bidirectional:
+            outputs, after = self.layers[index](inputs, before, lengths)
+            return outputs, after
+        forward, forward_after = self.layers[index](inputs, tuple(part[0] for part in before), lengths)
+        turned, backward_after = self.reversed_layers[index](
+            _turned(inputs, lengths), tuple(part[1] for part in before), lengths
+        )
+        after = tuple(torch.stack(pair) for pair in zip(forward_after, backward_after, strict=True))
+        return torch.cat([forward, _turned(turned, lengths)], -1), after
 
     def _drop(self, outputs: Tensor) -> Tensor:
         if self.locked:
             return locked_dropout(outputs, self.dropout, training=self.training)
         return F.dropout(outputs, self.dropout, training=self.training)
+
+
+def _check_lengths(lengths: Tensor, inputs: Tensor) -> None:
+    steps, batch, _ = inputs.shape
+    if lengths.shape != (batch,):
+        raise ValueError(
+            f"lengths: expected one for each of {batch} sequences, found a shape of {tuple(lengths.shape)}"
+        )
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    if shortest < 1 or longest > steps:
+        raise ValueError(f"lengths: expected 1 to {steps} steps, found {shortest} to {longest}")
+
+
+def _turned(rows: Tensor, lengths: Tensor | None) -> Tensor:
+    """(T, B, H) with every sequence read backwards from its own last step; what follows its end stays."""
+    if lengths is None:
+        return rows.flip(0)
+    steps = torch.arange(len(rows), device=rows.device)[:, None]  # (T, 1)
+    ends = lengths.to(rows.device)
+    source = torch.where(steps < ends, ends - 1 - steps, steps)  # (T, B)
+    return rows.gather(0, source[:, :, None].expand_as(rows))
+
+
+def _taken(state: LayerState, order: Tensor) -> LayerState:
+    return tuple(part.index_select(0, order) for part in state)

@@ -5,11 +5,11 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from app.models.captioner import GATES, KEPT, Captioner, Cell, Inject
+from app.models.captioner import Captioner, Inject
+from app.models.recurrent import CELLS, GATES, KEPT, Cell, Recurrent
 
-CELLS = get_args(Cell)
 MODES = get_args(Inject)
 HIDDEN = 6
 
@@ -77,9 +77,7 @@ def test_a_state_is_one_flat_row_that_ends_with_what_the_output_layer_sees(cell:
 def test_the_chapters_rnn_is_the_formula_written_out() -> None:
     model = captioner("rnn")
     features, tokens = torch.rand(2, 5), torch.randint(11, (2, 4))
-    kernel = model.recurrent
-    u, w = kernel.get_parameter("weight_ih_l0"), kernel.get_parameter("weight_hh_l0")
-    bias = kernel.get_parameter("bias_ih_l0") + kernel.get_parameter("bias_hh_l0")
+    u, w, bias = (model.recurrent.get_parameter(f"layers.0.{name}") for name in ("weight_ih", "weight_hh", "bias"))
     v = model.image.weight
     state = torch.zeros(2, HIDDEN)
     for step in range(4):
@@ -91,17 +89,17 @@ def test_the_chapters_rnn_is_the_formula_written_out() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_image_term_is_the_same_as_an_input_that_is_there_at_the_first_step_only(cell: Cell) -> None:
-    """Torch's own cell, given [x; X] at the first step and [x; 0] after it, with the matrix [U V]."""
+    """The cell alone, given [x; X] at the first step and [x; 0] after it, with the matrix [U V]."""
     model = captioner(cell)
     features, tokens = torch.rand(3, 5), torch.randint(11, (3, 4))
-    reference = type(model.recurrent)(4 + 5, HIDDEN, batch_first=True)
-    weights = {name: value.detach() for name, value in model.recurrent.named_parameters()}
-    weights["weight_ih_l0"] = torch.cat([weights["weight_ih_l0"], model.image.weight.detach()], 1)
+    reference = Recurrent(4 + 5, [HIDDEN], cell=cell)
+    weights = model.recurrent.state_dict()
+    weights["layers.0.weight_ih"] = torch.cat([weights["layers.0.weight_ih"], model.image.weight.detach()], 1)
     reference.load_state_dict(weights)
     images = torch.zeros(3, 4, 5)
     images[:, 0] = features
-    hidden, _ = reference(torch.cat([model.embedding(tokens), images], -1))
-    torch.testing.assert_close(model(features, tokens), model.output(hidden), rtol=0, atol=1e-5)
+    hidden, _ = reference(torch.cat([model.embedding(tokens), images], -1).transpose(0, 1))  # (T, B, H)
+    torch.testing.assert_close(model(features, tokens), model.output(hidden.transpose(0, 1)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -126,9 +124,14 @@ def test_the_image_reaches_the_first_pre_activation_and_no_later_one_directly(ce
 def test_with_the_recurrence_cut_the_image_changes_the_first_word_alone(cell: Cell) -> None:
     model = captioner(cell)
     with torch.no_grad():
-        model.recurrent.get_parameter("weight_hh_l0").zero_()
-        if cell != "rnn":  # nothing of c is kept (LSTM: f), nor of h (GRU: z)
-            model.recurrent.get_parameter("bias_ih_l0")[HIDDEN : 2 * HIDDEN] = -math.inf
+        model.recurrent.get_parameter("layers.0.weight_hh").zero_()
+        bias = model.recurrent.get_parameter("layers.0.bias")
+        if cell == "peephole":  # its i sees the old c
+            model.recurrent.get_parameter("layers.0.peephole").zero_()
+        if cell in ("cifg", "peephole-cifg"):  # nothing of c is kept where all is new
+            bias[:HIDDEN] = math.inf
+        elif cell != "rnn":  # nor of c behind a shut f, nor of h behind a shut z
+            bias[HIDDEN : 2 * HIDDEN] = -math.inf
     tokens = torch.randint(11, (1, 5)).expand(2, -1)
     one, other = model(torch.rand(2, 5), tokens)
     assert not torch.allclose(one[0], other[0])
@@ -147,7 +150,8 @@ def test_the_image_moves_every_gate(cell: Cell) -> None:
         with torch.no_grad():
             changed.image.weight[gate * HIDDEN : (gate + 1) * HIDDEN] += 1
         moved = not torch.allclose(changed(features, tokens), before)
-        assert moved == (cell != "lstm" or gate != 1), gate  # the forget gate has no c to forget yet
+        forget = cell in ("lstm", "peephole") and gate == 1
+        assert moved == (not forget), gate  # it has no c to forget yet
 
 
 # the other ways in
@@ -164,9 +168,8 @@ def test_init_inject_starts_the_state_from_the_image(cell: Cell) -> None:
 def test_pre_inject_reads_the_image_as_the_first_word(cell: Cell) -> None:
     model = captioner(cell, "pre")
     features = torch.rand(2, 5)
-    _, last = model.recurrent(model.image(features)[:, None])
-    h = last[0] if cell == "lstm" else last
-    torch.testing.assert_close(model.begin(features)[:, -HIDDEN:], h[0])
+    _, ((h, *_),) = model.recurrent(model.image(features)[None])
+    torch.testing.assert_close(model.begin(features)[:, -HIDDEN:], h)
 
 
 # sizes and dropout
@@ -203,10 +206,20 @@ def test_sharpening_divides_the_logits_and_changes_nothing_else(cell: Cell, inje
     torch.testing.assert_close(model(features, tokens), before / 0.5, rtol=1e-4, atol=1e-5)
 
 
-def test_an_lstms_forget_gates_start_open() -> None:
-    model = Captioner(
-        vocabulary_size=11, feature_size=5, embedding_size=4, hidden_size=HIDDEN, cell="lstm", inject="init"
-    )
-    bias = model.recurrent.get_parameter("bias_ih_l0")
-    assert (bias[HIDDEN : 2 * HIDDEN] == 1).all()
-    assert (bias[:HIDDEN] != 1).all()
+def test_forget_gates_start_open() -> None:
+    sizes: dict[str, Any] = {"vocabulary_size": 11, "feature_size": 5, "embedding_size": 4, "hidden_size": HIDDEN}
+    model = Captioner(cell="lstm", inject="init", **sizes)
+    i, f, g, o = model.recurrent.get_parameter("layers.0.bias").chunk(4)
+    assert (f == 1).all()
+    assert not torch.cat([i, g, o]).any()
+
+
+@pytest.mark.parametrize(("cell", "kernel"), [("rnn", nn.RNN), ("lstm", nn.LSTM), ("gru", nn.GRU)])
+def test_weights_of_a_captioner_on_torchs_own_cell_are_still_read(
+    cell: Cell, kernel: type[nn.RNN | nn.LSTM | nn.GRU]
+) -> None:
+    model, theirs = captioner(cell, "init"), kernel(4, HIDDEN)
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("recurrent")}
+    model.load_state_dict(weights | {f"recurrent.{name}": value for name, value in theirs.state_dict().items()})
+    inputs = torch.rand(5, 2, 4)
+    torch.testing.assert_close(model.recurrent(inputs)[0], theirs(inputs)[0])

@@ -1,15 +1,17 @@
 """Readers of digits: what they are equal to, what they see of an image, what eight bits cost."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from app.models.digits import SIDE, Cell, ReNet, RowReader, patches
+from app.models.digits import SIDE, ReNet, RowReader, patches
+from app.models.recurrent import CELLS, Cell, Layer, Recurrent
 
-CELLS: tuple[Cell, ...] = ("gru", "lstm")
 LAYERS = [(4, 5), (7, 6)]  # 28 -> 7 -> 1
+WAYS = ("layers", "reversed_layers")
 
 
 def images(count: int = 3) -> Tensor:
@@ -22,9 +24,8 @@ def renet(cell: Cell = "gru", layers: list[tuple[int, int]] | None = None) -> Re
 
 
 READERS: dict[str, Callable[[], RowReader | ReNet]] = {
-    "gru": lambda: renet("gru"),
-    "lstm": lambda: renet("lstm"),
-    "rows": lambda: RowReader(hidden_size=16),
+    **{cell: partial(renet, cell) for cell in CELLS},
+    **{f"rows by {cell}": partial(RowReader, hidden_size=16, cell=cell) for cell in CELLS},
 }
 
 
@@ -34,29 +35,27 @@ READERS: dict[str, Callable[[], RowReader | ReNet]] = {
 def test_the_row_reader_is_the_chapters_classifier() -> None:
     model = RowReader()
     assert {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} == {
-        **{f"lstm.weight_ih_l0{way}": (4 * 256, 28) for way in ("", "_reverse")},
-        **{f"lstm.weight_hh_l0{way}": (4 * 256, 256) for way in ("", "_reverse")},
-        **{f"lstm.bias_{part}_l0{way}": (4 * 256,) for part in ("ih", "hh") for way in ("", "_reverse")},
+        **{f"recurrent.{way}.0.weight_ih": (4 * 256, 28) for way in WAYS},
+        **{f"recurrent.{way}.0.weight_hh": (4 * 256, 256) for way in WAYS},
+        **{f"recurrent.{way}.0.bias": (4 * 256,) for way in WAYS},
         "output.weight": (10, 2 * 256),
         "output.bias": (10,),
     }
 
 
 @pytest.mark.parametrize("forget_bias", [1.0, 0.0, -2.5])
-def test_both_biases_of_a_forget_gate_sum_to_what_is_asked_and_the_others_to_nothing(forget_bias: float) -> None:
-    lstm = RowReader(hidden_size=5, forget_bias=forget_bias).lstm
-    for way in ("", "_reverse"):
-        i, f, g, o = (lstm.get_parameter(f"bias_ih_l0{way}") + lstm.get_parameter(f"bias_hh_l0{way}")).chunk(4)
+def test_the_bias_of_a_forget_gate_is_what_is_asked_and_the_others_nothing(forget_bias: float) -> None:
+    lstm = RowReader(hidden_size=5, forget_bias=forget_bias).recurrent
+    for way in WAYS:
+        i, f, g, o = lstm.get_parameter(f"{way}.0.bias").chunk(4)
         assert (f == forget_bias).all()
         assert not torch.cat([i, g, o]).any()
 
 
-def step(model: nn.LSTM, way: str, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def step(model: Recurrent, way: str, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """The chapter's equations for one row of one image."""
-    w_ih, w_hh, b_ih, b_hh = (
-        model.get_parameter(f"{name}_l0{way}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
-    i, f, g, o = (w_ih @ x + b_ih + w_hh @ h + b_hh).chunk(4)
+    w_ih, w_hh, bias = (model.get_parameter(f"{way}.0.{name}") for name in ("weight_ih", "weight_hh", "bias"))
+    i, f, g, o = (w_ih @ x + w_hh @ h + bias).chunk(4)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
@@ -65,8 +64,8 @@ def test_the_row_reader_equals_a_loop_written_by_hand() -> None:
     model, image = RowReader(hidden_size=6), images(1)
     h = c = torch.zeros(6)
     for row in image[0]:
-        h, c = step(model.lstm, "", row, h, c)
-    backwards, _ = step(model.lstm, "_reverse", image[0, -1], torch.zeros(6), torch.zeros(6))
+        h, c = step(model.recurrent, "layers", row, h, c)
+    backwards, _ = step(model.recurrent, "reversed_layers", image[0, -1], torch.zeros(6), torch.zeros(6))
     expected = model.output(torch.cat([h, backwards]))
     torch.testing.assert_close(model(image)[0], expected)
 
@@ -136,8 +135,9 @@ def test_a_pixel_anywhere_reaches_every_place_after_one_layer(cell: Cell) -> Non
 def test_every_line_is_read_from_both_ends(cell: Cell) -> None:
     model = renet(cell)
     assert all(layer.bidirectional for layer in (*model.across, *model.down))
-    assert [layer.input_size for layer in model.across] == [16, 10 * 49]
-    assert [layer.input_size for layer in model.down] == [10, 12]
+    for sweeps, sizes in ((model.across, [16, 10 * 49]), (model.down, [10, 12])):
+        weights = [sweep.get_parameter("reversed_layers.0.weight_ih") for sweep in sweeps]
+        assert [weight.shape[1] for weight in weights] == sizes
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -166,7 +166,7 @@ def test_dropout_is_for_training_alone() -> None:
 
 def test_there_is_no_convolution() -> None:
     kinds = {type(module) for module in renet().modules()}
-    assert kinds == {ReNet, nn.ModuleList, nn.GRU, nn.Dropout, nn.Linear}
+    assert kinds == {ReNet, nn.ModuleList, Recurrent, Layer, nn.Dropout, nn.Linear}
 
 
 # eight bits
@@ -211,6 +211,15 @@ def test_all_that_enters_a_product_is_a_whole_number_of_eight_bits(cell: Cell, m
 
 def test_a_row_of_weights_without_any_is_no_division_by_nothing() -> None:
     model = RowReader(hidden_size=4)
-    nn.init.zeros_(model.lstm.get_parameter("weight_hh_l0"))
+    nn.init.zeros_(model.recurrent.get_parameter("layers.0.weight_hh"))
     model.eight_bit = True
     assert model(images()).isfinite().all()
+
+
+@pytest.mark.parametrize(("cell", "kernel"), [("lstm", nn.LSTM), ("gru", nn.GRU)])
+def test_weights_of_a_reader_on_torchs_own_cells_are_still_read(cell: Cell, kernel: type[nn.LSTM | nn.GRU]) -> None:
+    model, theirs = renet(cell), kernel(16, 5, bidirectional=True)
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("across.0.")}
+    model.load_state_dict(weights | {f"across.0.{name}": value for name, value in theirs.state_dict().items()})
+    inputs = torch.rand(7, 3, 16)
+    torch.testing.assert_close(model.across[0](inputs)[0], theirs(inputs)[0])

@@ -15,13 +15,13 @@ from torchvision.models import get_model  # type: ignore[import-untyped]
 
 from app.errors import SettingsError
 from app.images import normalised
-from app.models.captioner import Captioner, Cell, Inject
+from app.models.captioner import Captioner, Inject
+from app.models.recurrent import CELLS, Cell
 from app.runtime.engine import WEIGHTS, Precision, session
 from training.export.captions import export_captions
 from training.features import backbone
 
 WORDS, FEATURES = 30, 12
-CELLS: tuple[Cell, ...] = ("rnn", "lstm", "gru")
 MODES: tuple[Inject, ...] = ("chapter", "init", "pre")
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-5, "int8": 0.1}
 Floats = npt.NDArray[np.float32]

@@ -1,6 +1,7 @@
 """What a digit reader's graphs compute is what its module computes, in either precision."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from safetensors.numpy import load
 
 from app.models.digits import SIDE, ReNet, RowReader
+from app.models.recurrent import CELLS
 from app.runtime.engine import WEIGHTS, Floats, Precision, session
 from training.digits import as_input
 from training.export.digits import export_digits
@@ -23,6 +25,8 @@ READERS: dict[str, Callable[[], RowReader | ReNet]] = {
     "renet of lstms": lambda: ReNet([(4, 6), (7, 10)], cell="lstm", outputs=10),
     "renet of one layer": lambda: ReNet([(7, 6)], cell="gru"),
     "renet of three layers": lambda: ReNet([(2, 4), (2, 5), (7, 6)], cell="lstm"),
+    **{f"rows of {cell}": partial(RowReader, hidden_size=8, cell=cell) for cell in CELLS},
+    **{f"renet of {cell}": partial(ReNet, [(4, 6), (7, 8)], cell=cell) for cell in CELLS},
 }
 Pixels = npt.NDArray[np.uint8]
 

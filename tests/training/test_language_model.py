@@ -52,6 +52,7 @@ def test_the_chapter_preset_is_the_chapters_system() -> None:
     assert asdict(PRESETS["chapter"]) == {
         "vocabulary_size": 10_000,
         "embedding_size": 200,
+        "cell": "lstm",
         "hidden_sizes": (200, 200),
         "tied": False,
         "initial_range": 0.05,

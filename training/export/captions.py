@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from app.errors import SettingsError
 from app.images import PHOTO_SIZE, normalised
-from app.models.captioner import Captioner, Cell
+from app.models.captioner import Captioner
 from app.runtime.engine import WEIGHTS, Precision
+from training.export.cells import carried, recall, step
 from training.export.graph import LINEAR, Array, Graph, Place, layout
 
 CNN = "cnn."  # begins the names of the network's weights beside those of the captioner
@@ -150,7 +151,7 @@ def _known() -> list[str]:
 def _begin(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, Place], precision: Precision) -> bytes:
     """The graph of features (B, F) -> state (B, S) before the first word."""
     graph = Graph(precision, weights)
-    _biased(graph, "image", graph.linear("features", "image.weight"), "image.bias")
+    _biased(graph, "image", graph.linear("features", "image.weight"), weights.get("image.bias"))
     match model.inject:
         case "chapter":
             _zeros(graph, "features", model.kept_size)
@@ -159,7 +160,7 @@ def _begin(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, 
             graph.lines.append("state = Tanh (image)")
         case "pre":
             _zeros(graph, "features", model.hidden_size)
-            after = _advance(graph, model, "image", ["zeros"] * len(_parts(model)), None)
+            after = _advance(graph, model, "image", ["zeros"] * len(carried(model.cell)), None)
             graph.lines.append(f"state = Concat <axis = 1> ({', '.join(after)})")
     seen = weights["image.weight"].shape[1]
     return graph.model(f"begin (float[B,{seen}] features) => (float[B,{model.state_size}] state)", places)
@@ -169,18 +170,18 @@ def _step(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, P
     """The graph of tokens (B,), state (B, S) -> log_probabilities (B, V), state_after (B, S)."""
     graph = Graph(precision, weights)
     term = model.state_size - model.kept_size  # numbers of V X, chapter only
-    parts = ["term", *_parts(model)] if term else _parts(model)
-    sizes = graph.constant("sizes", np.array([term, *[model.hidden_size] * len(_parts(model))][-len(parts) :]))
+    parts = ["term", *carried(model.cell)] if term else carried(model.cell)
+    sizes = graph.constant("sizes", np.array([term, *[model.hidden_size] * len(carried(model.cell))][-len(parts) :]))
     product = graph.linear("h_next", _output(weights))  # first, so that a tied matrix is there in float32 as well
     graph.lines += [
         f"rows = Gather ({graph.outside('embedding.weight')}, tokens)",
         "word = Cast <to = 1> (rows)",
         f"{', '.join(parts)} = Split <axis = 1> (state, {sizes})",
     ]
-    after = _advance(graph, model, "word", _parts(model), "term" if term else None)
+    after = _advance(graph, model, "word", carried(model.cell), "term" if term else None)
     if term:
         _zeros(graph, "state", term)
-    _biased(graph, "logits", product, "output.bias")
+    _biased(graph, "logits", product, weights["output.bias"])
     graph.lines += [
         "log_probabilities = LogSoftmax <axis = 1> (logits)",
         f"state_after = Concat <axis = 1> ({', '.join(['zeros', *after] if term else after)})",
@@ -193,65 +194,30 @@ def _step(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, P
     return graph.model(signature, places)
 
 
-def _parts(model: Captioner) -> list[str]:
-    """What the cell carries on from word to word, as the state has it."""
-    return ["c", "h"] if model.cell == "lstm" else ["h"]
-
-
 def _output(weights: Mapping[str, Array]) -> str:
     return "output.weight" if "output.weight" in weights else "embedding.weight"
 
 
 def _advance(graph: Graph, model: Captioner, x: str, parts: list[str], term: str | None) -> list[str]:
     """The equations of Captioner: the names of [c] h after the input `x`; `term` is what of V X has yet to enter."""
-    read = _biased(graph, "read", graph.linear(x, "recurrent.weight_ih_l0"), "recurrent.bias_ih_l0")
+    layer, after = "recurrent.layers.0", [f"{part}_next" for part in carried(model.cell)]
+    read = _biased(graph, "read", graph.linear(x, f"{layer}.weight_ih"), graph.weights[f"{layer}.bias"])
     if term:
         graph.lines.append(f"read_seen = Add ({read}, {term})")
         read = "read_seen"
-    recalled = _biased(graph, "recalled", graph.linear(parts[-1], "recurrent.weight_hh_l0"), "recurrent.bias_hh_l0")
-    graph.lines.append(CELLS[model.cell].format(read=read, recalled=recalled, c=parts[0], h=parts[-1]))
-    return [f"{part}_next" for part in _parts(model)]
+    graph.lines += [
+        recall(graph, model.cell, layer, parts[-1]),
+        f"{', '.join(after)} = {step(graph, model.cell, layer, read, 'recalled', parts)}",
+    ]
+    return after
 
 
-# From U x_t + V X (`read`) and W S_{t-1} (`recalled`), each with its bias and torch's order of gates.
-CELLS: dict[Cell, str] = {
-    "rnn": """
-        sum = Add ({read}, {recalled})
-        h_next = Tanh (sum)""",
-    "gru": """
-        r_read, z_read, n_read = Split <axis = 1, num_outputs = 3> ({read})
-        r_recalled, z_recalled, n_recalled = Split <axis = 1, num_outputs = 3> ({recalled})
-        r_sum = Add (r_read, r_recalled)
-        z_sum = Add (z_read, z_recalled)
-        r = Sigmoid (r_sum)
-        z = Sigmoid (z_sum)
-        n_reset = Mul (r, n_recalled)
-        n_sum = Add (n_read, n_reset)
-        new = Tanh (n_sum)
-        change = Sub ({h}, new)
-        kept = Mul (z, change)
-        h_next = Add (new, kept)""",
-    "lstm": """
-        sum = Add ({read}, {recalled})
-        i_sum, f_sum, g_sum, o_sum = Split <axis = 1, num_outputs = 4> (sum)
-        i = Sigmoid (i_sum)
-        f = Sigmoid (f_sum)
-        g = Tanh (g_sum)
-        o = Sigmoid (o_sum)
-        kept = Mul (f, {c})
-        added = Mul (i, g)
-        c_next = Add (kept, added)
-        c_squashed = Tanh (c_next)
-        h_next = Mul (o, c_squashed)""",
-}
-
-
-def _biased(graph: Graph, name: str, product: str, bias: str) -> str:
+def _biased(graph: Graph, name: str, product: str, bias: Array | None) -> str:
     """Write the product that a call makes, with a bias added if there is one; `name`."""
-    if bias not in graph.weights:
+    if bias is None:
         graph.lines.append(f"{name} = {product}")
         return name
-    graph.constant(f"{name}_bias", graph.weights[bias].astype(np.float32))
+    graph.constant(f"{name}_bias", bias.astype(np.float32))
     graph.lines += [f"{name}_product = {product}", f"{name} = Add ({name}_product, {name}_bias)"]
     return name
 

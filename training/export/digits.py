@@ -3,16 +3,20 @@
 int8: weights signed 8 bit with a scale a column, pixels as they are (unsigned, a step is 1/255), hidden states unsigned
 8 bit with zero point 128 and a step of 1/127. A hidden state lies between -1 and 1, so the step is fixed: no answer
 depends on what shares its batch, and nothing has to be measured at run time. The recurrence is a Scan of one step for
-both directions. fp32: ONNX's own LSTM and GRU operators.
+both directions. fp32: ONNX's own operators.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from safetensors.numpy import save
 from torch import nn
 
-from app.models.digits import SIDE, Layer, ReNet, RowReader
+from app.models.digits import SIDE, ReNet, RowReader
+from app.models.recurrent import GATES, Cell, Recurrent
 from app.runtime.engine import WEIGHTS, Precision
-from training.export.graph import Array, Graph, quantise
+from training.export.cells import carried, operator, recalled_bias, step
+from training.export.graph import Array, Graph, identifier, quantise
 
 HIDDEN = ("hidden_step", "hidden_zero")  # the grid of hidden states, as names of constants
 PIXEL = ("pixel_step", "pixel_zero")
@@ -27,8 +31,8 @@ def export_digits(model: RowReader | ReNet) -> dict[str, bytes]:
 
 def _reader(model: RowReader | ReNet, weights: dict[str, Array], precision: Precision) -> bytes:
     graph = Graph(precision, weights)
-    for name, step, zero in (("hidden", 1 / 127, 128), ("pixel", 1 / 255, 0)):
-        graph.constant(f"{name}_step", np.array(step, np.float32))
+    for name, size, zero in (("hidden", 1 / 127, 128), ("pixel", 1 / 255, 0)):
+        graph.constant(f"{name}_step", np.array(size, np.float32))
         graph.constant(f"{name}_zero", np.array(zero, np.uint8))
     features = _rows(graph, model) if isinstance(model, RowReader) else _renet(graph, model)
     graph.constant("output_weight", weights["output.weight"])
@@ -41,7 +45,7 @@ def _reader(model: RowReader | ReNet, weights: dict[str, Array], precision: Prec
 def _rows(graph: Graph, model: RowReader) -> str:
     """The name of the last step's output (B, 2H)."""
     graph.lines.append("rows = Transpose <perm = [1, 0, 2]> (pixels)")
-    hidden = _sweep(graph, "lstm", model.lstm, "rows", SIDE, pixels=True)
+    hidden = _sweep(graph, "recurrent", model.recurrent, "rows", SIDE, pixels=True)
     graph.constant("last", np.array(SIDE - 1))
     graph.lines.append(f"features = Gather <axis = 0> ({hidden}, last)")
     return "features"
@@ -81,135 +85,101 @@ def _renet(graph: Graph, model: ReNet) -> str:
     return "features"
 
 
-def _sweep(graph: Graph, layer: str, module: nn.Module, x: str, steps: int, *, pixels: bool = False) -> str:
-    """The name of what `layer` reads in `x`: (T, N, I) -> (T, N, 2H)."""
-    assert isinstance(module, nn.LSTM | nn.GRU)
-    prefix = layer.replace(".", "")
-    if graph.precision == "fp32":
-        return _operator(graph, layer, prefix, module, x, steps, pixels=pixels)
-    return _scan(graph, layer, prefix, module, x, steps, pixels=pixels)
+def _sweep(graph: Graph, name: str, module: nn.Module, x: str, steps: int, *, pixels: bool = False) -> str:
+    """The name of what the module of that name reads in `x`: (T, N, I) -> (T, N, 2H)."""
+    assert isinstance(module, Recurrent)
+    sweep = Sweep(
+        module.cell, {"f": f"{name}.layers.0", "b": f"{name}.reversed_layers.0"}, name.replace(".", ""), steps
+    )
+    (size,) = module.hidden_sizes
+    return (_operator if graph.precision == "fp32" else _scan)(graph, sweep, x, size, pixels=pixels)
 
 
-def _operator(graph: Graph, layer: str, p: str, module: Layer, x: str, steps: int, *, pixels: bool) -> str:
-    """ONNX's operator: its gates stand in another order, its output is (T, 2, N, H)."""
-    size = module.hidden_size
-    order, name, extra = ((1, 0, 2), "GRU", ", linear_before_reset = 1") if isinstance(module, nn.GRU) else (
-        (0, 3, 1, 2), "LSTM", "")  # fmt: skip
+@dataclass(frozen=True)
+class Sweep:
+    """One layer that reads from both ends."""
 
-    def reordered(weight: str) -> Array:
-        both = (graph.weights[f"{layer}.{weight}_l0{suffix}"] for suffix in ("", "_reverse"))
-        return np.stack([np.concatenate([np.split(each, len(order))[gate] for gate in order]) for each in both])
+    cell: Cell
+    layers: dict[str, str]  # the names of the two directions' weights, by a letter for each
+    prefix: str  # of all names of it
+    steps: int
 
-    graph.constant(f"{p}_w", reordered("weight_ih"))
-    graph.constant(f"{p}_r", reordered("weight_hh"))
-    graph.constant(f"{p}_b", np.concatenate([reordered("bias_ih"), reordered("bias_hh")], 1))
-    graph.constant(f"{p}_shape", np.array([steps, -1, 2 * size]))
-    source = x
+
+def _operator(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) -> str:
+    """ONNX's operator, whose output is (T, 2, N, H)."""
+    p, source = sweep.prefix, x
+    graph.constant(f"{p}_shape", np.array([sweep.steps, -1, 2 * size]))
     if pixels:
         source = f"{p}_grey"
         graph.lines += [f"{p}_real = Cast <to = 1> ({x})", f"{source} = Mul ({p}_real, pixel_step)"]
     graph.lines += [
-        f'{p}_y = {name} <hidden_size = {size}, direction = "bidirectional"{extra}> ({source}, {p}_w, {p}_r, {p}_b)',
+        f"{p}_y = {operator(graph, sweep.cell, list(sweep.layers.values()), source)}",
         f"{p}_turned = Transpose <perm = [0, 2, 1, 3]> ({p}_y)",
         f"{p}_out = Reshape ({p}_turned, {p}_shape)",
     ]
     return f"{p}_out"
 
 
-def _scan(graph: Graph, layer: str, p: str, module: Layer, x: str, steps: int, *, pixels: bool) -> str:
+def _scan(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) -> str:
     """Input products of all steps at once; one Scan over the steps, forwards and backwards side by side."""
-    size, gru = module.hidden_size, isinstance(module, nn.GRU)
-    widths = {"rz": 2 * size, "n": size} if gru else {"gates": 4 * size}  # what one product makes
-    graph.constant(f"{p}_flat", np.array([-1, module.input_size]))
+    p, parts, width = sweep.prefix, carried(sweep.cell), GATES[sweep.cell] * size
+    input_size = graph.weights[f"{sweep.layers['f']}.weight_ih"].shape[1]
+    graph.constant(f"{p}_flat", np.array([-1, input_size]))
+    shape = graph.constant(f"{p}_shape", np.array([sweep.steps, -1, width]))
     graph.lines.append(f"{p}_rows = Reshape ({x}, {p}_flat)")
-    quantised, grid = f"{p}_rows", PIXEL
+    rows, grid = f"{p}_rows", PIXEL
     if not pixels:
-        quantised, grid = f"{p}_quantised", HIDDEN
-        graph.lines.append(f"{quantised} = QuantizeLinear ({p}_rows, {HIDDEN[0]}, {HIDDEN[1]})")
-    body, scanned, inputs = list[str](), list[str](), list[str]()
-    for way, suffix in (("f", ""), ("b", "_reverse")):
-        row = 0
-        body.append(f"{way}_q = QuantizeLinear ({way}_h, {HIDDEN[0]}, {HIDDEN[1]})")
-        for part, width in widths.items():
-            rows, row = slice(row, row + width), row + width
-            bias, bias_h = (
-                graph.weights[f"{layer}.bias_{side}_l0{suffix}"][rows].astype(np.float32) for side in ("ih", "hh")
-            )
-            if part != "n":  # a reset gate stands between the two biases of a gru's new state
-                bias, bias_h = bias + bias_h, np.zeros_like(bias_h)
-            call = _product(graph, f"{layer}.weight_ih_l0{suffix}", rows, bias, quantised, grid)
-            shape = graph.constant(f"{p}_{part}_shape", np.array([steps, -1, width]))
-            graph.lines += [
-                f"{p}_{way}_{part}_rows = {call}",
-                f"{p}_{way}_{part} = Reshape ({p}_{way}_{part}_rows, {shape})",
-            ]
-            body.append(
-                f"{way}_{part}_h = {_product(graph, f'{layer}.weight_hh_l0{suffix}', rows, bias_h, f'{way}_q', HIDDEN)}"
-            )
-            scanned.append(f"{p}_{way}_{part}")
-            inputs.append(f"float[N,{width}] {way}_{part}")
-        body += _gru_step(way) if gru else _lstm_step(way)
-    states = ["f_h", "b_h"] if gru else ["f_h", "f_c", "b_h", "b_c"]
-    directions = ", ".join(["0"] * len(widths) + ["1"] * len(widths))
-    taken = ", ".join([f"float[N,{size}] {state}" for state in states] + inputs)
-    given = ", ".join([f"float[N,{size}] {name}" for name in [*(f"{s}_next" for s in states), "f_out", "b_out"]])
+        rows, grid = f"{p}_quantised", HIDDEN
+        graph.lines.append(f"{rows} = QuantizeLinear ({p}_rows, {HIDDEN[0]}, {HIDDEN[1]})")
+    for way, layer in sweep.layers.items():
+        read = _product(graph, f"{layer}.weight_ih", graph.weights[f"{layer}.bias"], rows, grid)
+        graph.lines += [f"{p}_{way}_products = {read}", f"{p}_{way}_read = Reshape ({p}_{way}_products, {shape})"]
+    states = [f"{way}_{part}" for way in sweep.layers for part in parts]
+    inputs = ", ".join(
+        [f"float[N,{size}] {state}" for state in states] + [f"float[N,{width}] {w}_read" for w in sweep.layers]
+    )
+    outputs = ", ".join(
+        f"float[N,{size}] {name}" for name in [*(f"{state}_next" for state in states), "f_out", "b_out"]
+    )
     graph.constant(f"{p}_size", np.array([size]))
     graph.lines.append(f"""
         {p}_count = Shape <start = 1, end = 2> ({x})
         {p}_state_shape = Concat <axis = 0> ({p}_count, {p}_size)
         {p}_zeros = ConstantOfShape <value = float[1] {{0.0}}> ({p}_state_shape)
         {", ".join(f"{p}_{state}_last" for state in states)}, {p}_forward, {p}_backward = Scan
-            <num_scan_inputs = {len(scanned)}, scan_input_directions = [{directions}],
-             scan_output_directions = [0, 1], body = {p}_step ({taken}) => ({given}) {{
-            {chr(10).join(body)}
-            }}> ({", ".join([f"{p}_zeros"] * len(states) + scanned)})
+            <num_scan_inputs = 2, scan_input_directions = [0, 1], scan_output_directions = [0, 1],
+             body = {p}_step ({inputs}) => ({outputs}) {{
+            {chr(10).join(_advance(graph, sweep.cell, way, layer) for way, layer in sweep.layers.items())}
+            }}> ({", ".join([f"{p}_zeros"] * len(states))}, {p}_f_read, {p}_b_read)
         {p}_out = Concat <axis = 2> ({p}_forward, {p}_backward)""")
     return f"{p}_out"
 
 
-def _product(graph: Graph, weight: str, rows: slice, bias: Array, x: str, grid: tuple[str, str]) -> str:
-    """The call that multiplies quantised rows with the transpose of some rows of a weight, and adds a bias."""
-    name = f"{weight.replace('.', '_')}_{rows.start}"
-    quantised, scale = quantise(graph.weights[weight][rows])
+def _advance(graph: Graph, cell: Cell, way: str, layer: str) -> str:
+    """The lines of one step in one direction."""
+    inner = recalled_bias(graph, cell, layer)
+    if inner is None:
+        inner = np.zeros(len(graph.weights[f"{layer}.bias"]), np.float32)
+    recalled = _product(graph, f"{layer}.weight_hh", inner, f"{way}_q", HIDDEN)
+    before = [f"{way}_{part}" for part in carried(cell)]
+    after = ", ".join(f"{part}_next" for part in before)
+    return f"""
+        {way}_q = QuantizeLinear ({way}_h, {HIDDEN[0]}, {HIDDEN[1]})
+        {way}_recalled = {recalled}
+        {after} = {step(graph, cell, layer, f"{way}_read", f"{way}_recalled", before)}
+        {way}_out = Identity ({way}_h_next)"""
+
+
+def _product(graph: Graph, weight: str, bias: Array, x: str, grid: tuple[str, str]) -> str:
+    """The call that multiplies quantised rows with the transpose of a weight, and adds a bias."""
+    name = identifier(weight)
+    quantised, scale = quantise(graph.weights[weight])
     graph.constant(name, quantised)
     graph.constant(f"{name}_scale", scale)
     graph.constant(f"{name}_bias", bias)
     graph.constant("weight_zero", np.array(0, np.int8))
-    step, zero = grid
-    return f"com.microsoft.MatMulIntegerToFloat ({x}, {name}, {step}, {name}_scale, {zero}, weight_zero, {name}_bias)"
-
-
-def _gru_step(way: str) -> list[str]:
-    """The equations of app.models.digits._gru_step, of one direction."""
-    w = way
-    return [
-        f"{w}_rz_sum = Add ({w}_rz, {w}_rz_h)",
-        f"{w}_rz_open = Sigmoid ({w}_rz_sum)",
-        f"{w}_r, {w}_z = Split <axis = 1, num_outputs = 2> ({w}_rz_open)",
-        f"{w}_reset = Mul ({w}_r, {w}_n_h)",
-        f"{w}_n_sum = Add ({w}_n, {w}_reset)",
-        f"{w}_new = Tanh ({w}_n_sum)",
-        f"{w}_old = Sub ({w}_h, {w}_new)",
-        f"{w}_kept = Mul ({w}_z, {w}_old)",
-        f"{w}_h_next = Add ({w}_kept, {w}_new)",
-        f"{w}_out = Identity ({w}_h_next)",
-    ]
-
-
-def _lstm_step(way: str) -> list[str]:
-    """The equations of app.models.digits._lstm_step, of one direction."""
-    w = way
-    return [
-        f"{w}_sum = Add ({w}_gates, {w}_gates_h)",
-        f"{w}_i, {w}_f, {w}_g, {w}_o = Split <axis = 1, num_outputs = 4> ({w}_sum)",
-        f"{w}_i_open = Sigmoid ({w}_i)",
-        f"{w}_f_open = Sigmoid ({w}_f)",
-        f"{w}_o_open = Sigmoid ({w}_o)",
-        f"{w}_candidate = Tanh ({w}_g)",
-        f"{w}_kept = Mul ({w}_f_open, {w}_c)",
-        f"{w}_added = Mul ({w}_i_open, {w}_candidate)",
-        f"{w}_c_next = Add ({w}_kept, {w}_added)",
-        f"{w}_squashed = Tanh ({w}_c_next)",
-        f"{w}_h_next = Mul ({w}_o_open, {w}_squashed)",
-        f"{w}_out = Identity ({w}_h_next)",
-    ]
+    step_of_grid, zero = grid
+    return (
+        f"com.microsoft.MatMulIntegerToFloat"
+        f" ({x}, {name}, {step_of_grid}, {name}_scale, {zero}, weight_zero, {name}_bias)"
+    )

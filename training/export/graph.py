@@ -22,19 +22,16 @@ from onnx import TensorProto, numpy_helper
 from app.runtime.engine import WEIGHTS, Precision
 
 OPSET = '<ir_version: 10, opset_import: ["": 21, "seqserve": 1, "com.microsoft": 1]>'
+FUNCTION = '<domain: "seqserve", opset_import: ["": 21]>'
 
 Array: TypeAlias = npt.NDArray[np.generic]
 Place: TypeAlias = tuple[int, int]  # offset and length in weights.safetensors, in bytes
 
 LINEAR: dict[Precision, str] = {
     # y = x W^T with W (out, in) kept as float16
-    "fp32": """
-        <domain: "seqserve", opset_import: ["": 21]>
-        Linear (x, weight) => (y) { y = Gemm <transB = 1> (x, weight) }""",
+    "fp32": "(x, weight) => (y) { y = Gemm <transB = 1> (x, weight) }",
     # the same with W^T (in, out) as int8 and a scale a column
-    "int8": """
-        <domain: "seqserve", opset_import: ["": 21]>
-        Linear (x, weight, column_scale) => (y) {
+    "int8": """(x, weight, column_scale) => (y) {
             across = Constant <value_ints = [-1]> ()
             most = Constant <value_float = 127.0> ()
             tiny = Constant <value_float = 1e-30> ()
@@ -64,10 +61,12 @@ class Graph:
     lines: list[str] = field(default_factory=list)
     constants: dict[str, Array] = field(default_factory=dict)
     kept_outside: set[str] = field(default_factory=set)  # names of tensors of weights.safetensors
+    functions: dict[str, str] = field(default_factory=dict)  # of the domain seqserve, name -> signature and body
 
     def linear(self, x: str, weight: str) -> str:
         """The call that multiplies the rows of `x` with the transpose of the named weight."""
-        name = _identifier(weight)
+        name = identifier(weight)
+        self.functions["Linear"] = LINEAR[self.precision]
         if self.precision == "fp32":
             if weight not in self.kept_outside:
                 self.lines.append(f"{name} = Cast <to = 1> ({self.outside(weight)})")
@@ -80,7 +79,7 @@ class Graph:
     def outside(self, weight: str) -> str:
         """The graph's name of a tensor that stays in weights.safetensors."""
         self.kept_outside.add(weight)
-        return f"{_identifier(weight)}_half"
+        return f"{identifier(weight)}_half"
 
     def constant(self, name: str, value: Array) -> str:
         """The graph's name of a tensor that it holds itself: `name`."""
@@ -89,10 +88,9 @@ class Graph:
 
     def model(self, signature: str, places: Mapping[str, Place]) -> bytes:
         """The finished model; `places` tells where in weights.safetensors a tensor lies."""
-        text = f"{OPSET} {signature} {{\n" + "\n".join(self.lines) + "\n}"
-        model = onnx.parser.parse_model(text)
-        if "seqserve.Linear" in text:
-            model.functions.append(onnx.parser.parse_function(LINEAR[self.precision]))
+        model = onnx.parser.parse_model(f"{OPSET} {signature} {{\n" + "\n".join(self.lines) + "\n}")
+        for name, function in self.functions.items():
+            model.functions.append(onnx.parser.parse_function(f"{FUNCTION} {name} {function}"))
         for name, value in self.constants.items():
             model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         for weight in sorted(self.kept_outside):
@@ -109,7 +107,7 @@ def quantise(weight: Array) -> tuple[Array, Array]:
 def external(weight: str, value: Array, place: Place) -> onnx.TensorProto:
     """An initializer whose bytes are those of a float16 tensor of weights.safetensors."""
     tensor = TensorProto(
-        name=f"{_identifier(weight)}_half",
+        name=f"{identifier(weight)}_half",
         data_type=TensorProto.FLOAT16,
         dims=value.shape,
         data_location=TensorProto.EXTERNAL,
@@ -131,6 +129,6 @@ def layout(stored: bytes) -> dict[str, Place]:
     }
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
     """A tensor's name as a name of ONNX's text form, which knows no dots."""
     return name.replace(".", "_")

@@ -6,7 +6,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from app.models.language_model import LanguageModel
+from app.models.recurrent import GATES, Cell
 from app.runtime.engine import WEIGHTS, Precision
+from training.export.cells import carried, recall, step
 from training.export.graph import LINEAR, Array, Graph, Place, layout
 
 
@@ -29,24 +31,26 @@ def _recurrent(
 ) -> bytes:
     """The graph of tokens (T, B), state (B, S) -> hidden (T, B, H), state_after (B, S).
 
-    A layer's input products are made for all steps at once; its recurrence is a Scan over the steps. The state is
-    c and h of each layer in turn, so that its last numbers are the top layer's output.
+    A layer's input products are made for all steps at once; its recurrence is a Scan over the steps. The state is what
+    each layer carries on in turn, c before h, so that its last numbers are the top layer's output.
     """
-    graph = Graph(precision, weights)
+    graph, recurrent = Graph(precision, weights), model.recurrent
     graph.constant("one", np.array([1]))
     embedding = graph.outside("embedding.weight")
     graph.lines += ["shape = Shape (tokens)", f"rows = Gather ({embedding}, tokens)", "x0 = Cast <to = 1> (rows)"]
-    position, size_in, after = 0, model.embedding.embedding_dim, []
-    for index, layer in enumerate(model.recurrent.layers):
-        size: int = layer.hidden_size  # type: ignore[assignment]
-        for part in ("c", "h"):
+    position, size_in, after = 0, model.embedding.embedding_dim, list[str]()
+    for n, size in enumerate(recurrent.hidden_sizes):
+        for part in carried(recurrent.cell):
             start, end = (graph.constant(f"at{at}", np.array([at])) for at in (position, position + size))
-            graph.lines.append(f"{part}{index} = Slice (state, {start}, {end}, one)")
+            graph.lines.append(f"{part}{n} = Slice (state, {start}, {end}, one)")
+            after.append(f"{part}{n}_after")
             position += size
-        after += [f"c{index}_after", f"h{index}_after"]
-        graph.lines.append(_lstm_layer(graph, f"recurrent.layers.{index}", index, size_in, size))
+        graph.lines.append(_layer(graph, recurrent.cell, n, size_in, size))
         size_in = size
-    graph.lines += [f"hidden = Identity (x{len(after) // 2})", f"state_after = Concat <axis = 1> ({', '.join(after)})"]
+    graph.lines += [
+        f"hidden = Identity (x{len(recurrent.hidden_sizes)})",
+        f"state_after = Concat <axis = 1> ({', '.join(after)})",
+    ]
     signature = (
         f"recurrent (int64[T,B] tokens, float[B,{position}] state)"
         f" => (float[T,B,{size_in}] hidden, float[B,{position}] state_after)"
@@ -54,37 +58,27 @@ def _recurrent(
     return graph.model(signature, places)
 
 
-def _lstm_layer(graph: Graph, layer: str, index: int, size_in: int, size: int) -> str:
-    """The equations of app.models.recurrent.LSTMLayer: x{index} (T, B, I) -> x{index + 1} (T, B, H)."""
-    n = index
+def _layer(graph: Graph, cell: Cell, n: int, size_in: int, size: int) -> str:
+    """The n-th layer: x{n} (T, B, I) -> x{n + 1} (T, B, H)."""
+    layer, parts = f"recurrent.layers.{n}", carried(cell)
+    wide = GATES[cell] * size
     graph.constant(f"flat{n}", np.array([-1, size_in]))
-    graph.constant(f"gates{n}", np.array([4 * size]))
+    graph.constant(f"gates{n}", np.array([wide]))
     bias = graph.constant(f"bias{n}", graph.weights[f"{layer}.bias"].astype(np.float32))
     input_product = graph.linear(f"x{n}_rows", f"{layer}.weight_ih")
-    recurrent_product = graph.linear("h", f"{layer}.weight_hh")
+    before, after = (", ".join(f"float[B,{size}] {part}{end}" for part in parts) for end in ("", "_next"))
     return f"""
         x{n}_rows = Reshape (x{n}, flat{n})
         input_product{n} = {input_product}
         biased{n} = Add (input_product{n}, {bias})
         gates_shape{n} = Concat <axis = 0> (shape, gates{n})
         input_gates{n} = Reshape (biased{n}, gates_shape{n})
-        c{n}_after, h{n}_after, x{n + 1} = Scan <num_scan_inputs = 1, body = step{n}
-            (float[B,{size}] c, float[B,{size}] h, float[B,{4 * size}] input_gates)
-            => (float[B,{size}] c_next, float[B,{size}] h_next, float[B,{size}] output) {{
-                recurrent_product = {recurrent_product}
-                gates = Add (recurrent_product, input_gates)
-                i, f, g, o = Split <axis = 1, num_outputs = 4> (gates)
-                i_open = Sigmoid (i)
-                f_open = Sigmoid (f)
-                o_open = Sigmoid (o)
-                candidate = Tanh (g)
-                kept = Mul (f_open, c)
-                added = Mul (i_open, candidate)
-                c_next = Add (kept, added)
-                c_squashed = Tanh (c_next)
-                h_next = Mul (o_open, c_squashed)
+        {", ".join(f"{part}{n}_after" for part in parts)}, x{n + 1} = Scan <num_scan_inputs = 1, body = step{n}
+            ({before}, float[B,{wide}] read) => ({after}, float[B,{size}] output) {{
+                {recall(graph, cell, layer, "h")}
+                {", ".join(f"{part}_next" for part in parts)} = {step(graph, cell, layer, "read", "recalled", parts)}
                 output = Identity (h_next)
-            }}> (c{n}, h{n}, input_gates{n})"""
+            }}> ({", ".join(f"{part}{n}" for part in parts)}, input_gates{n})"""
 
 
 def _softmax(weights: Mapping[str, Array], places: Mapping[str, Place], precision: Precision) -> bytes:

@@ -33,7 +33,7 @@ from training.captions import CaptionsConfig, build
 from training.data import captions as data
 from training.data.captions import CaptionCorpus, Photo, Source, words
 from training.export.captions import export_captions
-from training.publish.manifest import PRECISIONS, drafted, free_names, probe, unmeasured
+from training.publish.manifest import CELL_NAMES, PRECISIONS, drafted, free_names, probe, unmeasured
 from training.run import Run, RunError
 
 INT8_MAY_COST = 0.5  # of the validation CIDEr, in percent
@@ -168,7 +168,7 @@ def model_card(manifest: Manifest, corpus: CaptionCorpus) -> str:
     return template.substitute(
         model=manifest.model,
         version=manifest.version,
-        decoder=f"{config['cell'].upper()} of {config['hidden_size']} units",
+        decoder=f"{CELL_NAMES[manifest.cell]} of {config['hidden_size']} units",
         inject=INJECTED[config["inject"]],
         backbone=corpus.backbone,
         parameters=f"{manifest.parameters:,}",

@@ -21,20 +21,20 @@ from app.images import framed_array, png
 from app.models.digits import ReNet, RowReader
 from app.models.language_model import parameter_count
 from app.runtime.batching import answer_all
-from app.runtime.digits import DIGITS, Calibration, Classification, DigitsPredictor
+from app.runtime.digits import DIGITS, Calibration, Classification, DigitsPredictor, confidences
 from app.runtime.engine import Floats, Precision, session
 from training import report, robustness
 from training.data import digits as mnist
 from training.data.digits import Digits
-from training.digits import NO_DIGIT, DigitsConfig, as_input, build, checks
+from training.digits import NO_DIGIT, DigitsConfig, as_input, build
 from training.export.digits import export_digits
 from training.negatives import Picture, photographs_in
-from training.publish.manifest import PRECISIONS, drafted, free_names, probe, unmeasured
+from training.publish.manifest import CELL_NAMES, PRECISIONS, drafted, free_names, probe, unmeasured
 from training.robustness import Robustness, framed_picture
 from training.run import Run, RunError
 
 INT8_MAY_COST = 0.0005  # of the validation accuracy
-REJECTED_AT_MOST = 0.0015  # of plain validation digits
+REJECTED_AT_MOST = 0.001  # of plain validation digits
 PARITY = 2_000  # validation images
 BATCH = 250
 TITLE = "digits"
@@ -63,7 +63,7 @@ def publish(
     with drafted(manifest, contents) as (draft, pictures):
         metrics = parity(model, draft, corpus.valid)
         served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
-        calibration = calibrated(opened(draft, served), corpus.valid, config)
+        calibration = calibrated(opened(draft, served), corpus.valid)
         manifest = manifest.model_copy(update={"calibration": asdict(calibration), "served": served})
         predictors = {p: opened(draft, p, calibration) for p in PRECISIONS}
         answers = read(predictors[served], corpus.test)
@@ -128,21 +128,12 @@ def parity(model: RowReader | ReNet, draft: Bundle, valid: Digits) -> dict[str, 
     return found
 
 
-def calibrated(predictor: DigitsPredictor, valid: Digits, config: DigitsConfig) -> Calibration:
-    """The temperature that fits plain validation digits best, and the threshold that parts digits from the rest best.
-
-    Best is the mean of the shares of plain and soiled digits kept and of pictures of no digit rejected, where at most
-    REJECTED_AT_MOST of the plain ones are lost.
-    """
+def calibrated(predictor: DigitsPredictor, valid: Digits) -> Calibration:
+    """The temperature that fits validation digits best, and the strictest threshold that rejects REJECTED_AT_MOST."""
     logits = torch.from_numpy(_logits(predictor, valid)[:, :DIGITS].copy())
     fitted = Calibration(_temperature(logits, valid.labels), 1.0)
-    doubts = {name: 1 - fitted.confidence(_logits(predictor, part)) for name, part in checks(valid, config).items()}
-    least = float(np.quantile(doubts["valid"], 1 - REJECTED_AT_MOST, method="higher"))
-    candidates = np.unique(np.concatenate([[least], *doubts.values()]))
-    candidates = candidates[(candidates >= least) & (candidates < 1)]
-    kept = [np.searchsorted(np.sort(doubt), candidates, "right") / len(doubt) for name, doubt in doubts.items()]
-    gained = [1 - share if name == "valid_no_digit" else share for name, share in zip(doubts, kept, strict=True)]
-    return replace(fitted, rejection_threshold=float(candidates[np.argmax(np.mean(gained, 0))]))
+    doubts = 1 - confidences(predictor.recalibrated(fitted).probabilities(valid.images.numpy()))
+    return replace(fitted, rejection_threshold=float(np.quantile(doubts, 1 - REJECTED_AT_MOST, method="higher")))
 
 
 def read(predictor: DigitsPredictor, digits: Digits) -> list[Classification]:
@@ -211,13 +202,14 @@ def model_card(manifest: Manifest, config: DigitsConfig, stood: Robustness) -> s
     sweeps = ", ".join(
         f"{h} units on patches of {p} x {p}" for p, h in zip(config.patches, config.hidden_sizes, strict=True)
     )
-    reader = f"a ReNet of bidirectional {config.cell.upper()}s ({sweeps})"
+    cell = CELL_NAMES[config.cell]
+    reader = f"a ReNet of bidirectional {cell}s ({sweeps})"
     return template.substitute(
         model=manifest.model,
         version=manifest.version,
         reader=reader
         if config.reader == "renet"
-        else f"one bidirectional LSTM of {config.hidden_sizes[0]} units, row by row",
+        else f"one bidirectional {cell} of {config.hidden_sizes[0]} units, row by row",
         parameters=f"{manifest.parameters:,}",
         samples=f"{config.samples:,}",
         terms=manifest.corpus.terms,

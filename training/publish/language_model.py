@@ -25,7 +25,7 @@ from training.data.texts import Corpus, Source
 from training.evaluate import score_files
 from training.export.language_model import export_language_model
 from training.language_model import LanguageModelConfig, build
-from training.publish.manifest import PRECISIONS, drafted, free_names, probe, unmeasured
+from training.publish.manifest import CELL_NAMES, PRECISIONS, drafted, free_names, probe, unmeasured
 from training.run import Run, RunError
 
 INT8_MAY_COST = 0.005  # of the validation perplexity
@@ -117,6 +117,7 @@ def model_card(manifest: Manifest, caveats: Iterable[str] = ()) -> str:
     return template.substitute(
         model=manifest.model,
         version=manifest.version,
+        cell=CELL_NAMES[manifest.cell],
         layers=" -> ".join(map(str, [config["embedding_size"], *config["hidden_sizes"]])),
         output="output tied to the embedding" if config["tied"] else "an output layer of its own",
         parameters=f"{manifest.parameters:,}",

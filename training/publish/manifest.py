@@ -14,6 +14,14 @@ from app.runtime.engine import Precision
 from training.run import Run
 
 PRECISIONS: tuple[Precision, ...] = ("int8", "fp32")
+CELL_NAMES = {  # as a model card says it: see app.models.recurrent
+    "rnn": "tanh RNN",
+    "lstm": "LSTM",
+    "peephole": "peephole LSTM",
+    "cifg": "coupled-gate LSTM",
+    "gru": "GRU",
+    "peephole-cifg": "peephole coupled-gate LSTM",
+}
 
 
 def free_names(store: Path, name: str | None, version: str | None, *, corpus: str) -> tuple[str, str]:

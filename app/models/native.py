@@ -1,0 +1,86 @@
+"""The C++ beside this module, compiled once for a machine and a torch and kept in torch's folder for extensions."""
+
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("memory_cells.cpp")
+TORCH = Path(torch.__file__).parent
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp")
+VECTORS: dict[str, tuple[str, ...]] = {
+    "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma"),
+    "AVX2": ("-mavx2", "-mfma", "-mf16c"),
+    "DEFAULT": (),
+}
+"""What a compiler is told of the vector units that torch found on this machine."""
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def loaded() -> bool:
+    """Whether torch.ops.seqserve has what `SOURCE` registers; the first call may compile it, for about ten seconds.
+
+    Without a compiler, or if it fails, which is logged, the answer is no.
+    """
+    compiler, capability = shutil.which("c++"), torch.backends.cpu.get_cpu_capability()
+    if capability not in VECTORS:
+        return False
+    library = _folder() / f"{_name(capability)}.so"
+    try:
+        if not library.exists():
+            if compiler is None:
+                log.info("%s: no c++ compiler found; torch's own operations answer, slower", SOURCE.name)
+                return False
+            build(compiler, capability, library)
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("%s: not compiled; torch's own operations answer, slower: %s", SOURCE.name, _reason(error))
+        return False
+    return True
+
+
+def build(compiler: str, capability: str, library: Path) -> None:
+    """Compile `SOURCE` into `library`; it appears there whole, however many processes build it at once.
+
+    Raises subprocess.CalledProcessError, its `stderr` the compiler's words, or OSError.
+    """
+    started = time.monotonic()
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        command = [compiler, *_flags(capability), f"-isystem{TORCH / 'include'}", str(SOURCE), "-o", str(made)]
+        command += [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        made.replace(library)
+    log.info("%s: compiled in %.0f s into %s", SOURCE.name, time.monotonic() - started, library)
+
+
+def _reason(error: OSError | subprocess.CalledProcessError) -> str:
+    """In one line: of what a compiler says, its first error."""
+    said = error.stderr.splitlines() if isinstance(error, subprocess.CalledProcessError) else []
+    return next((line for line in said if "error" in line), str(error))
+
+
+def _folder() -> Path:
+    """Where torch.utils.cpp_extension keeps what it builds."""
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions") / "seqserve"
+
+
+def _name(capability: str) -> str:
+    """Another for other source, torch or flags."""
+    content = "\n".join([SOURCE.read_text(), torch.__version__, *_flags(capability)])
+    return f"memory_cells_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def _flags(capability: str) -> list[str]:
+    macros = (f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}")
+    return [*FLAGS, *VECTORS[capability], *macros]

@@ -1,0 +1,1 @@
+"""The comparison of the six cells: the same tasks, recipes and numbers of parameters, several seeds, one report."""

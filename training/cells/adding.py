@@ -1,0 +1,178 @@
+"""The adding problem: what a cell remembers over a known distance (Hochreiter & Schmidhuber 1997, experiment 4).
+
+In the form of Le et al. 2015 (arXiv 1504.00941): at every step a number drawn from 0..1 and a mark, 1 at two steps,
+one in each half of the sequence, and 0 at all others; after the last step the sum of the two marked numbers is asked
+for. Who always answers 1 has a mean squared error of 1/6.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from app.models.recurrent import Cell, Layer, Recurrent
+from training.ranges import Range, require_ranges
+
+BASELINE = 1 / 6  # mean squared error of the constant answer 1
+SOLVED = 0.01  # mean squared error below which the problem counts as solved
+TEST_SEED = 2**62  # of the sequences that measure; no step draws with it
+
+
+@dataclass(frozen=True)
+class AddingConfig:
+    """All that decides what a run learns.
+
+    Raise SettingsError that names every field out of its range.
+    """
+
+    cell: Cell = "lstm"
+    hidden_sizes: tuple[int, ...] = (64,)  # units of each layer
+    length: int = 400  # steps of a sequence
+    steps: int = 1_500  # of the optimiser, Adam
+    batch_size: int = 50  # new sequences a step
+    learning_rates: tuple[float, ...] = (5e-3, 1e-3)  # tried in turn until one solves the problem
+    clip: float = 1.0  # global gradient norm
+    measured_every: int = 100  # steps
+    measured_on: int = 1_000  # sequences that are never trained on
+    seed: int = 1  # of weights and sequences
+
+    def __post_init__(self) -> None:
+        require_ranges(self, _RANGES)
+
+
+_RANGES: tuple[Range, ...] = (
+    ("4 or more", lambda value: value >= 4, ("length",)),
+    (
+        "1 or more",
+        lambda value: value >= 1,
+        ("hidden_sizes", "steps", "batch_size", "measured_every", "measured_on"),
+    ),
+    ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rates", "clip")),
+    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
+)
+
+
+class Adder(nn.Module):
+    """Recurrent layers and a linear one on the last step's output.
+
+    Weights are uniform in ±1/sqrt(H), those of the two inputs in ±1: they must outshout H recurrent ones to be heard at
+    the start. The gates are biased as by `remember_for` the length of the sequences.
+    """
+
+    def __init__(self, config: AddingConfig) -> None:
+        super().__init__()
+        hidden_size = config.hidden_sizes[-1]
+        self.recurrent = Recurrent(2, config.hidden_sizes, cell=config.cell)
+        self.output = nn.Linear(hidden_size, 1)
+        self.recurrent.reset(hidden_size**-0.5, 0.0)
+        nn.init.uniform_(self.recurrent.layers[0].weight_ih, -1, 1)  # type: ignore[arg-type]
+        for layer in self.recurrent.layers:
+            remember_for(layer, config.length)  # type: ignore[arg-type]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(T, B, 2) -> answers (B,)."""
+        outputs, _ = self.recurrent(inputs)
+        return self.answer(outputs[-1])
+
+    def answer(self, hidden: Tensor) -> Tensor:
+        """The last step's output (B, H) -> answers (B,)."""
+        answers: Tensor = self.output(hidden).squeeze(-1)
+        return answers
+
+
+def remember_for(layer: Layer, length: int) -> None:
+    """Bias the gates so that units forget within 1 to `length` steps at first: chrono initialisation.
+
+    A unit that keeps the share f of its state each step forgets within 1 / (1 - f) steps. With t drawn from
+    1..length - 1 the bias of what keeps is ln t and that of what lets in -ln t (Tallec & Ollivier 2018, arXiv
+    1804.11188): f and i of an LSTM, i alone where the gates are coupled, z of a GRU. A tanh RNN has no gate.
+    """
+    size = layer.hidden_size
+    logarithms = torch.empty(size, device=layer.bias.device).uniform_(1, length - 1).log()
+    with torch.no_grad():
+        match layer.cell:
+            case "lstm" | "peephole":
+                layer.bias[: 2 * size] = torch.cat([-logarithms, logarithms])
+            case "cifg" | "peephole-cifg":
+                layer.bias[:size] = -logarithms
+            case "gru":
+                layer.bias[size : 2 * size] = logarithms
+
+
+def sequences(count: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(length, count, 2) values and marks, and the sums asked for (count,)."""
+    draw = torch.Generator().manual_seed(seed)
+    values = torch.rand(length, count, generator=draw)
+    marks, half, each = torch.zeros(length, count), length // 2, torch.arange(count)
+    marks[torch.randint(half, (count,), generator=draw), each] = 1
+    marks[torch.randint(half, length, (count,), generator=draw), each] = 1
+    return torch.stack([values, marks], -1), (values * marks).sum(0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What training at one learning rate came to."""
+
+    learning_rate: float
+    model: Adder
+    curve: list[tuple[int, float]]  # (step, mean squared error on unseen sequences), the last step's at the end
+
+    @property
+    def error(self) -> float:
+        """That of the trained module."""
+        return self.curve[-1][1]
+
+
+def solve(config: AddingConfig) -> list[Trial]:
+    """One trial a learning rate, up to the first that solves the problem."""
+    trials = []
+    for rate in config.learning_rates:
+        trials.append(train(config, rate))
+        if trials[-1].error < SOLVED:
+            break
+    return trials
+
+
+def train(config: AddingConfig, learning_rate: float) -> Trial:
+    """Train to the last step. Every draw of a step depends on the seed and the step's number alone."""
+    model = build(config)
+    optimiser = torch.optim.Adam(model.parameters(), learning_rate)
+    unseen = sequences(config.measured_on, config.length, TEST_SEED)
+    curve = [(0, error(model, *unseen))]
+    for step in tqdm(range(1, config.steps + 1), f"adding {config.cell} {config.length}", mininterval=1):
+        inputs, sums = sequences(config.batch_size, config.length, config.seed * 1_000_003 + step)
+        cost = F.mse_loss(model(inputs), sums)
+        optimiser.zero_grad()
+        cost.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimiser.step()
+        if step % config.measured_every == 0 or step == config.steps:
+            curve.append((step, error(model, *unseen)))
+    return Trial(learning_rate, model, curve)
+
+
+def build(config: AddingConfig) -> Adder:
+    """The module that `config` describes, freshly initialised from its seed."""
+    torch.manual_seed(config.seed)
+    return Adder(config)
+
+
+@torch.inference_mode()
+def error(model: Adder, inputs: Tensor, sums: Tensor) -> float:
+    """Mean squared error of the answers to `inputs` (T, N, 2)."""
+    return F.mse_loss(model(inputs), sums).item()
+
+
+def solved_at(curve: Sequence[tuple[int, float]]) -> int | None:
+    """The step of the first measured error below SOLVED that no larger one follows; None if there is none."""
+    solved = None
+    for step, found in curve:
+        if not found < SOLVED:
+            solved = None
+        elif solved is None:
+            solved = step
+    return solved

@@ -1,0 +1,316 @@
+"""What the comparison consists of: jobs, each done once. Its figures are kept, so a command given again goes on.
+
+root/part/cell/variant/figures.json     what one job measured, with its configuration
+"""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from torch import nn
+
+from app.models.recurrent import CELLS, Cell
+from training import digits, language_model
+from training.cells import adding
+from training.cells.adding import Adder, AddingConfig
+from training.cells.gradients import adding_gradients, language_model_gradients
+from training.cells.latency import step_milliseconds
+from training.cells.sizes import matched, parameters
+from training.data import digits as mnist
+from training.data import texts
+from training.data.digits import DigitCorpus
+from training.data.texts import Corpus
+from training.digits import DigitsConfig
+from training.language_model import LanguageModelConfig
+from training.publish.digits import trained as trained_reader
+from training.publish.language_model import trained as trained_language_model
+from training.ranges import Range, require_ranges
+from training.run import Run, RunError, environment
+
+Part: TypeAlias = Literal["ptb", "mnist", "adding", "gradients", "latency"]
+PARTS: tuple[Part, ...] = get_args(Part)  # in the order in which they can be measured
+Config: TypeAlias = LanguageModelConfig | DigitsConfig | AddingConfig
+Figures: TypeAlias = dict[str, Any]
+
+
+LANGUAGE_MODEL = LanguageModelConfig(  # one layer, untied: in two, of 500 and 100 units, a tanh RNN learnt nothing
+    embedding_size=100,
+    hidden_sizes=(100,),
+    initial_range=0.1,
+    input_dropout=0.0,
+    hidden_dropout=0.0,
+    output_dropout=0.0,
+    locked=True,
+    cost="mean",
+    optimiser="adamw",
+    learning_rate=3e-3,
+    schedule="one-cycle",
+    clip=0.25,
+    epochs=1,
+    precision="bf16-mixed",
+    evaluation_batch=16,
+)
+DIGITS = DigitsConfig(
+    hidden_sizes=(96,),
+    samples=110_000,
+    optimiser="adamw",
+    learning_rate=4e-3,
+    schedule="one-cycle",
+    clip=1.0,
+)
+ADDING = AddingConfig()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The cells and, for each task, the recipe of one of them; the others get as many parameters by their width.
+
+    Raise SettingsError that names every field out of its range.
+    """
+
+    cells: tuple[Cell, ...] = CELLS
+    seeds: tuple[int, ...] = (1, 2, 3)  # of the language models and the digit readers
+    lengths: tuple[int, ...] = (400, 100)  # of the adding problem
+    language_model: LanguageModelConfig = LANGUAGE_MODEL
+    digits: DigitsConfig = DIGITS
+    adding: AddingConfig = ADDING
+
+    def __post_init__(self) -> None:
+        require_ranges(self, _RANGES)
+
+
+_RANGES: tuple[Range, ...] = (
+    (f"some of {', '.join(CELLS)}", lambda value: value in CELLS, ("cells",)),
+    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seeds",)),
+    ("4 or more", lambda value: value >= 4, ("lengths",)),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to measure."""
+
+    part: Part
+    cell: Cell
+    variant: str
+    config: Config  # of the model that is trained or looked at
+
+    @property
+    def name(self) -> str:
+        """What names it in reports and, below the root, its folder."""
+        return f"{self.part}/{self.cell}/{self.variant}"
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """The folders that hold the Penn Treebank and MNIST/raw; None: downloaded once."""
+
+    ptb: Path | None = None
+    mnist: Path | None = None
+
+    def texts(self, vocabulary_size: int) -> Corpus:
+        """The Penn Treebank."""
+        return texts.load(texts.penn_treebank(self.ptb), vocabulary_size)
+
+    def digits(self) -> DigitCorpus:
+        """MNIST."""
+        return mnist.load(self.mnist)
+
+
+BUILD: dict[type[Config], Callable[[Any], nn.Module]] = {
+    LanguageModelConfig: language_model.build,
+    DigitsConfig: digits.build,
+    AddingConfig: Adder,
+}
+
+
+def plan(comparison: Comparison, part: Part) -> list[Job]:
+    """All jobs of a part, the first seed of every cell before the second."""
+    by_seed = [(cell, seed) for seed in comparison.seeds for cell in comparison.cells]
+    by_length = [(cell, length) for length in comparison.lengths for cell in comparison.cells]
+    match part:
+        case "ptb" | "latency":
+            return [Job(part, c, f"seed-{s}", _of(comparison.language_model, c, seed=s)) for c, s in by_seed]
+        case "mnist":
+            return [Job(part, c, f"seed-{s}", _of(comparison.digits, c, seed=s)) for c, s in by_seed]
+        case "adding":
+            return [Job(part, c, f"length-{n}", _of(comparison.adding, c, length=n)) for c, n in by_length]
+        case "gradients":
+            longest, seed = max(comparison.lengths), comparison.seeds[0]
+            return [
+                job
+                for c in comparison.cells
+                for job in (
+                    Job(part, c, f"length-{longest}", _of(comparison.adding, c, length=longest)),
+                    Job(part, c, f"seed-{seed}", _of(comparison.language_model, c, seed=seed)),
+                )
+            ]
+
+
+def _of(reference: Any, cell: Cell, **changes: int) -> Any:
+    return replace(matched(reference, cell, BUILD[type(reference)]), **changes)
+
+
+def measure(
+    comparison: Comparison, root: Path, corpora: Corpora, parts: Iterable[Part] = PARTS, processes: int = 1
+) -> None:
+    """Do what is not done yet of the `parts`, `processes` jobs side by side, each on one thread.
+
+    The serving latency is always measured alone. Raise RunError, before anything is done, for a job that was done with
+    another configuration; and for one that looks at a model which is not trained.
+    """
+    todo_by_part = {part: [job for job in plan(comparison, part) if figures_of(job, root) is None] for part in parts}
+    for part, todo in todo_by_part.items():
+        _fetch(todo, corpora)
+        _perform_all(todo, root, corpora, 1 if part == "latency" else processes)
+
+
+def figures_of(job: Job, root: Path) -> Figures | None:
+    """What the job measured; None if it was not done. Raise RunError if it was done with another configuration."""
+    path = root / job.name / "figures.json"
+    if not path.exists():
+        return None
+    figures: Figures = json.loads(path.read_text())
+    if figures["config"] != json.loads(json.dumps(asdict(job.config))):
+        raise RunError(f"{path}: measured with another configuration; choose another folder, or remove it")
+    return figures
+
+
+def perform(job: Job, root: Path, corpora: Corpora) -> None:
+    """Measure on one thread and keep the figures."""
+    folder, threads, started = root / job.name, torch.get_num_threads(), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    try:
+        measured = MEASURES[job.part](job, root, corpora)
+    finally:
+        torch.set_num_threads(threads)
+    figures = {
+        "config": asdict(job.config),
+        "parameters": parameters(job.config, BUILD[type(job.config)]),
+        "environment": environment(),
+        "seconds": time.monotonic() - started,
+        **measured,
+    }
+    partial_file = folder / "figures.partial"
+    partial_file.write_text(json.dumps(figures) + "\n")
+    partial_file.replace(folder / "figures.json")
+
+
+def _perform_all(todo: Sequence[Job], root: Path, corpora: Corpora, processes: int) -> None:
+    """All are tried; then the first failure, if any, is raised."""
+    work = partial(perform, root=root, corpora=corpora)
+    if processes == 1 or len(todo) < 2:
+        for job in todo:
+            work(job)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        list(pool.map(work, todo))
+
+
+def _fetch(todo: Sequence[Job], corpora: Corpora) -> None:
+    """Download and tokenise before processes that run side by side would."""
+    for size in {job.config.vocabulary_size for job in todo if isinstance(job.config, LanguageModelConfig)}:
+        corpora.texts(size)
+    if any(isinstance(job.config, DigitsConfig) for job in todo):
+        corpora.digits()
+
+
+def logged(run: Run, name: str) -> list[tuple[int, float]]:
+    """(step, value) of all that a run logged under `name`."""
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def recent_perplexities(running: Sequence[tuple[int, float]], windows: int) -> list[tuple[int, float]]:
+    """Perplexities since each epoch's start, `windows` an epoch -> since the point before, or the epoch's start."""
+    curve, before, cost_before = [], -1, 0.0
+    for step, perplexity in running:
+        start = step - step % windows
+        if before < start:
+            before, cost_before = start - 1, 0.0
+        cost = math.log(perplexity) * (step - start + 1)
+        curve.append((step, math.exp((cost - cost_before) / (step - before))))
+        before, cost_before = step, cost
+    return curve
+
+
+def _measure_ptb(job: Job, root: Path, corpora: Corpora) -> Figures:
+    assert isinstance(job.config, LanguageModelConfig)
+    run, corpus = Run(root / job.name), corpora.texts(job.config.vocabulary_size)
+    language_model.train(job.config, corpus, run, resume=True)
+    epochs, windows = run.metrics(), (len(corpus.train) - 1) // (job.config.batch_size * job.config.steps)
+    return {
+        "test_perplexity": run.read("result.json")["test_perplexity"],
+        "valid_perplexity": epochs[-1]["valid_perplexity"],
+        "tokens_per_second": statistics.median(epoch["tokens_per_second"] for epoch in epochs),
+        "curve": recent_perplexities(logged(run, "perplexity/train"), windows),
+    }
+
+
+def _measure_mnist(job: Job, root: Path, corpora: Corpora) -> Figures:
+    assert isinstance(job.config, DigitsConfig)
+    run, corpus = Run(root / job.name), corpora.digits()
+    digits.train(job.config, corpus, run, resume=True)
+    return {
+        "test_accuracy": digits.accuracy(trained_reader(run, job.config), corpus.test),
+        "valid_accuracy": run.read("result.json")["valid_accuracy"],
+        "images_per_second": run.metrics()[-1]["images_per_second"],
+        "curve": logged(run, "cost/train"),
+    }
+
+
+def _measure_adding(job: Job, root: Path, corpora: Corpora) -> Figures:  # noqa: ARG001 - as all of MEASURES
+    assert isinstance(job.config, AddingConfig)
+    trials = adding.solve(job.config)
+    best = min(trials, key=lambda trial: trial.error)
+    torch.save(best.model.state_dict(), root / job.name / "weights.pt")
+    return {
+        "error": best.error,
+        "solved_at": adding.solved_at(best.curve),
+        "learning_rate": best.learning_rate,
+        "curve": best.curve,
+        "trials": {str(trial.learning_rate): trial.error for trial in trials},
+    }
+
+
+def _measure_gradients(job: Job, root: Path, corpora: Corpora) -> Figures:
+    if isinstance(job.config, AddingConfig):
+        weights = torch.load(_trained(job, "adding", root) / "weights.pt", weights_only=True)
+        return adding_gradients(job.config, weights)
+    assert isinstance(job.config, LanguageModelConfig)
+    model = trained_language_model(Run(_trained(job, "ptb", root)), job.config)
+    return language_model_gradients(job.config, model, corpora.texts(job.config.vocabulary_size).valid)
+
+
+def _measure_latency(job: Job, root: Path, corpora: Corpora) -> Figures:
+    assert isinstance(job.config, LanguageModelConfig)
+    model = trained_language_model(Run(_trained(job, "ptb", root)), job.config)
+    return {"step_milliseconds": step_milliseconds(model, corpora.texts(job.config.vocabulary_size).valid)}
+
+
+def _trained(job: Job, part: Part, root: Path) -> Path:
+    """The folder of the training that `job` looks at; RunError if it is not done."""
+    training = replace(job, part=part)
+    if figures_of(training, root) is None:
+        raise RunError(f"{job.name}: {training.name} is not measured yet, and comes first")
+    return root / training.name
+
+
+MEASURES: dict[Part, Callable[[Job, Path, Corpora], Figures]] = {
+    "ptb": _measure_ptb,
+    "mnist": _measure_mnist,
+    "adding": _measure_adding,
+    "gradients": _measure_gradients,
+    "latency": _measure_latency,
+}

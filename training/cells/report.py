@@ -1,0 +1,307 @@
+"""The comparison as a page with its figures, made of what was measured and of nothing else."""
+
+import json
+import math
+import string
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TypeAlias
+
+from app.models.recurrent import Cell
+from training.cells import pictures
+from training.cells.adding import BASELINE, SOLVED
+from training.cells.comparison import PARTS, Comparison, Figures, Part, figures_of, plan
+from training.cells.gradients import SEQUENCES
+from training.cells.pictures import NAMES, Measured
+from training.cells.statistics import Sample, welch
+from training.language_model import LanguageModelConfig
+
+SIGNIFICANT = 0.05  # p of Welch's test below which a difference counts, as in Greff et al. 2015
+MISSING = "not measured"
+
+Row: TypeAlias = Sequence[str]
+
+
+def write(comparison: Comparison, root: Path, folder: Path) -> list[str]:
+    """README.md, its pictures and figures.json into `folder`; the names of the jobs that are not measured.
+
+    The page names these jobs, and says of each figure that rests on one that it is not measured.
+    """
+    jobs = [job for part in PARTS for job in plan(comparison, part)]
+    found = {job: figures_of(job, root) for job in jobs}
+    measured = {job: figures for job, figures in found.items() if figures is not None}
+    missing = [job.name for job in jobs if job not in measured]
+    folder.mkdir(parents=True, exist_ok=True)
+    template = string.Template(resources.files("training").joinpath("cells_card.md").read_text())
+    page = template.substitute(
+        made_of=_made_of(measured, missing),
+        seeds=", ".join(map(str, comparison.seeds)),
+        sequences=SEQUENCES,
+        **_language_models(comparison, measured),
+        **_digit_readers(comparison, measured),
+        **_adding_problem(comparison, measured),
+        gradients_table=_gradients_table(comparison, measured),
+        **{f"{part}_picture": _picture(folder, part, measured) for part in PICTURES},
+    )
+    (folder / "README.md").write_text(page)
+    (folder / "figures.json").write_text(_listing(measured))
+    return missing
+
+
+def of_all_seeds(comparison: Comparison, measured: Measured, part: Part, cell: Cell, figure: str) -> Sample | None:
+    """A figure of a cell; None if it is not measured for one of the seeds."""
+    jobs = [job for job in plan(comparison, part) if job.cell == cell]
+    if any(job not in measured for job in jobs):
+        return None
+    return Sample(tuple(measured[job][figure] for job in jobs))
+
+
+def verdict(name: str, sample: Sample | None, reference_name: str, reference: Sample | None) -> str:
+    """What the difference of two means is worth beside the spread of the seeds, in a sentence."""
+    names = f"{name} against {reference_name}"
+    if sample is None or reference is None:
+        return f"{names}: {MISSING}."
+    difference, p = sample.mean - reference.mean, welch(sample, reference)
+    if math.isnan(p):
+        return f"{names}: {difference:+.2f}; without a spread this can't be told from chance."
+    worth = "significant" if p < SIGNIFICANT else "not significant"
+    return f"{names}: {difference:+.2f}, {worth} (Welch's t-test, p = {p:.2g})."
+
+
+def agreement(reference: Sample | None, variants: Mapping[str, Sample | None]) -> str:
+    """Whether perplexities agree with Greff et al. 2015: no variant significantly worse than the reference."""
+    claim = "Greff et al. 2015 (arXiv 1503.04069) found no significant loss without peepholes or with coupled gates"
+    measured = {name: sample for name, sample in variants.items() if sample is not None}
+    if reference is None or len(measured) < len(variants):
+        return f"{claim}; whether these figures agree is {MISSING}."
+    tests = {name: welch(sample, reference) for name, sample in measured.items()}
+    if any(map(math.isnan, tests.values())):
+        return f"{claim}; without a spread these figures can't tell."
+    worse = [name for name, p in tests.items() if p < SIGNIFICANT and measured[name].mean > reference.mean]
+    if worse:
+        return f"{claim}; these figures do not agree, with {' and '.join(worse)} significantly worse than the LSTM."
+    return f"{claim}; these figures agree: of {' and '.join(variants)} none is significantly worse than the LSTM."
+
+
+def table(head: Row, rows: Sequence[Row]) -> str:
+    """In Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _made_of(measured: Measured, missing: Sequence[str]) -> str:
+    """How much was run, on what, and what was not."""
+    machines = {
+        f"torch {each['environment']['torch']} on {each['environment']['machine']}" for each in measured.values()
+    }
+    minutes = sum(figures["seconds"] for figures in measured.values()) / 60
+    told = (
+        f"{len(measured)} runs of one thread each, {minutes:.0f} minutes of them in all; {', '.join(sorted(machines))}."
+    )
+    if missing:
+        told += f"\n\n**Not measured** ({len(missing)}): {', '.join(f'`{name}`' for name in missing)}."
+    return told
+
+
+def _language_models(comparison: Comparison, measured: Measured) -> dict[str, object]:
+    config = comparison.language_model
+    further = f"the first as wide as the table says, then {' and '.join(map(str, config.hidden_sizes[1:]))}"
+    layers = f"layers {further}" if len(config.hidden_sizes) > 1 else "one layer"
+    return {
+        "words": f"{config.vocabulary_size:,}",
+        "embedding": f"{config.embedding_size}{', output tied to it' if config.tied else ''}",
+        "layers": layers,
+        "epochs": f"{config.epochs} epoch{'s' * (config.epochs > 1)}",
+        "batch": config.batch_size,
+        "steps": config.steps,
+        "optimiser": config.optimiser,
+        "rate": f"{config.learning_rate:g}",
+        "schedule": config.schedule,
+        "clip": f"{config.clip:g}",
+        "forget_bias": f"{config.forget_bias:g}",
+        "dropout": _dropout(config),
+        "precision": config.precision,
+        "ptb_table": table(
+            ["cell", "width", "parameters", "validation", "test", "training tokens a second", "ms a served step"],
+            [_language_model_row(comparison, measured, cell) for cell in comparison.cells],
+        ),
+        "ptb_verdicts": _perplexity_verdicts(comparison, measured),
+    }
+
+
+def _dropout(config: LanguageModelConfig) -> str:
+    parts = {
+        "input": config.input_dropout,
+        "hidden": config.hidden_dropout,
+        "output": config.output_dropout,
+        "recurrent": config.weight_drop,
+        "embedding": config.embedding_dropout,
+    }
+    return ", ".join(f"{part} dropout {share:g}" for part, share in parts.items() if share) or "no dropout"
+
+
+def _language_model_row(comparison: Comparison, measured: Measured, cell: Cell) -> Row:
+    def sample(part: Part, figure: str) -> Sample | None:
+        return of_all_seeds(comparison, measured, part, cell, figure)
+
+    return [
+        NAMES[cell],
+        *_sizes(comparison, measured, "ptb", cell),
+        _spread(sample("ptb", "valid_perplexity"), ".1f"),
+        _spread(sample("ptb", "test_perplexity"), ".1f"),
+        _median(sample("ptb", "tokens_per_second"), ",.0f"),
+        _median(sample("latency", "step_milliseconds"), ".3f"),
+    ]
+
+
+def _perplexity_verdicts(comparison: Comparison, measured: Measured) -> str:
+    tests = {cell: of_all_seeds(comparison, measured, "ptb", cell, "test_perplexity") for cell in comparison.cells}
+    if "lstm" not in tests:
+        return ""
+    told = [verdict(NAMES[cell], tests[cell], NAMES["lstm"], tests["lstm"]) for cell in tests if cell != "lstm"]
+    variants: list[Cell] = [cell for cell in ("peephole", "cifg") if cell in tests]
+    told += [agreement(tests["lstm"], {NAMES[cell]: tests[cell] for cell in variants})] if variants else []
+    return _list([f"Test perplexity, {sentence}" for sentence in told[: len(tests) - 1]] + told[len(tests) - 1 :])
+
+
+def _digit_readers(comparison: Comparison, measured: Measured) -> dict[str, object]:
+    config = comparison.digits
+    accuracies = {cell: of_all_seeds(comparison, measured, "mnist", cell, "test_accuracy") for cell in comparison.cells}
+    percent = {cell: accuracy and accuracy.scaled(100) for cell, accuracy in accuracies.items()}
+    rows = [
+        [
+            NAMES[cell],
+            *_sizes(comparison, measured, "mnist", cell),
+            _spread(percent[cell], ".2f"),
+            _median(of_all_seeds(comparison, measured, "mnist", cell, "images_per_second"), ",.0f"),
+        ]
+        for cell in comparison.cells
+    ]
+    others = [cell for cell in percent if cell != "lstm" and "lstm" in percent]
+    return {
+        "images": f"{config.samples:,}",
+        "digit_batch": config.batch_size,
+        "digit_optimiser": config.optimiser,
+        "digit_rate": f"{config.learning_rate:g}",
+        "digit_schedule": config.schedule,
+        "mnist_table": table(["cell", "width", "parameters", "test accuracy, %", "training images a second"], rows),
+        "mnist_verdicts": _list(
+            [f"Accuracy, {verdict(NAMES[cell], percent[cell], NAMES['lstm'], percent['lstm'])}" for cell in others]
+        ),
+    }
+
+
+def _adding_problem(comparison: Comparison, measured: Measured) -> dict[str, object]:
+    config, lengths = comparison.adding, sorted(comparison.lengths)
+    figures = {(job.cell, job.variant): measured.get(job) for job in plan(comparison, "adding")}
+    rows = [
+        [
+            NAMES[cell],
+            *_sizes(comparison, measured, "adding", cell),
+            *(_adding_entry(figures[cell, f"length-{length}"]) for length in lengths),
+        ]
+        for cell in comparison.cells
+    ]
+    solved = {
+        length: {cell: _solved(figures[cell, f"length-{length}"]) for cell in comparison.cells} for length in lengths
+    }
+    return {
+        "baseline": f"{BASELINE:.3f}",
+        "solved": f"{SOLVED:g}",
+        "adding_steps": f"{config.steps:,}",
+        "adding_batch": config.batch_size,
+        "adding_clip": f"{config.clip:g}",
+        "adding_rates": ", ".join(f"{rate:g}" for rate in config.learning_rates),
+        "adding_table": table(["cell", "width", "parameters", *(f"error at {n}" for n in lengths)], rows),
+        "adding_verdicts": _list([f"Length {length}: {_grouped(answers)}." for length, answers in solved.items()]),
+    }
+
+
+def _adding_entry(figures: Figures | None) -> str:
+    if figures is None:
+        return MISSING
+    when = "" if figures["solved_at"] is None else f", solved after {figures['solved_at']:,} steps"
+    return f"{figures['error']:.5f} (rate {figures['learning_rate']:g}{when})"
+
+
+def _solved(figures: Figures | None) -> str:
+    if figures is None:
+        return MISSING
+    return "solved" if figures["error"] < SOLVED else "not solved"
+
+
+def _grouped(answers: Mapping[Cell, str]) -> str:
+    """`solved by LSTM, GRU; not solved by tanh RNN`."""
+    groups: dict[str, list[str]] = {"solved": [], "not solved": [], MISSING: []}
+    for cell, answer in answers.items():
+        groups[answer].append(NAMES[cell])
+    joined = {"solved": "solved by", "not solved": "not solved by", MISSING: f"{MISSING} for"}
+    return "; ".join(f"{joined[answer]} {', '.join(names)}" for answer, names in groups.items() if names)
+
+
+def _gradients_table(comparison: Comparison, measured: Measured) -> str:
+    rows = []
+    for job in plan(comparison, "gradients"):
+        figures = measured.get(job)
+        shares = [MISSING] * 2 if figures is None else [_share(figures["initial"]), _share(figures["trained"])]
+        rows.append([pictures.task(job.variant), NAMES[job.cell], *shares])
+    return table(["task", "cell", "as it began", "trained"], sorted(rows, key=lambda row: row[0]))
+
+
+def _share(norms: Sequence[float]) -> str:
+    return f"{norms[-1] / norms[0]:.1e} (k = {len(norms) - 1})" if norms[0] else "no gradient at all"
+
+
+def _sizes(comparison: Comparison, measured: Measured, part: Part, cell: Cell) -> Row:
+    """Width and parameters of a cell's models."""
+    job = next(job for job in plan(comparison, part) if job.cell == cell)
+    figures = measured.get(job)
+    return [str(job.config.hidden_sizes[0]), MISSING if figures is None else f"{figures['parameters']:,}"]
+
+
+def _spread(sample: Sample | None, form: str) -> str:
+    if sample is None:
+        return MISSING
+    return f"{sample.mean:{form}}" + ("" if math.isnan(sample.deviation) else f" ± {sample.deviation:{form}}")
+
+
+def _median(sample: Sample | None, form: str) -> str:
+    return MISSING if sample is None else f"{sample.median:{form}}"
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+PICTURES: dict[Part, Callable[[Measured, Path], None]] = {
+    "ptb": pictures.perplexities,
+    "mnist": pictures.digit_costs,
+    "adding": pictures.adding_errors,
+    "gradients": pictures.gradients,
+}
+
+
+def _picture(folder: Path, part: Part, measured: Measured) -> str:
+    if not any(job.part == part for job in measured):
+        return f"No picture: {MISSING}."
+    PICTURES[part]({job: figures for job, figures in measured.items() if job.part == part}, folder / f"{part}.png")
+    return f"![{part}]({part}.png)"
+
+
+def _listing(measured: Measured) -> str:
+    """A line a job."""
+    entries = (_rounded({"name": job.name} | figures) for job, figures in measured.items())
+    return "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n"
+
+
+def _rounded(value: object) -> object:
+    """Floats to six digits: more would tell nothing."""
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case dict():
+            return {key: _rounded(each) for key, each in value.items()}
+        case list():
+            return [_rounded(each) for each in value]
+        case _:
+            return value
