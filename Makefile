@@ -16,7 +16,7 @@ BIN = $(VENV)/bin
 SERVING = $(VENV)/.serving-installed
 DEVELOPMENT = $(VENV)/.development-installed
 
-.PHONY: help install serve test check bench train-language-model train-digits train-captions publish lock
+.PHONY: help install serve test check bench bench-cells fuzz audit train-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -40,6 +40,16 @@ bench: $(DEVELOPMENT) ## time the served models against eager torch
 	$(BIN)/python tests/bench/language_model.py
 	$(BIN)/python tests/bench/digits.py
 	$(BIN)/python tests/bench/captions.py
+
+bench-cells: $(DEVELOPMENT) ## time the cells that torch lacks against torch's LSTM, as trainings run
+	$(KEEP_MEMORY) $(BIN)/python tests/bench/cells.py
+
+fuzz: $(DEVELOPMENT) ## hold the server against its OpenAPI document, with 10,000 examples and more: half an hour
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),2500) $(BIN)/python -m pytest -o timeout=0 -rP tests/e2e/test_fuzz.py
+	$(BIN)/python tests/bench/hostile.py
+
+audit: $(DEVELOPMENT) ## look for known faults in the pinned packages, where the database can be reached
+	@$(BIN)/python .ci/audit
 
 train-language-model: $(DEVELOPMENT) ## train, or go on: PRESET=cpu DATA=corpora/ptb RUN=runs/language-model-cpu
 	$(call train,language-model,$(or $(PRESET),cpu))

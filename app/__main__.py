@@ -1,4 +1,4 @@
-"""The command line: `seqserve serve|suggest|score|classify|caption|models`."""
+"""The command line: `seqserve serve|suggest|score|classify|caption|models|keys`."""
 
 import os
 import sys
@@ -40,9 +40,10 @@ def serve(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
 
     import uvicorn
 
+    from app.api import connections, logs
     from app.main import create_app
 
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[logs.handler(settings.log_format, sys.stderr)])
     logging.getLogger("python_multipart").setLevel(
         logging.ERROR
     )  # it warns of each malformed form, and anyone can send one
@@ -56,14 +57,15 @@ def serve(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
         uvicorn.Config(
             create_app(settings),
             loop="uvloop",
-            http="httptools",
+            http=connections.bounded(settings.max_connections),
             ws="none",
             lifespan="on",
             log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies,
             timeout_graceful_shutdown=settings.grace_s,
         )
     )
@@ -213,6 +215,33 @@ def models(store: Path) -> None:
     print(*damaged, sep="\n", end="\n" if damaged else "")
 
 
+def keys(
+    action: tyro.conf.Positional[Literal["new"]],
+    name: tyro.conf.Positional[str],
+    file: Path | None,
+    scope: Literal["predict", "admin"] = "predict",
+    expires: str | None = None,
+) -> None:
+    """Make an API key and print it: this once, since the file keeps its hash alone.
+
+    Args:
+        action: What is to be done.
+        name: Whose key it is: how the log calls its requests, and whose rate is counted.
+        file: File of keys, which the server reads as SEQSERVE_API_KEYS_FILE; made if there is none.
+        scope: What it is good for: admin may also read /metrics.
+        expires: Date or time (ISO 8601) from which on it is refused; by default it never is.
+    """
+    from app.api.keys import create, moment
+
+    if file is None:
+        raise SettingsError(f"keys {action}: expected SEQSERVE_API_KEYS_FILE or --file, found neither")
+    try:
+        until = moment(expires) if expires else None
+    except ValueError as error:
+        raise SettingsError(f"--expires: expected a date or time in ISO 8601, found {expires!r}") from error
+    print(create(file, name, scope, until))
+
+
 def main() -> None:
     """Run the command that the arguments name; an error of ours is one line on stderr, and no traceback."""
     try:
@@ -225,6 +254,7 @@ def main() -> None:
                 "classify": partial(classify, store=settings.store, threads=settings.threads),
                 "caption": partial(caption, store=settings.store, threads=settings.threads),
                 "models": partial(models, store=settings.store),
+                "keys": partial(keys, file=settings.api_keys_file),
             },
             prog="seqserve",
             description="Serves recurrent sequence models over HTTP, or asks them here.",

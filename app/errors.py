@@ -5,6 +5,9 @@ SeqserveError
 |- Malformed          what was sent can't be parsed
 |- UnsupportedType    what was sent is of a type that isn't taken here
 |- TooLarge           what was sent is larger than is taken
+|- Unauthenticated    a key is needed, and none that is valid was sent
+|- Forbidden          who asks is not allowed to
+|- RateLimited        who asks has asked for too much of late
 |- UnknownModel       no model of that name
 |- NotReady           the model exists but can't answer now
 |- Overloaded         the queue is full
@@ -42,6 +45,26 @@ class TooLarge(SeqserveError):
     def __init__(self, message: str, *, hopeless: bool = True) -> None:
         super().__init__(message)
         self.hopeless = hopeless
+
+
+class Unauthenticated(SeqserveError):
+    """A key is needed; `refused` if one was sent that is wrong or has expired."""
+
+    def __init__(self, message: str, *, refused: bool) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+class Forbidden(SeqserveError):
+    """Who asks is known, or need not be, and is not allowed to."""
+
+
+class RateLimited(SeqserveError):
+    """The caller's share is used up; there is a new one after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class UnknownModel(SeqserveError):

@@ -2,19 +2,25 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from app import bundle
-from app.api import language, operations, problems, vision
-from app.api.middleware import Measure, RequestId, Unexpected
+from app.api import access, guard, language, operations, page, problems, rates, traces, vision
+from app.api.access import Access
+from app.api.keys import Keys
+from app.api.middleware import Head, Measure, RequestId, Unexpected
+from app.api.rates import Rated
+from app.api.security import Secured
 from app.api.state import Catalogue, State
+from app.api.traces import Traced
 from app.runtime.metrics import Metrics
 from app.runtime.registry import Registry
 from app.settings import Settings
@@ -23,21 +29,27 @@ log = logging.getLogger(__name__)
 
 
 class Application(FastAPI):
-    """FastAPI, with the problem documents among its OpenAPI schemas."""
+    """FastAPI, with the problem documents and the keys in its OpenAPI document."""
+
+    with_keys = False
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
         document = super().openapi()
         document["components"]["schemas"].update(problems.schemas())
+        access.document(document, with_keys=self.with_keys)
         return document
 
 
 def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     """The service. Its models load from the store, in a thread, from the moment it starts, unless a registry is given.
 
-    Raise BundleError if there is no such store.
+    Raise BundleError if there is no such store, SettingsError for a setting that can't be kept to.
     """
     metrics = Metrics(CollectorRegistry())
+    keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+    limits = rates.open_rates(settings.rate_limit, settings.rate_storage, metrics) if settings.rate_limit else None
+    tracing = traces.exporting(settings.traces_endpoint) if settings.traces_endpoint else None
     names = bundle.models(settings.store) if registry is None else []
 
     @asynccontextmanager
@@ -48,8 +60,13 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
         else:
             loading.set_result(registry)
         catalogue = Catalogue(names, loading)
+        _tell_who_may_ask(settings, keys)
         yield {"catalogue": catalogue, "metrics": metrics, "request_timeout_s": settings.request_timeout_s}
         await catalogue.close()
+        if limits:
+            await limits.close()
+        if tracing:
+            await asyncio.to_thread(tracing.shutdown)  # what is left of the spans is sent
 
     app = Application(
         title="seqserve",
@@ -58,14 +75,46 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         openapi_url=None,  # a route of ours, so that it's measured as any other
-        middleware=[Middleware(RequestId), Middleware(Measure, metrics=metrics), Middleware(Unexpected)],
         exception_handlers=dict.fromkeys(problems.HANDLED, problems.answer_error),
     )
     app.include_router(language.routes(settings.max_body_bytes))
     app.include_router(vision.routes(settings.max_upload_bytes))
     app.include_router(operations.router)
+    app.include_router(page.routes())
     app.mount(operations.DOCS_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files")
+    app.with_keys = keys is not None
+    app.user_middleware += [
+        Middleware(RequestId),
+        Middleware(Secured),
+        *([Middleware(Traced, provider=tracing)] if tracing else []),
+        Middleware(Measure, metrics=metrics),
+        *([_cors(settings.origins)] if settings.origins else []),
+        Middleware(Head),
+        Middleware(Unexpected),
+        Middleware(Access, keys=keys, paths=access.templates(app.routes)),
+        *([Middleware(Rated, rates=limits)] if limits else []),
+    ]  # outermost first
     return app
+
+
+def _cors(origins: Sequence[str]) -> Middleware:
+    """Leave for the pages of these origins to ask, with a key but without cookies, and to read all that is told."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("Authorization", "X-API-Key", "X-Request-Id", guard.TIMEOUT),
+        expose_headers=("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy"),
+    )
+
+
+def _tell_who_may_ask(settings: Settings, keys: Keys | None) -> None:
+    if keys is not None:
+        log.info("%s answers to the %d keys of %s", settings.url, len(keys), settings.api_keys_file)
+    elif settings.is_local:
+        log.info("no API keys: %s answers to this machine alone, and to all on it", settings.url)
+    else:
+        log.warning("no API keys: %s answers to all who reach it, but for /metrics, which is local", settings.url)
 
 
 async def _load(settings: Settings, metrics: Metrics) -> Registry:

@@ -1,11 +1,13 @@
 """The environment (SEQSERVE_*), read once into one frozen object."""
 
 import difflib
+import ipaddress
 import os
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import DirectoryPath, Field, ValidationError
+from pydantic import DirectoryPath, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsError
@@ -44,7 +46,27 @@ class Settings(BaseSettings):
         120.0, gt=0, allow_inf_nan=False, description="Seconds after which a request is given up."
     )
     grace_s: int = Field(30, ge=0, description="Seconds that accepted requests have to finish in when told to stop.")
+    max_connections: int = Field(900, ge=1, description="Connections open at once; one more is refused.")
+    api_keys_file: Path | None = Field(
+        None, description="File of API keys, made by `seqserve keys new`; without one, predictions are open to all."
+    )
+    rate_limit: str = Field("", description="Units of cost that a caller has, as 600/minute; unlimited if empty.")
+    rate_storage: str = Field(
+        "memory://", description="Where these are counted: here, or for several servers in redis://host:6379."
+    )
+    trusted_proxies: str = Field(
+        "", description="Addresses or networks of proxies whose X-Forwarded-For is believed, parted by commas."
+    )
+    cors_origins: str = Field(
+        "", description="Origins whose pages may ask from a browser, parted by commas; * is any, none if empty."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity logged.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="How the log is written; auto is text on a terminal and JSON elsewhere."
+    )
+    traces_endpoint: str = Field(
+        "", description="Where traces are sent (OTLP over HTTP), as http://host:4318/v1/traces; nowhere if empty."
+    )
 
     def __init__(self, **values: Any) -> None:
         """Read the environment; `values` go before it. Raise SettingsError for a wrong value or an unknown variable."""
@@ -54,10 +76,43 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError("; ".join(_fault(fault) for fault in error.errors())) from error
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _require_networks(cls, proxies: str) -> str:
+        for proxy in _parts(proxies):
+            ipaddress.ip_network(proxy)
+        return proxies
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _require_origins(cls, origins: str) -> str:
+        for origin in _parts(origins):
+            found = urlsplit(origin)
+            if origin != "*" and f"{found.scheme}://{found.netloc}" != origin:
+                raise ValueError(f"expected origins like https://example.org, found {origin!r}")
+        return origins
+
+    @property
+    def origins(self) -> list[str]:
+        """Those of cors_origins."""
+        return _parts(self.cors_origins)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether no other machine reaches the service."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
     @property
     def url(self) -> str:
         """Where the service is found."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def _parts(text: str) -> list[str]:
+    return [part for part in map(str.strip, text.split(",")) if part]
 
 
 def _refuse_unknown(names: list[str]) -> None:

@@ -13,14 +13,18 @@ from fastapi.routing import APIRoute
 from pydantic import WithJsonSchema
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api import problems, uploads
-from app.errors import DeadlineExceeded, InvalidField, Malformed, TooLarge, UnsupportedType
+from app.errors import DeadlineExceeded, InvalidField, Malformed, SeqserveError, TooLarge, UnsupportedType
 
 MAX_FIELDS: Final = 32  # more than any request has
 DRAINED: Final = 16  # a body up to so many times too large is read to its end before it is refused,
 DRAINING_S: Final = 1.0  # if the end comes soon
+REFUSED: Final = 2**20  # bytes of a body that are dropped when its sender is refused before it was looked at
+TIMEOUT: Final = "X-Request-Timeout"
+CHARACTERS: Final = 100  # of a request's texts that cost one unit where rates are limited,
+IMAGE: Final = 4  # and units that an image costs
 PROBLEMS: Final = problems.documented(
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.NOT_FOUND,
@@ -43,8 +47,10 @@ def json_route(max_body_bytes: int) -> type[APIRoute]:
 
             async def guarded(request: Request) -> Response:
                 _require_json(request.headers.get("content-type"))
+                _set_deadline(request)
                 counted = Request(request.scope, _counted(request, max_body_bytes))
-                await _arrive(counted, request.state.request_timeout_s)
+                document = await _arrive(counted)
+                await _charge(request, characters(document) // CHARACTERS)
                 return await while_connected(request.receive, handle(counted))
 
             return guarded
@@ -61,10 +67,13 @@ def image_route(max_upload_bytes: int, most: int) -> type[APIRoute]:
 
             async def guarded(request: Request) -> Response:
                 form = uploads.is_form(request.headers.get("content-type"))
+                _set_deadline(request)
                 counted = Request(request.scope, _counted(request, max_upload_bytes))
                 with contextlib.ExitStack() as files:
-                    async with _in_time(request.state.request_timeout_s):
-                        request.state.images = await uploads.received(counted, most, files, form=form)
+                    async with _in_time(request):
+                        images = await uploads.received(counted, most, files, form=form)
+                    request.state.images = images
+                    await _charge(request, len(images) * IMAGE)
                     return await while_connected(request.receive, handle(counted))
 
             return guarded
@@ -79,19 +88,20 @@ async def _images(request: Request) -> list[uploads.Upload]:
 
 async def _deadline(
     request: Request,
-    timeout_s: Annotated[
+    _timeout_s: Annotated[
         float | None,
         WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),  # a header is absent, never null
         Header(
-            alias="X-Request-Timeout",
+            alias=TIMEOUT,
             gt=0,
             allow_inf_nan=False,
-            description="Seconds after which the answer is of no more use. Can only lower the server's own limit.",
+            description="Seconds from the request's arrival after which the answer is of no more use. Can only lower "
+            "the server's own limit.",
         ),
     ] = None,
 ) -> float:
-    limit: float = request.state.request_timeout_s
-    return time.monotonic() + min(limit, timeout_s or limit)
+    deadline: float = request.state.deadline
+    return deadline
 
 
 Deadline = Annotated[float, Depends(_deadline)]  # a time of time.monotonic
@@ -165,19 +175,34 @@ async def _drained(receive: Receive, message: Message, most: int) -> bool:
     return not message.get("more_body", False)
 
 
+def _set_deadline(request: Request) -> None:
+    """Note by when the request must be answered: its state's `timeout_s` after it came, a time of time.monotonic.
+
+    A header that is no number of seconds is told by the route, once the body is here.
+    """
+    limit: float = request.state.request_timeout_s
+    try:
+        wanted = float(request.headers.get(TIMEOUT, limit))
+    except ValueError:
+        wanted = limit
+    request.state.timeout_s = min(limit, wanted) if wanted > 0 else limit
+    request.state.deadline = request.state.started + request.state.timeout_s
+
+
 @contextlib.asynccontextmanager
-async def _in_time(timeout_s: float) -> AsyncIterator[None]:
+async def _in_time(request: Request) -> AsyncIterator[None]:
     """Raise DeadlineExceeded where what arrives meanwhile takes longer."""
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(request.state.deadline - time.monotonic()):
             yield
     except TimeoutError as error:
-        raise DeadlineExceeded(f"body: expected within {timeout_s:g} s, it is still arriving") from error
+        told = f"body: expected within {request.state.timeout_s:g} s, it is still arriving"
+        raise DeadlineExceeded(told) from error
 
 
-async def _arrive(request: Request, timeout_s: float) -> None:
-    """Wait until the whole body is here and parsed; the request keeps both."""
-    async with _in_time(timeout_s):
+async def _arrive(request: Request) -> Any:
+    """The body, once the whole of it is here and parsed; the request keeps it."""
+    async with _in_time(request):
         body = await request.body()
     try:
         body.decode()
@@ -188,3 +213,32 @@ async def _arrive(request: Request, timeout_s: float) -> None:
         raise Malformed(f"body: expected JSON in UTF-8, found otherwise: {error}") from error
     if isinstance(document, dict) and len(document) > MAX_FIELDS:  # else each would be told to be unknown, for seconds
         raise InvalidField("body", f"expected at most {MAX_FIELDS} fields, found {len(document)}")
+    return document
+
+
+def characters(document: Any) -> int:
+    """Of all texts in a JSON document's fields, and in lists there."""
+    values = document.values() if isinstance(document, dict) else ()
+    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+    return sum(len(text) for text in texts if isinstance(text, str))
+
+
+async def _charge(request: Request, cost: int) -> None:
+    """What the body costs, where rates are limited. Raise RateLimited if that is too much."""
+    bill = getattr(request.state, "bill", None)
+    if bill and cost:
+        await bill.charge(cost)
+
+
+async def refuse(error: SeqserveError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer before the body is read; it is dropped if it ends soon, and else the connection is closed after it.
+
+    A caller who waits to be told to send its body, as `Expect: 100-continue` says, is not told.
+    """
+    answer = problems.told(error)
+    headers = {name for name, _ in scope["headers"]}
+    if headers & {b"content-length", b"transfer-encoding"}:
+        start: Message = {"type": "http.request", "more_body": True}
+        if b"expect" in headers or not await _drained(receive, start, REFUSED):
+            answer.headers["Connection"] = "close"
+    await answer(scope, receive, send)

@@ -2,11 +2,11 @@
 
 from http import HTTPStatus
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 
-from app.api import problems
+from app.api import files, problems, security
 from app.api.schemas import Alive, Model, ModelList, ModelState, ModelSummary, Readiness
 from app.api.state import Catalogue, CatalogueOf, MetricsOf
 from app.errors import NotReady, UnknownModel
@@ -14,27 +14,24 @@ from app.runtime import metrics as runtime_metrics
 from app.runtime.registry import Served
 
 CARD = "README.md"
+PICTURE = "image/png"
 DOCS_FILES = "/docs/files"
 
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/", include_in_schema=False)
-async def page() -> Response:
-    """Lead a browser to the documentation."""
-    return RedirectResponse("/docs")
-
-
 @router.get("/docs", include_in_schema=False)
 async def docs() -> Response:
     """The OpenAPI document, for people."""
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="seqserve",
         swagger_js_url=f"{DOCS_FILES}/swagger-ui-bundle.js",
         swagger_css_url=f"{DOCS_FILES}/swagger-ui.css",
         swagger_favicon_url=f"{DOCS_FILES}/favicon.png",
     )
+    page.headers["Content-Security-Policy"] = security.documentation_policy(bytes(page.body))
+    return page
 
 
 @router.get("/openapi.json", include_in_schema=False)
@@ -90,12 +87,34 @@ async def models(catalogue: CatalogueOf) -> ModelList:
 )
 def model(model: str, catalogue: CatalogueOf) -> Model:
     """What the model's bundle says of it: configuration, data, figures, sizes, versions and the model card."""
+    return _described(_named(model, catalogue))
+
+
+@router.get(
+    "/models/{model}/files/{name}",
+    response_class=Response,
+    responses={
+        200: {"content": {PICTURE: {"schema": {"type": "string", "contentMediaType": PICTURE}}}},
+        304: {"description": "The caller has it already: its ETag came as If-None-Match."},
+        **problems.documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
+    },
+)
+def picture(model: str, name: str, catalogue: CatalogueOf, request: Request) -> Response:
+    """A picture of the model card. No other file of the bundle is handed out."""
+    served = _named(model, catalogue)
+    if name not in served.manifest.files or not name.endswith(".png"):
+        raise HTTPException(HTTPStatus.NOT_FOUND, "no such picture")
+    return files.answer(request, served.bundle.path(name).read_bytes, PICTURE, served.manifest.files[name].sha256)
+
+
+def _named(name: str, catalogue: Catalogue) -> Served:
+    """The model of that name. Raise UnknownModel or NotReady."""
     for served in catalogue.registry.served():
-        if served.name == model:
-            return _described(served)
-    if reason := catalogue.not_ready().get(model):
-        raise NotReady(f"{model}: {reason}")
-    raise UnknownModel(f"{model[: problems.MAX_SHOWN]}: no such model")
+        if served.name == name:
+            return served
+    if reason := catalogue.not_ready().get(name):
+        raise NotReady(f"{name}: {reason}")
+    raise UnknownModel(f"{name[: problems.MAX_SHOWN]}: no such model")
 
 
 def states(catalogue: Catalogue) -> list[ModelState]:
@@ -113,6 +132,7 @@ def _summary(served: Served) -> ModelSummary:
         "family": served.manifest.family,
         "version": served.version,
         "versions": served.versions,
+        "cell": served.manifest.cell,
         "parameters": served.manifest.parameters,
         "served": served.precision,
         "metrics": served.manifest.metrics,
@@ -127,6 +147,7 @@ def _unready(name: str, reason: str) -> ModelSummary:
         "family": None,
         "version": None,
         "versions": None,
+        "cell": None,
         "parameters": None,
         "served": None,
         "metrics": None,
@@ -135,7 +156,7 @@ def _unready(name: str, reason: str) -> ModelSummary:
 
 def _described(served: Served) -> Model:
     manifest = served.manifest
-    files = {name: entry.bytes for name, entry in manifest.files.items()}
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     return {
         "name": served.name,
         "family": manifest.family,
@@ -151,6 +172,6 @@ def _described(served: Served) -> Model:
         "calibration": manifest.calibration,
         "parameters": manifest.parameters,
         "served": served.precision,
-        "sizes": {"files": files, "total": sum(files.values())},
-        "card": served.bundle.text(CARD) if CARD in files else None,
+        "sizes": {"files": sizes, "total": sum(sizes.values())},
+        "card": served.bundle.text(CARD) if CARD in sizes else None,
     }

@@ -18,13 +18,16 @@ from app.errors import (
     BundleError,
     CorpusError,
     DeadlineExceeded,
+    Forbidden,
     InvalidField,
     Malformed,
     NotReady,
     Overloaded,
+    RateLimited,
     SeqserveError,
     SettingsError,
     TooLarge,
+    Unauthenticated,
     UnknownModel,
     UnsupportedType,
 )
@@ -50,6 +53,9 @@ KINDS: Final[dict[type[SeqserveError], Kind]] = {
     Malformed: Kind(HTTPStatus.BAD_REQUEST, "/problems/malformed", "Can't be parsed"),
     UnsupportedType: Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "/problems/unsupported-type", "Wrong content type"),
     TooLarge: Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "/problems/too-large", "Too large"),
+    Unauthenticated: Kind(HTTPStatus.UNAUTHORIZED, "/problems/unauthenticated", "A key is needed"),
+    Forbidden: Kind(HTTPStatus.FORBIDDEN, "/problems/forbidden", "Not allowed"),
+    RateLimited: Kind(HTTPStatus.TOO_MANY_REQUESTS, "/problems/rate-limited", "Too much asked for"),
     UnknownModel: Kind(HTTPStatus.NOT_FOUND, "/problems/unknown-model", "No such model"),
     NotReady: Kind(HTTPStatus.SERVICE_UNAVAILABLE, "/problems/not-ready", "Not ready"),
     Overloaded: Kind(HTTPStatus.SERVICE_UNAVAILABLE, "/problems/overloaded", "Overloaded"),
@@ -130,8 +136,10 @@ def schemas() -> dict[str, Any]:
 
 def _headers(error: SeqserveError) -> dict[str, str]:
     match error:
-        case Overloaded():
+        case Overloaded() | RateLimited():
             return {"Retry-After": str(error.retry_after)}
+        case Unauthenticated():
+            return {"WWW-Authenticate": 'Bearer error="invalid_token"' if error.refused else "Bearer"}  # RFC 6750, 3
         case NotReady():
             return {"Retry-After": str(NOT_READY_RETRY_S)}
         case TooLarge(hopeless=True) | DeadlineExceeded():

@@ -1,12 +1,14 @@
 """What goes over the wire: requests, checked strictly, and answers, plain dicts whose keys and types stand here."""
 
-from typing import Annotated, Any, Literal, NotRequired, Self
+from typing import Annotated, Any, Final, Literal, NotRequired, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from app.errors import InvalidField
+
+NOT_BLANK: Final = r"[^\s\x1c-\x1f\x85]"  # as Python and then ECMA sees white space
 
 
 def _unicode(text: str) -> str:
@@ -23,8 +25,14 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def _whole(number: Any) -> Any:
+    """JSON Schema, unlike a strict reader, takes 2.0 for an integer."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+Count = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, AfterValidator(_unicode)]  # JSON can spell half of a surrogate pair
-Words = Annotated[Text, AfterValidator(_not_blank)]
+Words = Annotated[Text, AfterValidator(_not_blank), Field(json_schema_extra={"minLength": 1, "pattern": NOT_BLANK})]
 ModelName = Annotated[Text | None, Field(description="Which model answers; by default the first by name.")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 LogProbability = Annotated[float, Field(le=0, description="Natural logarithm of the probability.")]
@@ -49,8 +57,8 @@ class NextWord(_Request):
     )
 
     text: Text = Field(description="What was written so far, in everyday or in the corpus's spelling. May be empty.")
-    top_k: int = Field(5, ge=1, le=50, description="Suggestions wanted at most.")
-    words: int = Field(1, ge=1, le=5, description="Words of a suggestion at most; more than one is a beam search.")
+    top_k: Count = Field(5, ge=1, le=50, description="Suggestions wanted at most.")
+    words: Count = Field(1, ge=1, le=5, description="Words of a suggestion at most; more than one is a beam search.")
     complete: bool = Field(
         False, description="Is the text's last run of non-space characters a word being typed? It is completed then."
     )
@@ -100,7 +108,7 @@ class Perplexity(_Request):
         "document", description="Whether a sentence is read knowing those before it."
     )
     per_token: bool = Field(False, description="Is the score of each token wanted?")
-    alternatives: int = Field(0, ge=0, le=10, description="With per_token: likeliest tokens told in each place.")
+    alternatives: Count = Field(0, ge=0, le=10, description="With per_token: likeliest tokens told in each place.")
     model: ModelName = None
 
     @model_validator(mode="after")
@@ -239,6 +247,7 @@ class ModelSummary(ModelState):
     family: str | None
     version: Annotated[str | None, Field(description="The version that answers.")]
     versions: Annotated[list[str] | None, Field(description="The versions on disk.")]
+    cell: Annotated[str | None, Field(description="The recurrent cell that the model is made of.")]
     parameters: int | None
     served: Annotated[Literal["int8", "fp32"] | None, Field(description="The arithmetic that answers.")]
     metrics: dict[str, float] | None

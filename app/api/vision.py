@@ -82,7 +82,7 @@ async def captions(
     images: Images,
     catalogue: CatalogueOf,
     deadline: Deadline,
-    accept: Annotated[str, Header(include_in_schema=False)] = "",  # OpenAPI tells it by the response's media types
+    accept: Annotated[tuple[str, ...], Header(include_in_schema=False)] = (),  # OpenAPI has it as media types
     beam: Annotated[int, Query(ge=1, le=10, description="Captions kept in view while one is made.")] = 3,
     alternatives: Annotated[int, Query(ge=0, le=9, description="Further captions wanted of each image at most.")] = 0,
     model: ModelName = None,
@@ -94,7 +94,7 @@ async def captions(
     """
     served = catalogue.get(model, "captions")
     ask = partial(Describe, beam=beam, alternatives=alternatives)
-    if not _wants_events(accept):
+    if not _wants_events(", ".join(accept)):
         answer = _captions(served, await _answers(served, images, ask, deadline))
         return Response(to_json(answer), media_type="application/json")
     if len(images) > 1:
@@ -216,6 +216,7 @@ def _takes(most: int) -> dict[str, Any]:
         "type": "object",
         "properties": {PART: {"type": "array", "items": image, "minItems": 1, "maxItems": most}},
         "required": [PART],
+        "additionalProperties": False,
     }
     content = {"multipart/form-data": {"schema": form}, "image/*": {"schema": image}}
     return {"requestBody": {"required": True, "content": content}}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 
 from app.bundle import Bundle
 from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.runtime.account import ACCOUNT, Account
 from app.runtime.engine import Precision
 
 Payload = TypeVar("Payload", contravariant=True)
@@ -74,7 +75,11 @@ class BundlePredictor(Predictor[Payload, Example, Answer], Protocol[Payload, Exa
 
 
 class Observer(Protocol):
-    """Is told what the batcher of `model` does."""
+    """Is told what the batcher of `model` does, and what was done before it."""
+
+    def observe_prepare(self, model: str, seconds: float) -> None:
+        """An example was prepared in a thread, in so long."""
+        ...
 
     def observe_batch(self, model: str, size: int, seconds: float) -> None:
         """A turn was given to `size` examples."""
@@ -102,6 +107,7 @@ class _Ticket:
     accepted: float
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    account: Account | None  # of the request that it belongs to
     turns: int = 0
     abandoned: bool = False  # the caller left
 
@@ -156,7 +162,7 @@ class Batcher:
         Raise Overloaded if the queue is full, NotReady if it is closed, DeadlineExceeded if the deadline passes first.
         """
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(example, deadline, self._now(), loop.create_future(), loop)
+        ticket = _Ticket(example, deadline, self._now(), loop.create_future(), loop, ACCOUNT.get())
         self._accept(ticket)
         try:
             return await ticket.future
@@ -183,6 +189,8 @@ class Batcher:
             if self.depth >= self._queue_size:
                 self._observer.count_refusal(self._name, "overloaded")
                 raise Overloaded(f"{self._name}: {self.depth} requests wait already; try again soon")
+            if ticket.account:
+                ticket.account.accept(ticket.accepted)
             self._short.append(ticket)
             self._observer.set_queue(self._name, self.depth)
             self._changed.notify()
@@ -208,7 +216,10 @@ class Batcher:
                 for ticket in batch:
                     ticket.settle(error=error)
                 continue
-            self._observer.observe_batch(self._name, len(batch), self._now() - started)
+            ended = self._now()
+            self._observer.observe_batch(self._name, len(batch), ended - started)
+            for account in {ticket.account for ticket in batch if ticket.account}:
+                account.take_turn(started, ended)
             for ticket, answer in turns:
                 if answer is not None:
                     ticket.settle(answer)

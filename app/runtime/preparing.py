@@ -31,9 +31,12 @@ class Preparing:
         nobody waits for any more is not begun.
         """
         self._accept(model)
+        accepted = self._now()
         try:
-            async with asyncio.timeout(None if deadline is None else deadline - self._now()):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, prepare)
+            async with asyncio.timeout(None if deadline is None else deadline - accepted):
+                example = await asyncio.get_running_loop().run_in_executor(self._threads, prepare)
+            self._observer.observe_prepare(model, self._now() - accepted)
+            return example
         except TimeoutError as error:
             self._observer.count_refusal(model, "deadline")
             raise DeadlineExceeded(f"{model}: the deadline passed before the answer was begun") from error

@@ -11,13 +11,15 @@ from typing import Any, Protocol, TypeAlias
 from app import bundle as bundles
 from app.bundle import Bundle, Family, Manifest
 from app.errors import BundleError, NotReady, UnknownModel
+from app.runtime.account import ACCOUNT, Account
 from app.runtime.batching import Batcher, BundlePredictor, ObserveCache, Resources, ignore
-from app.runtime.captions import CaptionsPredictor
-from app.runtime.digits import DigitsPredictor
+from app.runtime.captions import CaptionsPredictor, Description
+from app.runtime.digits import Classification, DigitsPredictor
 from app.runtime.engine import Precision
-from app.runtime.language_model import LanguageModelPredictor
+from app.runtime.language_model import LanguageModelPredictor, Suggestions
 from app.runtime.metrics import Metrics
 from app.runtime.preparing import Preparing
+from app.runtime.scores import TextScore
 
 AnyPredictor: TypeAlias = LanguageModelPredictor | DigitsPredictor | CaptionsPredictor
 PREDICTORS: dict[Family, type[AnyPredictor]] = {  # by family
@@ -66,11 +68,19 @@ class Served:
 
     async def prepared(self, make: Callable[[], Payload], *, deadline: float | None = None) -> Any:
         """The example of a payload that is made and checked in a thread when its turn comes: few are there at once."""
+        if account := ACCOUNT.get():
+            account.model = self.name
         return await self.preparing.run(self.name, lambda: self.predictor.prepare(make()), deadline)
 
     async def submit(self, example: Any, *, deadline: float | None = None) -> Any:
         """The answer to what was prepared."""
-        return await self.batcher.submit(example, deadline)
+        account = ACCOUNT.get()
+        if account is None:
+            return await self.batcher.submit(example, deadline)
+        account.model = self.name
+        answer = await self.batcher.submit(example, deadline)
+        _count(account, answer)
+        return answer
 
 
 class Registry:
@@ -116,6 +126,7 @@ class Registry:
             model = Served(name, manifest.version, manifest, versions, bundle, predictor, batcher, preparing)
             served.append(model)
             metrics.set_model(name, version, ready=True)
+            metrics.describe_model(name, version, manifest.family, predictor.precision)
         return cls(served, refused, preparing)
 
     def served(self) -> list[Served]:
@@ -144,6 +155,17 @@ class Registry:
 
     def _reasons(self) -> str:
         return "".join(f"; {name}: {reason}" for name, reason in self.refused.items())
+
+
+def _count(account: Account, answer: Any) -> None:
+    """Note how much an answer is about."""
+    match answer:
+        case Suggestions():
+            account.add(tokens=answer.context_tokens, cached=answer.cached_tokens)
+        case TextScore():
+            account.add(tokens=answer.tokens)
+        case Classification() | Description():
+            account.add(images=1)
 
 
 def load_predictor(

@@ -1,5 +1,6 @@
 """A service whose model answers whatever a test tells it to."""
 
+import asyncio
 import os
 import socket
 import threading
@@ -15,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from app.api import connections
 from app.bundle import Bundle, CorpusEntry, FileEntry, Manifest
 from app.errors import NotReady, UnknownModel
 from app.main import create_app
@@ -114,9 +116,17 @@ def talk(app: FastAPI, state: Any) -> httpx.AsyncClient:
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[socket.socket]:
-    """A connection to a real server of `app`."""
-    server = uvicorn.Server(uvicorn.Config(app, ws="none", log_config=None, timeout_graceful_shutdown=5))
+def listening(app: FastAPI, protocol: type[asyncio.Protocol] | None = None) -> Iterator[socket.socket]:
+    """A connection to a real server of `app`, with the program's own bounds unless a protocol has others."""
+    config = uvicorn.Config(
+        app,
+        http=protocol or connections.bounded(100),
+        ws="none",
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

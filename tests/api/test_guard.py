@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -201,6 +202,55 @@ async def test_a_body_that_never_arrives_is_given_up(served: FakeServed, path: s
     async with connect(service(served, request_timeout_s=0.01)) as client:
         response = await client.post(path, content=never(), headers={"Content-Type": content_type})
     assert response.status_code == 504
+
+
+@pytest.mark.parametrize("sent", ["0.01", " 0.01 "])
+@pytest.mark.parametrize(("path", "content_type"), [("/next-word", "application/json"), ("/digits", "image/png")])
+@pytest.mark.anyio
+async def test_the_callers_time_counts_from_the_requests_start(
+    served: FakeServed, path: str, content_type: str, sent: str
+) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.get_running_loop().create_future()
+
+    headers = {"Content-Type": content_type, "X-Request-Timeout": sent}
+    async with connect(service(served)) as client:
+        response = await client.post(path, content=never(), headers=headers)
+    assert (response.status_code, response.json()["type"]) == (504, "/problems/deadline-exceeded")
+    assert "expected within 0.01 s" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(("sent", "limit"), [("5", 5), ("1000", 120), (None, 120)])
+@pytest.mark.anyio
+async def test_a_model_has_what_is_left_of_the_time(served: FakeServed, sent: str | None, limit: float) -> None:
+    deadlines = []
+
+    async def answering(payload: Any, deadline: float | None) -> Any:
+        deadlines.append(deadline)
+        return await plausible(payload, deadline)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"text": '
+        await asyncio.sleep(0.05)
+        yield b'"a"}'
+
+    served.answering = answering
+    headers = JSON if sent is None else {**JSON, "X-Request-Timeout": sent}
+    async with connect(service(served)) as client:
+        before = time.monotonic()
+        await client.post("/next-word", content=slowly(), headers=headers)
+    (deadline,) = deadlines
+    assert deadline is not None
+    assert before + limit <= deadline < before + limit + 0.05
+
+
+@pytest.mark.parametrize("sent", ["0", "-1", "nan", "inf", "soon", ""])
+@pytest.mark.anyio
+async def test_a_time_that_is_none_is_told(served: FakeServed, sent: str) -> None:
+    async with connect(service(served)) as client:
+        response = await client.post("/next-word", json={"text": "a"}, headers={"X-Request-Timeout": sent})
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "X-Request-Timeout")
 
 
 @pytest.mark.anyio

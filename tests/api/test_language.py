@@ -279,3 +279,9 @@ async def test_the_text_that_a_model_can_t_score_is_named_by_its_place(served: F
     async with connect(service(served)) as client:
         response = await client.post("/perplexity", json={"texts": ["a", "b", "..."]})
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "texts.2")
+
+
+@pytest.mark.parametrize(("top_k", "status"), [(2, 200), (2.0, 200), (2.5, 422), ("2", 422), (True, 422)])
+async def test_a_whole_number_is_one_however_json_spells_it(served: FakeServed, top_k: object, status: int) -> None:
+    async with connect(service(served)) as client:
+        assert (await client.post("/next-word", json={"text": "a", "top_k": top_k})).status_code == status

@@ -31,6 +31,7 @@ async def test_every_route_of_the_contract_is_documented(document: dict[str, Any
         "/metrics",
         "/models",
         "/models/{model}",
+        "/models/{model}/files/{name}",
     }
 
 
@@ -50,7 +51,7 @@ async def test_every_problem_is_documented_as_one(document: dict[str, Any]) -> N
 @pytest.mark.parametrize("path", ["/next-word", "/perplexity", "/digits", "/captions"])
 async def test_a_route_documents_all_its_statuses(document: dict[str, Any], path: str) -> None:
     documented = set(document["paths"][path]["post"]["responses"])
-    assert documented == {"200", "400", "404", "413", "415", "422", "503", "504"}
+    assert documented == {"200", "400", "401", "403", "404", "413", "415", "422", "429", "503", "504"}
 
 
 @pytest.mark.parametrize(("path", "most"), [("/digits", 32), ("/captions", 8)])

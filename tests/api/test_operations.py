@@ -115,6 +115,7 @@ async def test_models_lists_what_a_client_chooses_by(served: FakeServed) -> None
             "versions": ["1", "2"],
             "ready": True,
             "reason": None,
+            "cell": "lstm",
             "parameters": 4_000_000,
             "served": "int8",
             "metrics": {"test_perplexity": 80.5},

@@ -28,6 +28,9 @@ def test_the_tree_at_the_top_of_the_file_draws_every_error(error: type[SeqserveE
     ("error", "status", "headers"),
     [
         (errors.UnknownModel("no such model"), 404, {}),
+        (errors.Forbidden("not yours"), 403, {}),
+        (errors.Unauthenticated("no key", refused=False), 401, {"www-authenticate": "Bearer"}),
+        (errors.RateLimited("too much", retry_after=9), 429, {"retry-after": "9"}),
         (errors.NotReady("loading"), 503, {"retry-after": "2"}),
         (errors.Overloaded("full", retry_after=7), 503, {"retry-after": "7"}),
         (errors.DeadlineExceeded("late"), 504, {}),

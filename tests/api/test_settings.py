@@ -26,6 +26,11 @@ def test_the_environment_is_read_and_a_value_given_goes_before_it(monkeypatch: p
         ("SEQSERVE_REQUEST_TIMEOUT_S", "inf", "finite"),
         ("SEQSERVE_STORE", "/nowhere/at/all", "directory"),
         ("SEQSERVE_LOG_LEVEL", "loud", "'warning'"),
+        ("SEQSERVE_LOG_FORMAT", "xml", "'json'"),
+        ("SEQSERVE_TRUSTED_PROXIES", "*", "IPv4 or IPv6"),
+        ("SEQSERVE_TRUSTED_PROXIES", "10.0.0.1,proxy", "IPv4 or IPv6"),
+        ("SEQSERVE_CORS_ORIGINS", "example.org", "expected origins like https://example.org"),
+        ("SEQSERVE_CORS_ORIGINS", "https://example.org/", "expected origins like https://example.org"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_variable(
@@ -57,6 +62,19 @@ def test_the_store_is_that_of_the_current_folder_if_it_has_one(tmp_path: Path, m
     assert beside.is_absolute()
     assert beside.name == "models_store"
     assert Settings().store.resolve() == tmp_path / "models_store"
+
+
+def test_lists_are_parted_by_commas() -> None:
+    settings = Settings(trusted_proxies="10.0.0.0/8, ::1", cors_origins="https://a.example, http://b.example:81,")
+    assert settings.origins == ["https://a.example", "http://b.example:81"]
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("a.org", False)],  # noqa: S104
+)
+def test_a_service_knows_whether_other_machines_reach_it(host: str, local: bool) -> None:
+    assert Settings(host=host).is_local == local
 
 
 def test_settings_do_not_change() -> None:

@@ -331,6 +331,13 @@ async def test_words_are_streamed_and_then_the_caption_as_in_the_plain_answer(vi
     assert events(response) == [*words, ("caption", plain.json())]
 
 
+async def test_every_line_of_accept_is_read(vision: FakeVision) -> None:
+    headers = [("Content-Type", "image/png"), ("Accept", "application/json"), ("Accept", "text/event-stream")]
+    async with connect(service(vision)) as client:
+        response = await client.post("/captions", content=png(3), headers=headers)
+    assert response.headers["content-type"].startswith("text/event-stream")
+
+
 @pytest.mark.parametrize("accept", ["text/event-stream;q=0", "Text/Event-Stream; Q=0.000, */*", "text/*"])
 async def test_words_are_not_streamed_to_who_does_not_accept_it_or_has_not_named_it(
     vision: FakeVision, accept: str

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,22 +31,29 @@ def seqserve(*arguments: str | Path, text: str | None = None, **environment: str
 
 
 @contextmanager
-def serving(store: Path, **environment: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    """A server of `store` that has loaded its models, and a client of it."""
+def serving(
+    store: Path, log: list[str] | None = None, **environment: str
+) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+    """A server of `store` that has loaded its models, and a client of it; `log` gets the lines that it writes then."""
     command: list[str | Path] = [sys.executable, "-m", "app", "serve", "--port", "0", "--store", store]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT | environment)
     assert process.stderr is not None
+    reading: threading.Thread | None = None
     try:
         for line in process.stderr:
             if announced := re.search(r"(http://\S+) serves", line):
                 break
         else:
             pytest.fail("the server ended before it served")
+        reading = threading.Thread(target=(log if log is not None else []).extend, args=(process.stderr,))
+        reading.start()  # else the server would wait once the pipe is full
         with httpx.Client(base_url=announced[1], timeout=60) as client:
             yield client, process
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
+        if reading:
+            reading.join()
         process.stderr.close()
 
 

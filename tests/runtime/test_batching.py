@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.runtime.account import ACCOUNT, Account
 from app.runtime.batching import Batcher, answer_all
 
 pytestmark = pytest.mark.anyio
@@ -23,6 +24,8 @@ class Recorder:
         self.waits: list[float] = []
         self.depths: list[int] = []
         self.refusals: list[str] = []
+
+    def observe_prepare(self, _model: str, _seconds: float) -> None: ...
 
     def observe_batch(self, _model: str, size: int, _seconds: float) -> None:
         self.batches.append(size)
@@ -307,6 +310,43 @@ async def test_a_long_request_shares_its_later_turns_with_what_has_come() -> Non
         bench.gate.opened.set()
         await answers(bench.first, *tasks)
     assert bench.gate.batches == [["long"], ["a", "b", "long"], ["b", "long"]]
+
+
+async def test_a_request_is_told_how_long_it_waited_and_what_its_turns_took() -> None:
+    times = iter([0.0, 10.0, 11.0, 12.5, 20.0, 21.0])  # accepted, waited, begun, ended, begun, ended
+
+    def predict(batch: Sequence[Work]) -> list[str | None]:
+        for work in batch:
+            work.turns -= 1
+        return [None if work.turns else work.name for work in batch]
+
+    batcher = Batcher("m", predict, Recorder(), queue_size=10, batch_size=10, now=lambda: next(times))
+    account = Account()
+    token = ACCOUNT.set(account)
+    try:
+        await batcher.submit(Work("a", turns=2))
+    finally:
+        ACCOUNT.reset(token)
+        await batcher.close()
+    assert account.queue_s == 11.0
+    assert (account.begun, account.ended) == (11.0, 21.0)
+    assert account.engine_s == 2.5
+
+
+async def test_a_turn_that_a_requests_examples_share_counts_once_and_each_request_by_itself() -> None:
+    clock = iter(range(1000))
+    async with busy(now=lambda: float(next(clock))) as bench:
+        accounts = Account(), Account()
+        tasks = []
+        for account, names in zip(accounts, ("ab", "c"), strict=True):
+            token = ACCOUNT.set(account)
+            tasks += await bench.submit(*map(Work, names))
+            ACCOUNT.reset(token)
+        bench.gate.opened.set()
+        await answers(*tasks)
+    assert bench.gate.batches[1] == ["a", "b", "c"]
+    assert accounts[0].engine_s == accounts[1].engine_s > 0
+    assert accounts[0].begun == accounts[1].begun
 
 
 async def test_an_exception_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,13 +15,17 @@ pytestmark = pytest.mark.anyio
 
 
 class Refusals:
-    """An observer that remembers what was refused."""
+    """An observer that remembers what was refused, and how long the rest took."""
 
     def __init__(self) -> None:
         self.counted: list[tuple[str, str]] = []
+        self.seconds: list[float] = []
 
     def count_refusal(self, model: str, reason: str) -> None:
         self.counted.append((model, reason))
+
+    def observe_prepare(self, _model: str, seconds: float) -> None:
+        self.seconds.append(seconds)
 
     def observe_batch(self, model: str, size: int, seconds: float) -> None: ...
 
@@ -70,6 +74,13 @@ async def test_a_payload_is_prepared_in_a_thread(refusals: Refusals) -> None:
     async with preparing(refusals) as threads:
         name = await threads.run("a", lambda: threading.current_thread().name)
     assert name.startswith("preparing")
+
+
+async def test_what_it_took_to_be_prepared_is_told(refusals: Refusals) -> None:
+    clock = iter((10.0, 12.5))
+    async with preparing(refusals, now=lambda: next(clock)) as threads:
+        await threads.run("a", lambda: None)
+    assert refusals.seconds == [2.5]
 
 
 async def test_an_error_is_the_callers(refusals: Refusals) -> None:

@@ -374,3 +374,6 @@ async def test_the_figures_tell_which_version_answers_and_which_was_refused(stor
     figures = metrics.render().decode().splitlines()
     assert 'seqserve_model_ready{model="other",version="1"} 1.0' in figures
     assert 'seqserve_model_ready{model="tiny",version="1"} 0.0' in figures
+    told = [line for line in figures if line.startswith("seqserve_model_info")]
+    assert told == ['seqserve_model_info{family="language_model",model="other",precision="int8",version="1"} 1.0']
+    assert 'seqserve_refusals_total{model="other",reason="overloaded"} 0.0' in figures

@@ -1,0 +1,164 @@
+"""What bounds a connection before there is a request: how many there are, how large a head is, how long it takes.
+
+uvicorn waits without limit for the head of a request, keeps all of it, and for a caller who does not read. So that few
+bytes cannot hold much of the server for long, its protocol is narrowed here; what is sent too slowly or too much is
+told so, as a problem document, and the connection is closed.
+"""
+
+import asyncio
+import uuid
+from http import HTTPStatus
+from typing import Any, ClassVar, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.api import problems, security
+
+MAX_HEAD_BYTES: Final = 32 * 1024  # request line and headers
+MAX_HEADERS: Final = 100
+HEAD_S: Final = 10.0  # from the connection, or the answer before, until the head is here
+UNREAD_S: Final = 60.0  # that a caller may leave an answer unread
+VERSIONS: Final = ("1.0", "1.1")
+_TOO_LARGE: Final = (
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    f"expected a head of at most {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} fields, found more",
+)
+
+
+class _Refused(Exception):  # it ends the parsing and no more
+    """The head is not taken."""
+
+
+class Bounded(HttpToolsProtocol):
+    """Uvicorn's protocol with bounds."""
+
+    max_connections: ClassVar[int]  # open at once
+    head_s: ClassVar[float]
+    unread_s: ClassVar[float]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._in_head = self._in_body = False
+        self._begun = 0  # requests, in what came last
+        self._head_bytes = 0  # parsed
+        self._fed_bytes = 0  # parsed or not
+        self._fault = (HTTPStatus.BAD_REQUEST, "the request is no HTTP")
+        self._late: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Take one connection, or refuse it."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._close(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", {"Retry-After": "1"})
+        else:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        for timer in (self._late, self._unread):
+            if timer:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came."""
+        if self.transport.is_closing():
+            return
+        idle, self._begun = not self._in_head and not self._in_body, 0
+        super().data_received(data)
+        if self._in_head and self._begun == idle:  # nothing but head; what is no whole line is not parsed yet
+            self._fed_bytes += len(data)
+        if self._in_head and self._fed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._close(*_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_head = True
+        self._begun += 1
+        self._head_bytes = self._fed_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """A part of its target."""
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One of its fields; a trailer, which comes when the request is under way and can't be checked, is dropped."""
+        if self._in_head:
+            super().on_header(name, value)
+        self._count(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """Its head is here."""
+        self._in_head, self._in_body = False, True
+        if self.parser.get_http_version() not in VERSIONS:  # 0.9 has neither a status nor a length
+            raise _Refused
+        if self._late:
+            self._late.cancel()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """All of it is here."""
+        self._in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The next may come."""
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._expect_head()
+
+    def pause_writing(self) -> None:
+        """The caller does not read what is there for it."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.unread_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        super().resume_writing()
+        if self._unread:
+            self._unread.cancel()
+
+    def send_400_response(self, _: str) -> None:
+        """Say what is wrong with the request."""
+        self._close(*self._fault)
+
+    def _expect_head(self) -> None:
+        self._late = self.loop.call_later(self.head_s, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._close(HTTPStatus.REQUEST_TIMEOUT, f"expected the head of the request within {self.head_s:g} s")
+        else:
+            self.transport.close()
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            self._fault = _TOO_LARGE
+            raise _Refused
+
+    def _close(self, status: HTTPStatus, detail: str, more: dict[str, str] | None = None) -> None:
+        """Close the connection; say why, unless that would come into the middle of an answer."""
+        answering = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if not answering and not self.pipeline:
+            self.transport.write(_answer(status, detail, more or {}))
+        self.transport.close()
+
+
+def bounded(max_connections: int, *, head_s: float = HEAD_S, unread_s: float = UNREAD_S) -> type[Bounded]:
+    """A protocol that takes so many connections at once."""
+    return type("Bounded", (Bounded,), {"max_connections": max_connections, "head_s": head_s, "unread_s": unread_s})
+
+
+def _answer(status: HTTPStatus, detail: str, more: dict[str, str]) -> bytes:
+    """A problem document, as it goes over the wire."""
+    headers = {"Connection": "close", "X-Request-Id": uuid.uuid4().hex, **more}
+    problem = problems.problem(problems.blank(status), detail, headers)
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode()]
+    lines += [name + b": " + value for name, value in (*problem.raw_headers, *security.HEADERS)]
+    return b"\r\n".join([*lines, b"", bytes(problem.body)])

@@ -1,0 +1,182 @@
+"""API keys: a file of names, scopes, expiries and hashes, a key a line, read anew when it changes.
+
+A key is 256 random bits, so that its sha256 tells nobody anything and needs no salt and no slow hash. A line is
+`name scope expiry sha256:digest`, with `-` for a key that never expires; what follows a `#` in the first column is a
+comment. To revoke a key is to delete its line.
+"""
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, get_args
+
+from app.errors import SettingsError
+
+KeyScope: TypeAlias = Literal["predict", "admin"]  # admin may do all that predict may
+
+PREFIX: Final = "seqserve_"  # by which scanners of leaked secrets know one
+SECRET_BYTES: Final = 32
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+NEVER: Final = "-"
+MODE: Final = 0o600
+RELOAD_S: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One line of the file: who may do what until when. The key itself is known to its owner alone."""
+
+    name: str
+    scope: KeyScope
+    expires: datetime | None
+    digest: bytes  # sha256 of the key
+
+    def allows(self, needed: KeyScope) -> bool:
+        """Whether its scope covers `needed`."""
+        return self.scope in ("admin", needed)
+
+    def line(self) -> str:
+        """As it stands in the file."""
+        expires = self.expires.isoformat() if self.expires else NEVER
+        return f"{self.name} {self.scope} {expires} sha256:{self.digest.hex()}"
+
+
+class Keys:
+    """The keys of a file. Whoever deletes a line has revoked the key a second later; nothing need be restarted.
+
+    A file that can't be read or has a wrong line changes nothing but the log: the last good one stays in force.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        now: Callable[[], float] = time.monotonic,
+        today: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Read the file. Raise SettingsError if it is not to be used."""
+        self._file = file
+        self._now = now
+        self._today = today
+        self._checked = now()
+        self._seen = _state(file)
+        self._keys = _by_digest(read(file))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, sent: str) -> Key | None:
+        """The key that was sent, or None. Only a hash is looked up and compared: time tells nothing about keys."""
+        self._renew()
+        digest = _digest(sent)
+        key = self._keys.get(digest)
+        return key if key and hmac.compare_digest(key.digest, digest) else None
+
+    def expired(self, key: Key) -> bool:
+        """Whether its time is over."""
+        return key.expires is not None and key.expires <= self._today()
+
+    def _renew(self) -> None:
+        """Read the file again if it changed; look at most every RELOAD_S seconds."""
+        now = self._now()
+        if now - self._checked < RELOAD_S:
+            return
+        self._checked = now
+        seen = _state(self._file)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._keys = _by_digest(read(self._file))
+        except SettingsError as error:
+            log.error("%s; the keys read before stay in force", error)
+        else:
+            log.info("%s: %d keys are in force", self._file, len(self))
+
+
+def create(file: Path, name: str, scope: KeyScope, expires: datetime | None) -> str:
+    """A new key, its hash appended to `file`, which is made with MODE if there is none.
+
+    Raise SettingsError if the name is taken or no name, or the file is not to be used.
+    """
+    if not NAME.fullmatch(name):
+        raise SettingsError(f"{name[:80]!r}: expected a name of up to 64 letters, digits, dots, dashes and underscores")
+    if file.exists() and name in {key.name for key in read(file)}:
+        raise SettingsError(f"{file}: there is a key named {name} already; delete its line to revoke it")
+    secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+    _append(file, Key(name, scope, expires, _digest(secret)).line())
+    return secret
+
+
+def read(file: Path) -> list[Key]:
+    """All keys of the file, expired ones too. Raise SettingsError if it can't be read or a line is wrong."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: the keys can't be read: {error}") from error
+    places = [(place, line.split()) for place, line in enumerate(lines, 1) if line.strip()]
+    keys = [_key(columns, f"{file}:{place}") for place, columns in places if not columns[0].startswith("#")]
+    _require_distinct(file, "name", [key.name for key in keys])
+    _require_distinct(file, "hash", [key.digest.hex() for key in keys])
+    return keys
+
+
+def moment(text: str) -> datetime:
+    """An ISO 8601 date or time, in UTC if it names no zone. Raise ValueError if it is none."""
+    parsed = datetime.fromisoformat(text)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def _key(columns: Sequence[str], place: str) -> Key:
+    match columns:
+        case [name, "predict" | "admin" as scope, expires, digest] if NAME.fullmatch(name) and DIGEST.fullmatch(digest):
+            try:
+                until = None if expires == NEVER else moment(expires)
+            except ValueError as error:
+                raise SettingsError(f"{place}: expected an ISO 8601 time or {NEVER}, found {expires[:80]!r}") from error
+            return Key(name, scope, until, bytes.fromhex(digest.removeprefix("sha256:")))
+    scopes = " or ".join(get_args(KeyScope))
+    raise SettingsError(f"{place}: expected a name, {scopes}, an expiry or {NEVER}, and sha256:…, found otherwise")
+
+
+def _require_distinct(file: Path, what: str, values: Sequence[str]) -> None:
+    if twice := [value for value in set(values) if values.count(value) > 1]:
+        raise SettingsError(f"{file}: expected each {what} once, found {min(twice)} again")
+
+
+def _append(file: Path, line: str) -> None:
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, MODE)
+        with os.fdopen(descriptor, "rb+") as stream:
+            content = stream.read()
+            begin = "\n" if content and not content.endswith(b"\n") else ""
+            stream.write(f"{begin}{line}\n".encode())
+    except OSError as error:
+        raise SettingsError(f"{file}: the key can't be written: {error.strerror}") from error
+
+
+def _by_digest(keys: Iterable[Key]) -> dict[bytes, Key]:
+    return {key.digest: key for key in keys}
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).digest()
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    """What changes with the file: its time, its size, and which file it is; None if there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,58 @@
+"""The log, on stderr: JSON, an object a line, for machines; or text, for people at a terminal."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TextIO, TypeAlias
+
+LogFormat: TypeAlias = Literal["auto", "json", "text"]
+FIELDS: Final = "fields"
+TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def fields(values: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The `extra` of a record that has these fields beside its message; None is left out."""
+    return {FIELDS: {name: value for name, value in values.items() if value is not None}}
+
+
+class Json(logging.Formatter):
+    """`time` (UTC, RFC 3339), `level`, `logger`, `message`, the record's fields, and `exception` if there was one."""
+
+    @staticmethod
+    def converter(timestamp: float | None) -> time.struct_time:
+        """Times are UTC."""
+        return time.gmtime(timestamp)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One object in one line, in ASCII."""
+        told = {
+            "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, FIELDS, {}),
+        }
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
+class Text(logging.Formatter):
+    """A line, its fields after the message."""
+
+    def __init__(self) -> None:
+        super().__init__(TEXT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
+        """The line without a traceback."""
+        pairs = [f"{name}={value}" for name, value in getattr(record, FIELDS, {}).items()]
+        return " ".join([super().formatMessage(record), *pairs])
+
+
+def handler(form: LogFormat, stream: TextIO) -> logging.Handler:
+    """What writes to `stream`; `auto` is text on a terminal and JSON elsewhere."""
+    chosen = logging.StreamHandler(stream)
+    as_text = form == "text" or (form == "auto" and stream.isatty())
+    chosen.setFormatter(Text() if as_text else Json())
+    return chosen

@@ -1,0 +1,35 @@
+// What outlives a moment: a text over a reload of the tab, and what is copied.
+
+import { made } from "./shown.js";
+
+/** Copies a text, also where a page may not reach the clipboard by itself; says so on the button for a moment. */
+export async function copied(button, text) {
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else byHand(text);
+  const words = button.dataset.words ?? button.textContent;
+  button.dataset.words = words;
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = words), 1600);
+}
+
+function byHand(text) {
+  const field = made("textarea", { value: text, class: "unseen" });
+  document.body.append(field);
+  field.select();
+  document.execCommand("copy");
+  field.remove();
+}
+
+/** Keeps a text over a reload of this tab; whether there was room for it. */
+export function remember(slot, text) {
+  try {
+    sessionStorage.setItem(slot, text);
+    return true;
+  } catch {
+    sessionStorage.removeItem(slot); // an old text would come back in its place
+    return false;
+  }
+}
+
+/** What was kept. */
+export const recalled = (slot) => sessionStorage.getItem(slot) ?? "";

@@ -1,0 +1,285 @@
+// Score: each word of a text over a bar as tall as its surprisal, the course of it above, one word's story beside it.
+
+import { asker, json, notice, told } from "./api.js";
+import { recalled, remember } from "./kept.js";
+import { made, milliseconds, rounded, share, spoken } from "./shown.js";
+
+const EAGER = 2000; // characters up to which a text is scored while it is written
+const QUIET = 300; // ms without a key before that
+const SHOWN = 4000; // tokens that are drawn
+const LONG = 100_000; // characters; of a longer text it is not told what was expected instead: that would be most of the answer
+const TALLEST = 15; // bits: 1 in 32,768
+const BARS = 480; // of the curve
+const SAMPLES = {
+  "a headline": "The company said third-quarter net income rose 12% on higher sales.\nAnalysts had expected a decline.",
+  "a soliloquy": "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\nThe slings and arrows of outrageous fortune,\nOr to take arms against a sea of troubles.",
+  "a jumble": "Sales higher on 12% rose income net third-quarter said company the.",
+};
+const at = (id) => document.getElementById(id);
+const passage = at("passage");
+const heat = at("heat");
+const tell = notice(at("score-notice"));
+const ask = asker(tell);
+
+let answer = null; // the last one, and
+let scoredText = ""; // the text that it is of
+let words = []; // the elements drawn, each with its token at the same place in `tokens`
+let tokens = [];
+let chosen = 0;
+let pause = 0;
+
+/** Begins, with the text of before a reload. */
+export function open() {
+  for (const [name, text] of Object.entries(SAMPLES)) {
+    at("samples").append(made("button", { onclick: () => replace(text) }, name));
+  }
+  passage.value = recalled("passage");
+  passage.addEventListener("input", changed);
+  passage.addEventListener("paste", () => setTimeout(score));
+  passage.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) score();
+  });
+  at("score").addEventListener("click", score);
+  at("passage-file").addEventListener("change", (event) => read(event.target.files[0]));
+  at("view-score").addEventListener("drop", dropped);
+  at("export-csv").addEventListener("click", () => save(csv(), "text/csv", "scores.csv"));
+  at("export-json").addEventListener("click", () => save(JSON.stringify(answer, null, 1), "application/json", "scores.json"));
+  heat.addEventListener("keydown", step);
+  for (const kind of ["click", "focusin"]) heat.addEventListener(kind, (event) => choose(event.target));
+  heat.addEventListener("pointerover", (event) => preview(event.target));
+  heat.addEventListener("pointerleave", () => describe(chosen));
+  at("curve").addEventListener("pointermove", along);
+  at("curve").addEventListener("pointerleave", () => describe(chosen));
+  if (passage.value) score();
+}
+
+function replace(text) {
+  passage.value = text;
+  keep();
+  return score();
+}
+
+function keep() {
+  if (!remember("passage", passage.value)) tell("This text is too long to be kept over a reload of the page.");
+}
+
+function changed() {
+  keep();
+  clearTimeout(pause);
+  if (passage.value.length <= EAGER) pause = setTimeout(score, QUIET);
+}
+
+async function read(file) {
+  if (!file) return;
+  const text = await file.text();
+  if (text.includes("\0")) tell("This file holds no text.");
+  else replace(text);
+}
+
+function dropped(event) {
+  const [file] = event.dataTransfer.files;
+  if (!file) return; // a piece of text: the field takes it
+  event.preventDefault();
+  read(file);
+}
+
+function score() {
+  clearTimeout(pause);
+  const text = passage.value;
+  if (!text.trim()) {
+    ask.stop();
+    tell();
+    at("scored").hidden = true;
+    return null;
+  }
+  at("scored").classList.add("stale");
+  if (text.length > 10 * EAGER) tell("Reading. A long text takes a while: about a second for 10,000 words.");
+  return told(tell, async () => {
+    const started = performance.now();
+    const found = await json(ask, "/perplexity", { text, per_token: true, alternatives: text.length > LONG ? 0 : 5 });
+    show(found, text);
+    at("score-time").textContent = `${milliseconds(performance.now() - started)} for ${tokens.length} words and marks.`;
+  });
+}
+
+function show(found, text) {
+  answer = found;
+  scoredText = text;
+  tokens = found.results[0].token_scores.map((token) => ({ ...token, bits: -token.log_probability / Math.LN2 }));
+  at("scored").hidden = false;
+  at("scored").classList.remove("stale");
+  showTotals(found.results[0]);
+  showCurve();
+  showWords(text);
+  chosen = mostSurprising();
+  words[chosen].tabIndex = 0;
+  describe(chosen, "Most surprising");
+}
+
+function showTotals(total) {
+  const known = total.perplexity_excluding_unknown;
+  const figures = [
+    ["Perplexity", figure(total.perplexity), `as if each word were one of ${rounded(total.perplexity)}`],
+    ["Known words only", known === null ? "–" : figure(known), `${total.unknown_tokens} unknown`],
+    ["Bits a word", total.cross_entropy.toFixed(2), `${total.bits_per_character.toFixed(2)} a character`],
+    ["Words", total.tokens.toLocaleString("en"), `${total.sentences.toLocaleString("en")} of them ends of lines`],
+  ];
+  at("totals").replaceChildren(
+    ...figures.map(([name, value, more]) => made("div", {}, made("dt", {}, name), made("dd", {}, value, made("small", {}, more)))),
+  );
+}
+
+const figure = (value) => (value < 1000 ? value.toFixed(1) : rounded(value));
+
+function mostSurprising() {
+  let most = 0;
+  words.forEach((word, place) => {
+    if (!tokens[place].unknown && tokens[place].bits > tokens[most].bits) most = place;
+  });
+  return most;
+}
+
+/** The text, its tokens as elements; what lies between them stays as it was. Offsets count characters, not UTF-16 units. */
+function showWords(text) {
+  const characters = Array.from(text);
+  const lines = [made("div", { role: "group" })];
+  let reached = 0;
+  words = tokens.slice(0, SHOWN).map((token) => {
+    const start = Math.max(reached, token.start);
+    lines.at(-1).append(characters.slice(reached, start).join("").replaceAll("\n", " "));
+    reached = Math.max(start, token.end);
+    const word = element(token, characters.slice(start, reached).join(""));
+    lines.at(-1).append(word);
+    if (token.token === "<eos>") lines.push(made("div", { role: "group" }));
+    return word;
+  });
+  heat.replaceChildren(...lines.filter((line) => line.querySelector("[role=option]")));
+  const rest = tokens.length - words.length;
+  at("heat-rest").textContent = rest ? `${rest.toLocaleString("en")} more are counted in the totals and stand in the export.` : "";
+}
+
+function element(token, text) {
+  const ends = token.token === "<eos>";
+  const word = made("span", { role: "option", tabIndex: -1, "aria-selected": "false" }, ends ? "¶" : text);
+  if (ends) word.setAttribute("aria-label", "end of sentence");
+  if (ends) word.classList.add("end");
+  if (token.unknown) word.classList.add("unknown");
+  word.style.setProperty("--tall", Math.min(token.bits / TALLEST, 1).toFixed(3));
+  return word;
+}
+
+function showCurve() {
+  const width = Math.ceil(tokens.length / BARS);
+  const count = Math.ceil(tokens.length / width);
+  let sum = 0;
+  let bars = "";
+  let mean = "";
+  for (let bar = 0; bar < count; bar++) {
+    const piece = tokens.slice(bar * width, (bar + 1) * width);
+    const bits = piece.reduce((all, token) => all + token.bits, 0);
+    sum += bits;
+    const soFar = sum / Math.min((bar + 1) * width, tokens.length);
+    bars += `M${bar + 0.5} ${TALLEST}V${(TALLEST - Math.min(bits / piece.length, TALLEST)).toFixed(2)}`;
+    mean += `${bar ? "L" : "M"}${bar + 0.5} ${(TALLEST - Math.min(soFar, TALLEST)).toFixed(2)}`;
+  }
+  at("curve").setAttribute("viewBox", `0 0 ${count} ${TALLEST}`);
+  at("curve").style.setProperty("--bar", `${Math.max(1, Math.min(22, (0.7 * at("curve").clientWidth) / count))}px`);
+  at("curve").replaceChildren(path(bars, "bars"), path(mean, "mean"), path("", "here"));
+  at("curve").dataset.width = width;
+  at("curve-step").textContent = width === 1 ? "each word" : `each ${width} words`;
+}
+
+function path(course, name) {
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  line.setAttribute("d", course);
+  line.setAttribute("class", name);
+  line.setAttribute("vector-effect", "non-scaling-stroke");
+  return line;
+}
+
+function along(event) {
+  const { left, width } = at("curve").getBoundingClientRect();
+  const place = Math.floor(((event.clientX - left) / width) * tokens.length);
+  describe(Math.max(0, Math.min(place, tokens.length - 1)));
+}
+
+function preview(target) {
+  const place = words.indexOf(target);
+  if (place >= 0) describe(place);
+}
+
+function choose(target) {
+  const place = words.indexOf(target);
+  if (place < 0) return;
+  words[chosen].tabIndex = -1;
+  chosen = place;
+  words[chosen].tabIndex = 0;
+  describe(chosen);
+}
+
+function step(event) {
+  const place = { ArrowRight: chosen + 1, ArrowLeft: chosen - 1, ArrowDown: chosen + 1, ArrowUp: chosen - 1, Home: 0, End: words.length - 1 }[event.key];
+  if (!words[place]) return;
+  event.preventDefault();
+  words[place].focus();
+}
+
+function describe(place, title = "") {
+  const token = tokens[place];
+  if (!token) return;
+  heat.querySelector("[aria-selected=true]")?.setAttribute("aria-selected", "false");
+  words[place]?.setAttribute("aria-selected", "true");
+  at("curve").querySelector(".here").setAttribute("d", `M${Math.floor(place / at("curve").dataset.width) + 0.5} 0V${TALLEST}`);
+  const probability = Math.exp(token.log_probability);
+  at("detail").replaceChildren(
+    made("p", { class: "small" }, title || (token.unknown ? "Not in its vocabulary" : "Chosen word")),
+    made("p", { class: "chosen" }, token.unknown ? written(token) : spoken(token.token)),
+    made("p", {}, made("strong", {}, share(probability)), ` · ${token.bits.toFixed(1)} bits · `, ranked(token.rank)),
+    ...expected(token),
+  );
+}
+
+const written = ({ start, end }) => Array.from(scoredText).slice(start, end).join("");
+
+const ranked = (rank) => (rank === 1 ? "its first guess" : `its guess no. ${rank.toLocaleString("en")}`);
+
+function expected(token) {
+  if (!token.alternatives.length) return [];
+  const rows = token.alternatives.map((other) => {
+    const probability = Math.exp(other.log_probability);
+    const bar = made("span", { class: "bar" });
+    bar.style.setProperty("--share", probability);
+    const row = made("li", {}, made("span", { class: "word" }, spoken(other.token)), bar, made("span", { class: "share" }, share(probability)));
+    if (other.token === token.token) row.classList.add("hit");
+    return row;
+  });
+  return [made("p", { class: "small" }, "What it expected here"), made("ol", { class: "rows" }, ...rows)];
+}
+
+function csv() {
+  const head = ["token", "text", "start", "end", "log_probability", "bits", "rank", "unknown", "expected"];
+  const rows = tokens.map((token) => [
+    token.token,
+    written(token),
+    token.start,
+    token.end,
+    token.log_probability,
+    token.bits,
+    token.rank,
+    token.unknown,
+    token.alternatives.map((other) => other.token).join(" "),
+  ]);
+  return [head, ...rows].map((row) => row.map(quoted).join(",")).join("\r\n") + "\r\n";
+}
+
+/** A field of RFC 4180; what a spreadsheet would compute is told to be text. */
+function quoted(value) {
+  const text = typeof value === "string" && /^[=+@-]./.test(value) ? `'${value}` : String(value);
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+function save(content, type, name) {
+  const address = URL.createObjectURL(new Blob([content], { type }));
+  made("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}

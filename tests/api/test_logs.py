@@ -1,0 +1,101 @@
+"""What the log tells, and how."""
+
+import io
+import json
+import logging
+import sys
+from typing import Any
+
+import pytest
+
+from app.api import logs
+from app.api.logs import LogFormat
+from tests.api.conftest import FakeServed, connect, service
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def record(message: str = "request", **values: Any) -> logging.LogRecord:
+    made = logging.LogRecord("app.api", logging.INFO, "a.py", 1, message, (), None)
+    made.__dict__.update(logs.fields(values))
+    return made
+
+
+def written(form: LogFormat, stream: io.StringIO, one: logging.LogRecord) -> str:
+    logs.handler(form, stream).emit(one)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("form", "stream", "is_json"),
+    [
+        ("auto", io.StringIO, True),
+        ("auto", Terminal, False),
+        ("json", Terminal, True),
+        ("text", io.StringIO, False),
+    ],
+)
+def test_a_terminal_gets_text_and_all_else_json(form: LogFormat, stream: type[io.StringIO], is_json: bool) -> None:
+    assert written(form, stream(), record()).startswith("{") == is_json
+
+
+def test_json_is_an_object_a_line_whatever_is_in_it() -> None:
+    one = record('two\nlines and "quotes" \u2028', id="x", model=None, seconds=0.5)
+    one.created = 1767225600.25
+    one.msecs = 250
+    text = written("json", io.StringIO(), one)
+    assert text.count("\n") == 1
+    assert json.loads(text) == {
+        "time": "2026-01-01T00:00:00.250Z",
+        "level": "info",
+        "logger": "app.api",
+        "message": 'two\nlines and "quotes" \u2028',
+        "id": "x",
+        "seconds": 0.5,
+    }
+
+
+def test_an_exception_is_in_its_line() -> None:
+    one = record()
+    try:
+        raise ValueError("why")
+    except ValueError:
+        one.exc_info = sys.exc_info()
+    told = json.loads(written("json", io.StringIO(), one))
+    assert told["exception"].endswith("ValueError: why")
+
+
+def test_text_tells_the_fields_after_the_message() -> None:
+    assert written("text", io.StringIO(), record(id="x", status=200)).endswith(
+        "INFO app.api: request id=x status=200\n"
+    )
+
+
+@pytest.mark.anyio
+async def test_a_request_is_one_line_without_the_callers_text(
+    served: FakeServed, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "the patient said"
+    with caplog.at_level(logging.DEBUG):
+        async with connect(service(served)) as client:
+            caplog.clear()
+            await client.post("/next-word", json={"text": secret}, headers={"X-Request-Id": "mine"})
+            await client.post("/next-word", json={"text": secret, secret: 1})
+            await client.post("/next-word", content=secret)
+            await client.get(f"/models/{secret}")
+            await client.get(f"/{secret}?{secret}")
+    lines = [one.__dict__["fields"] for one in caplog.records if one.name.startswith("app")]
+    assert [(line["route"], line["method"], line["status"]) for line in lines] == [
+        ("/next-word", "POST", 200),
+        ("/next-word", "POST", 422),
+        ("/next-word", "POST", 415),
+        ("/models/{model}", "GET", 404),
+        ("unknown", "GET", 404),
+    ]
+    assert lines[0]["id"] == "mine"
+    assert all(0 < line["seconds"] < 30 for line in lines)
+    told = json.dumps([one.__dict__ for one in caplog.records if one.name.startswith("app")], default=str)
+    assert "patient" not in told

@@ -1,0 +1,167 @@
+"""Keys, rates and the log of the real program."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import seqserve, serving
+
+REDIS = shutil.which("redis-server")
+TEXT = {"text": "the company said profits"}
+
+
+def made(file: Path, name: str, *options: str) -> dict[str, str]:
+    """The header of a new key."""
+    run = seqserve("keys", "new", name, *options, SEQSERVE_API_KEYS_FILE=str(file))
+    assert (run.returncode, run.stderr) == (0, "")
+    assert re.fullmatch(r"seqserve_[\w-]{43}\n", run.stdout)
+    return {"Authorization": f"Bearer {run.stdout.strip()}"}
+
+
+def test_keys_that_were_made_are_asked_for_and_one_made_later_is_taken(tiny_store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    reader, late = made(file, "reader"), made(file, "late", "--expires", "2020-01-01")
+    log: list[str] = []
+    with serving(tiny_store, log, SEQSERVE_API_KEYS_FILE=str(file)) as (client, _):
+        statuses = [client.post("/next-word", json=TEXT, headers=key).status_code for key in ({}, reader, late)]
+        assert client.get("/metrics", headers=reader).status_code == 403
+        operator = made(file, "operator", "--scope", "admin")
+        while client.get("/metrics", headers=operator).status_code == 401:
+            pass  # for at most a second
+        assert client.get("/metrics", headers=operator).status_code == 200
+    assert statuses == [401, 200, 401]
+    lines = [line for line in map(json.loads, log) if line["message"] == "request"]
+    answered = lines[1]
+    assert (answered["key"], answered["model"], answered["tokens"]) == ("reader", "tiny", 4)
+    assert (answered["cached"], answered["status"], answered["route"]) == (4, 200, "/next-word")
+    assert 0 <= answered["queue_s"] + answered["engine_s"] <= answered["seconds"]
+    assert "company" not in "".join(log)
+    assert "seqserve_" not in "".join(log)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["new", "a"], "expected SEQSERVE_API_KEYS_FILE or --file"),
+        (["new", "a b", "--file", "keys"], "expected a name"),
+        (["new", "a", "--file", "keys", "--expires", "soon"], "--expires: expected a date"),
+        (["new", "a", "--file", "/nowhere/keys"], "can't be written"),
+    ],
+)
+def test_a_key_that_can_not_be_made_is_told(arguments: list[str], told: str) -> None:
+    run = seqserve("keys", *arguments)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert told in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"SEQSERVE_API_KEYS_FILE": "/nowhere/keys"}, "the keys can't be read"),
+        ({"SEQSERVE_RATE_LIMIT": "fast"}, "expected a rate like 600/minute"),
+    ],
+)
+def test_a_server_with_a_setting_that_can_not_be_kept_to_does_not_start(
+    tiny_store: Path, environment: dict[str, str], told: str
+) -> None:
+    run = seqserve("serve", "--port", "0", "--store", tiny_store, **environment)
+    assert run.returncode == 2
+    assert told in run.stderr
+
+
+def test_the_log_of_a_terminal_is_for_people(tiny_store: Path) -> None:
+    log: list[str] = []
+    with serving(tiny_store, log, SEQSERVE_LOG_FORMAT="text") as (client, _):
+        client.post("/next-word", json=TEXT)
+    (line,) = log
+    assert re.search(r" INFO app.api.middleware: request id=\w{32} method=POST route=/next-word status=200 ", line)
+
+
+def test_only_a_named_proxy_is_believed(tiny_store: Path) -> None:
+    forwarded = {"X-Forwarded-For": "10.1.2.3"}
+    for proxies, statuses in (("127.0.0.1", [200, 200]), ("", [200, 429])):
+        environment = {"SEQSERVE_RATE_LIMIT": "1/hour", "SEQSERVE_TRUSTED_PROXIES": proxies}
+        with serving(tiny_store, None, **environment) as (client, _):
+            first = client.post("/next-word", json=TEXT)
+            second = client.post("/next-word", json=TEXT, headers=forwarded)
+        assert [first.status_code, second.status_code] == statuses
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    """The address of a Redis that is not needed after the test."""
+    if not REDIS:
+        pytest.skip("there is no redis-server here")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [REDIS, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout
+        for line in process.stdout:
+            if "Ready to accept connections" in line:
+                break
+        yield f"redis://127.0.0.1:{port}"
+        process.terminate()
+
+
+def test_two_servers_share_their_counts_in_redis_and_each_counts_by_itself_without_it(
+    tiny_store: Path, redis: str
+) -> None:
+    environment = {"SEQSERVE_RATE_LIMIT": "3/hour", "SEQSERVE_RATE_STORAGE": redis}
+    log: list[str] = []
+    with serving(tiny_store, None, **environment) as (one, _), serving(tiny_store, log, **environment) as (other, _):
+        answers = [client.post("/next-word", json=TEXT) for client in (one, other, one, other)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert answers[1].headers["ratelimit"].startswith('"default";r=1;t=')
+        assert 3590 <= int(answers[3].headers["retry-after"]) <= 3601
+        with socket.create_connection(("127.0.0.1", int(redis.rpartition(":")[2]))) as connection:
+            connection.sendall(b"SHUTDOWN NOSAVE\r\n")
+            connection.recv(1)  # it has left
+        assert [other.post("/next-word", json=TEXT).status_code for _ in range(4)] == [200, 200, 200, 429]
+        assert "seqserve_rate_storage_errors_total 0" not in other.get("/metrics").text
+    assert "counts by itself" in "".join(log)
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes what an exporter of traces sends."""
+
+    received: list[tuple[str, bytes]]
+
+    def do_POST(self) -> None:  # the base class calls it so
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.received.append((self.path, content))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_traces_are_sent_before_the_program_ends(tiny_store: Path) -> None:
+    pytest.importorskip("opentelemetry.sdk.trace", reason="the extra `traces` is not installed")
+    Collector.received = []
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = Thread(target=collector.serve_forever)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{collector.server_port}/v1/traces"
+        try:
+            with serving(tiny_store, SEQSERVE_TRACES_ENDPOINT=endpoint) as (client, _):
+                answer: httpx.Response = client.post("/next-word", json=TEXT)
+        finally:
+            collector.shutdown()
+            thread.join()
+    trace = bytes.fromhex(answer.headers["traceparent"].split("-")[1])
+    paths, contents = zip(*Collector.received, strict=True)
+    assert set(paths) == {"/v1/traces"}
+    assert trace in b"".join(contents)
+    assert b"company" not in b"".join(contents)

@@ -1,0 +1,567 @@
+"""The page in a real browser, with the models that the repository ships."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image, ImageDraw
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, Route, ViewportSize, expect
+
+from tests.e2e.browser import FOUND, NAMES, keystrokes, launched
+from tests.e2e.conftest import serving
+
+STORE = Path(__file__).parents[2] / "models_store"
+DESKTOP: Final[ViewportSize] = {"width": 1280, "height": 800}
+PHONE: Final[ViewportSize] = {"width": 390, "height": 844}
+NARROW: Final[ViewportSize] = {"width": 320, "height": 640}
+VIEWS = ("write", "score", "draw", "caption", "models")
+PATIENCE = 30_000  # ms that anything may take, on a machine with other work to do
+SENTENCE = "The company said"
+ONE = [(0.5, 0.2), (0.5, 0.8)]  # a stroke, in parts of the board
+PNG = "image/png"
+HEADERS = {"Content-Type": "application/problem+json"}
+
+pytestmark = pytest.mark.skipif(FOUND is None, reason=f"there is no browser: none of {', '.join(NAMES)} is on the PATH")
+both_sizes = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+
+Opened = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with serving(STORE) as (client, _):
+        yield str(client.base_url)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def context(browser: Browser, address: str) -> Iterator[BrowserContext]:
+    with browser.new_context(base_url=address, viewport=DESKTOP, accept_downloads=True) as context:
+        context.set_default_timeout(PATIENCE)
+        yield context
+
+
+@pytest.fixture
+def opened(context: BrowserContext) -> Iterator[Opened]:
+    """Opens a view of the page, which in the end has raised no error and broken no policy."""
+    faults: list[str] = []
+    expect.set_options(timeout=PATIENCE)
+
+    def open_view(view: str, size: ViewportSize = DESKTOP, page: Page | None = None) -> Page:
+        page = page or context.new_page()
+        page.set_viewport_size(size)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text) if "Policy" in message.text else None)
+        page.goto(f"/#{view}")
+        page.locator(f"#view-{view}[data-ready]").wait_for()
+        return page
+
+    yield open_view
+    assert not faults
+
+
+def photograph(size: tuple[int, int] = (320, 240)) -> bytes:
+    """A green meadow under a blue sky, as a PNG."""
+    image = Image.new("RGB", size, (120, 170, 230))
+    ImageDraw.Draw(image).rectangle((0, size[1] // 2, *size), fill=(70, 130, 50))
+    return encoded(image)
+
+
+def written_one() -> bytes:
+    """A one on white paper, as a PNG."""
+    image = Image.new("L", (200, 200), 255)
+    ImageDraw.Draw(image).line((105, 40, 95, 160), fill=0, width=14)
+    return encoded(image)
+
+
+def encoded(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def chosen(name: str, mime: str, content: bytes) -> Any:
+    return {"name": name, "mimeType": mime, "buffer": content}
+
+
+def drop(page: Page, selector: str, name: str, mime: str, content: bytes) -> None:
+    """Drop a file on an element."""
+    files = page.evaluate_handle(
+        """([name, type, bytes]) => {
+            const held = new DataTransfer();
+            held.items.add(new File([new Uint8Array(bytes)], name, { type }));
+            return held;
+        }""",
+        [name, mime, list(content)],
+    )
+    page.dispatch_event(selector, "drop", {"dataTransfer": files})
+
+
+def paste(page: Page, name: str, mime: str, content: bytes) -> None:
+    page.evaluate(
+        """([name, type, bytes]) => {
+            const clipboardData = new DataTransfer();
+            clipboardData.items.add(new File([new Uint8Array(bytes)], name, { type }));
+            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData }));
+        }""",
+        [name, mime, list(content)],
+    )
+
+
+def draw(page: Page, points: list[tuple[float, float]]) -> None:
+    box = page.locator("#canvas").bounding_box()
+    assert box
+    (x, y), *others = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for x, y in others:
+        page.mouse.move(x, y, steps=6)
+    page.mouse.up()
+
+
+def chips(page: Page) -> Locator:
+    """Those of the text as it stands."""
+    return page.locator("#chips[aria-busy=false] button:visible")
+
+
+def require_accessible(page: Page) -> None:
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def failing(status: int, times: int, **headers: str) -> Callable[[Route], None]:
+    """Answers so often with a problem, then lets the server answer."""
+    left = times
+
+    def answer(route: Route) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            route.continue_()
+        else:
+            body = json.dumps({"type": "about:blank", "title": "", "status": status, "detail": "the detail"})
+            route.fulfill(status=status, headers=HEADERS | headers, body=body)
+
+    return answer
+
+
+# --- Write
+
+
+@both_sizes
+def test_the_next_words_stand_in_the_text_and_below_it(opened: Opened, size: ViewportSize) -> None:
+    page = opened("write", size)
+    expect(chips(page)).to_have_count(5)  # of an empty text
+    page.locator("#draft").fill(f"{SENTENCE} it ")
+    expect(page.locator("#ghost")).to_have_text(re.compile(r"\w+"))
+    first = page.locator("#ghost").inner_text()
+    expect(chips(page).first.locator(".word")).to_have_text(first)
+    expect(page.locator("#write-time")).to_contain_text(re.compile(r"^[\d.]+ ms"))
+    chips(page).nth(1).click()
+    expect(page.locator("#draft")).to_have_value(re.compile(rf"^{SENTENCE} it \S.* $"))
+    expect(page.locator("#draft")).not_to_have_value(f"{SENTENCE} it {first} ")
+
+
+def test_a_word_being_typed_is_completed_and_tab_takes_it(opened: Opened) -> None:
+    page = opened("write")
+    page.locator("#draft").press_sequentially("Shares of the comp")
+    expect(page.locator("#ghost")).to_have_text("any")
+    page.keyboard.press("Tab")
+    expect(page.locator("#draft")).to_have_value("Shares of the company ")
+    page.keyboard.press("Control+z")
+    expect(page.locator("#draft")).to_have_value("Shares of the comp")
+
+
+def test_a_clitic_joins_the_word_before_it_and_a_full_stop_closes_up(opened: Opened) -> None:
+    page = opened("write")
+    page.locator("#draft").press_sequentially("the company does ")
+    expect(chips(page).first).to_contain_text("n't")
+    page.keyboard.press("1")
+    expect(page.locator("#draft")).to_have_value("the company doesn't ")
+    page.keyboard.type(".")
+    expect(page.locator("#draft")).to_have_value("the company doesn't.")
+
+
+def test_figures_choose_but_within_a_number_they_are_figures(opened: Opened) -> None:
+    page = opened("write")
+    page.locator("#draft").press_sequentially("profit of $1")
+    expect(page.locator("#write-time")).not_to_be_empty()
+    page.keyboard.type("25")
+    expect(page.locator("#draft")).to_have_value("profit of $125")
+    page.keyboard.type(" ")
+    expect(chips(page).first).to_be_visible()
+    second = chips(page).nth(1).locator(".word").inner_text()
+    page.keyboard.press("2")
+    expect(page.locator("#draft")).to_have_value(f"profit of $125 {second} ")
+
+
+def test_escape_puts_the_suggestions_away_and_lets_tab_out(opened: Opened) -> None:
+    page = opened("write")
+    page.locator("#draft").press_sequentially("the comp")
+    expect(page.locator("#ghost")).not_to_be_empty()
+    page.keyboard.press("Escape")
+    expect(chips(page)).to_have_count(0)
+    page.keyboard.press("Tab")
+    expect(page.locator("#draft")).to_have_value("the comp")
+    expect(page.locator("#draft")).not_to_be_focused()
+
+
+def test_the_last_answer_wins_and_older_questions_are_given_up(opened: Opened) -> None:
+    page = opened("write")
+    expect(chips(page)).to_have_count(5)
+    held: list[Route] = []
+    page.route("**/next-word", lambda route: held.append(route), times=1)
+    given_up: list[str] = []
+    page.on("requestfailed", lambda request: given_up.append(request.url))
+    with page.expect_request("**/next-word"):
+        page.locator("#draft").fill("in new ")
+    page.locator("#draft").fill("shares of the comp")
+    expect(page.locator("#ghost")).to_have_text("any")
+    assert (len(held), len(given_up)) == (1, 1)
+
+
+def test_what_was_written_is_there_after_a_reload(opened: Opened) -> None:
+    page = opened("write")
+    page.locator("#draft").fill(SENTENCE)
+    page.reload()
+    expect(page.locator("#draft")).to_have_value(SENTENCE)
+    expect(chips(page)).to_have_count(5)
+
+
+# --- Score
+
+
+@both_sizes
+def test_each_word_stands_over_its_surprisal(opened: Opened, size: ViewportSize) -> None:
+    page = opened("score", size)
+    page.locator("#passage").fill("The company's 😀 profits zyxed.\nYes")
+    words = page.locator("#heat [role=option]")
+    expect(words).to_have_text(["The", "company", "'s", "profits", "zyxed", "¶", "Yes", "¶"])
+    expect(page.locator("#heat")).to_contain_text("The company's 😀 profits zyxed")
+    expect(page.locator("#totals")).to_contain_text("1 unknown")
+    words.nth(3).hover()
+    expect(page.locator("#detail")).to_contain_text(
+        re.compile(r"profits.*bits · its guess no\. \d+.*expected here", re.S)
+    )
+    expect(page.locator("#detail .rows li")).to_have_count(5)
+    tall = [words.nth(place).evaluate("word => word.style.getPropertyValue('--tall')") for place in (1, 6)]
+    assert 0 < float(tall[0]) < float(tall[1])  # `Yes` is rarer than `company`
+
+
+def test_a_text_can_be_dropped_pasted_and_tried(opened: Opened) -> None:
+    page = opened("score")
+    drop(page, "#passage", "a.txt", "text/plain", b"the dollar fell")
+    expect(page.locator("#heat [role=option]")).to_have_text(["the", "dollar", "fell", "¶"])
+    page.locator("#samples button").first.click()
+    expect(page.locator("#passage")).not_to_have_value("the dollar fell")
+    expect(page.locator("#heat")).to_contain_text("third-quarter")
+    page.locator("#passage").fill("")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#scored")).to_be_hidden()
+
+
+def test_the_scores_are_exported_as_csv_and_json(opened: Opened) -> None:
+    page = opened("score")
+    page.locator("#passage").fill("Yes, profits rose")
+    expect(page.locator("#scored")).to_be_visible()
+    with page.expect_download() as download:
+        page.locator("#export-csv").click()
+    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"))))
+    assert [row["text"] for row in rows] == ["Yes", "profits", "rose", ""]
+    with page.expect_download() as download:
+        page.locator("#export-json").click()
+    answer = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    scores = answer["results"][0]["token_scores"]
+    assert [float(row["log_probability"]) for row in rows] == [score["log_probability"] for score in scores]
+
+
+# --- Draw
+
+
+@both_sizes
+def test_a_digit_is_read_while_it_is_drawn(opened: Opened, size: ViewportSize) -> None:
+    page = opened("draw", size)
+    draw(page, ONE)
+    expect(page.locator("#digit")).to_have_text("1")
+    expect(page.locator("#histogram .first .label")).to_have_text("1")
+    expect(page.locator("#framed-image")).to_have_attribute("src", re.compile("^data:image/png"))
+    assert page.locator("#framed-image").evaluate("image => image.naturalWidth") == 28
+    page.reload()
+    expect(page.locator("#digit")).to_have_text("1")
+    page.locator("#draw-clear").click()
+    expect(page.locator("#framed")).to_be_hidden()
+
+
+def test_a_photographed_digit_is_read_and_the_drawing_comes_back(opened: Opened) -> None:
+    page = opened("draw")
+    draw(page, [(0.3, 0.2), (0.7, 0.2), (0.45, 0.8)])
+    expect(page.locator("#digit")).to_have_text("7")
+    drop(page, "#board", "one.png", PNG, written_one())
+    expect(page.locator("#digit")).to_have_text("1")
+    expect(page.locator("#digit-photo")).to_be_visible()
+    page.locator("#draw-clear").click()
+    expect(page.locator("#digit")).to_have_text("7")
+
+
+# --- Caption
+
+
+@both_sizes
+def test_a_caption_is_told_word_by_word(opened: Opened, size: ViewportSize) -> None:
+    page = opened("caption", size)
+    asked: list[Request] = []
+    page.on("request", lambda request: asked.append(request) if "/captions" in request.url else None)
+    page.locator("#photo-file").set_input_files(chosen("meadow.png", PNG, photograph()))
+    expect(page.locator("#caption-copy")).to_be_visible()
+    caption = page.locator("#caption").inner_text()
+    assert len(caption.split()) >= 3
+    expect(page.locator("#photo-image")).to_have_attribute("alt", re.compile(re.escape(caption), re.I))
+    expect(page.locator("#others-list li")).to_have_count(4)
+    assert [request.headers["accept"] for request in asked] == ["text/event-stream"]
+
+
+def test_a_caption_is_copied_by_one_click(opened: Opened, context: BrowserContext) -> None:
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = opened("caption")
+    paste(page, "meadow.png", PNG, photograph())
+    page.locator("#caption-copy").click()
+    expect(page.locator("#caption-copy")).to_have_text("Copied")
+    said = page.locator("#photo-image").get_attribute("alt")
+    assert page.evaluate("() => navigator.clipboard.readText()") == said
+
+
+def test_a_caption_that_breaks_off_is_told_and_can_be_tried_again(opened: Opened) -> None:
+    page = opened("caption")
+    events = {"Content-Type": "text/event-stream"}
+    problem = {"status": 504, "detail": "too late"}
+    broken = f'event: word\ndata: {{"word":"a"}}\n\nevent: error\ndata: {json.dumps(problem)}\n\n'
+    page.route("**/captions*", lambda route: route.fulfill(headers=events, body=broken), times=1)
+    drop(page, "#photo", "meadow.png", PNG, photograph())
+    expect(page.locator("#caption-notice")).to_contain_text("took too long")
+    page.locator("#caption-notice button").click()
+    expect(page.locator("#caption-copy")).to_be_visible()
+    expect(page.locator("#caption-notice")).to_be_empty()
+
+
+# --- Models
+
+
+@both_sizes
+def test_the_cards_tell_figures_pictures_and_limits(opened: Opened, size: ViewportSize) -> None:
+    page = opened("models", size)
+    cards = page.locator(".card")
+    expect(cards).to_have_count(3)
+    for place in range(3):
+        card = cards.nth(place)
+        expect(card.locator(".limits li").first).to_be_visible()
+        expect(card.locator(".figure strong")).to_have_text(re.compile(r"^\d"))
+        picture = card.locator("figure img").first
+        picture.scroll_into_view_if_needed()
+        expect(picture).to_have_js_property("complete", True)
+        assert picture.evaluate("image => image.naturalWidth") > 0
+        card.locator("summary").click()
+        expect(card.locator("details table").first).to_be_visible()
+
+
+def test_a_card_s_text_stays_text(opened: Opened, context: BrowserContext) -> None:
+    def poisoned(route: Route) -> None:
+        told = route.fetch().json()
+        told["card"] = "# x\n\n<img src=x onerror=alert(1)> **bold** `code`\n\n## Figures\n![<b>](a.png)"
+        route.fulfill(json=told)
+
+    page = context.new_page()
+    page.route("**/models/digits", poisoned)
+    opened("models", page=page)
+    expect(page.locator(".about").nth(1)).to_contain_text("<img src=x onerror=alert(1)> bold code")
+    expect(page.locator(".card img[src=x]")).to_have_count(0)
+
+
+# --- What may go wrong
+
+
+@pytest.mark.parametrize(("status", "words"), [(503, "The server is busy"), (429, "more than this server lets")])
+def test_who_has_to_wait_is_told_so_and_then_answered(opened: Opened, status: int, words: str) -> None:
+    page = opened("write")
+    page.route("**/next-word", failing(status, 1, **{"Retry-After": "2"}))
+    page.locator("#draft").fill(f"{SENTENCE} ")
+    expect(page.locator("#write-notice")).to_contain_text(f"{words}")
+    expect(page.locator("#write-notice")).to_contain_text("Trying again in 2 s")
+    expect(page.locator("#draft")).to_have_value(f"{SENTENCE} ")
+    expect(page.locator("#write-notice")).to_be_empty()
+    expect(page.locator("#ghost")).not_to_be_empty()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "could not be read"),
+        (413, "too large"),
+        (415, "kind of file is not taken"),
+        (500, "Something went wrong at the server"),
+        (504, "took too long"),
+    ],
+)
+def test_what_waiting_does_not_mend_is_said_and_can_be_tried_again(opened: Opened, status: int, words: str) -> None:
+    page = opened("draw")
+    page.route("**/digits*", failing(status, 1))
+    page.locator("#digit-file").set_input_files(chosen("one.png", PNG, written_one()))
+    expect(page.locator("#draw-notice")).to_contain_text(words)
+    page.locator("#draw-notice button").click()
+    expect(page.locator("#digit")).to_have_text("1")
+    expect(page.locator("#draw-notice")).to_be_empty()
+
+
+def test_a_file_that_is_no_picture_is_told_in_words(opened: Opened) -> None:
+    page = opened("caption")
+    drop(page, "#photo", "a.png", PNG, b"no picture at all")
+    expect(page.locator("#caption-notice")).to_contain_text("could not be read")
+
+
+def test_offline_it_waits_and_goes_on_by_itself(opened: Opened, context: BrowserContext) -> None:
+    page = opened("write")
+    expect(chips(page)).to_have_count(5)
+    context.set_offline(True)
+    page.locator("#draft").fill(f"{SENTENCE} ")
+    expect(page.locator("#write-notice")).to_contain_text("You are offline")
+    context.set_offline(False)
+    expect(page.locator("#ghost")).not_to_be_empty()
+    expect(page.locator("#draft")).to_have_value(f"{SENTENCE} ")
+
+
+def test_a_server_with_keys_is_given_one(opened: Opened, context: BrowserContext) -> None:
+    sent: list[str | None] = []
+
+    def keyed(route: Route) -> None:
+        sent.append(route.request.headers.get("authorization"))
+        if sent[-1] == "Bearer right":
+            route.continue_()
+        else:
+            route.fulfill(status=401, headers=HEADERS, body="{}")
+
+    page = context.new_page()
+    page.route("**/next-word", keyed)
+    opened("write", page=page)
+    for key, words in (("wrong", "asks for a key"), ("right", "was not accepted")):
+        expect(page.locator("#key-words")).to_contain_text(words)
+        require_accessible(page)
+        page.locator("#key-field").fill(key)
+        page.keyboard.press("Enter")
+    expect(page.locator("#key")).to_be_hidden()
+    expect(chips(page)).to_have_count(5)
+    assert sent == [None, "Bearer wrong", "Bearer right"]
+    page.reload()
+    expect(chips(page)).to_have_count(5)
+    assert set(sent[3:]) == {"Bearer right"}
+
+
+# --- For everybody
+
+
+def test_all_of_it_works_with_the_keyboard_alone(opened: Opened) -> None:
+    page = opened("write")
+    press, focused = page.keyboard.press, page.locator(":focus")
+    page.locator("#tab-write").focus()
+    press("ArrowRight")
+    expect(page.locator("#view-score")).to_be_visible()
+    page.locator("#samples button").first.focus()
+    press("Enter")
+    expect(page.locator("#scored")).to_be_visible()
+    page.locator("#heat [tabindex='0']").focus()
+    press("Home")
+    press("ArrowRight")
+    expect(focused).to_have_text("company")
+    expect(page.locator("#detail .chosen")).to_have_text("company")
+    page.locator("#tab-score").focus()
+    press("ArrowRight")
+    expect(page.locator("#view-draw[data-ready]")).to_be_visible()
+    page.locator("#canvas").focus()
+    press("Space")
+    for _ in range(9):
+        press("ArrowDown")
+    press("Space")
+    expect(page.locator("#digit")).to_have_text("1")
+    press("Backspace")
+    expect(page.locator("#framed")).to_be_hidden()
+    page.locator("#tab-draw").focus()
+    press("ArrowRight")
+    expect(page.locator("#view-caption[data-ready]")).to_be_visible()
+    press("Tab")
+    expect(focused).to_have_id("photo-file")  # and Enter opens the system's own dialogue
+    page.locator("#tab-caption").focus()
+    press("End")
+    expect(page.locator("#view-models[data-ready]")).to_be_visible()
+    page.locator("summary").first.focus()
+    press("Enter")
+    expect(page.locator("details[open]")).to_have_count(1)
+    page.locator("#tab-models").focus()
+    press("ArrowRight")
+    expect(page.locator("#tab-write")).to_be_focused()
+
+
+def filled(page: Page, view: str) -> None:
+    """The view with what a visitor would see in it."""
+    if view == "write":
+        page.locator("#draft").fill(f"{SENTENCE} ")
+        expect(page.locator("#ghost")).not_to_be_empty()
+    elif view == "score":
+        page.locator("#samples button").nth(1).click()
+        expect(page.locator("#scored")).to_be_visible()
+    elif view == "draw":
+        draw(page, ONE)
+        expect(page.locator("#framed")).to_be_visible()
+    elif view == "caption":
+        drop(page, "#photo", "meadow.png", PNG, photograph())
+        expect(page.locator("#caption-copy")).to_be_visible()
+    else:
+        page.locator("summary").first.click()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_it_is_accessible(opened: Opened, context: BrowserContext, view: str, scheme: Any) -> None:
+    page = context.new_page()
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    opened(view, page=page)
+    filled(page, view)
+    for size in (DESKTOP, PHONE):
+        page.set_viewport_size(size)
+        require_accessible(page)
+
+
+@pytest.mark.parametrize("size", [PHONE, NARROW], ids=["phone", "narrow"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_nothing_is_wider_than_a_phone(opened: Opened, view: str, size: ViewportSize) -> None:
+    page = opened(view, size)
+    filled(page, view)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= size["width"]
+
+
+def test_it_weighs_little_and_asks_no_other_host(opened: Opened, context: BrowserContext, address: str) -> None:
+    page = context.new_page()
+    asked: list[Request] = []
+    page.on("requestfinished", lambda request: asked.append(request))
+    opened("write", page=page)
+    expect(chips(page)).to_have_count(5)
+    assert all(request.url.startswith(address) for request in asked)
+    own = [request for request in asked if not request.url.endswith("/next-word")]
+    assert len(asked) <= 10
+    sizes = [request.sizes() for request in own]
+    assert sum(size["responseBodySize"] + size["responseHeadersSize"] for size in sizes) <= 150_000
+
+
+def test_suggestions_keep_pace_with_the_keys(opened: Opened) -> None:
+    page = opened("write")
+    expect(chips(page)).to_have_count(5)
+    taken = sorted(keystrokes(page, "the company said it expects profit to "))
+    assert taken[len(taken) // 2] < 1000  # ms; `tests/bench/page.py` has the figure, on a quiet machine
