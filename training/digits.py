@@ -9,8 +9,9 @@ through the framing that the server applies to whatever it is sent.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from app.errors import SettingsError
 from app.images import framed_array
 from app.models.digits import ReNet, RowReader
 from app.models.recurrent import Cell
-from training.augmentation import rewritten, soiled
+from training.augmentation import Pixels, rewritten, soiled
 from training.data.digits import DigitCorpus, Digits
 from training.negatives import TRAINING_FONTS, print_of, training_negative
 from training.ranges import Range, require_ranges
@@ -35,6 +36,7 @@ from training.run import Run
 DIGITS = 10
 NO_DIGIT = DIGITS  # the class of what is none
 LOGGED_EVERY = 10  # steps
+DRAWS = 8  # of a picture that the framing refuses
 CHECK = 2_000  # validation images, and pictures of no digit, that measure each epoch's robustness
 
 
@@ -229,9 +231,20 @@ def as_input(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def framed_batch(pictures: Iterator[np.ndarray[Any, np.dtype[np.uint8]]]) -> Tensor:
-    """Framed as the server would frame them: (B, 28, 28) uint8."""
-    return torch.from_numpy(np.stack([framed_array(picture).pixels for picture in pictures]))
+def framed_batch(draws: Iterable[Callable[[], Pixels]]) -> Tensor:
+    """Pictures framed as the server would frame them: (B, 28, 28) uint8.
+
+    One that the framing refuses would teach nothing: it is drawn again, up to DRAWS times in all.
+    """
+    return torch.from_numpy(np.stack([_framed(draw) for draw in draws]))
+
+
+def _framed(draw: Callable[[], Pixels]) -> Pixels:
+    tries = (framed_array(draw()) for _ in range(DRAWS))
+    framed = next(tries)
+    while framed.reason and (another := next(tries, None)):
+        framed = another
+    return framed.pixels
 
 
 def _batch(digits: Digits, config: DigitsConfig, step: int, photographs: Sequence[bytes]) -> tuple[Tensor, Tensor]:
@@ -249,11 +262,11 @@ def _batch(digits: Digits, config: DigitsConfig, step: int, photographs: Sequenc
         start = max(min(start, count - none - dirty), 0)
         part = slice(start, start + dirty)
         pixels = (images[part] * 255).byte().numpy()
-        images[part] = as_input(framed_batch(soiled(image, rng) for image in pixels))
+        images[part] = as_input(framed_batch(partial(soiled, image, rng) for image in pixels))
     if press:
         images[:press], labels[:press] = _printed(press, rng)
     if none:
-        images[count - none :] = as_input(framed_batch(training_negative(rng, photographs) for _ in range(none)))
+        images[count - none :] = as_input(framed_batch([partial(training_negative, rng, photographs)] * none))
         labels[count - none :] = NO_DIGIT
     return images, labels
 
@@ -261,7 +274,7 @@ def _batch(digits: Digits, config: DigitsConfig, step: int, photographs: Sequenc
 def _printed(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Digits (count, 28, 28) in the fonts of training's letters, framed, and their labels (count,)."""
     labels = rng.integers(DIGITS, size=count).tolist()
-    images = framed_batch(print_of(str(digit), TRAINING_FONTS, rng, bold=0.1) for digit in labels)
+    images = framed_batch(partial(print_of, str(digit), TRAINING_FONTS, rng, bold=0.1) for digit in labels)
     return as_input(images), torch.tensor(labels)
 
 
@@ -279,10 +292,10 @@ def checks(valid: Digits, config: DigitsConfig) -> dict[str, Digits]:
     rng = np.random.default_rng(0)
     some = Digits(valid.images[:CHECK], valid.labels[:CHECK])
     if config.soiled:
-        images = framed_batch(soiled(image, rng) for image in some.images.numpy())
+        images = framed_batch(partial(soiled, image, rng) for image in some.images.numpy())
         parts["valid_soiled"] = Digits(images, some.labels)
     if config.negatives:
-        images = framed_batch(training_negative(rng) for _ in range(len(some)))
+        images = framed_batch([partial(training_negative, rng)] * len(some))
         parts["valid_no_digit"] = Digits(images, torch.full((len(some),), NO_DIGIT))
     return parts
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -18,13 +19,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.errors import SettingsError
+from app.images import framed_array
 from app.models.digits import ReNet, RowReader
 from tests.drawn_digits import corpus as drawn_corpus
 from tests.drawn_digits import digits as drawn
 from tests.training.test_run import Doomed, KilledError, same
 from training import digits as recipe
 from training.data.digits import DigitCorpus, Digits
-from training.digits import NO_DIGIT, PRESETS, DigitsConfig, accuracy, as_input, build, checks, train
+from training.digits import (
+    DRAWS,
+    NO_DIGIT,
+    PRESETS,
+    DigitsConfig,
+    accuracy,
+    as_input,
+    build,
+    checks,
+    framed_batch,
+    train,
+)
 from training.run import Run, RunError
 
 
@@ -247,6 +260,18 @@ def test_so_many_are_changed_as_are_asked_for_and_keep_their_labels(
         assert all(was in (None, label) for was, label in zip(found, labels.tolist(), strict=True))
     if "negatives" not in shares:
         assert torch.cat(shown.labels).bincount().tolist() == [12] * 10
+
+
+def test_what_the_framing_refuses_is_drawn_again_but_not_for_ever() -> None:
+    blank, bar = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
+    bar[10:30, 18:22] = 255
+    drawn = iter([blank, blank, bar])
+    found = framed_batch([lambda: next(drawn)])
+    assert torch.equal(found[0], torch.from_numpy(framed_array(bar).pixels))
+    calls = list[None]()
+    refused = framed_batch([lambda: calls.append(None) or blank])  # type: ignore[func-returns-value]
+    assert not refused.any()
+    assert len(calls) == DRAWS
 
 
 def test_labels_are_smoothed_as_asked(shown: Shown, corpus: DigitCorpus, tmp_path: Path) -> None:
