@@ -240,10 +240,10 @@ def framed_batch(draws: Iterable[Callable[[], Pixels]]) -> Tensor:
 
 
 def _framed(draw: Callable[[], Pixels]) -> Pixels:
-    tries = (framed_array(draw()) for _ in range(DRAWS))
-    framed = next(tries)
-    while framed.reason and (another := next(tries, None)):
-        framed = another
+    for _ in range(DRAWS):
+        framed = framed_array(draw())
+        if framed.reason is None:
+            break
     return framed.pixels
 
 
