@@ -132,6 +132,12 @@ def is_local(scope: Scope) -> bool:
     if client is None or any(name in FORWARDED for name, _ in scope["headers"]):
         return False
     try:
-        return ipaddress.ip_address(client[0]).is_loopback
+        return address(client[0]).is_loopback
     except ValueError:
         return False
+
+
+def address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address that `host` writes; an IPv4 one in IPv6's clothes is what it is. Raise ValueError if it is none."""
+    found = ipaddress.ip_address(host)
+    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found

@@ -17,6 +17,7 @@ from app.api import problems, security
 MAX_HEAD_BYTES: Final = 32 * 1024  # request line and headers
 MAX_HEADERS: Final = 100
 HEAD_S: Final = 10.0  # from the connection, or the answer before, until the head is here
+MAX_PIPELINED: Final = 16  # requests that wait for the answers before theirs
 UNREAD_S: Final = 60.0  # that a caller may leave an answer unread
 VERSIONS: Final = ("1.0", "1.1")
 _TOO_LARGE: Final = (
@@ -74,6 +75,8 @@ class Bounded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _Refused
         super().on_message_begin()
         self._in_head = True
         self._begun += 1
@@ -94,6 +97,9 @@ class Bounded(HttpToolsProtocol):
         """Its head is here."""
         self._in_head, self._in_body = False, True
         if self.parser.get_http_version() not in VERSIONS:  # 0.9 has neither a status nor a length
+            raise _Refused
+        if self.parser.should_upgrade():  # the parser would stop here, and take the body for the next request
+            self._fault = (HTTPStatus.BAD_REQUEST, "Upgrade: expected none, found another protocol asked for")
             raise _Refused
         if self._late:
             self._late.cancel()

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import guard
+from app.api.access import address
 from app.errors import RateLimited, SettingsError
 
 POLICY: Final = "default"
@@ -130,10 +131,11 @@ class Rates:
         self._ends: OrderedDict[str, float] = OrderedDict()  # of windows, as far as known: a storage isn't asked twice
 
     async def charge(self, caller: str, cost: int) -> Standing:
-        """Count `cost` units, or the whole quota if that is less. Raise RateLimited if the caller is over it."""
-        count, end = await self._count(caller, min(cost, self.quota.units))
+        """Count `cost` units. Raise RateLimited, and count none, where the caller would be over the quota."""
+        count, end = await self._count(caller, cost)
         reset_s = max(1, math.ceil(end - self._now() + ROUNDED_S))
         if count > self.quota.units:
+            await self._count(caller, -cost)
             self._observer.count_rate_limited()
             raise RateLimited(
                 f"expected at most {self.quota.units} units of cost in {self.quota.window_s} s, found {count}; "
@@ -218,9 +220,12 @@ class Bill:
         self._rates = rates
         self._caller = caller
         self._standing = Standing(0, 0)
+        self._charged = 0
 
     async def charge(self, cost: int) -> None:
-        """Raise RateLimited if it is too much."""
+        """Raise RateLimited if it is too much; a request never costs more than the whole quota."""
+        cost = min(cost, self._rates.quota.units - self._charged)
+        self._charged += cost
         try:
             self._standing = await self._rates.charge(self._caller, cost)
         except RateLimited as error:
@@ -239,10 +244,10 @@ def caller(scope: Scope) -> str:
         return f"key:{name}"
     host = (scope.get("client") or ("", 0))[0]
     try:
-        address = ipaddress.ip_address(host)
+        found = address(host)
     except ValueError:
         return f"address:{host[:64]}"
-    network = ipaddress.ip_network(f"{host}/{64 if address.version == 6 else 32}", strict=False)
+    network = ipaddress.ip_network(f"{found}/{64 if found.version == 6 else 32}", strict=False)
     return f"address:{network.network_address}"
 
 
@@ -251,9 +256,11 @@ def parse(limit: str) -> Quota:
     import limits  # takes a while, and most servers limit no rates
 
     try:
-        item = limits.parse(limit)
+        (item,) = limits.parse_many(limit)
+        if not item.amount:
+            raise ValueError("nothing is allowed")
     except ValueError as error:
-        raise SettingsError(f"SEQSERVE_RATE_LIMIT: expected a rate like 600/minute, found {limit[:80]!r}") from error
+        raise SettingsError(f"SEQSERVE_RATE_LIMIT: expected one rate like 600/minute, found {limit[:80]!r}") from error
     return Quota(item.amount, item.get_expiry())
 
 

@@ -92,7 +92,7 @@ def _hull_of_largest(mask: Mask) -> Mask | None:
     area = np.count_nonzero(hull)
     if not _LEAST_AREA <= area / mask.size <= _MOST_AREA or np.count_nonzero(largest) < _SOLID * area:
         return None
-    return hull if area > _SQUARE * _box(corners) else None
+    return hull if area > _SQUARE * _box(corners) and _inner(hull).any() else None
 
 
 def _corners(mask: Mask) -> list[tuple[int, int]]:
@@ -145,9 +145,15 @@ def _least_step(light: Floats, hull: Mask) -> float:
     return float((inside[there] / some[there] - outside[there] / others[there]).min()) if there.any() else 0.0
 
 
+def _inner(hull: Mask) -> Mask:
+    """A hull without the two coarse pixels at its edge, which may be blurred."""
+    inner: Mask = near(near(hull) == 9) == 9
+    return inner
+
+
 def _cut(grey: Bytes, coarse: Floats, sheet: _Sheet, factor: int) -> Bytes:
     """The sheet's box without the sheet's own edge."""
-    inner = near(near(sheet.hull) == 9) == 9  # two coarse pixels, in which the edge may be blurred
+    inner = _inner(sheet.hull)
     top, bottom, left, right = extent(inner)
     inner = inner[top:bottom, left:right]
     clean = extremes(np.pad(coarse, 1, mode="edge"), 1, np.maximum if sheet.lighter else np.minimum)

@@ -165,7 +165,7 @@ void for_each_product(const Wide* rows, int64_t count, const Packed<Wide>& weigh
 template <typename Wide, typename Visit>
 void for_each_part(int64_t rows, int64_t size, int64_t worth_a_thread, const Visit& visit) {
   constexpr int64_t lanes = Vectorized<Wide>::size();
-  at::parallel_for(0, (size + lanes - 1) / lanes, (worth_a_thread + rows - 1) / rows, visit);
+  at::parallel_for(0, (size + lanes - 1) / lanes, worth_a_thread / std::max<int64_t>(rows, 1) + 1, visit);
 }
 
 constexpr int64_t pointwise_worth_a_thread = 512;  // vectors

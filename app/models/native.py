@@ -34,15 +34,15 @@ def loaded() -> bool:
     compiler, capability = shutil.which("c++"), torch.backends.cpu.get_cpu_capability()
     if capability not in VECTORS:
         return False
-    library = _folder() / f"{_name(capability)}.so"
     try:
+        library = _folder() / f"{_name(capability)}.so"
         if not library.exists():
             if compiler is None:
                 log.info("%s: no c++ compiler found; torch's own operations answer, slower", SOURCE.name)
                 return False
             build(compiler, capability, library)
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
         log.warning("%s: not compiled; torch's own operations answer, slower: %s", SOURCE.name, _reason(error))
         return False
     return True
@@ -64,7 +64,7 @@ def build(compiler: str, capability: str, library: Path) -> None:
     log.info("%s: compiled in %.0f s into %s", SOURCE.name, time.monotonic() - started, library)
 
 
-def _reason(error: OSError | subprocess.CalledProcessError) -> str:
+def _reason(error: OSError | RuntimeError | subprocess.CalledProcessError) -> str:
     """In one line: of what a compiler says, its first error."""
     said = error.stderr.splitlines() if isinstance(error, subprocess.CalledProcessError) else []
     return next((line for line in said if "error" in line), str(error))

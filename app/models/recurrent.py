@@ -110,7 +110,7 @@ class Layer(nn.Module):
                 outputs, *after = kernel(inputs, before[0], weights, True, 1, 0.0, self.training, False, False)
             case _:
                 rows, after_rows = self._read_memory(inputs.flatten(0, 1), [batch] * steps, state)
-                return rows.view(steps, batch, -1), after_rows
+                return rows.view(steps, batch, self.hidden_size), after_rows
         return outputs, tuple(part.squeeze(0) for part in after)
 
     def _read_packed(self, rows: Tensor, sizes: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.api.connections import MAX_HEAD_BYTES, MAX_HEADERS, bounded
+from app.api.connections import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, bounded
 from tests.api.conftest import FakeServed, listening, service
 
 ASK = b"GET /livez HTTP/1.1\r\nHost: service\r\n"
@@ -162,6 +162,8 @@ SMUGGLED = b"GET /metrics HTTP/1.1\r\nHost: service\r\n\r\n"
         b"GET /liv\xc3\xa9z HTTP/1.1\r\nHost: service\r\n\r\n" + SMUGGLED,
         b"CONNECT service:80 HTTP/1.1\r\nHost: service\r\n\r\n" + SMUGGLED,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SMUGGLED,
+        CHUNKED + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\n12345" + SMUGGLED,
+        CHUNKED + b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 500\r\n\r\n" + SMUGGLED,
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9,
     ],
     ids=lambda sent: repr(sent[-len(SMUGGLED) - 60 : -len(SMUGGLED)])[:70],
@@ -180,6 +182,22 @@ def test_what_two_servers_could_read_as_two_things_is_refused_and_nothing_after_
     assert answer.count(b"HTTP/1.1 ") <= 1
     assert not answer or 400 <= int(answer.split()[1]) < 500
     assert b"Traceback" not in answer
+
+
+def test_requests_that_wait_for_the_answers_before_theirs_are_few(served: FakeServed) -> None:
+    begun = threading.Event()
+
+    async def endless(payload: Any, deadline: float | None) -> Any:
+        begun.set()
+        await asyncio.get_running_loop().create_future()
+
+    served.answering = endless
+    with listening(service(served)) as connection, connection.makefile("rb") as received:
+        send(connection, CHUNKED + b'Content-Length: 13\r\n\r\n{"text": "a"}')
+        assert begun.wait(30)
+        send(connection, (ASK + b"\r\n") * (MAX_PIPELINED + 1))
+        with contextlib.suppress(ConnectionResetError):
+            assert received.read() == b""  # closed without a word, since an answer is under way
 
 
 def test_a_trailer_does_not_become_a_header(served: FakeServed) -> None:

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.api import guard, rates
-from app.api.rates import Memory, Quota, Rates
+from app.api.rates import Bill, Memory, Quota, Rates
 from app.errors import RateLimited, SettingsError
 from tests.api.conftest import FakeServed, connect, service
 from tests.api.test_access import bearer, from_afar, line
@@ -63,10 +63,22 @@ async def test_callers_are_counted_apart() -> None:
 
 
 async def test_what_costs_more_than_there_ever_is_takes_all_of_it() -> None:
-    counted = counting(10, 60, Clock())
-    assert (await counted.charge("a", 1000)).remaining == 0
+    rates = counting(10, 60, Clock())
+    bill = Bill(rates, "a")
+    await bill.charge(1)
+    await bill.charge(1000)
+    assert (b"ratelimit", b'"default";r=0;t=61') in bill.headers()
     with pytest.raises(RateLimited):
-        await counted.charge("a", 1)
+        await rates.charge("a", 1)
+
+
+async def test_what_is_refused_costs_nothing() -> None:
+    counted = counting(10, 60, Clock())
+    await counted.charge("a", 7)
+    for _ in range(3):
+        with pytest.raises(RateLimited, match="found 11"):
+            await counted.charge("a", 4)
+    assert (await counted.charge("a", 3)).remaining == 0
 
 
 async def test_memory_forgets_the_quietest_caller_when_it_is_full() -> None:
@@ -229,7 +241,9 @@ async def test_without_keys_an_address_has_a_rate_and_an_ipv6_network_is_one(
 @pytest.mark.parametrize(
     ("limit", "storage", "told"),
     [
-        ("fast", "memory://", "SEQSERVE_RATE_LIMIT: expected a rate like 600/minute, found 'fast'"),
+        ("fast", "memory://", "SEQSERVE_RATE_LIMIT: expected one rate like 600/minute, found 'fast'"),
+        ("0/minute", "memory://", "SEQSERVE_RATE_LIMIT: expected one rate like 600/minute, found '0/minute'"),
+        ("600/minute;10/second", "memory://", "SEQSERVE_RATE_LIMIT: expected one rate like 600/minute"),
         ("10/minute", "memcached://host", "SEQSERVE_RATE_STORAGE: expected memory, redis, rediss"),
         ("10/minute", "secret", "found ''"),
     ],

@@ -324,7 +324,7 @@ def test_a_caption_is_told_word_by_word(opened: Opened, size: ViewportSize) -> N
     page.on("request", lambda request: asked.append(request) if "/captions" in request.url else None)
     page.locator("#photo-file").set_input_files(chosen("meadow.png", PNG, photograph()))
     expect(page.locator("#caption-copy")).to_be_visible()
-    caption = page.locator("#caption").inner_text()
+    caption = page.locator("#caption-sentence").inner_text()
     assert len(caption.split()) >= 3
     expect(page.locator("#photo-image")).to_have_attribute("alt", re.compile(re.escape(caption), re.I))
     expect(page.locator("#others-list li")).to_have_count(4)

@@ -381,3 +381,10 @@ def test_a_turned_digit_keeps_its_middle_and_comes_back() -> None:
     assert top < 13 < 14 < bottom  # counterclockwise: the top goes to the left
     assert np.abs(images.turned(left, -8).astype(int) - bar).mean() < np.abs(left.astype(int) - bar).mean() / 2
     assert (images.turned(bar, 0) == bar).all()
+
+
+def test_a_strip_as_thin_as_a_sheet_s_edge_is_framed_as_anything() -> None:
+    for height, width, down, across in ((96, 512, 18, 480), (111, 461, 12, 400), (512, 96, 480, 18)):
+        picture = np.full((height, width), 30, np.uint8)
+        picture[10 : 10 + down, :across] = 220
+        assert framed_array(picture).pixels.shape == (28, 28)

@@ -506,3 +506,12 @@ def test_weight_drop_drops_recurrent_weights_alone(cell: Cell) -> None:
     nn.init.zeros_(without.weight_hh)
     before = tuple(torch.ones(BATCH, SIZE, dtype=torch.float64) for _ in range(1 if cell in ("rnn", "gru") else 2))
     torch.testing.assert_close(module(x, before), without(x, before))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_batch_of_none_is_read_as_nothing(cell: Cell) -> None:
+    model = Recurrent(3, [8], cell=cell)
+    model.reset(0.1, 1.0)
+    outputs, after = model(torch.zeros(3, 0, 3))
+    assert outputs.shape == (3, 0, 8)
+    assert all(part.shape == (0, 8) for part in after[0])

@@ -7,7 +7,7 @@ import { made, milliseconds, share } from "./shown.js";
 
 const at = (id) => document.getElementById(id);
 const image = at("photo-image");
-const sentence = at("caption");
+const sentence = at("caption-sentence");
 const tell = notice(at("caption-notice"));
 const ask = asker(tell);
 

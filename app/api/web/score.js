@@ -22,7 +22,7 @@ const tell = notice(at("score-notice"));
 const ask = asker(tell);
 
 let answer = null; // the last one, and
-let scoredText = ""; // the text that it is of
+let scoredCharacters = []; // of the text that it is of; offsets count them, not UTF-16
 let words = []; // the elements drawn, each with its token at the same place in `tokens`
 let tokens = [];
 let chosen = 0;
@@ -39,7 +39,7 @@ export function open() {
   passage.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) score();
   });
-  at("score").addEventListener("click", score);
+  at("score-now").addEventListener("click", score);
   at("passage-file").addEventListener("change", (event) => read(event.target.files[0]));
   at("view-score").addEventListener("drop", dropped);
   at("export-csv").addEventListener("click", () => save(csv(), "text/csv", "scores.csv"));
@@ -104,7 +104,7 @@ function score() {
 
 function show(found, text) {
   answer = found;
-  scoredText = text;
+  scoredCharacters = Array.from(text);
   tokens = found.results[0].token_scores.map((token) => ({ ...token, bits: -token.log_probability / Math.LN2 }));
   at("scored").hidden = false;
   at("scored").classList.remove("stale");
@@ -239,7 +239,7 @@ function describe(place, title = "") {
   );
 }
 
-const written = ({ start, end }) => Array.from(scoredText).slice(start, end).join("");
+const written = ({ start, end }) => scoredCharacters.slice(start, end).join("");
 
 const ranked = (rank) => (rank === 1 ? "its first guess" : `its guess no. ${rank.toLocaleString("en")}`);
 

@@ -6,6 +6,7 @@ import { made, milliseconds, share } from "./shown.js";
 
 const MOST = 5;
 const QUIET = 700; // ms without a key, after which a screen reader is told the suggestions
+const FIGURES = 400; // ms within which a second figure tells that the first was no choice: nobody reads so fast
 const draft = document.getElementById("draft");
 const typed = document.getElementById("typed");
 const ghost = document.getElementById("ghost");
@@ -17,6 +18,7 @@ const ask = asker(tell);
 let offers = []; // {label, probability, text, from}: `text` replaces what stands from `from` on
 let inviting = false; // Tab takes the first only after a key or a click in the text: nobody is kept in it
 let spaced = false; // whether the last character is a space that a taken word brought
+let chosen = null; // {key, from, replaced, time} of the last choice by a figure
 let pause = 0;
 
 /** Begins, with what was written before a reload. */
@@ -137,10 +139,21 @@ function speak() {
 function pressed(event) {
   if (event.isComposing || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return null;
   if (event.key === "Escape" && offers.length) return dismiss();
+  if (numberBegun(event.key)) return null;
   const place = event.key === "Tab" ? (inviting ? 0 : -1) : numbered(event.key);
   if (!offers[place] || !atEnd()) return null;
   event.preventDefault();
+  const { from } = offers[place];
+  chosen = { key: event.key, from, replaced: draft.value.slice(from), time: performance.now() };
   return take(place);
+}
+
+/** What was taken for a choice was the first figure of a number: it stands where the word was put. */
+function numberBegun(key) {
+  const begun = chosen && /^[\d%]$/.test(key) && atEnd() && performance.now() - chosen.time < FIGURES;
+  if (begun) put(chosen.replaced + chosen.key, chosen.from);
+  chosen = null;
+  return begun;
 }
 
 /** 1 to 5 choose, but within a number they are figures. */
@@ -157,15 +170,18 @@ function dismiss() {
 function take(place) {
   if (!offers[place]) return;
   const { text, from } = offers[place];
-  const written = document.activeElement === draft;
+  put(text, from);
+  inviting = document.activeElement === draft;
+  spaced = true;
+}
+
+/** Writes `text` in place of what stands from `from` on. */
+function put(text, from) {
   draft.setSelectionRange(from, draft.value.length);
   // the one way in which the browser can undo it
-  if (!(written && document.execCommand("insertText", false, text))) {
-    draft.setRangeText(text, from, draft.value.length, "end");
-    changed();
-  }
-  inviting = written;
-  spaced = true;
+  if (document.activeElement === draft && document.execCommand("insertText", false, text)) return;
+  draft.setRangeText(text, from, draft.value.length, "end");
+  changed();
 }
 
 /** A mark that follows a taken word takes the place of the space after it. */
