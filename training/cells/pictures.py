@@ -68,7 +68,7 @@ def adding_errors(measured: Measured, path: Path) -> None:
         for job, figures in measured.items():
             if job.variant == f"length-{length}":
                 steps, errors = zip(*figures["curve"], strict=True)
-                axes.plot(steps, errors, color=COLOURS[job.cell], label=NAMES[job.cell])
+                axes.plot(steps, errors, **_style(job.cell))
         for level, name in ((BASELINE, "always 1"), (SOLVED, "solved")):
             axes.axhline(level, color="#8a94a6", linestyle=":", linewidth=1)
             axes.annotate(
@@ -89,7 +89,7 @@ def gradients(measured: Measured, path: Path) -> None:
         for axes, when, title in zip(row, ("initial", "trained"), ("as it began", "trained"), strict=True):
             for job, figures in measured.items():
                 if job.variant == variant:
-                    axes.plot(_above_zero(figures[when]), color=COLOURS[job.cell], label=NAMES[job.cell])
+                    axes.plot(_above_zero(figures[when]), **_style(job.cell))
             axes.set(title=f"{task(variant)}, {title}", xlabel="distance k, steps", yscale="log", ylim=(LEAST, None))
         row[0].set_ylabel("|d cost(t) / d h(t - k)|")
     _finish(canvas, [*panels.flat], path)
@@ -106,13 +106,18 @@ def _above_zero(norms: Sequence[float]) -> list[float]:
     return [norm if norm > 0 else float("nan") for norm in norms]
 
 
+def _style(cell: Cell) -> dict[str, Any]:
+    """Peepholes are dashed, so that a curve that they leave as it is can be seen beneath."""
+    return {"color": COLOURS[cell], "linestyle": "--" if "peephole" in cell else "-", "label": NAMES[cell]}
+
+
 def _curves(axes: Axes, measured: Measured, points: int) -> None:
     """The mean over each cell's seeds, `points` values made one."""
-    for cell, colour in COLOURS.items():
+    for cell in NAMES:
         curves = [figures["curve"] for job, figures in measured.items() if job.cell == cell]
         if curves:
             steps, values = (np.mean([[point[axis] for point in curve] for curve in curves], 0) for axis in (0, 1))
-            axes.plot(_thinned(steps, points), _thinned(values, points), color=colour, label=NAMES[cell])
+            axes.plot(_thinned(steps, points), _thinned(values, points), **_style(cell))
 
 
 def _thinned(values: np.ndarray[Any, Any], points: int) -> np.ndarray[Any, Any]:

@@ -295,10 +295,10 @@ def _listing(measured: Measured) -> str:
 
 
 def _rounded(value: object) -> object:
-    """Floats to six digits: more would tell nothing."""
+    """Floats to five digits: more would tell nothing."""
     match value:
         case float():
-            return float(f"{value:.6g}")
+            return float(f"{value:.5g}")
         case dict():
             return {key: _rounded(each) for key, each in value.items()}
         case list():
