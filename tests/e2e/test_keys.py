@@ -68,7 +68,7 @@ def test_a_key_that_can_not_be_made_is_told(arguments: list[str], told: str) -> 
     ("environment", "told"),
     [
         ({"SEQSERVE_API_KEYS_FILE": "/nowhere/keys"}, "the keys can't be read"),
-        ({"SEQSERVE_RATE_LIMIT": "fast"}, "expected a rate like 600/minute"),
+        ({"SEQSERVE_RATE_LIMIT": "fast"}, "expected one rate like 600/minute"),
     ],
 )
 def test_a_server_with_a_setting_that_can_not_be_kept_to_does_not_start(
