@@ -286,7 +286,7 @@ def test_labels_are_smoothed_as_asked(shown: Shown, corpus: DigitCorpus, tmp_pat
 def test_every_preset_learns_a_batch_by_heart(preset: str, tmp_path: Path) -> None:
     config = replace(
         shrunk(preset),
-        hidden_sizes=(16,),
+        hidden_sizes=(32,),
         patches=(7,),
         rewritten=0.0,
         soiled=0.0,
@@ -302,7 +302,7 @@ def test_every_preset_learns_a_batch_by_heart(preset: str, tmp_path: Path) -> No
     first, last = run.metrics()[0], run.metrics()[-1]
     assert first["train_accuracy"] < 0.5
     assert last["train_accuracy"] == 1
-    assert last["valid_accuracy"] > 0.3  # strokes are alike; by chance one in ten is right
+    assert last["valid_accuracy"] > 0.5  # strokes are alike; by chance one in ten is right
 
 
 def test_the_chapters_training_is_adam_on_the_mean_cross_entropy(corpus: DigitCorpus, tmp_path: Path) -> None:
