@@ -33,6 +33,10 @@ RELOAD_S: Final = 1.0
 log = logging.getLogger(__name__)
 
 
+def _today() -> datetime:
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True)
 class Key:
     """One line of the file: who may do what until when. The key itself is known to its owner alone."""
@@ -62,7 +66,7 @@ class Keys:
         self,
         file: Path,
         now: Callable[[], float] = time.monotonic,
-        today: Callable[[], datetime] = lambda: datetime.now(UTC),
+        today: Callable[[], datetime] = _today,
     ) -> None:
         """Read the file. Raise SettingsError if it is not to be used."""
         self._file = file
@@ -104,11 +108,19 @@ class Keys:
             log.info("%s: %d keys are in force", self._file, len(self))
 
 
-def create(file: Path, name: str, scope: KeyScope, expires: datetime | None) -> str:
+def create(
+    file: Path,
+    name: str,
+    scope: KeyScope,
+    expires: datetime | None,
+    today: Callable[[], datetime] = _today,
+) -> str:
     """A new key, its hash appended to `file`, which is made with MODE if there is none.
 
-    Raise SettingsError if the name is taken or no name, or the file is not to be used.
+    Raise SettingsError if the name is taken or no name, the key would have expired, or the file is not to be used.
     """
+    if expires and expires <= today():
+        raise SettingsError(f"expires: expected a time to come, found {expires.isoformat()}")
     if not NAME.fullmatch(name):
         raise SettingsError(f"{name[:80]!r}: expected a name of up to 64 letters, digits, dots, dashes and underscores")
     if file.exists() and name in {key.name for key in read(file)}:

@@ -7,6 +7,7 @@ import pytest
 
 from app.api.page import FOLDER
 from tests.api.conftest import FakeServed, connect, service
+from tests.api.test_access import bearer, line
 
 pytestmark = pytest.mark.anyio
 
@@ -83,6 +84,16 @@ async def test_nothing_of_a_bundle_but_its_pictures_is_sent(pictured: FakeServed
         response = await client.get(f"/models/{path}")
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
+
+
+async def test_the_page_knows_an_expired_key_by_the_words_that_the_server_tells(
+    served: FakeServed, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(line("late", "predict", "2020-01-01"))
+    async with connect(service(served, api_keys_file=file)) as client:
+        detail = (await client.get("/models", headers=bearer("late"))).json()["detail"]
+    assert f'"{detail}"' in (FOLDER / "key.js").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)

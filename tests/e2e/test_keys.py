@@ -29,7 +29,8 @@ def made(file: Path, name: str, *options: str) -> dict[str, str]:
 
 def test_keys_that_were_made_are_asked_for_and_one_made_later_is_taken(tiny_store: Path, tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    reader, late = made(file, "reader"), made(file, "late", "--expires", "2020-01-01")
+    reader, late = made(file, "reader"), made(file, "late", "--expires", "2999-01-01")
+    file.write_text(file.read_text().replace("2999", "2020"))  # years went by
     log: list[str] = []
     with serving(tiny_store, log, SEQSERVE_API_KEYS_FILE=str(file)) as (client, _):
         statuses = [client.post("/next-word", json=TEXT, headers=key).status_code for key in ({}, reader, late)]
@@ -54,6 +55,7 @@ def test_keys_that_were_made_are_asked_for_and_one_made_later_is_taken(tiny_stor
         (["new", "a"], "expected SEQSERVE_API_KEYS_FILE or --file"),
         (["new", "a b", "--file", "keys"], "expected a name"),
         (["new", "a", "--file", "keys", "--expires", "soon"], "--expires: expected a date"),
+        (["new", "a", "--file", "keys", "--expires", "2020-01-01"], "expires: expected a time to come"),
         (["new", "a", "--file", "/nowhere/keys"], "can't be written"),
     ],
 )

@@ -130,6 +130,22 @@ def draw(page: Page, points: list[tuple[float, float]]) -> None:
     page.mouse.up()
 
 
+def hold_pictures(page: Page) -> None:
+    """What the browser itself has to read is not read before `release`."""
+    page.evaluate("() => (window.createImageBitmap = () => new Promise((resolve) => (window.release = resolve)))")
+
+
+def release_picture(page: Page) -> None:
+    page.evaluate("() => window.release(new OffscreenCanvas(8, 8))")
+
+
+def questions(page: Page, path: str) -> list[Request]:
+    """Those that are asked from now on."""
+    asked: list[Request] = []
+    page.on("request", lambda request: asked.append(request) if path in request.url else None)
+    return asked
+
+
 def chips(page: Page) -> Locator:
     """Those of the text as it stands."""
     return page.locator("#chips[aria-busy=false] button:visible")
@@ -204,6 +220,30 @@ def test_figures_choose_but_within_a_number_they_are_figures(opened: Opened) -> 
     second = chips(page).nth(1).locator(".word").inner_text()
     page.keyboard.press("2")
     expect(page.locator("#draft")).to_have_value(f"profit of $125 {second} ")
+
+
+def test_two_figures_in_quick_succession_are_a_number_and_one_alone_takes_a_word(
+    opened: Opened, context: BrowserContext
+) -> None:
+    page = context.new_page()
+    page.clock.install()
+    opened("write", page=page)
+    page.clock.pause_at("2099-01-01")
+    page.locator("#draft").press_sequentially("The company said ")
+    expect(chips(page)).to_have_count(5)
+    first = chips(page).first.locator(".word").inner_text()
+    page.keyboard.press("1")
+    expect(page.locator("#draft")).to_have_value(f"The company said {first} ")
+    page.keyboard.press("2")
+    expect(page.locator("#draft")).to_have_value("The company said 12")
+    page.locator("#draft").fill("The company said ")
+    expect(chips(page).first.locator(".word")).to_have_text(first)
+    page.keyboard.press("1")
+    page.clock.run_for(500)
+    expect(chips(page)).to_have_count(5)
+    second = chips(page).nth(1).locator(".word").inner_text()
+    page.keyboard.press("2")
+    expect(page.locator("#draft")).to_have_value(f"The company said {first} {second} ")
 
 
 def test_escape_puts_the_suggestions_away_and_lets_tab_out(opened: Opened) -> None:
@@ -314,6 +354,59 @@ def test_a_photographed_digit_is_read_and_the_drawing_comes_back(opened: Opened)
     expect(page.locator("#digit")).to_have_text("7")
 
 
+def test_a_stroke_over_a_photograph_puts_it_away_and_begins_anew(opened: Opened) -> None:
+    page = opened("draw")
+    draw(page, [(0.2, 0.5), (0.8, 0.5)])
+    drop(page, "#board", "one.png", PNG, written_one())
+    expect(page.locator("#digit")).to_have_text("1")
+    expect(page.locator("#photo-help")).to_be_visible()
+    draw(page, [(0.3, 0.2), (0.7, 0.2), (0.45, 0.8)])
+    expect(page.locator("#digit-photo")).to_be_hidden()
+    expect(page.locator("#photo-help")).to_be_hidden()
+    expect(page.locator("#digit")).to_have_text("7")
+    drop(page, "#board", "one.png", PNG, written_one())
+    expect(page.locator("#digit")).to_have_text("1")
+    page.locator("#draw-undo").click()
+    expect(page.locator("#digit")).to_have_text("7")
+
+
+def test_the_answer_is_seen_below_the_pen_on_a_phone(opened: Opened) -> None:
+    page = opened("draw", PHONE)
+    draw(page, ONE)
+    expect(page.locator("#digit")).to_have_text("1")
+    for seen in ("#digit", "#digit-words", "#framed", "#histogram", "#draw-clear"):
+        expect(page.locator(seen)).to_be_in_viewport(ratio=1)
+    assert page.evaluate("() => scrollY") == 0
+
+
+def test_an_older_file_that_takes_longer_to_be_read_does_not_win(opened: Opened) -> None:
+    page = opened("draw")
+    asked = questions(page, "/digits")
+    hold_pictures(page)
+    drop(page, "#board", "slow.tiff", "image/tiff", b"slow")
+    drop(page, "#board", "one.png", PNG, written_one())
+    expect(page.locator("#digit")).to_have_text("1")
+    release_picture(page)
+    drop(page, "#board", "one.png", PNG, written_one())
+    expect(page.locator("#digit")).to_have_text("")
+    expect(page.locator("#digit")).to_have_text("1")
+    assert [request.headers["content-type"] for request in asked] == [PNG, PNG]
+
+
+def test_no_older_answer_stays_beside_a_file_that_can_not_be_read_and_the_drawing_stays(opened: Opened) -> None:
+    page = opened("draw")
+    draw(page, [(0.3, 0.2), (0.7, 0.2), (0.45, 0.8)])
+    drop(page, "#board", "one.png", PNG, written_one())
+    expect(page.locator("#digit")).to_have_text("1")
+    drop(page, "#board", "notes.txt", "text/plain", b"one")
+    expect(page.locator("#draw-notice")).to_contain_text("is no picture")
+    expect(page.locator("#digit")).to_be_empty()
+    expect(page.locator("#framed")).to_be_hidden()
+    expect(page.locator("#digit-photo")).to_be_hidden()
+    page.reload()
+    expect(page.locator("#digit")).to_have_text("7")
+
+
 # --- Caption
 
 
@@ -354,6 +447,40 @@ def test_a_caption_that_breaks_off_is_told_and_can_be_tried_again(opened: Opened
     expect(page.locator("#caption-notice")).to_be_empty()
 
 
+def test_an_older_photograph_that_takes_longer_to_be_read_does_not_win(opened: Opened) -> None:
+    page = opened("caption")
+    asked = questions(page, "/captions")
+    hold_pictures(page)
+    drop(page, "#photo", "slow.tiff", "image/tiff", b"slow")
+    for _ in range(2):
+        drop(page, "#photo", "meadow.png", PNG, photograph())
+        expect(page.locator("#caption-copy")).to_be_visible()
+        release_picture(page)
+    assert [request.headers["content-type"] for request in asked] == [PNG, PNG]
+    expect(page.locator("#caption-notice")).to_be_empty()
+
+
+def test_no_older_caption_stays_beside_a_file_that_can_not_be_read(opened: Opened) -> None:
+    page = opened("caption")
+    drop(page, "#photo", "meadow.png", PNG, photograph())
+    expect(page.locator("#caption-copy")).to_be_visible()
+    drop(page, "#photo", "a.png", PNG, b"no picture at all")
+    expect(page.locator("#caption-notice")).not_to_be_empty()
+    expect(page.locator("#caption-sentence")).to_be_empty()
+    for gone in ("#caption-copy", "#others", "#photo-image"):
+        expect(page.locator(gone)).to_be_hidden()
+    expect(page.locator("#photo-empty")).to_be_visible()
+
+
+@both_sizes
+def test_the_caption_is_seen_beside_or_below_its_photograph(opened: Opened, size: ViewportSize) -> None:
+    page = opened("caption", size)
+    drop(page, "#photo", "meadow.png", PNG, photograph((600, 600)))
+    expect(page.locator("#caption-copy")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#caption-sentence")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#others .hint")).to_contain_text("Best first")
+
+
 # --- Models
 
 
@@ -372,6 +499,15 @@ def test_the_cards_tell_figures_pictures_and_limits(opened: Opened, size: Viewpo
         assert picture.evaluate("image => image.naturalWidth") > 0
         card.locator("summary").click()
         expect(card.locator("details table").first).to_be_visible()
+
+
+def test_a_card_s_picture_opens_beside_the_page(opened: Opened) -> None:
+    page = opened("models")
+    with page.expect_popup() as popup:
+        page.locator(".pictures a").first.click()
+    assert popup.value.url.endswith(".png")
+    assert popup.value.evaluate("() => opener") is None
+    expect(page.locator("#view-models")).to_be_visible()
 
 
 def test_a_card_s_text_stays_text(opened: Opened, context: BrowserContext) -> None:
@@ -402,17 +538,24 @@ def test_who_has_to_wait_is_told_so_and_then_answered(opened: Opened, status: in
     expect(page.locator("#ghost")).not_to_be_empty()
 
 
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (400, "could not be read"),
-        (413, "too large"),
-        (415, "kind of file is not taken"),
-        (500, "Something went wrong at the server"),
-        (504, "took too long"),
-    ],
-)
-def test_what_waiting_does_not_mend_is_said_and_can_be_tried_again(opened: Opened, status: int, words: str) -> None:
+@pytest.mark.parametrize("status", [429, 503])
+def test_who_types_on_while_the_server_wants_a_pause_asks_once_when_it_is_over(opened: Opened, status: int) -> None:
+    page = opened("write")
+    expect(chips(page)).to_have_count(5)
+    asked = questions(page, "/next-word")
+    page.route("**/next-word", failing(status, 1, **{"Retry-After": "3"}))
+    page.locator("#draft").fill("the ")
+    expect(page.locator("#write-notice")).to_contain_text("Trying again in 3 s")
+    for text in ("the com", "the company ", f"{SENTENCE} it "):
+        page.locator("#draft").fill(text)
+        expect(page.locator("#write-notice")).to_contain_text("Trying again in 3 s")
+    expect(page.locator("#ghost")).not_to_be_empty()
+    expect(page.locator("#write-notice")).to_be_empty()
+    assert [json.loads(request.post_data or "")["text"] for request in asked] == ["the ", f"{SENTENCE} it "]
+
+
+@pytest.mark.parametrize(("status", "words"), [(500, "Something went wrong at the server"), (504, "took too long")])
+def test_what_may_pass_is_said_and_can_be_tried_again(opened: Opened, status: int, words: str) -> None:
     page = opened("draw")
     page.route("**/digits*", failing(status, 1))
     page.locator("#digit-file").set_input_files(chosen("one.png", PNG, written_one()))
@@ -422,10 +565,64 @@ def test_what_waiting_does_not_mend_is_said_and_can_be_tried_again(opened: Opene
     expect(page.locator("#draw-notice")).to_be_empty()
 
 
-def test_a_file_that_is_no_picture_is_told_in_words(opened: Opened) -> None:
-    page = opened("caption")
-    drop(page, "#photo", "a.png", PNG, b"no picture at all")
-    expect(page.locator("#caption-notice")).to_contain_text("could not be read")
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(400, "no picture that can be read"), (413, "Up to 16 MB"), (415, "PNG, JPEG, WebP, BMP and GIF can be read")],
+)
+def test_for_what_will_fail_again_another_file_can_be_chosen(opened: Opened, status: int, words: str) -> None:
+    page = opened("draw")
+    page.route("**/digits*", failing(status, 1))
+    page.locator("#digit-file").set_input_files(chosen("one.png", PNG, written_one()))
+    expect(page.locator("#draw-notice")).to_contain_text(words)
+    expect(page.locator("#draw-notice")).not_to_contain_text("the detail")
+    with page.expect_file_chooser() as chooser:
+        page.locator("#draw-notice button").click()
+    chooser.value.set_files(chosen("one.png", PNG, written_one()))
+    expect(page.locator("#digit")).to_have_text("1")
+    expect(page.locator("#draw-notice")).to_be_empty()
+
+
+@pytest.mark.parametrize(
+    ("name", "mime", "words"),
+    [
+        ("IMG_1.HEIC", "", "“IMG_1.HEIC” is a HEIC photograph"),
+        ("a.heif", "image/heif", "Save it as JPEG"),
+        ("notes.txt", "text/plain", "“notes.txt” is no picture that can be read. PNG, JPEG, WebP, BMP and GIF"),
+        ("scan.tiff", "image/tiff", "“scan.tiff” is no picture that can be read"),
+        ("damaged.png", PNG, "a damaged one"),
+    ],
+)
+@pytest.mark.parametrize(("view", "zone"), [("caption", "#photo"), ("draw", "#board")])
+def test_a_file_that_can_not_be_read_is_told_in_a_visitor_s_words(
+    opened: Opened, view: str, zone: str, name: str, mime: str, words: str
+) -> None:
+    page = opened(view)
+    drop(page, zone, name, mime, b"no picture at all")
+    expect(page.locator(f"#{view}-notice")).to_contain_text(words)
+    expect(page.locator(f"#{view}-notice")).not_to_contain_text(re.compile("bytes|Content-Type|Try again"))
+    expect(page.locator(f"#{view}-notice button")).to_have_text("Choose another")
+
+
+def test_it_works_where_the_browser_keeps_nothing(opened: Opened, context: BrowserContext) -> None:
+    context.add_init_script(
+        """for (const name of ["sessionStorage", "localStorage"]) {
+            Object.defineProperty(window, name, { get() { throw new DOMException("denied", "SecurityError"); } });
+        }"""
+    )
+    page = context.new_page()
+    page.route("**/next-word", lambda route: keyed(route, []))
+    opened("write", page=page)
+    page.locator("#key-field").fill("right")
+    page.keyboard.press("Enter")
+    expect(chips(page)).to_have_count(5)
+    page.locator("#tab-draw").click()
+    page.locator("#view-draw[data-ready]").wait_for()
+    draw(page, ONE)
+    expect(page.locator("#digit")).to_have_text("1")
+    page.locator("#tab-score").click()
+    page.locator("#samples button").first.click()
+    expect(page.locator("#scored")).to_be_visible()
+    expect(page.locator("#score-notice")).to_be_empty()
 
 
 def test_offline_it_waits_and_goes_on_by_itself(opened: Opened, context: BrowserContext) -> None:
@@ -439,30 +636,48 @@ def test_offline_it_waits_and_goes_on_by_itself(opened: Opened, context: Browser
     expect(page.locator("#draft")).to_have_value(f"{SENTENCE} ")
 
 
+def keyed(route: Route, sent: list[str | None]) -> None:
+    """Lets the key `right` through; `late` has expired."""
+    sent.append(route.request.headers.get("authorization"))
+    if sent[-1] == "Bearer right":
+        route.continue_()
+    else:
+        detail = "the key has expired" if sent[-1] == "Bearer late" else "there is no such key"
+        route.fulfill(status=401, headers=HEADERS, body=json.dumps({"detail": detail}))
+
+
 def test_a_server_with_keys_is_given_one(opened: Opened, context: BrowserContext) -> None:
     sent: list[str | None] = []
-
-    def keyed(route: Route) -> None:
-        sent.append(route.request.headers.get("authorization"))
-        if sent[-1] == "Bearer right":
-            route.continue_()
-        else:
-            route.fulfill(status=401, headers=HEADERS, body="{}")
-
     page = context.new_page()
-    page.route("**/next-word", keyed)
+    page.route("**/next-word", lambda route: keyed(route, sent))
     opened("write", page=page)
-    for key, words in (("wrong", "asks for a key"), ("right", "was not accepted")):
+    tries = [("wrong", "asks for a key"), ("late", "was not accepted"), ("right", "has expired")]
+    for key, words in tries:
         expect(page.locator("#key-words")).to_contain_text(words)
         require_accessible(page)
         page.locator("#key-field").fill(key)
         page.keyboard.press("Enter")
     expect(page.locator("#key")).to_be_hidden()
     expect(chips(page)).to_have_count(5)
-    assert sent == [None, "Bearer wrong", "Bearer right"]
+    assert sent == [None, "Bearer wrong", "Bearer late", "Bearer right"]
     page.reload()
     expect(chips(page)).to_have_count(5)
-    assert set(sent[3:]) == {"Bearer right"}
+    assert set(sent[4:]) == {"Bearer right"}
+
+
+def test_who_types_on_while_a_key_is_asked_for_asks_the_server_when_it_is_there(
+    opened: Opened, context: BrowserContext
+) -> None:
+    sent: list[str | None] = []
+    page = context.new_page()
+    page.route("**/next-word", lambda route: keyed(route, sent))
+    opened("write", page=page)
+    expect(page.locator("#key")).to_be_visible()
+    page.locator("#draft").press_sequentially(f"{SENTENCE} ")
+    page.locator("#key-field").fill("right")
+    page.keyboard.press("Enter")
+    expect(page.locator("#ghost")).not_to_be_empty()
+    assert sent == [None, "Bearer right"]
 
 
 # --- For everybody

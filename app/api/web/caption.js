@@ -1,31 +1,35 @@
 // Caption: a photograph, and under it a sentence that comes word by word.
 
-import { asker, Failure, inWords, notice, told } from "./api.js";
+import { asker, Failure, failure, isAbort, notice, told } from "./api.js";
 import { copied } from "./kept.js";
-import { received, sendable } from "./pictures.js";
+import { anotherIn, PICTURE_WORDS, posted, received, sendable } from "./pictures.js";
 import { made, milliseconds, share } from "./shown.js";
 
 const at = (id) => document.getElementById(id);
 const image = at("photo-image");
 const sentence = at("caption-sentence");
 const tell = notice(at("caption-notice"));
-const ask = asker(tell);
+const ask = asker(tell, PICTURE_WORDS);
 
 /** Begins. */
 export function open() {
   received(at("view-caption"), [at("photo-file"), at("photo-camera")], show);
   at("caption-copy").addEventListener("click", (event) => copied(event.target, image.alt));
-  image.addEventListener("error", () => (image.hidden = true)); // what the browser can't show, the server may yet read
+  image.addEventListener("error", () => shown(false)); // what the browser can't show, the server may yet read
 }
 
 function show(file) {
   URL.revokeObjectURL(image.src);
   image.src = URL.createObjectURL(file);
   image.alt = "Your photograph";
-  image.hidden = false;
-  at("photo-empty").hidden = true;
-  begin();
-  return told(tell, () => describe(file));
+  shown(true);
+  tell();
+  return told(tell, () => described(file), anotherIn(at("photo-file")));
+}
+
+function shown(can) {
+  image.hidden = !can;
+  at("photo-empty").hidden = can;
 }
 
 function begin() {
@@ -34,18 +38,27 @@ function begin() {
   for (const id of ["caption-copy", "others"]) at(id).hidden = true;
 }
 
-async function describe(file) {
-  const picture = await sendable(file);
-  const started = performance.now();
-  const response = await ask("/captions?alternatives=4", {
-    method: "POST",
-    headers: { "Content-Type": picture.type || "image/*", Accept: "text/event-stream" },
-    body: picture,
-  });
+/** No answer, nor a part of one, stays beside a photograph that it is not of. */
+async function described(file) {
   begin();
+  try {
+    await describe(file);
+  } catch (error) {
+    if (!isAbort(error)) begin();
+    throw error;
+  }
+}
+
+async function describe(file) {
+  let started = 0;
+  const response = await ask("/captions?alternatives=4", async () => {
+    const picture = await sendable(file);
+    started = performance.now();
+    return posted(picture, { Accept: "text/event-stream" });
+  });
   let first = 0;
   for await (const { event, data } of events(response.body)) {
-    if (event === "error") throw new Failure(inWords(data.status, data));
+    if (event === "error") throw failure(data.status, data, PICTURE_WORDS);
     first ||= performance.now() - started;
     if (event === "word") add(data.word);
     if (event === "caption") finish(data.results[0]);

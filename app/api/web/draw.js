@@ -2,7 +2,7 @@
 
 import { asker, notice, told } from "./api.js";
 import { recalled, remember } from "./kept.js";
-import { received, sendable } from "./pictures.js";
+import { anotherIn, PICTURE_WORDS, posted, received, sendable } from "./pictures.js";
 import { made, milliseconds, share } from "./shown.js";
 
 const INK = 0.07; // width of a stroke, of the board's side
@@ -14,7 +14,7 @@ const canvas = at("canvas");
 const photo = at("digit-photo");
 const bars = NAMES.map((name, digit) => bar(digit));
 const tell = notice(at("draw-notice"));
-const ask = asker(tell);
+const ask = asker(tell, PICTURE_WORDS);
 
 let strokes = []; // of points [x, y, width], in parts of the board's side
 let stroke = null; // the one under the pen
@@ -35,6 +35,7 @@ export function open() {
   at("draw-undo").addEventListener("click", undo);
   at("draw-clear").addEventListener("click", clear);
   received(at("view-draw"), [at("digit-file")], show);
+  photo.addEventListener("error", () => lay(true)); // what the browser can't show, the server may yet read
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
   new ResizeObserver(paint).observe(canvas);
   paint();
@@ -51,7 +52,16 @@ function begin(event) {
   event.preventDefault();
   canvas.setPointerCapture(event.pointerId);
   pen.shown = false;
-  stroke = [point(event)];
+  put(point(event));
+}
+
+/** Begins a stroke; on a photograph, which goes, also a new drawing. */
+function put(start) {
+  if (file) {
+    putAway();
+    strokes = [];
+  }
+  stroke = [start];
   strokes.push(stroke);
   touched();
 }
@@ -96,9 +106,7 @@ function move([dx, dy]) {
 
 function lower() {
   pen.down = true;
-  stroke = [[pen.x, pen.y, INK]];
-  strokes.push(stroke);
-  touched();
+  put([pen.x, pen.y, INK]);
 }
 
 function lift() {
@@ -107,28 +115,43 @@ function lift() {
 }
 
 function undo() {
-  lift();
-  strokes.pop();
-  keep();
-  touched();
+  takeBack(() => strokes.pop());
 }
 
 function clear() {
+  takeBack(() => (strokes = []));
+}
+
+/** A photograph goes first: what was drawn before it comes back. */
+function takeBack(change) {
   lift();
-  if (file) file = null; // what was drawn before comes back
-  else strokes = [];
-  URL.revokeObjectURL(photo.src);
-  photo.hidden = true;
+  if (file) putAway();
+  else change();
+  ask.stop(); // what is gone is no more to be read
   keep();
   touched();
 }
 
+function putAway() {
+  ask.stop();
+  file = null;
+  URL.revokeObjectURL(photo.src);
+  lay(true);
+}
+
 function show(chosen) {
+  lift();
   file = chosen;
   URL.revokeObjectURL(photo.src);
   photo.src = URL.createObjectURL(file);
-  photo.hidden = false;
+  lay(false);
+  ask.stop();
+  say(null);
   read();
+}
+
+function lay(aside) {
+  photo.hidden = at("photo-help").hidden = aside;
 }
 
 const keep = () => remember("strokes", JSON.stringify(strokes.map((one) => one.map((p) => p.map((n) => Number(n.toFixed(4)))))));
@@ -156,36 +179,37 @@ function mark(context, side, colour) {
   pen.down ? context.fill() : context.stroke();
 }
 
-/** Each stroke as curves through the middles of its points. */
+/** Each stroke as curves through the middles of its points; where its width stays, as one line without seams. */
 function trace(context, side, colour) {
   context.lineCap = context.lineJoin = "round";
   context.strokeStyle = colour;
   for (const points of strokes) {
     let [fromX, fromY] = points[0];
     points.forEach(([x, y, width], place) => {
-      const [nextX, nextY] = points[place + 1] ?? [x, y];
-      const [toX, toY] = [(x + nextX) / 2, (y + nextY) / 2];
-      context.beginPath();
-      context.lineWidth = width * side;
-      context.moveTo(fromX * side, fromY * side);
+      const [toX, toY] = middle([x, y], points[place + 1] ?? [x, y]);
+      if (width !== points[place - 1]?.[2]) {
+        context.beginPath();
+        context.lineWidth = width * side;
+        context.moveTo(fromX * side, fromY * side);
+      }
       context.quadraticCurveTo(x * side, y * side, toX * side, toY * side);
-      context.stroke();
+      if (width !== points[place + 1]?.[2]) context.stroke();
       [fromX, fromY] = [toX, toY];
     });
   }
 }
 
+const middle = ([x, y], [nextX, nextY]) => [(x + nextX) / 2, (y + nextY) / 2];
+
 /** One question at a time; what changes meanwhile is asked next, so that the bars keep pace with the pen. */
 async function read() {
-  if (asking && !file) {
-    outdated = true;
-    return;
-  }
+  outdated = true;
+  if (asking) return;
   asking = true;
-  do {
+  while (outdated) {
     outdated = false;
-    await told(tell, once);
-  } while (outdated);
+    await told(tell, once, anotherIn(at("digit-file")));
+  }
   asking = false;
 }
 
@@ -194,12 +218,21 @@ async function once() {
     tell();
     return say(null);
   }
-  const picture = file ? await sendable(file) : await drawn();
-  const started = performance.now();
-  const response = await ask("/digits?framed=true", {
-    method: "POST",
-    headers: { "Content-Type": picture.type || "image/*" },
-    body: picture,
+  try {
+    return await answered();
+  } catch (error) {
+    if (error.hopeless && file) putAway();
+    throw error;
+  }
+}
+
+async function answered() {
+  let started = 0;
+  const response = await ask("/digits?framed=true", async () => {
+    outdated = false; // whatever waited until now goes with it
+    const picture = file ? await sendable(file) : await drawn();
+    started = performance.now();
+    return posted(picture);
   });
   const [result] = (await response.json()).results;
   at("draw-time").textContent = milliseconds(performance.now() - started);
@@ -222,6 +255,7 @@ function say(result) {
   at("digit-words").textContent = inWords(result);
   at("framed").hidden = !result;
   if (result) at("framed-image").src = result.framed;
+  else at("draw-time").textContent = "";
   bars.forEach((one, digit) => {
     one.style.setProperty("--share", found(digit));
     one.classList.toggle("first", Boolean(sure) && result.digit === digit);

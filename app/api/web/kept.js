@@ -20,16 +20,31 @@ function byHand(text) {
   field.remove();
 }
 
-/** Keeps a text over a reload of this tab; whether there was room for it. */
+/** Keeps a text over a reload of this tab, where the browser lets a page keep any; whether there was room for it. */
 export function remember(slot, text) {
   try {
     sessionStorage.setItem(slot, text);
     return true;
-  } catch {
-    sessionStorage.removeItem(slot); // an old text would come back in its place
-    return false;
+  } catch (error) {
+    forget(slot); // an old text would come back in its place
+    return error.name !== "QuotaExceededError";
   }
 }
 
 /** What was kept. */
-export const recalled = (slot) => sessionStorage.getItem(slot) ?? "";
+export function recalled(slot) {
+  try {
+    return sessionStorage.getItem(slot) ?? "";
+  } catch {
+    return ""; // a visitor may forbid pages to keep anything
+  }
+}
+
+/** Keeps it no longer. */
+export function forget(slot) {
+  try {
+    sessionStorage.removeItem(slot);
+  } catch {
+    // there is none, then
+  }
+}

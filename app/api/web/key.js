@@ -1,37 +1,45 @@
 // The key of a server that asks for one: kept for this tab, sent with every question.
 
+import { forget, recalled, remember } from "./kept.js";
+
 const SLOT = "key";
+const EXPIRED = "the key has expired"; // the detail of a 401
 const form = document.getElementById("key");
 const field = document.getElementById("key-field");
 const words = document.getElementById("key-words");
+let key = recalled(SLOT) || null;
 let given = null; // a promise, while the form is open
 
 /** The key, or null. */
-export const keyNow = () => sessionStorage.getItem(SLOT);
+export const keyNow = () => key;
 
 /** The headers, with the key if there is one. */
-export const keyed = (headers, key) => (key ? { ...headers, Authorization: `Bearer ${key}` } : headers);
+export const keyed = (headers, sent) => (sent ? { ...headers, Authorization: `Bearer ${sent}` } : headers);
 
-/** Waits for another key than `used`, which had this status; ends with `signal`. */
-export async function newKey(status, used, signal) {
-  if (used !== keyNow()) return; // it has come meanwhile
-  given ??= asked(status).finally(() => (given = null));
-  await Promise.race([given, ended(signal)]);
+/** Asks the visitor for another key than `used`, which was refused with this status and problem. */
+export function askKey(status, problem, used) {
+  if (used !== key) return; // it has come meanwhile
+  given ??= asked(reason(status, problem.detail, used !== null)).finally(() => (given = null));
 }
 
-async function asked(status) {
-  const refused = keyNow() !== null;
-  sessionStorage.removeItem(SLOT);
+/** Resolves when no key is being asked for. */
+export const keyGiven = () => given;
+
+async function asked(why) {
+  key = null;
+  forget(SLOT);
   form.hidden = false;
-  words.textContent = reason(status, refused);
+  words.textContent = why;
   if ([document.body, null].includes(document.activeElement)) field.focus();
-  sessionStorage.setItem(SLOT, await submitted());
+  key = await submitted();
+  remember(SLOT, key);
   form.hidden = true;
   form.reset();
 }
 
-function reason(status, refused) {
+function reason(status, detail, refused) {
   if (status === 403) return "That key may not ask this. Another one:";
+  if (detail === EXPIRED) return "That key has expired. A newer one:";
   return refused ? "That key was not accepted. Another one:" : "This server asks for a key:";
 }
 
@@ -39,20 +47,13 @@ function submitted() {
   return new Promise((resolve) => {
     form.addEventListener("submit", function read(event) {
       event.preventDefault();
-      const key = field.value.trim();
-      const fault = /^[\x21-\x7e]+$/.test(key) ? "" : "A key is made of letters, digits and signs, without spaces.";
+      const typed = field.value.trim();
+      const fault = /^[\x21-\x7e]+$/.test(typed) ? "" : "A key is made of letters, digits and signs, without spaces.";
       field.setCustomValidity(fault);
       if (!form.reportValidity()) return;
       form.removeEventListener("submit", read);
-      resolve(key);
+      resolve(typed);
     });
     field.addEventListener("input", () => field.setCustomValidity(""));
-  });
-}
-
-function ended(signal) {
-  return new Promise((_, reject) => {
-    if (signal.aborted) reject(signal.reason);
-    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
 }

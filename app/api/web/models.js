@@ -84,5 +84,5 @@ function refused({ name, reason }) {
 function picture(model, file, words) {
   const address = `/models/${encodeURIComponent(model.name)}/files/${encodeURIComponent(file)}`;
   const image = made("img", { loading: "lazy", alt: words, src: address });
-  return made("figure", {}, made("a", { href: address, "aria-label": `${words}, in full size` }, image), made("figcaption", {}, words));
+  return made("figure", {}, made("a", { href: address, target: "_blank", rel: "noopener", "aria-label": `${words}, in full size, in a new tab` }, image), made("figcaption", {}, words));
 }

@@ -88,7 +88,6 @@ function score() {
   const text = passage.value;
   if (!text.trim()) {
     ask.stop();
-    tell();
     at("scored").hidden = true;
     return null;
   }

@@ -30,5 +30,11 @@ export function rounded(count) {
 /** A duration as the page shows it. */
 export const milliseconds = (time) => (time < 10 ? `${time.toFixed(1)} ms` : `${Math.round(time)} ms`);
 
+/** A wait as a person counts it. */
+export function duration(seconds) {
+  if (seconds < 100) return `${seconds} s`;
+  return seconds < 6000 ? `${Math.round(seconds / 60)} minutes` : `${Math.round(seconds / 3600)} hours`;
+}
+
 /** A token of the corpus, in words. */
 export const spoken = (token) => ({ "<eos>": "end of sentence", "<unk>": "a rarer word", N: "a number" })[token] ?? token;
