@@ -24,6 +24,7 @@ POUND = "#"  # the pound sterling; in everyday text the same sign before figures
 CLITICS = frozenset({"n't", "'s", "'re", "'ve", "'m", "'ll", "'d", "'"})
 
 _LONGEST = 1000  # characters of a chunk that is looked into: no word is longer, and a megabyte would take seconds
+_SHORT, _REMEMBERED = 32, 4096  # chunks of so many characters are remembered with their tokens, so many of them
 
 # Folding, a character at a time: what compatibility decomposition (NFKD) does not make plain.
 _FOLDS = (
@@ -124,6 +125,10 @@ class Normaliser(Protocol):
         """
         ...
 
+    def texts(self, line: str) -> list[str]:
+        """The texts of `tokens(line)`, which are made sooner without their places."""
+        ...
+
     def join(self, tokens: Sequence[str]) -> str:
         """A run of tokens as a person would type it."""
         ...
@@ -137,11 +142,22 @@ class Normaliser(Protocol):
 class Completion:
     """A word being typed at the end of a text."""
 
-    context: list[Token]  # what stands before the word
+    before: str  # the text up to the last run of non-space characters
+    begun: list[Token]  # tokens of that run that stand before the word, such as the host of a clitic
     candidates: list[int] | None  # ids of the words that it may become; None: any word
     typed: str  # the last run of non-space characters, as sent; it may begin before the word
     prefix: str  # the word's beginning, in the characters that the vocabulary is written in
     normaliser: Normaliser
+
+    @property
+    def context(self) -> list[Token]:
+        """What stands before the word."""
+        return [*context(self.before, self.normaliser), *self.begun]
+
+    @property
+    def context_texts(self) -> list[str]:
+        """The texts of `context`."""
+        return [*context_texts(self.before, self.normaliser), *(token.text for token in self.begun)]
 
     def text(self, tokens: Sequence[str]) -> str:
         """`tokens`, whose first is a candidate, as they would be typed on: always begins with `typed`."""
@@ -187,6 +203,17 @@ def context(text: str, normaliser: Normaliser) -> list[Token]:
     return tokens
 
 
+def context_texts(text: str, normaliser: Normaliser) -> list[str]:
+    """The texts of `context`."""
+    found: list[str] = []
+    for line, offset in lines(text):
+        texts = normaliser.texts(line)
+        if texts or normaliser.keeps_blank_lines:
+            goes_on = offset + len(line) == len(text)
+            found += texts if goes_on else [*texts, END]
+    return found
+
+
 class _WordList:
     """Written words in alphabetical order, for finding those that begin with a prefix."""
 
@@ -217,6 +244,10 @@ class Whitespace:
         for match in _CHUNK.finditer(line):
             yield Token(match[0], offset + match.start(), offset + match.end())
 
+    def texts(self, line: str) -> list[str]:
+        """The chunks of the line."""
+        return line.split()
+
     def join(self, tokens: Sequence[str]) -> str:
         """The tokens, a space between."""
         return " ".join(tokens)
@@ -225,7 +256,7 @@ class Whitespace:
         """Words that begin with the last chunk, case and all."""
         before, typed = _split_typed(text)
         candidates = self._words.starting(typed) if typed else None
-        return Completion(context(before, self), candidates, typed, typed, self)
+        return Completion(before, [], candidates, typed, typed, self)
 
 
 class PennTreebank:
@@ -251,6 +282,7 @@ class PennTreebank:
         self._worded = re.compile(rf"(?<!\S)(?>(?:(?!{worded})\S)*){worded}\S*")
         self._words = _WordList((_written(token).lower(), place) for token, place in words.items())
         self._clitics = _WordList((token, place) for token, place in words.items() if token in CLITICS)
+        self._remembered = lru_cache(_REMEMBERED)(lambda chunk: tuple(self._read(chunk)))
 
     def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
         """The tokens of each chunk in turn; a chunk of mere punctuation has none, one of great length is one."""
@@ -261,6 +293,18 @@ class PennTreebank:
                 yield Token(chunk, at, at + len(chunk))
             else:
                 yield from self._chunk(chunk, at)
+
+    def texts(self, line: str) -> list[str]:
+        """The same without their places."""
+        if self._known.issuperset(chunks := line.split()):
+            return chunks
+        found: list[str] = []
+        for chunk in self._worded.findall(line):
+            if chunk in self._known or len(chunk) > _LONGEST:
+                found.append(chunk)
+            else:
+                found += [text for text, _, _ in self._pieces_of(chunk)]
+        return found
 
     def join(self, tokens: Sequence[str]) -> str:
         """Clitics and the figures after a currency sign attached; what English always capitalises, capitalised."""
@@ -275,17 +319,16 @@ class PennTreebank:
     def complete(self, text: str) -> Completion:
         """Words that begin with what was typed, in any case, be it after an opening quote or a clitic's word."""
         before, typed = _split_typed(text)
-        tokens = context(before, self)
         if len(typed) > _LONGEST:
-            return Completion(tokens, [], typed, typed, self)
+            return Completion(before, [], [], typed, typed, self)
         folded, origin = _fold(typed)
         for cut, words in self._cuts(folded):
             prefix = folded[cut:]
             candidates = words.starting(prefix.lower()) if prefix else None
             if candidates is None or candidates:
-                tokens += self._chunk(typed[: origin[cut]], len(before))
-                return Completion(tokens, candidates, typed, prefix, self)
-        return Completion(tokens, [], typed, folded, self)
+                begun = list(self._chunk(typed[: origin[cut]], len(before)))
+                return Completion(before, begun, candidates, typed, prefix, self)
+        return Completion(before, [], [], typed, folded, self)
 
     def _cuts(self, folded: str) -> Iterator[tuple[int, _WordList]]:
         """Where the word being typed may begin, the longest reading first, and the list to find it in."""
@@ -299,11 +342,20 @@ class PennTreebank:
             yield match.end(), self._words
 
     def _chunk(self, chunk: str, at: int) -> Iterator[Token]:
-        """The tokens of a chunk that is not known as it stands."""
+        """The tokens of a chunk that is not known as it stands; `at` is where it begins in its text."""
+        for text, start, end in self._pieces_of(chunk):
+            yield Token(text, at + start, at + end)
+
+    def _pieces_of(self, chunk: str) -> Iterable[Token]:
+        """The same with offsets into the chunk."""
+        return self._remembered(chunk) if len(chunk) <= _SHORT else self._read(chunk)
+
+    def _read(self, chunk: str) -> Iterator[Token]:
+        """The same, found out."""
         folded, origin = _fold(chunk)
         whole = _FOREIGN.search(folded) or _ADDRESS.search(folded)
         for text, start, end in _whole(chunk, folded, origin) if whole else self._pieces(folded):
-            yield Token(text, at + origin[start], at + origin[end])
+            yield Token(text, origin[start], origin[end])
 
     def _pieces(self, folded: str) -> Iterator[Token]:
         """The signs and words of a folded chunk, with offsets into it."""

@@ -51,7 +51,7 @@ class Resources:
 
     threads: int = 1  # of inference
     cache_bytes: int = 0  # of remembered states
-    observe_cache: ObserveCache = ignore  # told how many tokens of a context were remembered, how many had to be read
+    observe_cache: ObserveCache = ignore  # told of a turn's contexts how many tokens were remembered, how many read
 
 
 class BundlePredictor(Predictor[Payload, Example, Answer], Protocol[Payload, Example, Answer]):
@@ -90,7 +90,7 @@ class Observer(Protocol):
         ...
 
     def set_queue(self, model: str, depth: int) -> None:
-        """So many examples wait for a turn."""
+        """So many examples wait for a turn; told when one begins, or one who waited has left."""
         ...
 
     def count_refusal(self, model: str, reason: str) -> None:
@@ -98,7 +98,7 @@ class Observer(Protocol):
         ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Ticket:
     """An accepted example and the caller who waits for it."""
 
@@ -111,17 +111,33 @@ class _Ticket:
     turns: int = 0
     abandoned: bool = False  # the caller left
 
-    def settle(self, answer: Any = None, error: BaseException | None = None) -> None:
-        if not self.abandoned:  # else the loop may be closed
-            self.loop.call_soon_threadsafe(self._settle, answer, error)
-
-    def _settle(self, answer: Any, error: BaseException | None) -> None:
+    def settle(self, answer: Any, error: BaseException | None) -> None:
+        """Tell the caller, in its loop."""
         if self.future.done():
             return
         if error is None:
             self.future.set_result(answer)
         else:
             self.future.set_exception(error)
+
+
+Outcome: TypeAlias = tuple[_Ticket, Any, BaseException | None]  # an answer or an error
+
+
+def _settle(outcomes: Sequence[Outcome]) -> None:
+    """Tell all callers, each loop's at once: to wake a loop costs more than an answer."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
+    for outcome in outcomes:
+        ticket = outcome[0]
+        if not ticket.abandoned:  # else the loop may be closed
+            by_loop.setdefault(ticket.loop, []).append(outcome)
+    for loop, told in by_loop.items():
+        loop.call_soon_threadsafe(_tell, told)
+
+
+def _tell(outcomes: Sequence[Outcome]) -> None:
+    for ticket, answer, error in outcomes:
+        ticket.settle(answer, error)
 
 
 class Batcher:
@@ -192,7 +208,6 @@ class Batcher:
             if ticket.account:
                 ticket.account.accept(ticket.accepted)
             self._short.append(ticket)
-            self._observer.set_queue(self._name, self.depth)
             self._changed.notify()
 
     def _leave(self, ticket: _Ticket) -> None:
@@ -207,23 +222,29 @@ class Batcher:
 
     def _run(self) -> None:
         while batch := self._gather():
+            self._begin(batch)
             started = self._now()
             try:
                 answers = self._predict([ticket.example for ticket in batch])
                 turns = list(zip(batch, answers, strict=True))
             except Exception as error:
                 log.exception("%s: a batch of %d failed", self._name, len(batch))
-                for ticket in batch:
-                    ticket.settle(error=error)
+                _settle([(ticket, None, error) for ticket in batch])
                 continue
             ended = self._now()
             self._observer.observe_batch(self._name, len(batch), ended - started)
             for account in {ticket.account for ticket in batch if ticket.account}:
                 account.take_turn(started, ended)
-            for ticket, answer in turns:
-                if answer is not None:
-                    ticket.settle(answer)
-            self._keep([ticket for ticket, answer in turns if answer is None])
+            _settle([(ticket, answer, None) for ticket, answer in turns if answer is not None])
+            if unfinished := [ticket for ticket, answer in turns if answer is None]:
+                self._keep(unfinished)
+
+    def _begin(self, batch: Sequence[_Ticket]) -> None:
+        """Count a turn of each, and tell how long those have waited who have their first."""
+        for ticket in batch:
+            if not ticket.turns:
+                self._observer.observe_wait(self._name, self._now() - ticket.accepted)
+            ticket.turns += 1
 
     def _gather(self) -> list[_Ticket]:
         """The next batch; waits for one; empty when closed and all is done."""
@@ -233,8 +254,7 @@ class Batcher:
                     self._changed.wait()
                 if not self.depth:
                     return []
-                self._short = [ticket for ticket in self._short if self._in_time(ticket)]
-                self._long = [ticket for ticket in self._long if self._in_time(ticket)]
+                self._drop_late()
                 batch = self._next()
                 self._observer.set_queue(self._name, self.depth)
                 if batch:
@@ -249,18 +269,20 @@ class Batcher:
         short = min(len(self._short), max(room // 2, room - len(self._long)))
         batch = [*self._long[:1], *self._short[:short], *self._long[1 : room - short]]
         self._long, self._short = self._long[room - short :], self._short[short:]
-        for ticket in batch:
-            if not ticket.turns:
-                self._observer.observe_wait(self._name, self._now() - ticket.accepted)
-            ticket.turns += 1
         return batch
 
-    def _in_time(self, ticket: _Ticket) -> bool:
-        if ticket.deadline is None or self._now() <= ticket.deadline:
-            return True
-        self._observer.count_refusal(self._name, "deadline")
-        ticket.settle(error=DeadlineExceeded(f"{self._name}: the deadline passed before the answer was ready"))
-        return False
+    def _drop_late(self) -> None:
+        """Refuse those whose deadline has passed."""
+        waiting = (*self._short, *self._long)
+        late = {ticket for ticket in waiting if ticket.deadline is not None and ticket.deadline < self._now()}
+        if not late:
+            return
+        self._short = [ticket for ticket in self._short if ticket not in late]
+        self._long = [ticket for ticket in self._long if ticket not in late]
+        for _ in late:
+            self._observer.count_refusal(self._name, "deadline")
+        error = f"{self._name}: the deadline passed before the answer was ready"
+        _settle([(ticket, None, DeadlineExceeded(error)) for ticket in late])
 
     def _keep(self, unfinished: Sequence[_Ticket]) -> None:
         with self._changed:
@@ -268,7 +290,6 @@ class Batcher:
             self._short += [ticket for ticket in kept if ticket.turns < SHORT]
             self._long += [ticket for ticket in kept if ticket.turns >= SHORT]
             self._long.sort(key=lambda ticket: ticket.accepted)
-            self._observer.set_queue(self._name, self.depth)
 
 
 def answer_all(predictor: Predictor[Any, Any, Any], examples: Sequence[Any]) -> list[Any]:

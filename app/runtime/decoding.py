@@ -26,10 +26,11 @@ class Hypothesis(Generic[State]):
 
 
 class Expansion(NamedTuple, Generic[State]):
-    """What the model says after a hypothesis: the log-probabilities (V,) of what comes next, and its state."""
+    """What the model says after a hypothesis: the log-probabilities of what may come next, and its state."""
 
-    log_probabilities: npt.NDArray[np.float32]
+    log_probabilities: npt.NDArray[np.float32]  # (V,), or of `tokens` alone
     state: State
+    tokens: Sequence[int] | None = None  # None: all V; else the likeliest, `width` and the end, equals by their ids
 
 
 Search = Generator[Sequence[Hypothesis[State]], Sequence[Expansion[State]], list[Hypothesis[State]]]
@@ -80,8 +81,9 @@ def _grow(
     hypothesis: Hypothesis[State], expansion: Expansion[State], width: int, end: int
 ) -> Iterator[Hypothesis[State]]:
     """The likeliest ways to go on, `width` of them and perhaps the end."""
-    for token in likeliest(expansion.log_probabilities, width + 1).tolist():
-        log_probability = hypothesis.log_probability + float(expansion.log_probabilities[token])
+    for place in likeliest(expansion.log_probabilities, width + 1).tolist():
+        token = place if expansion.tokens is None else expansion.tokens[place]
+        log_probability = hypothesis.log_probability + float(expansion.log_probabilities[place])
         if log_probability == -math.inf or (token == end and not hypothesis.tokens):
             continue
         tokens = hypothesis.tokens if token == end else (*hypothesis.tokens, token)

@@ -3,15 +3,22 @@
 Two graphs (made by `training.export`):
 
     recurrent   tokens (T, B) int64, state (B, S) -> hidden (T, B, H), state_after (B, S)
-    softmax     hidden (N, H) -> log_probabilities (N, V)
+    softmax     hidden (N, H), targets (N, M) int64, count (1,) int64 -> log_probabilities (N, V),
+                of_targets (N, M), likeliest (N, count) int64, of_likeliest (N, count)
 
 A state is one flat row of S numbers whose last H are the top layer's output: what the softmax sees is a part of the
 state, so a cached prefix is answered without a single recurrent step.
+
+Of V log-probabilities only those leave the softmax that are asked for; where M or the count is 0 it spends nothing on
+them. A graph published before there was this choice has the input hidden and the output log_probabilities alone: then
+the choice is made here.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +34,11 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 WEIGHTS = "weights.safetensors"
 SOFTMAX_ROWS = 32  # rows of V log-probabilities made at a time: they stay in the processor's cache
 
+# What the softmax may be asked for.
+WHOLE: Final = ("log_probabilities",)
+TARGETS: Final = ("of_targets",)
+LIKELIEST: Final = ("likeliest", "of_likeliest")
+
 
 class Segment(NamedTuple):
     """A stretch of one sequence to be read from a known state."""
@@ -35,22 +47,31 @@ class Segment(NamedTuple):
     tokens: Sequence[int]  # may be empty
     score: bool = False  # the log-probability of each of `tokens` is wanted
     details: int | None = None  # beside it each token's rank and this many likeliest alternatives
+    likeliest: int = 0  # so many of the likeliest tokens after the last of `tokens` are wanted
     distribution: bool = False  # the log-probabilities of all tokens after the last of `tokens` are wanted
 
 
-class TokenReading(NamedTuple):
-    """What one token of a scored segment was worth."""
+class Likeliest(NamedTuple):
+    """The likeliest tokens of one place, largest log-probability first; equals in the order of their ids."""
 
-    log_probability: float  # nats
-    rank: int | None  # 1 is the likeliest
-    alternatives: list[tuple[int, float]]  # (token, log-probability), likeliest first
+    tokens: list[int]
+    log_probabilities: list[float]  # nats
+
+
+class Details(NamedTuple):
+    """What could have stood in one token's place."""
+
+    rank: int  # the token's; 1 is the likeliest
+    alternatives: Likeliest
 
 
 class Reading(NamedTuple):
     """The outcome of one segment."""
 
     state: Floats  # (S,) after the last token
-    scores: list[TokenReading]  # one a token, or none if not wanted
+    scores: Sequence[float]  # log-probabilities in nats, one a token, or none if not wanted
+    details: Sequence[Details]  # one a token, or none if not wanted
+    likeliest: Likeliest | None  # None unless they or the distribution are wanted
     distribution: Floats | None  # (V,) log-probabilities
 
 
@@ -73,7 +94,7 @@ class RecurrentEngine:
     def __init__(self, recurrent: ort.InferenceSession, softmax: ort.InferenceSession) -> None:
         """The two graphs, open; see `open`."""
         self._recurrent = recurrent
-        self._softmax = softmax
+        self._softmax = _Softmax(softmax)
         self.state_size: int = recurrent.get_inputs()[1].shape[1]
         self.vocabulary_size: int = softmax.get_outputs()[0].shape[1]
         self.hidden_size: int = softmax.get_inputs()[0].shape[1]
@@ -93,58 +114,139 @@ class RecurrentEngine:
 
     def run(self, segments: Sequence[Segment]) -> list[Reading]:
         """Read all segments; one reading each, in the same order."""
-        seen, states = self._advance(segments)
-        rows: list[Floats] = []  # what the softmax shall see, segment after segment
-        wanted: list[tuple[int | None, int | None]] = []  # for each row (target, details); target None: all tokens
-        for segment, hidden, state in zip(segments, seen, states, strict=True):
-            if segment.score:
-                rows.append(hidden)
-                wanted += [(token, segment.details) for token in segment.tokens]
-            if segment.distribution:
-                rows.append(state[None, -self.hidden_size :])
-                wanted.append((None, None))
-        results = iter(self._softmax_rows(rows, wanted))
-        return [
-            Reading(
-                state,
-                scores=[next(results) for _ in segment.tokens] if segment.score else [],
-                distribution=next(results) if segment.distribution else None,
-            )
-            for segment, state in zip(segments, states, strict=True)
-        ]
+        order = sorted(range(len(segments)), key=lambda place: -len(segments[place].tokens))
+        ordered = [segments[place] for place in order]
+        seen, states = self._advance(ordered)
+        scored = self._scores(ordered, seen) | self._details(ordered, seen)
+        following = self._following(ordered, states, whole=False) | self._following(ordered, states, whole=True)
+        readings = {
+            place: Reading(state, *scored.get(row, ((), ())), *following.get(row, (None, None)))
+            for row, (place, state) in enumerate(zip(order, states, strict=True))
+        }
+        return [readings[place] for place in range(len(segments))]
 
-    def _advance(self, segments: Sequence[Segment]) -> tuple[list[Floats], Floats]:
-        """For each segment what the softmax sees before each of its tokens (T, H); and the states after, (B, S).
+    def _advance(self, segments: Sequence[Segment]) -> tuple[Floats, Floats]:
+        """What the softmax sees before each token (T + 1, B, H), if one is scored; and the states after, (B, S).
 
-        A ragged batch is cut where a sequence ends, longest first, so that no step is spent on padding.
+        The longest segments come first. A ragged batch is cut where one ends, so that no step is spent on padding.
         """
-        order = sorted(range(len(segments)), key=lambda row: -len(segments[row].tokens))
-        lengths = [len(segments[row].tokens) for row in order]
-        tokens = np.zeros((lengths[0], len(order)), np.int64)  # (T, B), longest first
-        for place, row in enumerate(order):
-            tokens[: lengths[place], place] = segments[row].tokens
-        states = np.stack([segments[row].state for row in order])  # (B, S)
-        hidden = np.empty((lengths[0] + 1, len(order), self.hidden_size), np.float32)  # (T + 1, B, H)
-        hidden[0] = states[:, -self.hidden_size :]
+        lengths = [len(segment.tokens) for segment in segments]
+        steps = list(zip_longest(*(segment.tokens for segment in segments), fillvalue=0))
+        tokens = np.array(steps, np.int64).reshape(len(steps), len(segments))  # (T, B)
+        states = np.concatenate([segment.state for segment in segments]).reshape(len(segments), -1)  # (B, S)
+        seen = np.empty((len(steps) + 1, len(segments), self.hidden_size), np.float32)
+        seen[0] = states[:, -self.hidden_size :]
+        outputs = ["hidden", "state_after"] if any(segment.score for segment in segments) else ["state_after"]
         start = 0
         for end in sorted(set(lengths) - {0}):
             active = sum(length >= end for length in lengths)
             feed = {"tokens": tokens[start:end, :active], "state": states[:active]}
-            hidden[start + 1 : end + 1, :active], states[:active] = self._recurrent.run(None, feed)
+            *hidden, after = self._recurrent.run(outputs, feed)
+            if hidden:
+                seen[start + 1 : end + 1, :active] = hidden[0]
+            if active == len(segments):  # the usual case, spared a copy
+                states = after
+            else:
+                states[:active] = after
             start = end
-        place_of = np.argsort(order)
-        return [hidden[: len(s.tokens), place_of[row]] for row, s in enumerate(segments)], states[place_of]
+        return seen, states
 
-    def _softmax_rows(self, rows: list[Floats], wanted: Sequence[tuple[int | None, int | None]]) -> Iterator[Any]:
-        """For each row a TokenReading, or the whole distribution where no target is named."""
+    def _scores(self, segments: Sequence[Segment], seen: Floats) -> dict[int, "_Scored"]:
+        """By row the log-probabilities of the tokens of which no more than that is wanted."""
+        rows = [row for row, segment in enumerate(segments) if segment.score and segment.details is None]
         if not rows:
-            return
-        hidden = np.concatenate(rows)  # (N, H)
+            return {}
+        hidden, targets = _read(segments, seen, rows)
+        values = iter(self._softmax.of_targets(hidden, targets))
+        return {row: (list(islice(values, len(segments[row].tokens))), ()) for row in rows}
+
+    def _details(self, segments: Sequence[Segment], seen: Floats) -> dict[int, "_Scored"]:
+        """By row the log-probabilities and the details of the tokens of which both are wanted."""
+        wanted = {row: s.details for row, s in enumerate(segments) if s.score and s.details is not None}
+        if not wanted:
+            return {}
+        hidden, targets = _read(segments, seen, list(wanted))
+        found = self._softmax.details(hidden, targets, max(wanted.values()))
+        scored: dict[int, _Scored] = {}
+        for row, count in wanted.items():
+            part = list(islice(found, len(segments[row].tokens)))
+            details = [Details(rank, Likeliest(ids[:count], values[:count])) for _, rank, ids, values in part]
+            scored[row] = ([log_probability for log_probability, *_ in part], details)
+        return scored
+
+    def _following(self, segments: Sequence[Segment], states: Floats, *, whole: bool) -> dict[int, "_Following"]:
+        """By row the likeliest tokens after the last one, of segments that want the `whole` distribution or don't."""
+        counts = {
+            row: segment.likeliest
+            for row, segment in enumerate(segments)
+            if segment.distribution == whole and (whole or segment.likeliest)
+        }
+        if not counts:
+            return {}
+        hidden = states[list(counts), -self.hidden_size :]
+        found = self._softmax.following(hidden, max(counts.values()), whole=whole)
+        return {
+            row: (Likeliest(ids[:count], values[:count]), distribution)
+            for (row, count), (ids, values, distribution) in zip(counts.items(), found, strict=True)
+        }
+
+
+_Scored: TypeAlias = tuple[Sequence[float], Sequence[Details]]
+_Following: TypeAlias = tuple[Likeliest, Floats | None]
+
+
+class _Softmax:
+    """The softmax graph, SOFTMAX_ROWS at a time: hidden (N, H) -> what is asked of N places."""
+
+    def __init__(self, graph: ort.InferenceSession) -> None:
+        self._graph = graph
+        self._whole_only = len(graph.get_outputs()) == 1
+        self._vocabulary_size: int = graph.get_outputs()[0].shape[1]
+
+    def of_targets(self, hidden: Floats, targets: Ids) -> list[float]:
+        """The log-probabilities of targets (N, 1)."""
+        found: list[float] = []
+        for (values,) in self._run(TARGETS, hidden, targets):
+            found += values[:, 0].tolist()
+        return found
+
+    def details(self, hidden: Floats, targets: Ids, count: int) -> Iterator[tuple[float, int, list[int], list[float]]]:
+        """Of each of targets (N, 1) the log-probability and the rank, and the `count` likeliest tokens with theirs."""
+        for whole, values, ids, largest in self._run((*WHOLE, *TARGETS, *LIKELIEST), hidden, targets, count):
+            ranks = [1 + int(np.count_nonzero(larger)) for larger in whole > values]  # with an axis it is slow
+            yield from zip(values[:, 0].tolist(), ranks, ids.tolist(), largest.tolist(), strict=True)
+
+    def following(
+        self, hidden: Floats, count: int, *, whole: bool
+    ) -> Iterator[tuple[list[int], list[float], Floats | None]]:
+        """The `count` likeliest tokens and their log-probabilities; if the `whole` is wanted, all (V,) of these too."""
+        for ids, largest, *rows in self._run((*LIKELIEST, *(WHOLE if whole else ())), hidden, count=count):
+            distributions = rows[0] if rows else [None] * len(ids)
+            yield from zip(ids.tolist(), largest.tolist(), distributions, strict=True)
+
+    def _run(
+        self, outputs: Sequence[str], hidden: Floats, targets: Ids | None = None, count: int = 0
+    ) -> Iterator[list[Any]]:
+        """The named outputs, so many rows of them at a time."""
+        if targets is None:
+            targets = np.empty((len(hidden), 0), np.int64)
+        count = min(count, self._vocabulary_size)
+        answer = self._chosen_here if self._whole_only else self._chosen_there
         for start in range(0, len(hidden), SOFTMAX_ROWS):
             part = slice(start, start + SOFTMAX_ROWS)
-            (log_probabilities,) = self._softmax.run(None, {"hidden": hidden[part]})  # (n, V)
-            for row, (target, details) in zip(log_probabilities, wanted[part], strict=True):
-                yield row.copy() if target is None else _token_reading(row, target, details)
+            yield answer(outputs, hidden[part], targets[part], count)
+
+    def _chosen_there(self, outputs: Sequence[str], hidden: Floats, targets: Ids, count: int) -> list[Any]:
+        feed = {"hidden": hidden, "targets": targets, "count": np.array([count])}
+        found: list[Any] = self._graph.run(outputs, feed)
+        return found
+
+    def _chosen_here(self, outputs: Sequence[str], hidden: Floats, targets: Ids, count: int) -> list[Any]:
+        (whole,) = self._graph.run(None, {"hidden": hidden})
+        ids = np.array([likeliest(row, count) for row in whole])  # (n, count)
+        of = partial(np.take_along_axis, whole, axis=1)
+        found = dict(zip((*WHOLE, *TARGETS, *LIKELIEST), (whole, of(targets), ids, of(ids)), strict=True))
+        return [found[name] for name in outputs]
 
 
 def likeliest(log_probabilities: Floats, count: int) -> Ids:
@@ -158,9 +260,8 @@ def likeliest(log_probabilities: Floats, count: int) -> Ids:
     return ranked
 
 
-def _token_reading(row: Floats, target: int, details: int | None) -> TokenReading:
-    log_probability = row[target]
-    if details is None:
-        return TokenReading(float(log_probability), None, [])
-    alternatives = [(int(token), float(row[token])) for token in likeliest(row, details)]
-    return TokenReading(float(log_probability), 1 + int(np.count_nonzero(row > log_probability)), alternatives)
+def _read(segments: Sequence[Segment], seen: Floats, rows: Sequence[int]) -> tuple[Floats, Ids]:
+    """What the softmax sees before each token of these rows (N, H), row after row, and the tokens (N, 1)."""
+    hidden = np.concatenate([seen[: len(segments[row].tokens), row] for row in rows])
+    targets = np.array([token for row in rows for token in segments[row].tokens], np.int64)
+    return hidden, targets[:, None]

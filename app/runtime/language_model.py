@@ -5,28 +5,40 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from app.bundle import Bundle
 from app.errors import BundleError, InvalidField
 from app.runtime.batching import ObserveCache, Resources, answer_all, ignore
-from app.runtime.decoding import Expansion, Hypothesis, beam_search
-from app.runtime.engine import Floats, Precision, Reading, RecurrentEngine, Segment, TokenReading
+from app.runtime.decoding import Expansion, beam_search
+from app.runtime.engine import Details, Floats, Precision, Reading, RecurrentEngine, Segment, likeliest
 from app.runtime.scores import TextScore, TokenScore
 from app.runtime.state_cache import StateCache
-from app.text import Completion, Normaliser, Token, Vocabulary, context, lines, normaliser, sentences
+from app.text import (
+    Completion,
+    Normaliser,
+    Token,
+    Vocabulary,
+    context,
+    context_texts,
+    lines,
+    normaliser,
+    sentences,
+)
 
 Mode: TypeAlias = Literal["document", "sentence"]
 Turns: TypeAlias = Generator[list[Segment], list[Reading], Any]
+Found: TypeAlias = tuple[tuple[int, ...], float]  # a run of tokens and its log-probability
 
-CHUNK = 32  # tokens of one sequence read in a turn: alone about 4 ms, so nobody waits long for a document's next turn
+CHUNK = 16  # tokens of one sequence read in a turn: alone about 2 ms, so nobody waits long for a document's next turn
 SENTENCES = 8  # sentences of one text read side by side in a turn
-TURN = 1024  # what all examples may cost in a turn: about 60 ms
-DISTRIBUTION = 4  # tokens that a row of the whole vocabulary, searched for the likeliest, costs as much as
+TURN = 512  # what all examples may cost in a turn: about 25 ms, and no more would make a token cheaper
+FOLLOWING = 1  # tokens that finding the likeliest of the whole vocabulary costs as much as
 BEAM = 10  # least width of the search for runs of several words
 LONG_TEXT = 10_000  # characters; a longer one is slow to check
+LONG_CONTEXT = 2_000  # the same of a text to go on from, which is split into words at once: at worst in 3 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +53,7 @@ class Suggest:
     @property
     def slow(self) -> bool:
         """Whether checking it would hold up an event loop."""
-        return len(self.text) > LONG_TEXT
+        return len(self.text) > LONG_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +71,7 @@ class Score:
         return len(self.text) > LONG_TEXT
 
 
-@dataclass(frozen=True, slots=True)
-class Suggestion:
+class Suggestion(NamedTuple):
     """One way to go on, as a person would type it."""
 
     text: str
@@ -68,8 +79,7 @@ class Suggestion:
     log_probability: float  # nats
 
 
-@dataclass(frozen=True, slots=True)
-class Suggestions:
+class Suggestions(NamedTuple):
     """The answer to Suggest, likeliest first."""
 
     suggestions: list[Suggestion]
@@ -121,7 +131,7 @@ class LanguageModelPredictor:
         chunk: int = CHUNK,
         observe_cache: ObserveCache = ignore,
     ) -> None:
-        """`observe_cache` is told how many tokens of each context were remembered and how many had to be read."""
+        """`observe_cache` is told, turn by turn, how many tokens of contexts were remembered and how many were read."""
         self.vocabulary = vocabulary
         self.normaliser = normaliser
         self.precision = precision
@@ -129,9 +139,12 @@ class LanguageModelPredictor:
         self._cache = cache
         self._chunk = chunk
         self._observe_cache = observe_cache
+        self._looked_up: list[tuple[int, int]] = []  # this turn, of each context the tokens remembered and read
         after_end = Segment(engine.initial_state(), [vocabulary.end])
         self._start = engine.run([after_end])[0].state
-        self._never = np.array([vocabulary.end, vocabulary.unknown])
+        self._never = (vocabulary.end, vocabulary.unknown)
+        self._suggestable = np.delete(np.arange(len(vocabulary)), self._never)
+        self._alone = [normaliser.join([token]) for token in vocabulary.tokens]
 
     @classmethod
     def open(
@@ -164,7 +177,7 @@ class LanguageModelPredictor:
         if isinstance(payload, Suggest):
             _require_some("top_k", payload.top_k)
             _require_some("words", payload.words)
-            return Example(self._suggest(payload))
+            return Example(self._suggest(payload, self._context(payload)))
         if not payload.text.strip() or next(sentences(lines(payload.text), self.normaliser), None) is None:
             raise InvalidField("text", f"expected some words, found {_shortened(payload.text)!r}")
         return Example(self._score(lines(payload.text), payload))
@@ -175,16 +188,24 @@ class LanguageModelPredictor:
         The first example is always served, the others in their order; what would make the turn longer than TURN is left
         for the next.
         """
-        served, room = list[Example](), TURN
+        served, segments, room = list[Example](), list[Segment](), TURN
         for example in examples:
-            if not served or _cost(example) <= room:
+            wanted = example.wanted()
+            cost = _cost(wanted)
+            if not served or cost <= room:
                 served.append(example)
-                room -= _cost(example)
-        segments = [segment for example in served for segment in example.wanted()]
+                segments += wanted
+                room -= cost
         readings = iter(self._engine.run(segments) if segments else [])
         for example in served:
             example.take(list(islice(readings, len(example.wanted()))))
+        self._tell_cache()
         return [example.answer for example in examples]
+
+    def _tell_cache(self) -> None:
+        if self._looked_up:
+            self._observe_cache(*map(sum, zip(*self._looked_up, strict=True)))
+            self._looked_up.clear()
 
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
         """[text, log-probability] of each suggestion for `payload`, the fields of a Suggest."""
@@ -204,63 +225,81 @@ class LanguageModelPredictor:
         score: TextScore = answer_all(self, [Example(self._score(counted(), Score("", mode)))])[0]
         return replace(score, characters=characters)
 
-    def _suggest(self, payload: Suggest) -> Turns:
+    def _context(self, payload: Suggest) -> "_Context":
+        """What stands before the next word, or before the one being typed."""
         completion = self.normaliser.complete(payload.text) if payload.complete else None
-        before = completion.context if completion else context(payload.text, self.normaliser)
-        ids = self.vocabulary.ids(token.text for token in before)
+        texts = completion.context_texts if completion else context_texts(payload.text, self.normaliser)
+        ids = self.vocabulary.ids(texts)
+        unknown = list[str]()
+        if self.vocabulary.unknown in ids:
+            tokens = completion.context if completion else context(payload.text, self.normaliser)
+            unknown = _unknown_words(payload.text, tokens, ids, self.vocabulary.unknown)
+        return _Context(ids, unknown, completion)
+
+    def _suggest(self, payload: Suggest, before: "_Context") -> Turns:
+        ids, unknown_words, completion = before
         cached, state = self._cache.longest(ids)
         state = self._start if state is None else state
         *chunks, last = _chunks(ids[cached:], self._chunk)
         for chunk in chunks:
             (reading,) = yield [Segment(state, chunk)]
             state = reading.state
-        (reading,) = yield [Segment(state, last, distribution=True)]
+        width = payload.top_k if payload.words == 1 else max(payload.top_k, BEAM)
+        count = width + len(self._never)
+        (reading,) = yield [Segment(state, last, likeliest=count, distribution=completion is not None)]
         self._cache.put(ids, reading.state)
-        self._observe_cache(cached, len(ids) - cached)
+        self._looked_up.append((cached, len(ids) - cached))
 
-        allowed = self._allow(reading.distribution, completion)
-        found = yield from self._search(Expansion(allowed, reading.state), payload)
+        first = self._completing(reading, completion, width) if completion else self._expansion(reading, self._never)
+        found = _words(first) if payload.words == 1 else (yield from self._search(first, width, payload.words))
         return Suggestions(
-            suggestions=[self._suggestion(hypothesis, completion) for hypothesis in found[: payload.top_k]],
-            context_tokens=len(ids),
-            unknown_words=_unknown_words(payload.text, before, ids, self.vocabulary.unknown),
-            cached_tokens=cached,
+            [self._suggestion(tokens, value, completion) for tokens, value in islice(found, payload.top_k)],
+            len(ids),
+            unknown_words,
+            cached,
         )
 
-    def _allow(self, distribution: Floats | None, completion: Completion | None) -> Floats:
-        """The log-probabilities of what may be suggested first, -inf for all else; over completions they sum to 1."""
-        assert distribution is not None
-        allowed = np.full_like(distribution, -np.inf)
-        if completion and completion.candidates is not None:
-            allowed[completion.candidates] = distribution[completion.candidates]
-        else:
-            allowed[:] = distribution
-        allowed[self._never] = -np.inf
-        return allowed - _log_sum_exp(allowed) if completion else allowed
+    def _completing(self, reading: Reading, completion: Completion, width: int) -> Expansion[Floats]:
+        """The likeliest of what a word being typed may become; over all of that the probabilities sum to 1."""
+        assert reading.distribution is not None
+        if completion.candidates is None:
+            total = _log_sum_exp(reading.distribution[self._suggestable])
+            first = self._expansion(reading, self._never)
+            return first._replace(log_probabilities=first.log_probabilities - total)
+        candidates = np.sort(np.array(completion.candidates, np.int64))
+        allowed = reading.distribution[candidates]
+        best = likeliest(allowed, width)
+        return Expansion(allowed[best] - _log_sum_exp(allowed), reading.state, candidates[best].tolist())
+
+    def _expansion(self, reading: Reading, never: Sequence[int]) -> Expansion[Floats]:
+        """The likeliest words but those `never` suggested."""
+        assert reading.likeliest is not None
+        allowed = [(token, value) for token, value in zip(*reading.likeliest, strict=True) if token not in never]
+        values = np.array([value for _, value in allowed], np.float32)
+        return Expansion(values, reading.state, [token for token, _ in allowed])
 
     def _search(
-        self, start: Expansion[Floats], payload: Suggest
-    ) -> Generator[list[Segment], list[Reading], list[Hypothesis[Floats]]]:
-        width = payload.top_k if payload.words == 1 else max(payload.top_k, BEAM)
-        search = beam_search(start, width=width, length=payload.words, end=self.vocabulary.end)
+        self, start: Expansion[Floats], width: int, length: int
+    ) -> Generator[list[Segment], list[Reading], Iterable[Found]]:
+        """The `width` likeliest runs of up to `length` words."""
+        search = beam_search(start, width=width, length=length, end=self.vocabulary.end)
+        count = width + 2  # one may be the end, which a beam looks at beside its width, one the unknown
         try:
             hypotheses = next(search)
             while True:
-                readings = yield [Segment(h.state, h.tokens[-1:], distribution=True) for h in hypotheses]
-                hypotheses = search.send([self._expansion(reading) for reading in readings])
+                readings = yield [Segment(h.state, h.tokens[-1:], likeliest=count) for h in hypotheses]
+                expansions = [self._expansion(reading, (self.vocabulary.unknown,)) for reading in readings]
+                hypotheses = search.send(expansions)
         except StopIteration as stop:
-            found: list[Hypothesis[Floats]] = stop.value
-            return found
+            return [(hypothesis.tokens, hypothesis.log_probability) for hypothesis in stop.value]
 
-    def _expansion(self, reading: Reading) -> Expansion[Floats]:
-        assert reading.distribution is not None
-        reading.distribution[self.vocabulary.unknown] = -np.inf
-        return Expansion(reading.distribution, reading.state)
-
-    def _suggestion(self, hypothesis: Hypothesis[Floats], completion: Completion | None) -> Suggestion:
-        tokens = [self.vocabulary.tokens[token] for token in hypothesis.tokens]
-        text = completion.text(tokens) if completion else self.normaliser.join(tokens)
-        return Suggestion(text, math.exp(hypothesis.log_probability), hypothesis.log_probability)
+    def _suggestion(self, tokens: Sequence[int], log_probability: float, completion: Completion | None) -> Suggestion:
+        if completion or len(tokens) > 1:
+            words = [self.vocabulary.tokens[token] for token in tokens]
+            text = completion.text(words) if completion else self.normaliser.join(words)
+        else:
+            text = self._alone[tokens[0]]
+        return Suggestion(text, math.exp(log_probability), log_probability)
 
     def _score(self, text: Iterable[tuple[str, int]], payload: Score) -> Turns:
         found = sentences(text, self.normaliser)
@@ -279,30 +318,36 @@ class LanguageModelPredictor:
                 for (stream, chunk), chunk_ids, reading in zip(active, ids, readings, strict=True):
                     stream.state = reading.state
                     stream.score += self._sums(chunk_ids, reading.scores)
-                    if payload.per_token:
-                        stream.kept += map(self._token_score, chunk, chunk_ids, reading.scores)
+                    stream.kept += map(self._token_score, chunk, chunk_ids, reading.scores, reading.details)
             for stream in group:
                 total += stream.score
                 kept += stream.kept
         return replace(total, characters=len(payload.text), token_scores=kept if payload.per_token else None)
 
-    def _sums(self, ids: Sequence[int], readings: Sequence[TokenReading]) -> TextScore:
-        unknown = [reading for token, reading in zip(ids, readings, strict=True) if token == self.vocabulary.unknown]
+    def _sums(self, ids: Sequence[int], scores: Sequence[float]) -> TextScore:
+        unknown = self.vocabulary.unknown
+        lost = [score for token, score in zip(ids, scores, strict=True) if token == unknown] if unknown in ids else []
         return TextScore(
-            log_likelihood=sum(reading.log_probability for reading in readings),
-            log_likelihood_unknown=sum(reading.log_probability for reading in unknown),
+            log_likelihood=sum(scores),
+            log_likelihood_unknown=sum(lost),
             tokens=len(ids),
             sentences=ids.count(self.vocabulary.end),
-            unknown_tokens=len(unknown),
+            unknown_tokens=len(lost),
         )
 
-    def _token_score(self, token: Token, token_id: int, reading: TokenReading) -> TokenScore:
-        assert reading.rank is not None
-        alternatives = [(self.vocabulary.tokens[other], value) for other, value in reading.alternatives]
+    def _token_score(self, token: Token, token_id: int, log_probability: float, details: Details) -> TokenScore:
+        others = zip(*details.alternatives, strict=True)
+        alternatives = [(self.vocabulary.tokens[other], value) for other, value in others]
         unknown = token_id == self.vocabulary.unknown
-        return TokenScore(
-            token.text, token.start, token.end, reading.log_probability, reading.rank, unknown, alternatives
-        )
+        return TokenScore(token.text, token.start, token.end, log_probability, details.rank, unknown, alternatives)
+
+
+class _Context(NamedTuple):
+    """What a suggestion goes on from."""
+
+    ids: list[int]
+    unknown_words: list[str]
+    completion: Completion | None
 
 
 @dataclass(eq=False, slots=True)
@@ -320,15 +365,21 @@ def _chunks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
     return [ids[start : start + size] for start in range(0, len(ids), size)] or [ids]
 
 
+def _words(first: Expansion[Floats]) -> Iterator[Found]:
+    """Each of the likeliest words as a run of its own."""
+    assert first.tokens is not None
+    return zip(((token,) for token in first.tokens), first.log_probabilities.tolist(), strict=True)
+
+
 def _unknown_words(text: str, tokens: Sequence[Token], ids: Sequence[int], unknown: int) -> list[str]:
     """The words of `text` that the model reads as `<unk>`, as sent, each once."""
     words = (text[token.start : token.end] for token, found in zip(tokens, ids, strict=True) if found == unknown)
     return list(dict.fromkeys(words))
 
 
-def _cost(example: Example) -> int:
-    """What an example's turn costs, in tokens."""
-    return sum(len(segment.tokens) + DISTRIBUTION * segment.distribution for segment in example.wanted())
+def _cost(segments: Sequence[Segment]) -> int:
+    """What a turn of these segments costs, in tokens."""
+    return sum([len(segment.tokens) + FOLLOWING * (segment.likeliest > 0) for segment in segments])
 
 
 def _require_some(field: str, value: int) -> None:
@@ -342,5 +393,5 @@ def _shortened(text: str) -> str:
 
 def _log_sum_exp(values: Floats) -> float:
     """log(sum(exp)), 0 if nothing is above -inf."""
-    peak = float(values.max())
+    peak = float(values.max(initial=-np.inf))
     return peak + math.log(float(np.exp(values - peak).sum(dtype=np.float64))) if peak > -math.inf else 0.0

@@ -1,5 +1,7 @@
 """Recurrent states of prefixes already read: whoever types on pays for one step."""
 
+from array import array
+from bisect import bisect_right, insort
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
@@ -20,7 +22,8 @@ class StateCache:
         self.capacity = capacity
         self.bytes = 0
         self._states: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()
-        self._lengths: Counter[int] = Counter()  # of the keys: only these prefixes are looked for
+        self._lengths: Counter[int] = Counter()  # how many keys are so long
+        self._known_lengths: list[int] = []  # the same, ascending: only these prefixes are looked for
 
     def __len__(self) -> int:
         return len(self._states)
@@ -28,10 +31,11 @@ class StateCache:
     def longest(self, tokens: Sequence[int]) -> tuple[int, npt.NDArray[np.float32] | None]:
         """How many leading tokens of `tokens` the cache knows a state for, and that state."""
         key = _key(tokens)
-        for length in sorted(self._lengths, reverse=True):
-            if length <= len(key) and (state := self._states.get(key[:length])) is not None:
-                self._states.move_to_end(key[:length])
-                return length // _ITEM, state
+        for place in range(bisect_right(self._known_lengths, len(key)) - 1, -1, -1):
+            prefix = key[: self._known_lengths[place]]
+            if (state := self._states.get(prefix)) is not None:
+                self._states.move_to_end(prefix)
+                return len(prefix) // _ITEM, state
         return 0, None
 
     def put(self, tokens: Sequence[int], state: npt.NDArray[np.float32]) -> None:
@@ -41,21 +45,26 @@ class StateCache:
             return
         self._states[key] = state.copy()  # a row of a batch would keep its whole batch in memory
         self._lengths[len(key)] += 1
+        if self._lengths[len(key)] == 1:
+            insort(self._known_lengths, len(key))
         self.bytes += self._cost(key, state)
         while self.bytes > self.capacity:
-            old, dropped = self._states.popitem(last=False)
-            self.bytes -= self._cost(old, dropped)
-            self._lengths[len(old)] -= 1
-            if not self._lengths[len(old)]:
-                del self._lengths[len(old)]
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        key, state = self._states.popitem(last=False)
+        self.bytes -= self._cost(key, state)
+        self._lengths[len(key)] -= 1
+        if not self._lengths[len(key)]:
+            self._known_lengths.remove(len(key))
 
     @staticmethod
     def _cost(key: bytes, state: npt.NDArray[np.float32]) -> int:
         return len(key) + state.nbytes + OVERHEAD
 
 
-_ITEM = 4
+_ITEM = array("i").itemsize
 
 
 def _key(tokens: Sequence[int]) -> bytes:
-    return np.asarray(tokens, np.int32).tobytes()
+    return array("i", tokens).tobytes()

@@ -2,8 +2,12 @@
 
     make bench
 
-Each figure is the best of ROUNDS, since other work on a machine can only make a round slower. The last line is the same
-table as JSON. Texts are random words of the model's vocabulary, new ones each time: no round finds another's states.
+Each figure is processor time of the thread and the best of ROUNDS, since other work on a machine can only make a round
+slower. The last line is all of them as JSON. Texts are random words of the model's vocabulary, new ones each time: no
+round finds another's states.
+
+Of keystrokes answered together it is told what of a turn is spent outside the graphs: that part holds Python's lock, so
+an event loop waits for it, as for the checking. Scoring is compared with a loop over the bare graphs too.
 """
 
 import json
@@ -13,28 +17,78 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import torch
 from safetensors.torch import load_file
 
 from app import bundle as bundles
+from app.bundle import Bundle
 from app.models.language_model import LanguageModel
 from app.runtime.batching import answer_all
-from app.runtime.language_model import LanguageModelPredictor, Score, Suggest
-from app.runtime.registry import load_predictor
+from app.runtime.engine import SOFTMAX_ROWS, TARGETS, RecurrentEngine, session
+from app.runtime.language_model import CHUNK, LanguageModelPredictor, Score, Suggest
+from app.runtime.state_cache import StateCache
+from app.text import Vocabulary, normaliser
 from training.language_model import build
 from training.publish.language_model import read_config
 
 STORE, MODEL = Path("models_store"), "ptb"
 ROUNDS = 5
 KEYSTROKES, COLD_TEXTS, COLD_WORDS, DOCUMENTS, DOCUMENT_WORDS = 200, 40, 20, 32, 200
+BATCHES, TURNS, BEGUN = (1, 8, 16, 32), 40, 15  # keystrokes answered together, so many times, after so many words
+
+
+class Timed:
+    """A graph that adds up its thread's processor time."""
+
+    def __init__(self, graph: ort.InferenceSession) -> None:
+        self._graph = graph
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._graph, name)
+
+    def run(self, *arguments: Any) -> Any:
+        """As the graph's own."""
+        started = time.thread_time()
+        found = self._graph.run(*arguments)
+        self.seconds += time.thread_time() - started
+        return found
 
 
 class Served:
     """The published graphs behind the predictor that the server uses."""
 
-    def __init__(self, predictor: LanguageModelPredictor) -> None:
-        self._predictor = predictor
+    def __init__(self, bundle: Bundle) -> None:
+        vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
+        precision = bundle.manifest.served
+        self.graphs = [Timed(session(bundle.path(f"{part}.{precision}.onnx"), 1)) for part in ("recurrent", "softmax")]
+        self._predictor = LanguageModelPredictor(
+            RecurrentEngine(*self.graphs),
+            vocabulary,
+            normaliser(str(bundle.manifest.normalisation), vocabulary),
+            precision=precision,
+            cache=StateCache(64 * 2**20),
+        )
+        self.vocabulary = vocabulary
+
+    def together(self, people: Sequence[Sequence[str]]) -> tuple[float, float, float]:
+        """Us a keystroke, when all of `people` type on at once: a turn, what of it is Python, checking before it."""
+        in_graphs, taken, checking = sum(graph.seconds for graph in self.graphs), 0.0, 0.0
+        for end in range(BEGUN, BEGUN + TURNS):
+            payloads = [Suggest(" ".join(words[:end])) for words in people]
+            began = time.thread_time()
+            examples = [self._predictor.prepare(payload) for payload in payloads]
+            checked = time.thread_time()
+            answer_all(self._predictor, examples)
+            taken += time.thread_time() - checked
+            checking += checked - began
+        in_graphs = sum(graph.seconds for graph in self.graphs) - in_graphs
+        keystrokes = 1e-6 * len(people) * TURNS
+        return taken / keystrokes, (taken - in_graphs) / keystrokes, checking / keystrokes
 
     def typing(self, words: Sequence[str]) -> float:
         """Median ms of a next-word answer, asked after each word of a growing text."""
@@ -54,6 +108,29 @@ class Served:
         answer_all(self._predictor, [self._predictor.prepare(payload) for payload in payloads])
 
 
+class Bare:
+    """The same graphs in a loop that does nothing else."""
+
+    def __init__(self, graphs: Sequence[Timed], ids: Callable[[str], list[int]]) -> None:
+        self._recurrent, self._softmax = graphs
+        self._ids = ids
+
+    def scoring(self, texts: Sequence[str]) -> float:
+        """As Served: the texts, all of one length, in one batch."""
+        ids = np.array([self._ids(text) for text in texts]).T  # (T, B)
+        return 1000 * _milliseconds(lambda: self._score(ids)) / ids.size
+
+    def _score(self, ids: np.ndarray[Any, Any]) -> None:
+        state = np.zeros((ids.shape[1], self._recurrent.get_inputs()[1].shape[1]), np.float32)
+        for start in range(0, len(ids), CHUNK):
+            tokens = ids[start : start + CHUNK]
+            hidden, state = self._recurrent.run(None, {"tokens": tokens, "state": state})
+            rows, targets = hidden.reshape(-1, hidden.shape[2]), tokens.reshape(-1, 1)
+            for first in range(0, len(rows), SOFTMAX_ROWS):
+                part = slice(first, first + SOFTMAX_ROWS)
+                self._softmax.run(TARGETS, {"hidden": rows[part], "targets": targets[part], "count": np.array([0])})
+
+
 class Eager:
     """The torch module as a competent user runs it, the state of a growing text kept by hand."""
 
@@ -67,10 +144,10 @@ class Eager:
         state = self._module.initial_state(1)
         times = []
         for word in words:
-            started = time.perf_counter()
+            started = time.thread_time()
             hidden, _, state = self._module(torch.tensor([self._ids(word)]), state)
             self._module.logits(hidden).log_softmax(-1).topk(5)
-            times.append(1000 * (time.perf_counter() - started))
+            times.append(1000 * (time.thread_time() - started))
         return statistics.median(times)
 
     @torch.inference_mode()
@@ -99,34 +176,49 @@ def main() -> None:
     bundle = bundles.read(STORE / MODEL / bundles.current(STORE, MODEL))
     module = build(read_config(bundle.manifest.config))
     module.load_state_dict(load_file(bundle.path("weights.safetensors")), strict=False)  # a tied matrix is there once
-    predictor = load_predictor(bundle, threads=1, cache_bytes=64 * 2**20)
-    assert isinstance(predictor, LanguageModelPredictor)
-    vocabulary = predictor.vocabulary
+    served = Served(bundle)
+    vocabulary = served.vocabulary
     known = [word for word in vocabulary.tokens if word.isalpha()]
-    served, eager = Served(predictor), Eager(module.eval(), lambda text: vocabulary.ids(text.split()))
 
+    def ids(text: str) -> list[int]:
+        return vocabulary.ids(text.split())
+
+    eager, bare = Eager(module.eval(), ids), Bare(served.graphs, ids)
     chance = random.Random(1)
-    rounds: dict[str, list[tuple[float, float]]] = {}
+    rounds: dict[str, list[tuple[float, ...]]] = {}
     for _ in range(ROUNDS):
         words = chance.choices(known, k=KEYSTROKES)
         cold = [" ".join(chance.choices(known, k=COLD_WORDS)) for _ in range(COLD_TEXTS)]
         documents = [" ".join(chance.choices(known, k=DOCUMENT_WORDS)) for _ in range(DOCUMENTS)]
         rounds.setdefault("next word, typing on, ms", []).append((served.typing(words), eager.typing(words)))
         rounds.setdefault("next word, 20 new words, ms", []).append((served.cold(cold), eager.cold(cold)))
-        rounds.setdefault("scoring, ms a 1,000 words", []).append((served.scoring(documents), eager.scoring(documents)))
+        scoring = served.scoring(documents), eager.scoring(documents), bare.scoring(documents)
+        rounds.setdefault("scoring, ms a 1,000 words", []).append(scoring)
+        for batch in BATCHES:
+            people = [chance.choices(known, k=BEGUN + TURNS) for _ in range(batch)]
+            rounds.setdefault(f"{batch} typing at once, us", []).append(served.together(people))
 
-    best = {name: tuple(map(min, zip(*times, strict=True))) for name, times in rounds.items()}
+    best = {name: [min(column) for column in zip(*times, strict=True)] for name, times in rounds.items()}
+    together = {name: best.pop(name) for name in list(best) if "at once" in name}
     print(f"{MODEL} {bundle.manifest.version}, {bundle.manifest.served} graphs, one thread\n")
-    print(f"{'':30}{'served':>10}{'torch':>10}{'times faster':>14}")
-    for name, (ours, theirs) in best.items():
-        print(f"{name:30}{ours:10.3f}{theirs:10.3f}{theirs / ours:14.1f}")
-    print(json.dumps({name: {"served": ours, "torch": theirs} for name, (ours, theirs) in best.items()}))
+    print(f"{'':30}{'served':>10}{'torch':>10}{'times faster':>14}{'bare graphs':>14}")
+    for name, (ours, theirs, *graphs) in best.items():
+        print(f"{name:30}{ours:10.3f}{theirs:10.3f}{theirs / ours:14.1f}" + "".join(f"{ms:14.3f}" for ms in graphs))
+    print(f"\n{'':30}{'a turn':>10}{'Python':>10}{'checking':>14}")
+    for name, (turn, python, checking) in together.items():
+        print(f"{name:30}{turn:10.1f}{python:10.1f}{checking:14.1f}")
+    columns = ("served", "torch", "graphs"), ("turn", "python", "checking")
+    tables = [
+        {name: dict(zip(names, figures, strict=False)) for name, figures in table.items()}
+        for names, table in zip(columns, (best, together), strict=True)
+    ]
+    print(json.dumps(tables[0] | tables[1]))
 
 
 def _milliseconds(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
+    started = time.thread_time()
     work()
-    return 1000 * (time.perf_counter() - started)
+    return 1000 * (time.thread_time() - started)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import os
 import random
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -13,6 +15,7 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.runtime.batching import Resources, answer_all
 from app.runtime.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.scores import TextScore
 from tests.e2e.conftest import serving
 
 STORE = Path(__file__).parents[2] / "models_store"
@@ -58,6 +61,52 @@ def test_no_cut_and_no_neighbour_changes_a_text_s_score(bundle: Bundle) -> None:
         scores = answer_all(predictor, [alone]) + answer_all(predictor, [beside, *others])[:1]
         likelihoods += [score.log_likelihood for score in scores]
     assert likelihoods == pytest.approx([likelihoods[0]] * 8, rel=1e-12)  # the order of summation remains
+
+
+@pytest.fixture(scope="module")
+def texts(bundle: Bundle) -> list[str]:
+    """A thousand texts of 1 to 20 words: the corpus's where it is there, else random ones."""
+    chance = random.Random(2)
+    if CORPUS.is_dir():
+        words = (CORPUS / "ptb.test.txt").read_text(encoding="utf-8").split()
+    else:
+        words = chance.choices(
+            [token for token in bundle.text("vocabulary.txt").split("\n") if token != "<eos>"], k=90_000
+        )
+    starts = [(chance.randrange(len(words) - 20), chance.randint(1, 20)) for _ in range(1000)]
+    return [" ".join(words[start : start + length]) for start, length in starts]
+
+
+def answered(predictor: LanguageModelPredictor, payloads: list[Suggest | Score], sizes: list[int]) -> list[Any]:
+    """The answers, asked for in batches of these sizes in turn."""
+    answers, size = list[Any](), cycle(sizes)
+    while len(answers) < len(payloads):
+        batch = payloads[len(answers) : len(answers) + next(size)]
+        answers += answer_all(predictor, [predictor.prepare(payload) for payload in batch])
+    return answers
+
+
+def test_a_thousand_texts_are_answered_the_same_bit_for_bit_in_any_company_order_and_memory(
+    bundle: Bundle, texts: list[str]
+) -> None:
+    forgetful = LanguageModelPredictor.open(bundle, "int8", Resources())
+    mindful = LanguageModelPredictor.open(bundle, "int8", Resources(cache_bytes=64 * 2**20))
+    payloads: list[Suggest | Score] = [*map(Suggest, texts), *map(Score, texts)]
+    alone = [
+        answer if isinstance(answer, TextScore) else answer.suggestions for answer in answered(forgetful, payloads, [1])
+    ]
+    begun = [Suggest(text[: len(text) // 2].rpartition(" ")[0]) for text in texts]
+    answered(mindful, list(begun), [50])
+    remembered = 0
+    for predictor, sizes in ((forgetful, [2, 3, 5]), (forgetful, [64, 17]), (mindful, [32, 9, 1]), (mindful, [64])):
+        order = random.Random(sizes[0]).sample(range(len(payloads)), len(payloads))
+        for place, answer in zip(order, answered(predictor, [payloads[n] for n in order], sizes), strict=True):
+            if isinstance(answer, TextScore):
+                assert answer == alone[place]
+            else:
+                assert answer.suggestions == alone[place]
+                remembered += answer.cached_tokens
+    assert remembered > 9_000
 
 
 def test_the_words_suggested_are_as_likely_as_the_same_words_scored_and_all_words_sum_to_one(bundle: Bundle) -> None:

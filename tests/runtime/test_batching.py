@@ -120,6 +120,39 @@ async def test_while_a_batch_runs_the_next_gathers() -> None:
     assert bench.recorder.batches == [1, 3]
 
 
+async def test_an_event_loop_is_woken_once_for_all_answers_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, woken = asyncio.get_running_loop(), []
+    wake = loop.call_soon_threadsafe
+
+    def watched(*call: Any) -> asyncio.Handle:
+        woken.append(call)
+        return wake(*call)
+
+    async with busy() as bench:
+        tasks = await bench.submit(*map(Work, "abc"))
+        monkeypatch.setattr(loop, "call_soon_threadsafe", watched)
+        bench.gate.opened.set()
+        assert await answers(bench.first, *tasks) == ["FIRST", "A", "B", "C"]
+        assert len(woken) == 2
+
+
+async def test_callers_of_several_event_loops_share_a_batch() -> None:
+    waits = threading.Event()
+
+    async def elsewhere(bench: Bench) -> Any:
+        (task,) = await bench.submit(Work("there"))
+        waits.set()
+        return await task
+
+    async with busy() as bench:
+        there = asyncio.create_task(asyncio.to_thread(asyncio.run, elsewhere(bench)))
+        assert await asyncio.to_thread(waits.wait, PATIENCE)
+        (here,) = await bench.submit(Work("here"))
+        bench.gate.opened.set()
+        assert await answers(there, here) == ["THERE", "HERE"]
+    assert bench.gate.batches == [["first"], ["there", "here"]]
+
+
 async def test_a_batch_is_no_larger_than_allowed() -> None:
     async with busy(batch_size=2) as bench:
         tasks = await bench.submit(*map(Work, "abcde"))

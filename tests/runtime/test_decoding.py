@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from app.runtime.decoding import Expansion, Hypothesis, beam_search
-from app.runtime.engine import Floats
+from app.runtime.engine import Floats, likeliest
 
 State = tuple[int, ...]  # of the models here: the tokens read so far
 Model = Callable[[State], Floats]
@@ -36,11 +36,22 @@ def search(
     length_penalty: float = 0.0,
     asked: list[Sequence[Hypothesis[State]]] | None = None,
     on_certain: Callable[[State], None] | None = None,
+    most: int = WORDS,
 ) -> list[Hypothesis[State]]:
-    """Drive a beam search from an empty history; `asked` gets what each step asks for."""
-    start: Expansion[State] = Expansion(model(()), ())
+    """Drive a beam search from an empty history; `asked` gets what each step asks for.
+
+    It is told of `most` tokens after each history, the likeliest.
+    """
+
+    def said(history: State) -> Expansion[State]:
+        values = model(history)
+        if most >= len(values):
+            return Expansion(values, history)
+        tokens = likeliest(values, most)
+        return Expansion(values[tokens], history, tokens.tolist())
+
     steps = beam_search(
-        start, width=width, length=length, end=END, length_penalty=length_penalty, on_certain=on_certain
+        said(()), width=width, length=length, end=END, length_penalty=length_penalty, on_certain=on_certain
     )
     try:
         hypotheses = next(steps)
@@ -48,7 +59,7 @@ def search(
             if asked is not None:
                 asked.append(list(hypotheses))
             histories = [(*hypothesis.state, hypothesis.tokens[-1]) for hypothesis in hypotheses]
-            hypotheses = steps.send([Expansion(model(history), history) for history in histories])
+            hypotheses = steps.send([said(history) for history in histories])
     except StopIteration as stop:
         found: list[Hypothesis[State]] = stop.value
         return found
@@ -84,6 +95,13 @@ def test_a_beam_of_1_is_greedy(seed: int) -> None:
         history = (*history, token)
     (found,) = search(model, width=1, length=6)
     assert found.tokens == history
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_likeliest_tokens_and_one_more_are_all_that_a_beam_must_be_told(seed: int, width: int) -> None:
+    model = random_model(seed)
+    assert search(model, width=width, length=3, most=width + 1) == search(model, width=width, length=3)
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,17 @@ from hypothesis.extra import numpy as stn
 from app.bundle import Bundle
 from app.errors import BundleError
 from app.models.language_model import LanguageModel
-from app.runtime.engine import Floats, Precision, Reading, RecurrentEngine, Segment, likeliest, session
+from app.runtime.engine import (
+    WEIGHTS,
+    Details,
+    Floats,
+    Precision,
+    Reading,
+    RecurrentEngine,
+    Segment,
+    likeliest,
+    session,
+)
 from training.export.language_model import export_language_model
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -34,7 +45,11 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> RecurrentEngine:
     """int8 graphs of layers whose sizes fill no vector register evenly, and of an output that is not tied."""
     torch.manual_seed(1)
     model = LanguageModel(vocabulary_size=37, embedding_size=11, hidden_sizes=(13, 7), tied=False, initial_range=0.8)
-    folder = tmp_path_factory.mktemp("odd")
+    return opened(model, tmp_path_factory.mktemp("odd"))
+
+
+def opened(model: LanguageModel, folder: Path) -> RecurrentEngine:
+    """The engine of the module's int8 graphs."""
     for name, content in export_language_model(model).items():
         (folder / name).write_bytes(content)
     return RecurrentEngine(session(folder / "recurrent.int8.onnx", 1), session(folder / "softmax.int8.onnx", 1))
@@ -45,32 +60,40 @@ def random_segments(engine: RecurrentEngine, lengths: Sequence[int], seed: int =
     generator = np.random.default_rng(seed)
     states = generator.uniform(-1, 1, (len(lengths), engine.state_size)).astype(np.float32)
     tokens = [generator.integers(30, size=length).tolist() for length in lengths]
-    return [Segment(s, t, score=True, details=3, distribution=True) for s, t in zip(states, tokens, strict=True)]
+    return [
+        Segment(state, part, score=True, details=3, likeliest=5, distribution=True)
+        for state, part in zip(states, tokens, strict=True)
+    ]
 
 
 def numbers(reading: Reading) -> Floats:
     """Every figure of a reading."""
     assert reading.distribution is not None
-    details = [[score.log_probability, *(value for _, value in score.alternatives)] for score in reading.scores]
-    return np.concatenate([reading.state, reading.distribution, np.array(details, np.float32).ravel()])
+    assert reading.likeliest is not None
+    alternatives = [value for details in reading.details for value in details.alternatives.log_probabilities]
+    told = np.array([*reading.scores, *alternatives, *reading.likeliest.log_probabilities], np.float32)
+    return np.concatenate([reading.state, reading.distribution, told])
 
 
 def same(one: Reading, other: Reading) -> bool:
     """Equal to the last bit."""
-    return one.scores == other.scores and numbers(one).tobytes() == numbers(other).tobytes()
+    chosen = (one.details, one.likeliest) == (other.details, other.likeliest)
+    return chosen and numbers(one).tobytes() == numbers(other).tobytes()
 
 
 def read_in_pieces(engine: RecurrentEngine, segment: Segment, size: int, beside: Sequence[Segment] = ()) -> Reading:
     """The segment read `size` tokens at a time, each piece in one batch with `beside`."""
-    state, scores = segment.state, []
+    state = segment.state
+    scores, details = list[float](), list[Details]()
     reading = None
     for start in range(0, len(segment.tokens), size):
         piece = segment._replace(state=state, tokens=segment.tokens[start : start + size])
         reading = engine.run([*beside, piece])[-1]
         state = reading.state
         scores += reading.scores
+        details += reading.details
     assert reading is not None
-    return reading._replace(scores=scores)
+    return reading._replace(scores=scores, details=details)
 
 
 @pytest.mark.parametrize("fixture", ["int8", "odd"])
@@ -127,30 +150,80 @@ def test_a_distribution_sums_to_1(engines: dict[Precision, RecurrentEngine], pre
 def test_a_token_is_scored_by_the_distribution_that_stood_before_it(int8: RecurrentEngine) -> None:
     (segment,) = random_segments(int8, [20])
     (whole,) = int8.run([segment])
-    for place, (token, score) in enumerate(zip(segment.tokens, whole.scores, strict=True)):
+    for place, (token, score, details) in enumerate(zip(segment.tokens, whole.scores, whole.details, strict=True)):
         (before,) = int8.run([segment._replace(tokens=segment.tokens[:place])])
         assert before.distribution is not None
         ranked = sorted(range(len(before.distribution)), key=before.distribution.__getitem__, reverse=True)
-        assert score.log_probability == before.distribution[token]
-        assert score.rank == 1 + ranked.index(token)
-        assert score.alternatives == [(other, before.distribution[other]) for other in ranked[:3]]
+        assert score == before.distribution[token]
+        assert details.rank == 1 + ranked.index(token)
+        assert details.alternatives == (ranked[:3], before.distribution[ranked[:3]].tolist())
+        assert before.likeliest == (ranked[:5], before.distribution[ranked[:5]].tolist())
 
 
 def test_an_empty_segment_leaves_its_state_and_is_answered_from_it(int8: RecurrentEngine) -> None:
     (segment,) = random_segments(int8, [9])
     (whole,) = int8.run([segment])
-    (again,) = int8.run([Segment(whole.state, [], score=True, distribution=True)])
-    assert again.scores == []
+    (again,) = int8.run([Segment(whole.state, [], score=True, likeliest=5, distribution=True)])
+    assert list(again.scores) == []
     assert again.state.tobytes() == whole.state.tobytes()
-    assert numbers(again).tobytes() == numbers(whole._replace(scores=[])).tobytes()
+    assert numbers(again).tobytes() == numbers(whole._replace(scores=[], details=[])).tobytes()
 
 
-def test_only_what_is_wanted_is_told(int8: RecurrentEngine) -> None:
+def test_only_what_is_wanted_is_told_whatever_others_in_the_batch_want(int8: RecurrentEngine) -> None:
     state, tokens = int8.initial_state(), [1, 2]
-    neither, scored = int8.run([Segment(state, tokens), Segment(state, tokens, score=True)])
-    assert (neither.scores, neither.distribution) == ([], None)
-    assert scored.distribution is None
-    assert [(score.rank, score.alternatives) for score in scored.scores] == [(None, []), (None, [])]
+    likeliest = Segment(state, tokens, likeliest=2)
+    wanted = (
+        Segment(state, tokens),
+        Segment(state, tokens, score=True),
+        likeliest,
+        likeliest._replace(likeliest=4),
+        likeliest._replace(distribution=True),
+    )
+    neither, scored, two, four, both = int8.run(wanted)
+    assert (list(neither.scores), neither.likeliest, neither.distribution) == ([], None, None)
+    assert (len(scored.scores), list(scored.details), scored.likeliest, scored.distribution) == (2, [], None, None)
+    assert (two.distribution, both.distribution is None) == (None, False)
+    assert two.likeliest == both.likeliest
+    assert two.likeliest is not None
+    assert four.likeliest is not None
+    assert [len(two.likeliest.tokens), len(four.likeliest.tokens)] == [2, 4]
+    assert four.likeliest.tokens[:2] == two.likeliest.tokens
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_graph_that_makes_whole_distributions_alone_is_served_the_same(
+    engines: dict[Precision, RecurrentEngine], tiny_bundle: Bundle, precision: Precision, tmp_path: Path
+) -> None:
+    model = onnx.load(tiny_bundle.path(f"softmax.{precision}.onnx"), load_external_data=False)
+    del model.graph.input[1:], model.graph.output[1:]
+    kept = [node for node in model.graph.node if node.op_type not in ("TopK", "GatherElements")]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    onnx.save(model, tmp_path / "softmax.onnx")
+    (tmp_path / WEIGHTS).write_bytes(tiny_bundle.path(WEIGHTS).read_bytes())
+    old = RecurrentEngine(
+        session(tiny_bundle.path(f"recurrent.{precision}.onnx"), 1), session(tmp_path / "softmax.onnx", 1)
+    )
+    segments = random_segments(old, LENGTHS)
+    segments += [segment._replace(details=None, distribution=False) for segment in segments]
+    for one, other in zip(old.run(segments), engines[precision].run(segments), strict=True):
+        assert (one.scores, one.details, one.likeliest) == (other.scores, other.details, other.likeliest)
+        assert one.state.tobytes() == other.state.tobytes()
+
+
+@pytest.mark.parametrize("size", [3, 40, 10_000])
+def test_of_equals_the_graph_tells_those_with_the_least_ids(size: int, tmp_path: Path) -> None:
+    model = LanguageModel(vocabulary_size=size, embedding_size=2, hidden_sizes=(2,), tied=True)
+    with torch.no_grad():
+        model.output.bias[:] = torch.randint(-2, 1, (size,))
+    engine = opened(model, tmp_path)
+    state = engine.initial_state()  # all that stands before the bias is 0
+    for count in (1, 2, 7, 52, 2000):
+        (reading,) = engine.run([Segment(state, [], likeliest=count, distribution=True)])
+        assert reading.distribution is not None
+        assert reading.likeliest is not None
+        assert len(set(reading.distribution.tolist())) == 3
+        assert reading.likeliest.tokens == likeliest(reading.distribution, count).tolist()
 
 
 def test_nothing_that_was_given_is_changed(int8: RecurrentEngine) -> None:
@@ -169,8 +242,7 @@ def test_fp32_graphs_agree_with_the_module_they_were_made_from(
         expected = torch.log_softmax(tiny_model.logits(reading.hidden)[:, 0], 1).numpy()  # (T, V), after each token
     engine = engines["fp32"]
     (whole,) = engine.run([Segment(engine.initial_state(), tokens.tolist(), score=True, distribution=True)])
-    scores = [score.log_probability for score in whole.scores]
-    np.testing.assert_allclose(scores[1:], expected[np.arange(499), tokens[1:]], atol=1e-4)
+    np.testing.assert_allclose(whole.scores[1:], expected[np.arange(499), tokens[1:]], atol=1e-4)
     assert whole.distribution is not None
     np.testing.assert_allclose(whole.distribution, expected[-1], atol=1e-4)
 
@@ -181,7 +253,7 @@ def test_int8_stays_close_to_fp32(engines: dict[Precision, RecurrentEngine]) -> 
     losses = {}
     for precision, engine in engines.items():
         (reading,) = engine.run([segment])
-        losses[precision] = -np.mean([score.log_probability for score in reading.scores])
+        losses[precision] = -np.mean(reading.scores)
     assert losses["int8"] == pytest.approx(losses["fp32"], rel=1e-3)
     assert losses["int8"] != losses["fp32"]  # they are not the same graph
 

@@ -16,6 +16,7 @@ from app.runtime.batching import Resources, answer_all
 from app.runtime.engine import Reading, RecurrentEngine, Segment
 from app.runtime.language_model import (
     CHUNK,
+    LONG_CONTEXT,
     LONG_TEXT,
     SENTENCES,
     LanguageModelPredictor,
@@ -538,7 +539,7 @@ def test_a_turn_is_bounded_whoever_shares_it_and_everybody_is_answered(
     payloads: list[Suggest | Score] = [*texts, *widest, Suggest("the")]
     found = answer_all(watched, [watched.prepare(payload) for payload in payloads])
     assert len(found) == 41
-    assert max(sum(len(s.tokens) + 4 * s.distribution for s in segments) for segments in engine.asked) <= 1024
+    assert max(sum(len(s.tokens) + (s.likeliest > 0) for s in segments) for segments in engine.asked) <= 512
 
 
 def test_what_is_small_finds_room_beside_what_is_large(watched: LanguageModelPredictor, engine: Watched) -> None:
@@ -590,7 +591,7 @@ def test_any_text_is_answered_or_refused_for_its_field(
     assert [row.token for row in found.token_scores[: len(before)]] == [token.text for token in before]
 
 
-@pytest.mark.parametrize("ask_for", [Suggest, Score])
-def test_only_a_long_text_is_slow_to_check(ask_for: type[Suggest] | type[Score]) -> None:
-    assert not ask_for("a" * LONG_TEXT).slow
-    assert ask_for("a" * (LONG_TEXT + 1)).slow
+@pytest.mark.parametrize(("ask_for", "characters"), [(Suggest, LONG_CONTEXT), (Score, LONG_TEXT)])
+def test_only_a_long_text_is_slow_to_check(ask_for: type[Suggest] | type[Score], characters: int) -> None:
+    assert not ask_for("a" * characters).slow
+    assert ask_for("a" * (characters + 1)).slow

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from itertools import pairwise
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.text import PennTreebank, Token, Vocabulary, context
+from app.text import PennTreebank, Token, Vocabulary, context, context_texts, normaliser
 
 settings.register_profile("text", deadline=None, derandomize=True, max_examples=300)
 anything = settings.get_profile("text")
@@ -62,3 +63,23 @@ def test_every_completion_begins_with_what_was_typed(penn: PennTreebank, vocabul
     assert completion.context[: len(context(before, penn))] == context(before, penn)
     places = range(len(vocabulary)) if completion.candidates is None else completion.candidates
     assert all(completion.text([vocabulary.tokens[place]]).startswith(completion.typed) for place in places)
+
+
+@anything
+@given(st.lists(LINES, max_size=3), st.sampled_from(["\n", "\r\n", "\n\n"]))
+@example(["the company", ""], "\n")
+@pytest.mark.parametrize("name", ["ptb", "whitespace"])
+def test_texts_are_those_of_the_tokens(vocabulary: Vocabulary, name: str, written: list[str], ending: str) -> None:
+    words, text = normaliser(name, vocabulary), ending.join(written)
+    for line in written:
+        assert words.texts(line) == texts(words.tokens(line))
+    assert context_texts(text, words) == texts(context(text, words))
+    completion = words.complete(text)
+    assert completion.context_texts == texts(completion.context)
+
+
+@anything
+@given(LINES, st.integers(0, 50))
+def test_a_chunk_met_again_has_the_same_tokens_in_its_new_place(penn: PennTreebank, line: str, offset: int) -> None:
+    first = [Token(token.text, token.start + offset, token.end + offset) for token in penn.tokens(line)]
+    assert list(penn.tokens(line, offset)) == first

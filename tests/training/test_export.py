@@ -62,6 +62,12 @@ def run(folder: Path, graph: str, precision: Precision, **feed: npt.NDArray[Any]
     return list(session(folder / f"{graph}.{precision}.onnx", 1).run(None, feed))
 
 
+def softmax(folder: Path, precision: Precision, hidden: Floats, *, targets: int = 0, count: int = 0) -> list[Any]:
+    """All outputs of the softmax graph; of each row so many targets, the first tokens, and so many likeliest."""
+    chosen = np.tile(np.arange(targets), (len(hidden), 1))
+    return run(folder, "softmax", precision, hidden=hidden, targets=chosen, count=np.array([count]))
+
+
 def state_size(folder: Path) -> int:
     size: int = session(folder / "recurrent.fp32.onnx", 1).get_inputs()[1].shape[1]
     return size
@@ -85,7 +91,7 @@ def test_the_fp32_graphs_compute_what_the_module_computes(model: LanguageModel, 
     found, found_after = run(folder, "recurrent", "fp32", tokens=tokens.numpy(), state=before)
     np.testing.assert_allclose(found, hidden, atol=1e-5)
     np.testing.assert_allclose(found_after, after, atol=1e-5)
-    (found,) = run(folder, "softmax", "fp32", hidden=found.reshape(-1, found.shape[-1]))
+    found, *_ = softmax(folder, "fp32", found.reshape(-1, found.shape[-1]))
     np.testing.assert_allclose(found, log_probabilities.reshape(-1, WORDS), atol=1e-4)
 
 
@@ -121,7 +127,7 @@ def test_the_int8_graphs_come_close_to_the_module(model: LanguageModel, folder: 
     found, found_after = run(folder, "recurrent", "int8", tokens=tokens.numpy(), state=before)
     np.testing.assert_allclose(found, hidden, atol=0.05)
     np.testing.assert_allclose(found_after, after, atol=0.1, rtol=0.1)  # cells are not bounded
-    (found,) = run(folder, "softmax", "int8", hidden=hidden.reshape(-1, hidden.shape[-1]))
+    found, *_ = softmax(folder, "int8", hidden.reshape(-1, hidden.shape[-1]))
     np.testing.assert_allclose(found, log_probabilities.reshape(-1, WORDS), atol=0.05)
 
 
@@ -139,14 +145,14 @@ def test_an_int8_row_is_the_same_bit_for_bit_in_any_batch_and_wherever_it_is_cut
     state[3] *= 1000  # a neighbour that would spoil a scale shared by the batch
     tokens = generator.integers(WORDS, size=(9, 5))
     together, after = run(folder, "recurrent", "int8", tokens=tokens, state=state)
-    (scores,) = run(folder, "softmax", "int8", hidden=together[-1])
+    scores, *_ = softmax(folder, "int8", together[-1])
     for row in range(5):
         one = slice(row, row + 1)
         first, between = run(folder, "recurrent", "int8", tokens=tokens[:4, one], state=state[one])
         second, alone = run(folder, "recurrent", "int8", tokens=tokens[4:, one], state=between)
         np.testing.assert_array_equal(np.concatenate([first, second]), together[:, one])
         np.testing.assert_array_equal(alone, after[one])
-        np.testing.assert_array_equal(run(folder, "softmax", "int8", hidden=second[-1])[0], scores[one])
+        np.testing.assert_array_equal(softmax(folder, "int8", second[-1])[0], scores[one])
 
 
 def test_the_int8_product_is_the_one_that_is_promised(tiny_model: LanguageModel, tmp_path: Path) -> None:
@@ -158,8 +164,23 @@ def test_the_int8_product_is_the_one_that_is_promised(tiny_model: LanguageModel,
     exact = np.rint(hidden / row_scale).astype(np.int64) @ weight.astype(np.int64)
     logits = exact * row_scale * column_scale + tiny_model.output.bias.detach().numpy()
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    (found,) = run(tmp_path, "softmax", "int8", hidden=hidden)
+    found, *_ = softmax(tmp_path, "int8", hidden)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_softmax_tells_no_more_of_its_distribution_than_is_asked_for(folder: Path, precision: Precision) -> None:
+    size = session(folder / f"softmax.{precision}.onnx", 1).get_inputs()[0].shape[1]
+    hidden = np.random.default_rng(5).uniform(-1, 1, (4, size)).astype(np.float32)
+    whole, *nothing = softmax(folder, precision, hidden)
+    assert [each.shape for each in nothing] == [(4, 0)] * 3
+    for targets, count in ((1, 0), (0, 7), (3, WORDS)):
+        again, of_targets, likeliest, of_likeliest = softmax(folder, precision, hidden, targets=targets, count=count)
+        ranked = np.argsort(-whole, axis=1, kind="stable")[:, :count]
+        np.testing.assert_array_equal(again, whole)
+        np.testing.assert_array_equal(of_targets, whole[:, :targets])
+        np.testing.assert_array_equal(likeliest, ranked)
+        np.testing.assert_array_equal(of_likeliest, np.take_along_axis(whole, ranked, axis=1))
 
 
 @given(

@@ -82,7 +82,7 @@ def _layer(graph: Graph, cell: Cell, n: int, size_in: int, size: int) -> str:
 
 
 def _softmax(weights: Mapping[str, Array], places: Mapping[str, Place], precision: Precision) -> bytes:
-    """The graph of hidden (N, H) -> log_probabilities (N, V)."""
+    """The graph of hidden (N, H) -> log_probabilities (N, V) and those of them that are asked for."""
     graph = Graph(precision, weights)
     weight = "output.weight" if "output.weight" in weights else "embedding.weight"
     bias = graph.constant("bias", weights["output.bias"].astype(np.float32))
@@ -91,6 +91,12 @@ def _softmax(weights: Mapping[str, Array], places: Mapping[str, Place], precisio
         f"product = {product}",
         f"logits = Add (product, {bias})",
         "log_probabilities = LogSoftmax <axis = 1> (logits)",
+        "of_targets = GatherElements <axis = 1> (log_probabilities, targets)",
+        "of_likeliest, likeliest = TopK <axis = 1> (log_probabilities, count)",
     ]
     words, size = weights[weight].shape
-    return graph.model(f"softmax (float[N,{size}] hidden) => (float[N,{words}] log_probabilities)", places)
+    signature = (
+        f"softmax (float[N,{size}] hidden, int64[N,M] targets, int64[1] count) => (float[N,{words}] log_probabilities,"
+        " float[N,M] of_targets, int64[N,K] likeliest, float[N,K] of_likeliest)"
+    )
+    return graph.model(signature, places)
