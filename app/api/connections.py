@@ -10,9 +10,12 @@ import uuid
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api import problems, security
+from app.api.leaving import CALLER, EXTENSION, Caller
 
 MAX_HEAD_BYTES: Final = 32 * 1024  # request line and headers
 MAX_HEADERS: Final = 100
@@ -20,6 +23,7 @@ HEAD_S: Final = 10.0  # from the connection, or the answer before, until the hea
 MAX_PIPELINED: Final = 16  # requests that wait for the answers before theirs
 UNREAD_S: Final = 60.0  # that a caller may leave an answer unread
 VERSIONS: Final = ("1.0", "1.1")
+UPGRADING: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _TOO_LARGE: Final = (
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     f"expected a head of at most {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} fields, found more",
@@ -44,12 +48,14 @@ class Bounded(HttpToolsProtocol):
         self._head_bytes = 0  # parsed
         self._fed_bytes = 0  # parsed or not
         self._fault = (HTTPStatus.BAD_REQUEST, "the request is no HTTP")
+        self._answered: RequestResponseCycle | None = None
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Take one connection, or refuse it."""
         super().connection_made(transport)
+        self._caller = Caller(self.flow.resume_reading)
         if len(self.connections) > self.max_connections:
             self._close(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", {"Retry-After": "1"})
         else:
@@ -61,13 +67,18 @@ class Bounded(HttpToolsProtocol):
             if timer:
                 timer.cancel()
         super().connection_lost(exc)
+        if self._answered:  # uvicorn tells the request that came last, which may wait for this one's answer
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+        self._caller.leave()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
         if self.transport.is_closing():
             return
         idle, self._begun = not self._in_head and not self._in_body, 0
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._in_head and self._begun == idle:  # nothing but head; what is no whole line is not parsed yet
             self._fed_bytes += len(data)
         if self._in_head and self._fed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -78,7 +89,8 @@ class Bounded(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise _Refused
         super().on_message_begin()
-        self._in_head = True
+        self.scope["extensions"] = {EXTENSION: {CALLER: self._caller}}
+        self._in_head = self._caller.is_sending = True
         self._begun += 1
         self._head_bytes = self._fed_bytes = 0
 
@@ -98,16 +110,19 @@ class Bounded(HttpToolsProtocol):
         self._in_head, self._in_body = False, True
         if self.parser.get_http_version() not in VERSIONS:  # 0.9 has neither a status nor a length
             raise _Refused
-        if self.parser.should_upgrade():  # the parser would stop here, and take the body for the next request
-            self._fault = (HTTPStatus.BAD_REQUEST, "Upgrade: expected none, found another protocol asked for")
+        if self.parser.get_method() == b"CONNECT":
             raise _Refused
+        if self.parser.should_upgrade():  # the parser stops here, and does not see the body
+            return
         if self._late:
             self._late.cancel()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """All of it is here."""
-        self._in_body = False
+        if self.parser.should_upgrade():  # it is not
+            return
+        self._in_body = self._caller.is_sending = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -130,6 +145,32 @@ class Bounded(HttpToolsProtocol):
     def send_400_response(self, _: str) -> None:
         """Say what is wrong with the request."""
         self._close(*self._fault)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
+        except httptools.HttpParserUpgrade as upgrade:
+            (rest,) = upgrade.args
+            self._feed(self._without_upgrade() + data[rest:])
+
+    def _without_upgrade(self) -> bytes:
+        """The head once more, for a new parser, now without the wish for another protocol (RFC 9110, 7.8).
+
+        The connection ends with the answer: a proxy may think that what follows is not HTTP any more.
+        """
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version), b"connection: close"]
+        lines += [name + b": " + value for name, value in self.headers if name not in UPGRADING]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's: it comes to nothing
+        return b"\r\n".join([*lines, b"", b""])
 
     def _expect_head(self) -> None:
         self._late = self.loop.call_later(self.head_s, self._give_up)

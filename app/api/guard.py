@@ -3,19 +3,21 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from email.message import Message as Headers
+from functools import lru_cache
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar, cast
 
 from fastapi import Depends, Header, Request
 from fastapi.routing import APIRoute
-from pydantic import WithJsonSchema
-from starlette.requests import ClientDisconnect
+from pydantic import BaseModel, ValidationError, WithJsonSchema
+from starlette.datastructures import QueryParams
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api import problems, uploads
+from app.api.leaving import has_sent, while_connected
 from app.errors import DeadlineExceeded, InvalidField, Malformed, SeqserveError, TooLarge, UnsupportedType
 
 MAX_FIELDS: Final = 32  # more than any request has
@@ -23,8 +25,14 @@ DRAINED: Final = 16  # a body up to so many times too large is read to its end b
 DRAINING_S: Final = 1.0  # if the end comes soon
 REFUSED: Final = 2**20  # bytes of a body that are dropped when its sender is refused before it was looked at
 TIMEOUT: Final = "X-Request-Timeout"
+TIMEOUT_FIELD: Final = TIMEOUT.lower().encode()
+UTF_8: Final = ("utf-8", "utf8", "us-ascii")  # and what is the same
 CHARACTERS: Final = 100  # of a request's texts that cost one unit where rates are limited,
-IMAGE: Final = 4  # and units that an image costs
+IMAGE: Final = 4  # and units that an image costs;
+BEAM: Final = 10  # least width of a search for runs of words, as the predictor has it,
+STEPS: Final = 10  # steps of one of its rows, a word each, that cost one unit,
+PLACES: Final = 40  # alternatives that cost as much as the place in a text that they are told of,
+ROWS: Final = 6  # and rows of a search for a caption that cost one unit
 PROBLEMS: Final = problems.documented(
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.NOT_FOUND,
@@ -35,25 +43,54 @@ PROBLEMS: Final = problems.documented(
     HTTPStatus.GATEWAY_TIMEOUT,
 )  # of a route that asks a model
 
-Result = TypeVar("Result")
+Arrived = TypeVar("Arrived")
 
 
 def json_route(max_body_bytes: int) -> type[APIRoute]:
-    """Routes that take a JSON body of at most so many bytes, and whose work stops when the caller leaves."""
+    """Routes that take a JSON body of at most so many bytes, and whose work stops when the caller leaves.
+
+    Where nothing is wrong with a body, and there is nothing else to be checked, the endpoint is called as it is: it
+    takes the body's model, the rest of what it depends on asks for the request alone, and it returns a Response. All
+    else is left to FastAPI's own handler, which takes several times as long and tells every fault.
+    """
 
     class JsonRoute(APIRoute):
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["method"] not in (self.methods or ()):
+                await super().handle(scope, receive, send)
+                return
+            _require_json(_header(scope, b"content-type"))
+            _set_deadline(scope)
+            request = Request(scope, _counted(scope, receive, max_body_bytes))
+            content = await _in_time(scope, request.body())
+            asked = self._read(content) if _is_plain(scope) else None
+            document = await _parsed(request) if asked is None else asked
+            await _charge(scope, lambda: text_cost(document))
+            if asked is None:
+                scope["state"]["received"] = request
+                await super().handle(scope, receive, send)
+            else:
+                (body,) = self.dependant.body_params
+                response = await while_connected(scope, receive, _answer(self, request, **{body.name: asked}))
+                await response(scope, receive, send)
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            """FastAPI's handler."""
             handle = super().get_route_handler()
 
-            async def guarded(request: Request) -> Response:
-                _require_json(request.headers.get("content-type"))
-                _set_deadline(request)
-                counted = Request(request.scope, _counted(request, max_body_bytes))
-                document = await _arrive(counted)
-                await _charge(request, characters(document) // CHARACTERS)
-                return await while_connected(request.receive, handle(counted))
+            async def answer(request: Request) -> Response:
+                return await while_connected(request.scope, request.receive, handle(request.state.received))
 
-            return guarded
+            return answer
+
+        def _read(self, content: bytes) -> BaseModel | None:
+            """What the body asks, if nothing is wrong with it."""
+            (body,) = self.dependant.body_params
+            model = cast("type[BaseModel]", body.field_info.annotation)
+            try:
+                return model.model_validate_json(content)
+            except (ValidationError, InvalidField):
+                return None
 
     return JsonRoute
 
@@ -62,23 +99,46 @@ def image_route(max_upload_bytes: int, most: int) -> type[APIRoute]:
     """Routes that take one to `most` images in a body of at most so many bytes, otherwise as those of `json_route`."""
 
     class ImageRoute(APIRoute):
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["method"] not in (self.methods or ()):
+                await super().handle(scope, receive, send)
+                return
+            form = uploads.is_form(_header(scope, b"content-type"))
+            _set_deadline(scope)
+            request = Request(scope, _counted(scope, receive, max_upload_bytes))
+            with contextlib.ExitStack() as files:
+                arriving = uploads.received(request, most, files, form=form)
+                scope["state"]["images"] = await _in_time(scope, arriving)
+                images, query = len(scope["state"]["images"]), QueryParams(scope["query_string"])
+                await _charge(scope, lambda: image_cost(images, query))
+                if not _is_plain(scope):
+                    await super().handle(scope, receive, send)
+                    return
+                response = await while_connected(scope, receive, _answer(self, request))
+            await response(scope, receive, send)
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            """FastAPI's handler."""
             handle = super().get_route_handler()
 
-            async def guarded(request: Request) -> Response:
-                form = uploads.is_form(request.headers.get("content-type"))
-                _set_deadline(request)
-                counted = Request(request.scope, _counted(request, max_upload_bytes))
-                with contextlib.ExitStack() as files:
-                    async with _in_time(request):
-                        images = await uploads.received(counted, most, files, form=form)
-                    request.state.images = images
-                    await _charge(request, len(images) * IMAGE)
-                    return await while_connected(request.receive, handle(counted))
+            async def answer(request: Request) -> Response:
+                return await while_connected(request.scope, request.receive, handle(request))
 
-            return guarded
+            return answer
 
     return ImageRoute
+
+
+def _is_plain(scope: Scope) -> bool:
+    """Whether there is nothing to be checked but the body."""
+    return not (scope["path_params"] or scope["query_string"] or _header(scope, TIMEOUT_FIELD) is not None)
+
+
+async def _answer(route: APIRoute, request: Request, **asked: BaseModel) -> Response:
+    """The endpoint's response, without FastAPI's look at what it takes: its dependencies ask for the request alone."""
+    given = {each.name: await each.call(request) for each in route.dependant.dependencies if each.name and each.call}
+    response: Response = await route.endpoint(**asked, **given)
+    return response
 
 
 async def _images(request: Request) -> list[uploads.Upload]:
@@ -108,61 +168,47 @@ Deadline = Annotated[float, Depends(_deadline)]  # a time of time.monotonic
 Images = Annotated[list[uploads.Upload], Depends(_images)]  # on an image_route alone
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled when the caller leaves; then raise ClientDisconnect.
-
-    The body must have been received: what comes next on `receive` is the caller's leaving.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(receive))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.wait((working, leaving))
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def _require_json(content_type: str | None) -> None:
-    headers = Headers()
-    headers["content-type"] = content_type or ""
-    main, sub = headers.get_content_maintype(), headers.get_content_subtype()
-    charset = headers.get_content_charset("utf-8")
-    is_json = main == "application" and (sub == "json" or sub.endswith("+json"))
-    if not is_json or charset not in ("utf-8", "utf8", "us-ascii"):
+    if not _is_json(content_type):
         found = repr(content_type[:80]) if content_type else "none"
         raise UnsupportedType(f"Content-Type: expected application/json in UTF-8, found {found}")
 
 
-def _counted(request: Request, limit: int) -> Receive:
-    """`request.receive`, but TooLarge as soon as the body is known to be larger than `limit` bytes.
+@lru_cache(64)  # callers say it in few ways
+def _is_json(content_type: str | None) -> bool:
+    headers = Headers()
+    headers["content-type"] = content_type or ""
+    main, sub = headers.get_content_maintype(), headers.get_content_subtype()
+    charset = headers.get_content_charset("utf-8")
+    return main == "application" and (sub == "json" or sub.endswith("+json")) and charset in UTF_8
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    """The value of the first field of this name, in lower case."""
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), None)
+
+
+def _counted(scope: Scope, receive: Receive, limit: int) -> Receive:
+    """`receive`, but TooLarge as soon as the body is known to be larger than `limit` bytes.
 
     What is about to come is read and dropped first: a client that sends before it listens would find the connection
     reset, and never see the answer.
     """
-    told = int(request.headers.get("content-length", 0))
+    told = int(_header(scope, b"content-length") or 0)
     received = 0
 
-    async def receive() -> Message:
+    async def receive_counted() -> Message:
         nonlocal received
         if told > DRAINED * limit:
             raise TooLarge(f"body: expected at most {limit} bytes, found {told}")
-        message = await request.receive()
+        message = await receive()
         received += len(message.get("body", b""))
         if max(told, received) > limit:
-            ended = await _drained(request.receive, message, DRAINED * limit)
+            ended = await _drained(receive, message, DRAINED * limit)
             raise TooLarge(f"body: expected at most {limit} bytes, found {told or 'more'}", hopeless=not ended)
         return message
 
-    return receive
+    return receive_counted
 
 
 async def _drained(receive: Receive, message: Message, most: int) -> bool:
@@ -175,35 +221,36 @@ async def _drained(receive: Receive, message: Message, most: int) -> bool:
     return not message.get("more_body", False)
 
 
-def _set_deadline(request: Request) -> None:
+def _set_deadline(scope: Scope) -> None:
     """Note by when the request must be answered: its state's `timeout_s` after it came, a time of time.monotonic.
 
     A header that is no number of seconds is told by the route, once the body is here.
     """
-    limit: float = request.state.request_timeout_s
+    state = scope["state"]
+    limit: float = state["request_timeout_s"]
     try:
-        wanted = float(request.headers.get(TIMEOUT, limit))
+        wanted = float(_header(scope, TIMEOUT_FIELD) or limit)
     except ValueError:
         wanted = limit
-    request.state.timeout_s = min(limit, wanted) if wanted > 0 else limit
-    request.state.deadline = request.state.started + request.state.timeout_s
+    state["timeout_s"] = min(limit, wanted) if wanted > 0 else limit
+    state["deadline"] = state["started"] + state["timeout_s"]
 
 
-@contextlib.asynccontextmanager
-async def _in_time(request: Request) -> AsyncIterator[None]:
-    """Raise DeadlineExceeded where what arrives meanwhile takes longer."""
+async def _in_time(scope: Scope, arriving: Awaitable[Arrived]) -> Arrived:
+    """What is arriving, as the body does. Raise DeadlineExceeded where that takes too long."""
+    if has_sent(scope):  # then it takes no time, and a timer is saved
+        return await arriving
     try:
-        async with asyncio.timeout(request.state.deadline - time.monotonic()):
-            yield
+        async with asyncio.timeout(scope["state"]["deadline"] - time.monotonic()):
+            return await arriving
     except TimeoutError as error:
-        told = f"body: expected within {request.state.timeout_s:g} s, it is still arriving"
+        told = f"body: expected within {scope['state']['timeout_s']:g} s, it is still arriving"
         raise DeadlineExceeded(told) from error
 
 
-async def _arrive(request: Request) -> Any:
-    """The body, once the whole of it is here and parsed; the request keeps it."""
-    async with _in_time(request):
-        body = await request.body()
+async def _parsed(request: Request) -> Any:
+    """The JSON of a body that is here, which the request keeps. Raise Malformed if it is none."""
+    body = await request.body()
     try:
         body.decode()
         if b"\0" in body:  # UTF-16 and UTF-32 of JSON are full of them, UTF-8 has none
@@ -223,11 +270,39 @@ def characters(document: Any) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-async def _charge(request: Request, cost: int) -> None:
+def text_cost(document: Any) -> int:
+    """Units for a JSON body: its texts, what is told of each place in them, and the steps of a search for runs."""
+    if isinstance(document, BaseModel):
+        document = document.model_dump(exclude_unset=True)
+    asked = document if isinstance(document, dict) else {}
+    length = characters(document)
+    alternatives = _count(asked.get("alternatives"), 0, 10, 0) if asked.get("per_token") else 0
+    steps = (_count(asked.get("words"), 1, 5, 1) - 1) * max(_count(asked.get("top_k"), 1, 50, 5), BEAM)
+    return length * (PLACES + alternatives) // (PLACES * CHARACTERS) + steps // STEPS
+
+
+def image_cost(images: int, query: QueryParams) -> int:
+    """Units for images: each itself, and the rows of the search for its caption and, where asked for, a wider one."""
+    beam = _count(query.get("beam"), 1, 10, 3)
+    alternatives = _count(query.get("alternatives"), 0, 9, 0)
+    rows = beam + (alternatives + 1 if alternatives >= beam else 0)
+    return images * (IMAGE + rows // ROWS)
+
+
+def _count(value: Any, least: int, most: int, default: int) -> int:
+    """A field as the route will read it; what that refuses costs nothing beside."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return default
+    return int(found) if least <= found <= most else default
+
+
+async def _charge(scope: Scope, cost: Callable[[], int]) -> None:
     """What the body costs, where rates are limited. Raise RateLimited if that is too much."""
-    bill = getattr(request.state, "bill", None)
-    if bill and cost:
-        await bill.charge(cost)
+    bill = scope["state"].get("bill")
+    if bill and (units := cost()):
+        await bill.charge(units)
 
 
 async def refuse(error: SeqserveError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,7 +25,13 @@ PIECE: Final = 256  # token scores encoded at once: about a millisecond
 def routes(max_body_bytes: int) -> APIRouter:
     """The language model's routes; `max_body_bytes` is for /perplexity."""
     router = APIRouter(tags=["language model"], responses=PROBLEMS)
-    router.add_api_route("/next-word", next_word, methods=["POST"], route_class_override=json_route(NEXT_WORD_BYTES))
+    router.add_api_route(
+        "/next-word",
+        next_word,
+        methods=["POST"],
+        response_model=NextWordAnswer,
+        route_class_override=json_route(NEXT_WORD_BYTES),
+    )
     router.add_api_route(
         "/perplexity",
         perplexity,
@@ -36,22 +42,23 @@ def routes(max_body_bytes: int) -> APIRouter:
     return router
 
 
-async def next_word(body: NextWord, catalogue: CatalogueOf, deadline: Deadline) -> NextWordAnswer:
+async def next_word(body: NextWord, catalogue: CatalogueOf, deadline: Deadline) -> Response:
     """Suggest how a text may go on: the likeliest next words, or the rest of a word being typed."""
     served = catalogue.get(body.model, FAMILY)
     payload = runtime.Suggest(body.text, body.top_k, body.words, body.complete)
-    answer: runtime.Suggestions = await served.answer(payload, deadline=deadline)
-    return {
+    found: runtime.Suggestions = await served.answer(payload, deadline=deadline)
+    answer: NextWordAnswer = {
         "model": served.name,
         "version": served.version,
         "suggestions": [
             {"text": one.text, "probability": one.probability, "log_probability": one.log_probability}
-            for one in answer.suggestions
+            for one in found.suggestions
         ],
-        "context_tokens": answer.context_tokens,
-        "unknown_words": answer.unknown_words,
-        "cached_tokens": answer.cached_tokens,
+        "context_tokens": found.context_tokens,
+        "unknown_words": found.unknown_words,
+        "cached_tokens": found.cached_tokens,
     }
+    return Response(_json(answer), media_type="application/json")
 
 
 async def perplexity(body: Perplexity, catalogue: CatalogueOf, deadline: Deadline) -> Response:
@@ -126,6 +133,6 @@ def _token_score(score: scoring.TokenScore) -> TokenScore:
     }
 
 
-def _json(value: Score | list[TokenScore]) -> bytes:
+def _json(value: NextWordAnswer | Score | list[TokenScore]) -> bytes:
     """NaN becomes null."""
     return to_json(value, inf_nan_mode="null")

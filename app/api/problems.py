@@ -29,6 +29,8 @@ from app.errors import (
     TooLarge,
     Unauthenticated,
     UnknownModel,
+    UnknownVersion,
+    Unservable,
     UnsupportedType,
 )
 
@@ -57,6 +59,8 @@ KINDS: Final[dict[type[SeqserveError], Kind]] = {
     Forbidden: Kind(HTTPStatus.FORBIDDEN, "/problems/forbidden", "Not allowed"),
     RateLimited: Kind(HTTPStatus.TOO_MANY_REQUESTS, "/problems/rate-limited", "Too much asked for"),
     UnknownModel: Kind(HTTPStatus.NOT_FOUND, "/problems/unknown-model", "No such model"),
+    UnknownVersion: Kind(HTTPStatus.NOT_FOUND, "/problems/unknown-version", "No such version"),
+    Unservable: Kind(HTTPStatus.CONFLICT, "/problems/unservable", "Can't be served"),
     NotReady: Kind(HTTPStatus.SERVICE_UNAVAILABLE, "/problems/not-ready", "Not ready"),
     Overloaded: Kind(HTTPStatus.SERVICE_UNAVAILABLE, "/problems/overloaded", "Overloaded"),
     DeadlineExceeded: Kind(HTTPStatus.GATEWAY_TIMEOUT, "/problems/deadline-exceeded", "Deadline passed"),
@@ -140,8 +144,8 @@ def _headers(error: SeqserveError) -> dict[str, str]:
             return {"Retry-After": str(error.retry_after)}
         case Unauthenticated():
             return {"WWW-Authenticate": 'Bearer error="invalid_token"' if error.refused else "Bearer"}  # RFC 6750, 3
-        case NotReady():
-            return {"Retry-After": str(NOT_READY_RETRY_S)}
+        case NotReady(closing=closing):
+            return {"Retry-After": str(NOT_READY_RETRY_S)} | ({"Connection": "close"} if closing else {})
         case TooLarge(hopeless=True) | DeadlineExceeded():
             return {"Connection": "close"}  # the rest of the body, if any, isn't read
     return {}

@@ -14,10 +14,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import guard
 from app.api.access import address
@@ -97,10 +98,10 @@ class Quota:
     units: int
     window_s: int
 
-    @property
-    def policy(self) -> str:
+    @cached_property
+    def policy(self) -> bytes:
         """The value of RateLimit-Policy."""
-        return f'"{POLICY}";q={self.units};w={self.window_s};qu="cost"'
+        return f'"{POLICY}";q={self.units};w={self.window_s};qu="cost"'.encode()
 
 
 class Rates:
@@ -199,18 +200,13 @@ class Rated:
             return
         bill = Bill(self._rates, caller(scope))
         scope["state"]["bill"] = bill
-
-        async def send_rated(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *bill.headers()]
-            await send(message)
-
+        scope["state"]["more_headers"].append(bill.headers)
         try:
             await bill.charge(1)
         except RateLimited as error:
-            await guard.refuse(error, scope, receive, send_rated)
+            await guard.refuse(error, scope, receive, send)
         else:
-            await self.app(scope, receive, send_rated)
+            await self.app(scope, receive, send)
 
 
 class Bill:
@@ -235,14 +231,18 @@ class Bill:
     def headers(self) -> list[tuple[bytes, bytes]]:
         """RateLimit-Policy and RateLimit, as the caller stands now."""
         standing = f'"{POLICY}";r={self._standing.remaining};t={self._standing.reset_s}'
-        return [(b"ratelimit-policy", self._rates.quota.policy.encode()), (b"ratelimit", standing.encode())]
+        return [(b"ratelimit-policy", self._rates.quota.policy), (b"ratelimit", standing.encode())]
 
 
 def caller(scope: Scope) -> str:
     """By the name of its key, else by its address; who has an IPv6 address has the 2^64 beside it as well."""
     if name := scope["state"].get("key"):
         return f"key:{name}"
-    host = (scope.get("client") or ("", 0))[0]
+    return _place((scope.get("client") or ("", 0))[0])
+
+
+@lru_cache(1024)  # who asks asks again
+def _place(host: str) -> str:
     try:
         found = address(host)
     except ValueError:

@@ -3,9 +3,10 @@
 import hashlib
 import re
 from base64 import b64encode
-from typing import Final
+from collections.abc import Collection
+from typing import Final, TypeAlias
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+Header: TypeAlias = tuple[bytes, bytes]
 
 # Where a response does not say otherwise: the page and the documentation have policies of their own.
 HEADERS: Final = (
@@ -27,23 +28,7 @@ def documentation_policy(page: bytes) -> str:
     )
 
 
-class Secured:
-    """Every response has HEADERS."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Add to one response what it does not say itself."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def send_secured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                told = message.get("headers", ())
-                names = {name.lower() for name, _ in told}
-                message["headers"] = [*told, *(pair for pair in HEADERS if pair[0] not in names)]
-            await send(message)
-
-        await self.app(scope, receive, send_secured)
+def secured(headers: Collection[Header]) -> Collection[Header]:
+    """The headers of a response, and HEADERS where these do not say otherwise."""
+    told = {name.lower() for name, _ in headers}
+    return (*headers, *(pair for pair in HEADERS if pair[0] not in told))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import SettingsError
 from app.runtime.account import Account
@@ -66,15 +66,9 @@ class Traced:
         parent = self._propagator.extract(sent)
         span = self._tracer.start_span(scope["method"], parent, SpanKind.SERVER, start_time=self._epoch_ns())
         scope["state"]["trace"] = format_trace_id(span.get_span_context().trace_id)
-
-        async def send_traced(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                span.set_attribute("http.response.status_code", message["status"])
-                message["headers"] = [*message.get("headers", ()), *self._told(span)]
-            await send(message)
-
+        scope["state"]["more_headers"].append(lambda: self._told(span))
         try:
-            await self.app(scope, receive, send_traced)
+            await self.app(scope, receive, send)
         finally:
             self._end(span, scope)
 
@@ -93,6 +87,8 @@ class Traced:
             span.update_name(f"{scope['method']} {route}")
             span.set_attribute("http.route", route)
         span.set_attributes({"http.request.method": scope["method"], "seqserve.request_id": state["request_id"]})
+        if status := state.get("status"):
+            span.set_attribute("http.response.status_code", status)
         account: Account = state["account"]
         offset_ns = self._epoch_ns() - int(self._now() * 1e9)  # between the two clocks
         for name, begin, end in (("queue", account.accepted, account.begun), ("engine", account.begun, account.ended)):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 import threading
 from typing import Any
 
@@ -182,6 +183,55 @@ def test_what_two_servers_could_read_as_two_things_is_refused_and_nothing_after_
     assert answer.count(b"HTTP/1.1 ") <= 1
     assert not answer or 400 <= int(answer.split()[1]) < 500
     assert b"Traceback" not in answer
+
+
+@pytest.mark.parametrize("piece", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    "wish",
+    [
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n",
+        b"Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\n",
+    ],
+    ids=["h2c", "websocket"],
+)
+@pytest.mark.parametrize(
+    "body",
+    [b'Content-Length: 13\r\n\r\n{"text": "a"}', b'Transfer-Encoding: chunked\r\n\r\nd\r\n{"text": "a"}\r\n0\r\n\r\n'],
+    ids=["of known length", "in chunks"],
+)
+def test_who_would_rather_speak_another_protocol_is_answered_in_this_one_and_nothing_after_it(
+    served: FakeServed, wish: bytes, body: bytes, piece: int
+) -> None:
+    request = CHUNKED + wish + b"X-Request-Id: mine\r\n" + body + SMUGGLED
+    with listening(service(served)) as connection, connection.makefile("rb") as received:
+        for start in range(0, len(request), piece):
+            send(connection, request[start : start + piece])
+        head, _, answer = received.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert {b"connection: close", b"x-request-id: mine"} <= set(head.split(b"\r\n"))
+    assert json.loads(answer)["context_tokens"] == 2
+
+
+@pytest.mark.parametrize("rude", [True, False], ids=["reset", "closed"])
+def test_who_leaves_files_unread_that_it_asked_for_at_once_leaves_no_trace_in_the_log(
+    served: FakeServed, rude: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = threading.Event()
+
+    class Watched(bounded(100)):  # type: ignore[misc]  # made by a call
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            left.set()
+
+    with listening(service(served), Watched) as connection:
+        with connection.makefile("rb") as received:
+            connection.sendall(b"GET /docs/files/swagger-ui-bundle.js HTTP/1.1\r\nHost: service\r\n\r\n" * 4)
+            assert received.readline() == b"HTTP/1.1 200 OK\r\n"
+        if rude:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        assert left.wait(30)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_requests_that_wait_for_the_answers_before_theirs_are_few(served: FakeServed) -> None:

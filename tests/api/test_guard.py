@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.api.guard import while_connected
 from tests.api.conftest import FakeServed, connect, listening, plausible, service
 
 JSON = {"Content-Type": "application/json"}
@@ -64,6 +64,59 @@ async def test_what_is_not_json_is_told_so(served: FakeServed, body: bytes) -> N
     async with connect(service(served)) as client:
         response = await client.post("/next-word", content=body, headers=JSON)
     assert (response.status_code, response.headers["content-type"]) == (400, "application/problem+json")
+
+
+ODD = [
+    b'{"text": "a"}',
+    b' \r\n\t{"te\\u0078t": "\\ud83d\\ude00\\u0000", "model": null}\n',
+    b'\xef\xbb\xbf{"text": "a"}',
+    b'{"text": 5, "text": "b"}',
+    b'{"text": "a", "text": 5}',
+    b'{"texts": ["a"], "texts": ["b", "c"], "mode": "sentence"}',
+    b'{"text": "a", "text": "b"%b}' % (b', "text": "c"' * 40),
+    b'{"text": "a", "top_k": 2.0, "words": 2e0}',
+    b'{"text": "a", "top_k": 2.5, "words": NaN, "complete": 1}',
+    b'{"text": "a", "top_k": 1e400, "words": -Infinity}',
+    b'{"text": "a", "top_k": 1000000000000000000000, "model": "none"}',
+    b'{"text": "a", "alternatives": true, "per_token": "yes", "mode": "word"}',
+    b'{"text": "a", "texts": ["b"]}',
+    b'{"texts": ["a", "\\n", 7, "\\ud83d"]}',
+    b'{"texts": []}',
+    b'{"text": "\\ud83d"}',
+    b'{"text": "a\tb"}',
+    b'{"text": "a\x00"}',
+    b'{"text": "a"}\x0b',
+    b'{"text": "\xff"}',
+    b'{"text": "a",}',
+    b'{"text": "a", "other": %b}' % (b"[" * 500 + b"]" * 500),
+    b'{"text": "a", "other": %b}' % (b"1" * 4000),
+    b"[" * 300 + b"]" * 300,
+    b"null",
+    b"{}",
+    b"[]",
+    b"",
+]
+
+
+@pytest.mark.parametrize("body", ODD, ids=lambda body: repr(body[:40]))
+@pytest.mark.parametrize("path", ["/next-word", "/perplexity"])
+@pytest.mark.anyio
+async def test_a_body_means_the_same_however_quickly_it_is_read(served: FakeServed, path: str, body: bytes) -> None:
+    async def heard(**checked: str) -> tuple[int, str, str, list[Any]]:
+        asked = []
+
+        async def answering(payload: Any, deadline: float | None) -> Any:
+            asked.append(payload)
+            return await plausible(payload, deadline)
+
+        served.answering = answering
+        async with connect(service(served, rate_limit="1000/hour")) as client:
+            response = await client.post(path, content=body, headers={**JSON, **checked})
+        left = response.headers["ratelimit"].partition(";t=")[0]
+        return response.status_code, response.text, left, asked
+
+    by_fastapi = {"X-Request-Timeout": "60"}  # a header that it is to check
+    assert await heard() == await heard(**by_fastapi)
 
 
 async def chunks(count: int, sent: list[int], begin: bytes = b"") -> AsyncIterator[bytes]:
@@ -253,27 +306,17 @@ async def test_a_time_that_is_none_is_told(served: FakeServed, sent: str) -> Non
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "X-Request-Timeout")
 
 
-@pytest.mark.anyio
-async def test_work_ends_with_its_result_or_its_error_while_the_caller_waits() -> None:
-    async def silent() -> dict[str, Any]:
-        await asyncio.get_running_loop().create_future()
-        return {}
-
-    async def failing() -> None:
-        raise LookupError
-
-    assert await while_connected(silent, asyncio.sleep(0, "done")) == "done"
-    with pytest.raises(LookupError):
-        await while_connected(silent, failing())
-
-
 def request(path: str, body: bytes, *headers: str) -> bytes:
     head = [f"POST {path} HTTP/1.1", "Host: service", "Content-Type: application/json", *headers]
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
-@pytest.mark.parametrize("path", ["/next-word", "/perplexity"])
-def test_when_the_caller_leaves_its_work_is_cancelled(served: FakeServed, path: str) -> None:
+@pytest.mark.parametrize(("path", "size"), [("/next-word", 1), ("/perplexity", 1), ("/perplexity", 100_000)])
+@pytest.mark.parametrize("protocol", [None, HttpToolsProtocol], ids=["our server", "another server"])
+@pytest.mark.parametrize("more", ["X-Ignored: 1", "X-Request-Timeout: 60"], ids=["quickly", "with a header to check"])
+def test_when_the_caller_leaves_its_work_is_cancelled(
+    served: FakeServed, path: str, size: int, protocol: type[asyncio.Protocol] | None, more: str
+) -> None:
     begun, cancelled = threading.Event(), threading.Event()
 
     async def endless(payload: Any, deadline: float | None) -> Any:
@@ -285,9 +328,11 @@ def test_when_the_caller_leaves_its_work_is_cancelled(served: FakeServed, path: 
             raise
 
     served.answering = endless
-    body = b'{"text": "a"}'
-    with listening(service(served)) as connection:
-        connection.sendall(request(path, body, f"Content-Length: {len(body)}"))
+    body = json.dumps({"text": "a" * size}).encode()
+    with listening(service(served), protocol) as connection:
+        connection.sendall(request(path, b"", f"Content-Length: {len(body)}", "Expect: 100-continue", more))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(body)  # of a large one, reading stops at its end
         assert begun.wait(30)
         connection.close()
         assert cancelled.wait(30)

@@ -74,6 +74,21 @@ def test_text_tells_the_fields_after_the_message() -> None:
     )
 
 
+def test_what_is_told_without_its_caller_is_as_any_other_line() -> None:
+    stream = io.StringIO()
+    log = logging.getLogger("tests.api.informed")
+    log.addHandler(logs.handler("json", stream))
+    log.propagate = False
+    log.setLevel(logging.WARNING)
+    logs.inform(log, "request", {"id": "x"})
+    assert not stream.getvalue()
+    log.setLevel(logging.INFO)
+    log.info("request", extra=logs.fields({"id": "x", "model": None}))
+    logs.inform(log, "request", {"id": "x", "model": None})
+    usual, quick = ({**json.loads(line), "time": ""} for line in stream.getvalue().splitlines())
+    assert quick == usual == {"time": "", "level": "info", "logger": log.name, "message": "request", "id": "x"}
+
+
 @pytest.mark.anyio
 async def test_a_request_is_one_line_without_the_callers_text(
     served: FakeServed, caplog: pytest.LogCaptureFixture

@@ -1,6 +1,7 @@
 """What wraps every request."""
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -58,6 +59,15 @@ async def test_any_other_request_id_is_replaced_by_a_new_one(served: FakeServed,
         first, second = [(await client.get("/livez", headers=headers)).headers["x-request-id"] for _ in "ab"]
     assert len(first) == 32
     assert first != second
+
+
+async def test_no_two_requests_have_one_name_in_a_process_or_in_several(served: FakeServed) -> None:
+    named = []
+    for app in (service(served), service(served)):  # as in two processes: each has a prefix of its own
+        async with connect(app) as client:
+            named += [(await client.get("/livez")).headers["x-request-id"] for _ in range(20)]
+    assert len(set(named)) == 40
+    assert all(re.fullmatch("[0-9a-f]{32}", name) for name in named)
 
 
 @pytest.mark.parametrize("sent", ["x" * 128, "!", "~"])

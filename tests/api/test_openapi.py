@@ -31,6 +31,7 @@ async def test_every_route_of_the_contract_is_documented(document: dict[str, Any
         "/metrics",
         "/models",
         "/models/{model}",
+        "/models/{model}/activate",
         "/models/{model}/files/{name}",
     }
 

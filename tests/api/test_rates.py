@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.datastructures import QueryParams
 
 from app.api import guard, rates
 from app.api.rates import Bill, Memory, Quota, Rates
@@ -253,3 +254,51 @@ async def test_a_rate_that_is_none_is_refused(served: FakeServed, limit: str, st
         service(served, rate_limit=limit, rate_storage=storage)
     assert told in str(error.value)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("document", "cost"),
+    [
+        ({"text": "a" * 99}, 0),
+        ({"text": "a" * 100, "top_k": 50}, 1),
+        ({"text": "", "words": 2}, 1),
+        ({"text": "", "words": 5}, 4),
+        ({"text": "", "words": 5, "top_k": 50}, 20),
+        ({"text": "", "words": 1, "top_k": 50}, 0),
+        ({"text": "", "words": 10**9, "top_k": "many"}, 0),
+        ({"text": "a" * 1000, "alternatives": 10}, 10),
+        ({"text": "a" * 1000, "alternatives": 10, "per_token": True}, 12),
+        ({"texts": ["a" * 500, "b" * 500], "alternatives": 4, "per_token": True}, 11),
+        ({"text": "", "words": 10**400}, 0),
+        ([1, 2], 0),
+    ],
+)
+def test_what_is_searched_for_and_told_beside_costs_units_too(document: Any, cost: int) -> None:
+    assert guard.text_cost(document) == cost
+
+
+@pytest.mark.parametrize(
+    ("images", "query", "cost"),
+    [
+        (1, "", 4),
+        (8, "", 32),
+        (1, "beam=10", 5),
+        (1, "alternatives=2", 4),
+        (1, "alternatives=9", 6),
+        (2, "beam=10&alternatives=9", 10),
+        (1, "beam=10.0", 5),
+        (1, "beam=1000", 4),
+        (1, "beam=nan", 4),
+        (1, "beam=wide", 4),
+    ],
+)
+def test_a_wider_search_for_a_caption_costs_more(images: int, query: str, cost: int) -> None:
+    assert guard.image_cost(images, QueryParams(query)) == cost
+
+
+async def test_a_search_that_costs_too_much_is_refused_before_the_model(served: FakeServed) -> None:
+    async with connect(service(served, rate_limit="20/hour")) as client:
+        plain = await client.post("/next-word", json={"text": "a", "top_k": 50})
+        wide = await client.post("/next-word", json={"text": "a", "top_k": 50, "words": 5})
+    assert plain.headers["ratelimit"].startswith('"default";r=19;')
+    assert wide.status_code == 429

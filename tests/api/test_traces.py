@@ -35,7 +35,7 @@ async def test_a_request_is_a_span_with_its_queue_and_engine_in_it(served: FakeS
     provider = sdk.TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(trace_export.SimpleSpanProcessor(exporter))
     app = service(served)
-    app.user_middleware.insert(2, Middleware(Traced, provider=provider, now=lambda: 10.0, epoch_ns=lambda: 10**18))
+    app.user_middleware.insert(1, Middleware(Traced, provider=provider, now=lambda: 10.0, epoch_ns=lambda: 10**18))
     async with connect(app) as client:
         response = await client.post("/next-word", json={"text": "a"}, headers=sent)
     queue, engine, whole = exporter.get_finished_spans()

@@ -1,8 +1,10 @@
-"""What keys, rates and the log cost a request, in microseconds of one core: the median of rounds.
+"""What a request costs beside the model's answer, in microseconds of one core: the median of rounds.
 
     python tests/bench/overhead.py
 
-Each piece stands before an application that answers at once. The last line is JSON.
+The whole path is that of POST /next-word from the bytes that come to the bytes that go, the kernel's part left out,
+with a model that answers at once; the echo is a FastAPI application that only checks such a request and writes such an
+answer, under uvicorn as it is. Each piece stands before an application that answers at once. The last line is JSON.
 """
 
 import asyncio
@@ -14,26 +16,149 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
+import uvicorn
+import uvloop
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from app.api import keys, logs, rates  # noqa: E402  # of this tree, however it is run
+from app.api import connections, keys, logs, rates  # noqa: E402  # of this tree, however it is run
 from app.api.access import NEEDED, Access  # noqa: E402
 from app.api.keys import Keys  # noqa: E402
-from app.api.middleware import Measure  # noqa: E402
+from app.api.middleware import Edge  # noqa: E402
 from app.api.rates import Rated  # noqa: E402
-from app.api.security import Secured  # noqa: E402
 from app.runtime.account import ACCOUNT, Account  # noqa: E402
+from app.runtime.language_model import Suggestion, Suggestions  # noqa: E402
 from app.runtime.metrics import Metrics  # noqa: E402
+from tests.api.conftest import FakeServed, service  # noqa: E402
 
 ROUNDS: Final = 15
 REQUESTS: Final = 2000
+BODY: Final = b'{"text": "the company said its third quarter "}'
+REQUEST: Final = (
+    b"POST /next-word HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    % (
+        len(BODY),
+        BODY,
+    )
+)
 HEADERS: Final = [(b"host", b"a"), (b"user-agent", b"b"), (b"accept", b"*/*"), (b"content-type", b"application/json")]
+
+
+class Word(BaseModel):
+    """A suggestion of the echo."""
+
+    text: str
+    probability: float
+    log_probability: float
+
+
+class Asked(BaseModel):
+    """What the echo is asked."""
+
+    text: str
+    top_k: int = 5
+    words: int = 1
+    complete: bool = False
+    model: str | None = None
+
+
+class Told(BaseModel):
+    """What the echo answers."""
+
+    model: str
+    version: str
+    suggestions: list[Word]
+    context_tokens: int
+    unknown_words: list[str]
+    cached_tokens: int
+
+
+async def echoed(asked: Asked) -> Told:
+    words = [Word(text="the", probability=0.5, log_probability=-0.693)] * 5
+    return Told(
+        model="ptb", version="1", suggestions=words, context_tokens=len(asked.text), unknown_words=[], cached_tokens=0
+    )
+
+
+def echo() -> FastAPI:
+    app = FastAPI()
+    app.add_api_route("/next-word", echoed, methods=["POST"])
+    return app
+
+
+def ours(**settings: Any) -> FastAPI:
+    """The service, whose model answers at once."""
+    found = Suggestions([Suggestion("the", 0.5, -0.693)] * 5, 7, [], 6)
+
+    async def at_once(payload: Any, deadline: float | None) -> Suggestions:
+        return found
+
+    bundle = SimpleNamespace(manifest=SimpleNamespace(version="1"))
+    return service(FakeServed("ptb", cast(Any, bundle), at_once), **settings)
+
+
+class Wire(asyncio.Transport):
+    """A connection whose other end is this program."""
+
+    def __init__(self) -> None:
+        super().__init__({"sockname": ("127.0.0.1", 1), "peername": ("127.0.0.1", 2)})
+        self.written: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """No more comes of itself."""
+
+    def pause_reading(self) -> None:
+        """Nothing comes unasked."""
+
+    def resume_reading(self) -> None:
+        """Nothing comes unasked."""
+
+
+async def path_us(app: FastAPI, protocol: type[HttpToolsProtocol]) -> float:
+    """The loop's time for a request, from its bytes to those of its answer."""
+    config = uvicorn.Config(app, http=protocol, ws="none", log_config=None, server_header=False, proxy_headers=False)
+    config.load()
+    async with app.router.lifespan_context(app) as state:
+        server = ServerState()
+        serving = protocol(config, server, dict(state or {}))
+        wire = Wire()
+        serving.connection_made(wire)
+        taken = []
+        for _ in range(ROUNDS):
+            began = time.thread_time()
+            for _ in range(REQUESTS):
+                wire.written.clear()
+                serving.data_received(REQUEST)
+                (answering,) = server.tasks
+                await answering
+            taken.append((time.thread_time() - began) / REQUESTS * 1e6)
+        serving.connection_lost(None)
+    assert wire.written[0].startswith(b"HTTP/1.1 200 OK")
+    return statistics.median(taken)
+
+
+async def whole() -> dict[str, float]:
+    return {
+        "the whole path": await path_us(ours(), connections.bounded(1)),
+        "the whole path, with rates": await path_us(ours(rate_limit="1000000000/hour"), connections.bounded(1)),
+        "the echo's whole path": await path_us(echo(), HttpToolsProtocol),
+    }
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +180,7 @@ async def microseconds(app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> floa
     for _ in range(ROUNDS):
         began = time.perf_counter()
         for _ in range(REQUESTS):
-            state: dict[str, Any] = {"request_id": "0" * 32}
+            state: dict[str, Any] = {"request_id": "0" * 32, "more_headers": []}
             scope = {"type": "http", "method": "POST", "path": "/next-word", "headers": headers, "state": state}
             await app({**scope, "client": ("127.0.0.1", 1)}, unread, unsent)
         taken.append((time.perf_counter() - began) / REQUESTS * 1e6)
@@ -83,17 +208,12 @@ async def measured(folder: Path) -> dict[str, float]:
     paths, keyed = list(NEEDED), [*HEADERS, (b"authorization", f"Bearer {secret}".encode())]
     limits = rates.open_rates("1000000000/hour", "memory://", metrics)
     found = Keys(folder / "keys")
-    log = logging.getLogger("app.api.middleware")
-    log.propagate = False
-    log.setLevel(logging.INFO)
-    log.addHandler(logs.handler("json", io.StringIO()))
     stacks: dict[str, tuple[ASGIApp, list[tuple[bytes, bytes]]]] = {
         "nothing": (answer, HEADERS),
         "access, no keys": (Access(answer, None, paths), HEADERS),
         "access, 101 keys": (Access(answer, found, paths), keyed),
         "access, 101 keys, and rates": (Access(Rated(answer, limits), found, paths), keyed),
-        "security headers": (Secured(answer), HEADERS),
-        "metrics and the log's line": (Measure(answer, metrics), HEADERS),
+        "names, security, metrics, the log's line": (Edge(answer, metrics), HEADERS),
     }
     base = await microseconds(*stacks.pop("nothing"))
     return {name: await microseconds(*stack) - base for name, stack in stacks.items()}
@@ -101,11 +221,15 @@ async def measured(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Print a table."""
-    with tempfile.TemporaryDirectory() as folder:
-        figures = asyncio.run(measured(Path(folder)))
+    log = logging.getLogger("app")
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    log.addHandler(logs.handler("json", io.StringIO()))
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        figures = runner.run(whole()) | runner.run(measured(Path(folder)))
     figures["a request's account, in the batcher"] = batcher_us()
     for name, figure in figures.items():
-        print(f"{name:36}{figure:8.1f} us")
+        print(f"{name:44}{figure:8.1f} us")
     print(json.dumps({name: round(figure, 2) for name, figure in figures.items()}))
 
 
