@@ -114,6 +114,12 @@ class Bundle:
             raise BundleError(f"{self.folder / MANIFEST}: expected a file {name} in the list, found none")
         return self.folder / name
 
+    def content(self, name: str) -> bytes:
+        """The file's bytes; BundleError if it can't be read any more."""
+        path = self.path(name)
+        with _told(path):
+            return path.read_bytes()
+
     def text(self, name: str) -> str:
         """The file's text, its line breaks as they stand; BundleError unless it is UTF-8."""
         return _text(self.path(name), self.manifest.files[name].bytes)
@@ -200,7 +206,7 @@ def current(store: Path, model: str) -> str:
 
 
 def activate(store: Path, model: str, version: str) -> None:
-    """Make `version` the current one, atomically; BundleError if there is no such version."""
+    """Make `version` the current one, atomically; BundleError if there is no such version, OSError if it can't be."""
     home = _inside(store, model)
     known = versions(store, model)
     if version not in known:

@@ -9,6 +9,8 @@ SeqserveError
 |- Forbidden          who asks is not allowed to
 |- RateLimited        who asks has asked for too much of late
 |- UnknownModel       no model of that name
+|- UnknownVersion     the model has no version of that name
+|- Unservable         the version exists but can't be served
 |- NotReady           the model exists but can't answer now
 |- Overloaded         the queue is full
 |- DeadlineExceeded   the answer would come too late
@@ -71,8 +73,20 @@ class UnknownModel(SeqserveError):
     """No model of this name."""
 
 
+class UnknownVersion(SeqserveError):
+    """No version of this name in the model's folder."""
+
+
+class Unservable(SeqserveError):
+    """A version that was asked to serve can't: its bundle was refused, and what served before goes on."""
+
+
 class NotReady(SeqserveError):
-    """The model was refused, is still loading or is shutting down."""
+    """The model was refused, is still loading or is shutting down; `closing` if no more can be asked here at all."""
+
+    def __init__(self, message: str, *, closing: bool = False) -> None:
+        super().__init__(message)
+        self.closing = closing
 
 
 class Overloaded(SeqserveError):

@@ -2,27 +2,33 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from app import bundle
 from app.api import access, guard, language, operations, page, problems, rates, traces, vision
 from app.api.access import Access
 from app.api.keys import Keys
-from app.api.middleware import Head, Measure, RequestId, Unexpected
+from app.api.middleware import Edge, Head, Unexpected
 from app.api.rates import Rated
-from app.api.security import Secured
 from app.api.state import Catalogue, State
 from app.api.traces import Traced
 from app.runtime.metrics import Metrics
 from app.runtime.registry import Registry
+from app.runtime.worker import Worker
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -40,13 +46,22 @@ class Application(FastAPI):
         access.document(document, with_keys=self.with_keys)
         return document
 
+    def build_middleware_stack(self) -> ASGIApp:
+        """The middleware that was added, around FastAPI's inner two: of its outer three, Unexpected has the office."""
+        app: ASGIApp = ExceptionMiddleware(AsyncExitStackMiddleware(self.router), self.exception_handlers)
+        for wrap, arguments, options in reversed(self.user_middleware):
+            app = wrap(app, *arguments, **options)
+        return app
 
-def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
+
+def create_app(settings: Settings, registry: Registry | None = None, worker: Worker | None = None) -> FastAPI:
     """The service. Its models load from the store, in a thread, from the moment it starts, unless a registry is given.
+
+    As one of several workers it loads, tells and changes what they have in common.
 
     Raise BundleError if there is no such store, SettingsError for a setting that can't be kept to.
     """
-    metrics = Metrics(CollectorRegistry())
+    metrics = worker.registry.metrics if worker else Metrics(CollectorRegistry())
     keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
     limits = rates.open_rates(settings.rate_limit, settings.rate_storage, metrics) if settings.rate_limit else None
     tracing = traces.exporting(settings.traces_endpoint) if settings.traces_endpoint else None
@@ -56,13 +71,16 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         loading: asyncio.Future[Registry] = asyncio.get_running_loop().create_future()
         if registry is None:
-            loading = asyncio.ensure_future(_load(settings, metrics))
+            load = worker.load if worker else partial(Registry.load, settings.store, metrics=metrics, **sizes(settings))
+            loading = asyncio.ensure_future(_load(settings, load))
         else:
             loading.set_result(registry)
-        catalogue = Catalogue(names, loading)
+        catalogue = Catalogue(names, loading, worker.activate, worker.reload) if worker else Catalogue(names, loading)
         _tell_who_may_ask(settings, keys)
-        yield {"catalogue": catalogue, "metrics": metrics, "request_timeout_s": settings.request_timeout_s}
-        await catalogue.close()
+        _reload_when_told(catalogue)
+        async with _attending(worker, catalogue):
+            yield {"catalogue": catalogue, "metrics": metrics, "request_timeout_s": settings.request_timeout_s}
+            await catalogue.close()
         if limits:
             await limits.close()
         if tracing:
@@ -76,18 +94,20 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
         redirect_slashes=False,
         openapi_url=None,  # a route of ours, so that it's measured as any other
         exception_handlers=dict.fromkeys(problems.HANDLED, problems.answer_error),
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own
     )
-    app.include_router(language.routes(settings.max_body_bytes))
-    app.include_router(vision.routes(settings.max_upload_bytes))
-    app.include_router(operations.router)
-    app.include_router(page.routes())
+    for router in (
+        language.routes(settings.max_body_bytes),
+        vision.routes(settings.max_upload_bytes),
+        operations.router,
+        page.routes(),
+    ):
+        app.routes.extend(router.routes)  # an included router would match every path twice
     app.mount(operations.DOCS_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files")
     app.with_keys = keys is not None
     app.user_middleware += [
-        Middleware(RequestId),
-        Middleware(Secured),
+        Middleware(Edge, metrics=metrics),
         *([Middleware(Traced, provider=tracing)] if tracing else []),
-        Middleware(Measure, metrics=metrics),
         *([_cors(settings.origins)] if settings.origins else []),
         Middleware(Head),
         Middleware(Unexpected),
@@ -117,18 +137,40 @@ def _tell_who_may_ask(settings: Settings, keys: Keys | None) -> None:
         log.warning("no API keys: %s answers to all who reach it, but for /metrics, which is local", settings.url)
 
 
-async def _load(settings: Settings, metrics: Metrics) -> Registry:
+def _reload_when_told(catalogue: Catalogue) -> None:
+    """SIGHUP begins a reload, as long as the event loop runs."""
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
+    else:
+        log.debug("SIGHUP is not heard: the event loop runs in another thread than the main one")
+
+
+def sizes(settings: Settings) -> dict[str, int]:
+    """What a registry may use of the machine."""
+    return {
+        "threads": settings.threads,
+        "queue_size": settings.queue_size,
+        "batch_size": settings.batch_size,
+        "cache_bytes": settings.cache_mb * 2**20,
+    }
+
+
+@asynccontextmanager
+async def _attending(worker: Worker | None, catalogue: Catalogue) -> AsyncIterator[None]:
+    """Meanwhile one of several workers does what its supervisor says; until its models answer, others are asked."""
+    if worker is None:
+        yield
+        return
+    await catalogue.loaded()
+    attending = asyncio.ensure_future(worker.attend(catalogue.reload))
+    yield
+    attending.cancel()
+
+
+async def _load(settings: Settings, load: Callable[[], Registry]) -> Registry:
     """The registry of the store, once it is there and announced."""
     try:
-        registry = await asyncio.to_thread(
-            Registry.load,
-            settings.store,
-            threads=settings.threads,
-            queue_size=settings.queue_size,
-            batch_size=settings.batch_size,
-            cache_bytes=settings.cache_mb * 2**20,
-            metrics=metrics,
-        )
+        registry = await asyncio.to_thread(load)
     except Exception:
         log.exception("the models of %s could not be loaded", settings.store)
         raise

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
-def tiny_model() -> LanguageModel:
-    """A seeded model over WORDS, its weights already those that a float16 file keeps."""
-    torch.manual_seed(0)
+def random_model(seed: int) -> LanguageModel:
+    """A model over WORDS, its weights already those that a float16 file keeps."""
+    torch.manual_seed(seed)
     model = LanguageModel(
         vocabulary_size=len(WORDS), embedding_size=16, hidden_sizes=(24, 16), tied=True, initial_range=0.8
     )
@@ -46,17 +46,39 @@ def tiny_model() -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
+def tiny_model() -> LanguageModel:
+    """A seeded model over WORDS."""
+    return random_model(0)
+
+
+@pytest.fixture(scope="session")
 def tiny_store(tiny_model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one model, `tiny` version `1`. Read only: whoever changes it copies it first."""
     store = tmp_path_factory.mktemp("store")
+    publish_tiny(store, tiny_model, "1", tmp_path_factory.mktemp("draft"))
+    return store
+
+
+@pytest.fixture(scope="session")
+def two_versions(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store with a version `2` of `tiny`, which answers otherwise; `1` is the current one. Read only too."""
+    store = tmp_path_factory.mktemp("versions") / "store"
+    shutil.copytree(tiny_store, store)
+    publish_tiny(store, random_model(2), "2", tmp_path_factory.mktemp("draft"))
+    bundles.activate(store, "tiny", "1")
+    return store
+
+
+def publish_tiny(store: Path, model: LanguageModel, version: str, drafts: Path) -> None:
+    """Publish a model over WORDS as a version of `tiny`; its probe is recorded in `drafts`, an empty folder."""
     vocabulary = "\n".join(WORDS).encode()
-    contents: dict[str, bytes | Path] = {"vocabulary.txt": vocabulary, **export_language_model(tiny_model)}
+    contents: dict[str, bytes | Path] = {"vocabulary.txt": vocabulary, **export_language_model(model)}
     contents["README.md"] = b"# tiny\n\nRandom weights, for tests.\n"
     manifest = Manifest(
         format=bundles.FORMAT,
         family="language_model",
         model="tiny",
-        version="1",
+        version=version,
         created="2026-01-01T00:00:00Z",
         commit=None,
         config={"cell": "lstm"},
@@ -64,13 +86,12 @@ def tiny_store(tiny_model: LanguageModel, tmp_path_factory: pytest.TempPathFacto
         vocabulary_sha256=hashlib.sha256(vocabulary).hexdigest(),
         corpus=CorpusEntry(name="none", terms="none", sha256={}),
         metrics={},
-        parameters=parameter_count(tiny_model),
+        parameters=parameter_count(model),
         served="int8",
         files={},
     )
     payload = {"text": "the company said profits", "top_k": 3}
-    draft = bundles.read(bundles.publish(tmp_path_factory.mktemp("draft"), manifest, contents))
+    draft = bundles.read(bundles.publish(drafts, manifest, contents))
     opened = {p: LanguageModelPredictor.open(draft, p, Resources()) for p in PRECISIONS}
     contents["probe.json"] = json.dumps(probe(opened, payload)).encode()
     bundles.publish(store, manifest, contents)
-    return store

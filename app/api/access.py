@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute, Mount, compile_path
@@ -31,6 +32,7 @@ NEEDED: Final[dict[str, KeyScope | None]] = {
     "/models": "predict",
     "/models/{model}": "predict",
     "/models/{model}/files/{name}": None,  # a browser's <img> can't send a key, and a card's pictures are no secret
+    "/models/{model}/activate": "admin",
     "/metrics": "admin",
 }
 UNDECLARED: Final[KeyScope] = "admin"
@@ -97,7 +99,7 @@ class Access:
             return
         if self._keys is None:
             if needed != "predict" and not is_local(scope):
-                raise Forbidden("without API keys this is answered to the machine alone that the server runs on")
+                raise Forbidden("without API keys this is for the server's machine alone, as localhost or 127.0.0.1")
             return
         key = self._valid(self._keys, sent(scope["headers"]))
         scope["state"]["key"] = key.name
@@ -127,12 +129,29 @@ def sent(headers: Headers) -> str | None:
 
 
 def is_local(scope: Scope) -> bool:
-    """Whether it comes from this machine, and from no proxy on it."""
+    """Whether it comes from this machine, from no proxy on it, and asks for it by a name that only the machine has.
+
+    A page from elsewhere can have its own name lead to 127.0.0.1 (DNS rebinding): Host is then that name.
+    """
     client = scope.get("client")
     if client is None or any(name in FORWARDED for name, _ in scope["headers"]):
         return False
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    return _is_loopback(client[0]) and len(hosts) == 1 and _is_own(hosts[0])
+
+
+def _is_own(host: str) -> bool:
+    """Whether a Host header is localhost or a loopback address, at whatever port."""
     try:
-        return address(client[0]).is_loopback
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # brackets that hold no address
+        return False
+    return name == "localhost" or _is_loopback(name)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return address(host).is_loopback
     except ValueError:
         return False
 

@@ -1,21 +1,23 @@
 """What an operator asks: does it live, is it ready, what does it measure, which models does it have?"""
 
 from http import HTTPStatus
+from typing import Final
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import JSONResponse, Response
 
-from app.api import files, problems, security
-from app.api.schemas import Alive, Model, ModelList, ModelState, ModelSummary, Readiness
+from app.api import files, guard, problems, security
+from app.api.schemas import Activate, ActivateAnswer, Alive, Model, ModelList, ModelState, ModelSummary, Readiness
 from app.api.state import Catalogue, CatalogueOf, MetricsOf
-from app.errors import NotReady, UnknownModel
+from app.errors import BundleError, NotReady, UnknownModel, Unservable
 from app.runtime import metrics as runtime_metrics
 from app.runtime.registry import Served
 
 CARD = "README.md"
 PICTURE = "image/png"
 DOCS_FILES = "/docs/files"
+ACTIVATE_BYTES: Final = 4096
 
 router = APIRouter(tags=["operations"])
 
@@ -72,7 +74,7 @@ async def metrics(figures: MetricsOf) -> Response:
 
 
 @router.get("/models")
-async def models(catalogue: CatalogueOf) -> ModelList:
+def models(catalogue: CatalogueOf) -> ModelList:
     """All models of the store: those that answer, and those that were refused, with the reason."""
     known = [_summary(served) for served in catalogue.served()]
     known += [_unready(name, reason) for name, reason in catalogue.not_ready().items()]
@@ -90,6 +92,35 @@ def model(model: str, catalogue: CatalogueOf) -> Model:
     return _described(_named(model, catalogue))
 
 
+async def activate(model: str, body: Activate, catalogue: CatalogueOf) -> ActivateAnswer:
+    """Let another version of the model answer, without a pause: a newer one, or for a way back an older one.
+
+    It is read, verified and tried while the old one serves; a request is answered by one of the two, whose name is in
+    the answer. A version that can't be served is a 409 that says why, and the old one goes on. If the store can't be
+    written, the new one serves until the next restart, and `persisted` is false.
+    """
+    try:
+        done = await catalogue.activate(model, body.version)
+    except BundleError as error:
+        raise Unservable(str(error)) from error
+    return {
+        "model": done.model,
+        "version": done.version,
+        "previous": done.previous,
+        "persisted": done.unsaved is None,
+        "reason": done.unsaved,
+    }
+
+
+router.add_api_route(
+    "/models/{model}/activate",
+    activate,
+    methods=["POST"],
+    responses=guard.PROBLEMS | problems.documented(HTTPStatus.CONFLICT),
+    route_class_override=guard.json_route(ACTIVATE_BYTES),
+)
+
+
 @router.get(
     "/models/{model}/files/{name}",
     response_class=Response,
@@ -104,7 +135,7 @@ def picture(model: str, name: str, catalogue: CatalogueOf, request: Request) -> 
     served = _named(model, catalogue)
     if name not in served.manifest.files or not name.endswith(".png"):
         raise HTTPException(HTTPStatus.NOT_FOUND, "no such picture")
-    return files.answer(request, served.bundle.path(name).read_bytes, PICTURE, served.manifest.files[name].sha256)
+    return files.answer(request, lambda: served.bundle.content(name), PICTURE, served.manifest.files[name].sha256)
 
 
 def _named(name: str, catalogue: Catalogue) -> Served:

@@ -259,6 +259,26 @@ class ModelList(TypedDict):
     models: list[ModelSummary]
 
 
+class Activate(_Request):
+    """Which version of a model shall answer?"""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": "20261124"}]})
+
+    version: Text = Field(description="One of the versions on disk.")
+
+
+class ActivateAnswer(TypedDict):
+    """What answers from now on."""
+
+    model: str
+    version: str
+    previous: Annotated[
+        str | None, Field(description="The version that answered before, if one did; the same if nothing was to do.")
+    ]
+    persisted: Annotated[bool, Field(description="Whether it answers after a restart too.")]
+    reason: Annotated[str | None, Field(description="Why it wouldn't.")]
+
+
 class Sizes(TypedDict):
     """Bytes on disk."""
 

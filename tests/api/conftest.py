@@ -112,7 +112,7 @@ def talk(app: FastAPI, state: Any) -> httpx.AsyncClient:
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "state": dict(state)}, receive, send)
 
-    return httpx.AsyncClient(transport=httpx.ASGITransport(cast(Any, with_state)), base_url="http://service")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(cast(Any, with_state)), base_url="http://localhost")
 
 
 @contextmanager

@@ -63,6 +63,7 @@ ROUTES = [
     ("/models",                      "GET",  "/models",                401,  401,  401,  200,   200),
     ("/models/{model}",              "GET",  "/models/ptb",            401,  401,  401,  200,   200),
     ("/models/{model}/files/{name}", "GET",  "/models/ptb/files/a.png", 200, 200,  200,  200,   200),
+    ("/models/{model}/activate",     "POST", "/models/ptb/activate",   401,  401,  401,  403,   200),
     ("/metrics",                     "GET",  "/metrics",               401,  401,  401,  403,   200),
 ]  # fmt: skip
 KEYS = [NO_KEY, WRONG, bearer("late"), bearer("reader"), bearer("operator")]
@@ -138,7 +139,7 @@ async def test_a_key_comes_as_bearer_or_in_its_own_header(
 @pytest.mark.anyio
 async def test_no_spelling_of_a_path_gets_past(served: FakeServed, file: Path, path: str) -> None:
     async with connect(service(served, api_keys_file=file)) as client:
-        response = await client.get(f"http://service{path}")
+        response = await client.get(f"http://localhost{path}")
     assert response.status_code in (401, 404)
     assert "seqserve_requests" not in response.text
 
@@ -189,6 +190,15 @@ def from_afar(app: FastAPI, state: object, address: str) -> httpx.AsyncClient:
         ("nonsense", {}, 403),
         ("127.0.0.1", {"X-Forwarded-For": "10.0.0.1"}, 403),
         ("127.0.0.1", {"Forwarded": "for=10.0.0.1"}, 403),
+        ("127.0.0.1", {"Host": "LocalHost:8000"}, 200),
+        ("127.0.0.1", {"Host": "127.0.0.1:8000"}, 200),
+        ("::1", {"Host": "[::1]:8000"}, 200),
+        ("127.0.0.1", {"Host": "page.example:8000"}, 403),
+        ("127.0.0.1", {"Host": "localhost.page.example"}, 403),
+        ("127.0.0.1", {"Host": "127.0.0.1.page.example"}, 403),
+        ("127.0.0.1", {"Host": "10.0.0.1"}, 403),
+        ("127.0.0.1", {"Host": "[::1"}, 403),
+        ("127.0.0.1", {"Host": ""}, 403),
     ],
 )
 @pytest.mark.anyio
@@ -313,6 +323,15 @@ def test_a_new_key_is_appended_to_a_last_line_that_has_no_end(file: Path) -> Non
     keys.create(file, "new", "admin", keys.moment("2999-01-01"))
     assert file.read_text().startswith(before + "\n")
     assert keys.read(file)[-1].expires == datetime(2999, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("expires", [TODAY, TODAY - timedelta(days=1)])
+def test_a_key_that_would_never_be_good_for_anything_is_not_made(tmp_path: Path, expires: datetime) -> None:
+    file = tmp_path / "keys"
+    with pytest.raises(SettingsError, match="expected a time to come, found"):
+        keys.create(file, "late", "predict", expires, today=lambda: TODAY)
+    assert not file.exists()
+    keys.create(file, "late", "predict", TODAY + timedelta(seconds=1), today=lambda: TODAY)
 
 
 @pytest.mark.parametrize("name", ["", "two words", "#a", "a" * 65, "\u00e9", "-"])
