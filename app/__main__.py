@@ -32,45 +32,11 @@ FIGURES: Final = {  # which of a manifest's metrics its family is judged by
 }
 
 
-def serve(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> None:
+def serve(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> int:
     """Start the server. Each option may also be given as SEQSERVE_…; the option goes before the environment."""
-    import logging
-    import signal
-    import socket
+    from app import serving
 
-    import uvicorn
-
-    from app.api import connections, logs
-    from app.main import create_app
-
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[logs.handler(settings.log_format, sys.stderr)])
-    logging.getLogger("python_multipart").setLevel(
-        logging.ERROR
-    )  # it warns of each malformed form, and anyone can send one
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        raise SettingsError(f"{settings.url}: can't listen there: {error.strerror}") from error
-    settings = settings.model_copy(update={"port": listening.getsockname()[1]})
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            loop="uvloop",
-            http=connections.bounded(settings.max_connections),
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=settings.trusted_proxies,
-            timeout_graceful_shutdown=settings.grace_s,
-        )
-    )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has stopped in peace
-    server.run([listening])
+    return serving.serve(settings)
 
 
 def suggest(
@@ -85,7 +51,7 @@ def suggest(
     """Suggest how a text may go on.
 
     Args:
-        text: What was written so far.
+        text: What was written so far; - is standard input, but for a line break at its end.
         store: Folder of published bundles.
         threads: Threads of inference.
         top_k: Suggestions wanted at most.
@@ -97,7 +63,7 @@ def suggest(
     from app.runtime.language_model import Suggest
 
     predictor: LanguageModelPredictor = _predictor(store, "language_model", model, threads)
-    payload = Suggest(text, top_k, words, complete)
+    payload = Suggest(_standard_input() if text == "-" else text, top_k, words, complete)
     (answer,) = answer_all(predictor, [predictor.prepare(payload)])
     for suggestion in answer.suggestions:
         print(f"{suggestion.probability:.4f}\t{suggestion.text}")
@@ -335,6 +301,19 @@ def _answer_files(
     return status
 
 
+def _standard_input() -> str:
+    """A text that was piped in, without the line break that ends the last line of most."""
+    try:
+        with _open(Path("-")) as stream:
+            return stream.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise _no_text("-", error) from error
+
+
+def _no_text(name: object, error: UnicodeDecodeError) -> CorpusError:
+    return CorpusError(f"{name}: expected UTF-8, found byte {error.object[error.start]:#04x}")
+
+
 def _content(file: Path) -> bytes:
     try:
         return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
@@ -365,7 +344,7 @@ def _score_file(predictor: "LanguageModelPredictor", file: Path, mode: Literal["
     except OSError as error:
         raise CorpusError(f"{file}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{file}: expected UTF-8, found byte {error.object[error.start]:#04x}") from error
+        raise _no_text(file, error) from error
     if not score.tokens:
         raise CorpusError(f"{file}: expected text, found none")
     return score

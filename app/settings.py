@@ -4,10 +4,10 @@ import difflib
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import DirectoryPath, Field, ValidationError, field_validator
+from pydantic import DirectoryPath, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsError
@@ -32,12 +32,17 @@ class Settings(BaseSettings):
         default_factory=_default_store,
         description="Folder of published bundles; by default models_store here, else beside the package.",
     )
+    workers: int = Field(
+        1, ge=1, le=64, description="Processes that answer, each with its own queues, threads and remembered states."
+    )
     threads: int = Field(1, ge=1, le=256, description="Threads of one model's inference.")
     queue_size: int = Field(
         256, ge=1, description="Requests of one model that may wait for a turn; one more is refused."
     )
     batch_size: int = Field(32, ge=2, le=1024, description="Requests of one model that are computed together at most.")
-    cache_mb: int = Field(64, ge=0, description="MiB of remembered states of one model; 0 remembers none.")
+    cache_mb: int = Field(
+        64, ge=0, description="MiB of remembered states of one model in one worker; 0 remembers none."
+    )
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest body that /perplexity takes, in bytes.")
     max_upload_bytes: int = Field(
         64 * 2**20, ge=1024, description="Largest body that /digits and /captions take, in bytes."
@@ -46,13 +51,14 @@ class Settings(BaseSettings):
         120.0, gt=0, allow_inf_nan=False, description="Seconds after which a request is given up."
     )
     grace_s: int = Field(30, ge=0, description="Seconds that accepted requests have to finish in when told to stop.")
-    max_connections: int = Field(900, ge=1, description="Connections open at once; one more is refused.")
+    max_connections: int = Field(900, ge=1, description="Connections open at once to one worker; one more is refused.")
     api_keys_file: Path | None = Field(
         None, description="File of API keys, made by `seqserve keys new`; without one, predictions are open to all."
     )
     rate_limit: str = Field("", description="Units of cost that a caller has, as 600/minute; unlimited if empty.")
     rate_storage: str = Field(
-        "memory://", description="Where these are counted: here, or for several servers in redis://host:6379."
+        "memory://",
+        description="Where these are counted: here, or for several workers or servers in redis://host:6379.",
     )
     trusted_proxies: str = Field(
         "", description="Addresses or networks of proxies whose X-Forwarded-For is believed, parted by commas."
@@ -91,6 +97,15 @@ class Settings(BaseSettings):
             if origin != "*" and f"{found.scheme}://{found.netloc}" != origin:
                 raise ValueError(f"expected origins like https://example.org, found {origin!r}")
         return origins
+
+    @model_validator(mode="after")
+    def _require_joint_rates(self) -> Self:
+        if self.workers > 1 and self.rate_limit and self.rate_storage.startswith("memory"):
+            raise SettingsError(
+                f"{PREFIX}RATE_STORAGE: expected redis://host:6379 for the rates of {PREFIX}WORKERS={self.workers}, "
+                f"found {self.rate_storage!r}, where each worker would count by itself"
+            )
+        return self
 
     @property
     def origins(self) -> list[str]:

@@ -22,6 +22,7 @@ def test_the_environment_is_read_and_a_value_given_goes_before_it(monkeypatch: p
         ("SEQSERVE_PORT", "http", "integer"),
         ("SEQSERVE_PORT", "65536", "65535"),
         ("SEQSERVE_PORT", "", "integer"),
+        ("SEQSERVE_WORKERS", "0", "greater than or equal to 1"),
         ("SEQSERVE_THREADS", "0", "greater than or equal to 1"),
         ("SEQSERVE_REQUEST_TIMEOUT_S", "inf", "finite"),
         ("SEQSERVE_STORE", "/nowhere/at/all", "directory"),
@@ -62,6 +63,13 @@ def test_the_store_is_that_of_the_current_folder_if_it_has_one(tmp_path: Path, m
     assert beside.is_absolute()
     assert beside.name == "models_store"
     assert Settings().store.resolve() == tmp_path / "models_store"
+
+
+def test_workers_do_not_each_count_the_same_callers_rates() -> None:
+    with pytest.raises(SettingsError, match=r"SEQSERVE_RATE_STORAGE: expected redis.*SEQSERVE_WORKERS=2.*'memory://'"):
+        Settings(workers=2, rate_limit="5/minute")
+    assert Settings(workers=2, rate_limit="5/minute", rate_storage="redis://host").workers == 2
+    assert Settings(workers=2).rate_limit == ""
 
 
 def test_lists_are_parted_by_commas() -> None:

@@ -39,6 +39,13 @@ def test_suggest_prints_what_the_server_answers(tiny_store: Path, client: httpx.
     assert (run.returncode, run.stderr) == (0, "")
 
 
+def test_suggest_reads_what_is_piped_to_it(tiny_store: Path) -> None:
+    typed = seqserve("suggest", "the comp", "--complete", "--store", tiny_store)
+    piped = seqserve("suggest", "-", "--complete", "--store", tiny_store, text="the comp\n")
+    assert (piped.returncode, piped.stdout, piped.stderr) == (0, typed.stdout, "")
+    assert "company" in piped.stdout
+
+
 @pytest.mark.parametrize("mode", ["document", "sentence"])
 def test_score_prints_the_figures_that_the_server_tells(
     tiny_store: Path, client: httpx.Client, tmp_path: Path, mode: str

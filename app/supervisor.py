@@ -1,0 +1,375 @@
+"""Keeps several workers at one port: starts them, starts again what ended, changes models in all of them together.
+
+Workers are forked, and this process runs no thread of its own, so that a fork finds no lock held. They accept from one
+listening socket, which stays open whatever happens to one of them.
+"""
+
+import itertools
+import logging
+import multiprocessing
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Final, TypeAlias
+
+from app.errors import NotReady, SeqserveError
+from app.runtime.worker import Line, Message, described, receive, restored, send
+
+Work: TypeAlias = Callable[[Line, int, Mapping[str, str]], None]  # its end, its place, which versions are to answer
+Save: TypeAlias = Callable[[str, str], str | None]  # notes a model's version for the next start, or tells why it can't
+
+STABLE_S: Final = 10.0  # a worker that lived so long is no sign of a lasting fault
+FIRST_PAUSE_S: Final = 0.25  # before a worker that ended sooner starts again; each time twice as long
+LONGEST_PAUSE_S: Final = 15.0
+CHANGE_S: Final = 60.0  # that workers may take to read a version, or to switch to it
+KILL_S: Final = 10.0  # beyond the grace, for batches that run
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_fork = multiprocessing.get_context("fork")
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Child:
+    """A worker's process, and the supervisor's end of its line."""
+
+    place: int
+    process: BaseProcess
+    line: Line
+    started: float
+    listening: bool = True  # to what it says; its line ends a moment before it does
+
+
+@dataclass(eq=False)
+class _Change:
+    """A version that all workers are to serve."""
+
+    number: int
+    model: str
+    version: str
+    save: bool
+    askers: list[tuple[Child, int]]  # and the number of each one's question
+    switching: bool = False  # all have read it
+    waiting: set[Child] = field(default_factory=set)  # for their answers
+    due: float = 0.0  # when these are waited for no longer
+    previous: str | None = None
+
+
+class Changes:
+    """Changes of models, one at a time, each in all workers or in none."""
+
+    def __init__(
+        self,
+        workers: Callable[[], Collection[Child]],
+        versions: Mapping[str, str],
+        save: Save,
+        now: Callable[[], float],
+    ) -> None:
+        """`workers` are those that run, `versions`, by name, what is to answer at first."""
+        self.versions = dict(versions)  # that are to answer, by name
+        self._workers = workers
+        self._save = save
+        self._now = now
+        self._queue: deque[_Change] = deque()  # the first is under way
+        self._numbers = itertools.count(1)
+
+    @property
+    def due(self) -> float | None:
+        """When the one that is under way has taken too long; None if there is none."""
+        return self._queue[0].due if self._queue else None
+
+    def ask(self, asker: Child, message: Message) -> None:
+        """A worker wants a version to be served; several may want the same."""
+        model, version, save = message["model"], message["version"], message["save"]
+        for change in self._queue:
+            if (change.model, change.version, change.save) == (model, version, save):
+                change.askers.append((asker, message["number"]))
+                return
+        self._queue.append(_Change(next(self._numbers), model, version, save, [(asker, message["number"])]))
+        if len(self._queue) == 1:
+            self._begin()
+
+    def note(self, worker: Child, message: Message) -> None:
+        """A worker has read the version, or could not, or has switched."""
+        change = self._queue[0] if self._queue else None
+        if change is None or change.number != message["number"] or worker not in change.waiting:
+            return  # it comes too late
+        if message["error"]:
+            self._drop(change, message["error"])
+            return
+        change.previous = message["previous"] or change.previous
+        change.waiting.discard(worker)
+        self._go_on(change)
+
+    def lose(self, worker: Child) -> None:
+        """A worker has ended; the one that takes its place begins with the versions that are to answer then."""
+        change = self._queue[0] if self._queue else None
+        if change is None or worker not in change.waiting:
+            return
+        change.waiting.discard(worker)
+        if change.switching:
+            self._go_on(change)
+        else:
+            self._drop(change, described(NotReady(f"{change.model}: a worker ended while {change.version} was read")))
+
+    def give_up(self) -> None:
+        """The first has taken too long. Who can't be brought to switch must end, so that all answer alike."""
+        change = self._queue[0]
+        late = ", ".join(str(worker.place) for worker in change.waiting)
+        if change.switching:
+            for worker in change.waiting:
+                log.error("worker %s does not switch %s to %s and is killed", late, change.model, change.version)
+                worker.process.kill()
+            change.due = self._now() + CHANGE_S
+        else:
+            self._drop(
+                change, described(NotReady(f"{change.model}: worker {late} has not read {change.version} in time"))
+            )
+
+    def _begin(self) -> None:
+        change = self._queue[0]
+        self._order(change, "stage", model=change.model, version=change.version)
+
+    def _go_on(self, change: _Change) -> None:
+        """To the next step, once all have taken the last."""
+        if change.waiting:
+            return
+        if not change.switching:
+            change.switching = True
+            self.versions[change.model] = change.version
+            self._order(change, "switch")
+        else:
+            unsaved = self._save(change.model, change.version) if change.save else None
+            if unsaved:
+                log.warning("%s: %s serves until a restart: %s", change.model, change.version, unsaved)
+            self._finish(change, error=None, unsaved=unsaved)
+
+    def _drop(self, change: _Change, error: Mapping[str, str]) -> None:
+        """All or none: what others have read is not used."""
+        for worker in self._workers():
+            send(worker.line, "drop", change.number)
+        self._finish(change, error=error, unsaved=None)
+
+    def _order(self, change: _Change, kind: str, **fields: str) -> None:
+        change.waiting = set(self._workers())
+        change.due = self._now() + CHANGE_S
+        for worker in change.waiting:
+            send(worker.line, kind, change.number, **fields)
+
+    def _finish(self, change: _Change, *, error: Mapping[str, str] | None, unsaved: str | None) -> None:
+        """Tell who asked: the first that it's done, the others that nothing was left to do."""
+        self._queue.popleft()
+        previous = change.previous
+        for asker, number in change.askers:
+            send(asker.line, "done", number, error=error, previous=previous, unsaved=unsaved)
+            previous = change.version
+        if self._queue:
+            self._begin()
+
+
+class Supervisor:
+    """Runs workers until it is told to stop."""
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        workers: int,
+        versions: Mapping[str, str],
+        save: Save,
+        buried: Callable[[int, str], None],
+        grace_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Every worker does `work`. `buried` is told the place and the name of one that ended."""
+        self._work = work
+        self._count = workers
+        self._buried = buried
+        self._grace_s = grace_s
+        self._now = now
+        self._workers: dict[int, Child] = {}  # by place
+        self._changes = Changes(self._workers.values, versions, save, now)
+        self._due: dict[int, float] = {}  # when a place gets its next worker
+        self._pauses: dict[int, float] = {}  # the last one of each place
+        self._proved = False  # one worker has served: what ends later had no wrong settings
+        self._stop_due: float | None = None  # set once it is told to stop: what is left then is killed
+        self._peace = True
+
+    def run(self, listening: socket.socket) -> bool:
+        """Serve until SIGTERM or SIGINT; whether all workers ended in peace then.
+
+        `listening` is closed here once no more connections shall be taken. Raise what kept the first worker from
+        starting.
+        """
+        with _bell() as bell:
+            try:
+                self._start(0)
+                while self._workers or self._stop_due is None:
+                    self._turn(bell, listening)
+            finally:
+                for worker in self._workers.values():  # none, unless an error ends this
+                    worker.process.terminate()
+                    worker.process.join()
+        return self._peace
+
+    def _turn(self, bell: socket.socket, listening: socket.socket) -> None:
+        """Wait for something to happen, and do what it asks for."""
+        lines = {worker.line: worker for worker in self._workers.values() if worker.listening}
+        ends = {worker.process.sentinel: worker for worker in self._workers.values()}
+        happened = connection.wait([bell, *lines, *ends], self._patience())
+        if bell in happened:
+            self._obey(bell.recv(64), listening)
+        for line, worker in lines.items():
+            if line in happened:
+                self._hear(worker)
+        for end, worker in ends.items():
+            if end in happened:
+                self._bury(worker)
+        self._look_at_the_clock()
+
+    def _patience(self) -> float | None:
+        """Seconds until something is due."""
+        dues = [due for due in (self._changes.due, self._stop_due) if due is not None]
+        if self._changes.due is None:
+            dues += self._due.values()
+        return max(0.0, min(dues) - self._now()) if dues else None
+
+    def _look_at_the_clock(self) -> None:
+        now = self._now()
+        if self._stop_due is not None and now >= self._stop_due:
+            self._kill(now)
+        if self._changes.due is not None and now >= self._changes.due:
+            self._changes.give_up()
+        if self._changes.due is None:  # else a new worker would miss a half of it
+            for place in [place for place, due in self._due.items() if now >= due]:
+                del self._due[place]
+                self._start(place)
+
+    def _obey(self, signals: bytes, listening: socket.socket) -> None:
+        for number in signals:
+            if number == signal.SIGHUP:
+                for worker in self._workers.values():
+                    send(worker.line, "reload")
+            elif self._stop_due is None:
+                self._stop(listening)
+
+    def _stop(self, listening: socket.socket) -> None:
+        listening.close()
+        self._due.clear()
+        self._stop_due = self._now() + self._grace_s + KILL_S
+        for worker in self._workers.values():
+            worker.process.terminate()
+
+    def _kill(self, now: float) -> None:
+        self._stop_due = now + KILL_S
+        for worker in self._workers.values():
+            log.error("worker %d has not ended in time and is killed", worker.place)
+            worker.process.kill()
+
+    def _start(self, place: int) -> None:
+        ours, theirs = _fork.Pipe()
+        process = _fork.Process(target=self._be_worker, args=(ours, theirs, place), name=f"worker-{place}")
+        with _deaf():
+            process.start()
+        theirs.close()
+        self._workers[place] = Child(place, process, ours, self._now())
+
+    def _be_worker(self, ours: Line, theirs: Line, place: int) -> None:
+        """What the forked process does."""
+        signal.set_wakeup_fd(-1)
+        # A terminal sends SIGINT and SIGHUP to all processes: a worker heeds them once it serves
+        for number, action in zip(SIGNALS, (signal.SIG_DFL, signal.SIG_IGN, signal.SIG_IGN), strict=True):
+            signal.signal(number, action)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for line in (ours, *(worker.line for worker in self._workers.values())):
+            line.close()  # else no worker would see that the supervisor is gone
+        self._work(theirs, place, self._changes.versions)
+
+    def _hear(self, worker: Child) -> None:
+        try:
+            message = receive(worker.line)
+        except EOFError:
+            worker.listening = False
+            return
+        match message["kind"]:
+            case "started":
+                self._welcome()
+            case "failed":
+                self._mourn(restored(message["error"]))
+            case "activate":
+                self._changes.ask(worker, message)
+            case "done":
+                self._changes.note(worker, message)
+
+    def _welcome(self) -> None:
+        """A worker serves; if it is the first, others may."""
+        if self._proved or self._stop_due is not None:
+            return
+        self._proved = True
+        for place in range(1, self._count):
+            self._start(place)
+
+    def _mourn(self, error: SeqserveError) -> None:
+        """A worker says that it can't start."""
+        if not self._proved:
+            raise error
+        log.error("a worker can't start: %s", error)
+
+    def _bury(self, worker: Child) -> None:
+        """A worker has ended: hear its last words, and see to its place."""
+        while worker.listening and worker.line.poll():
+            self._hear(worker)
+        worker.process.join()
+        worker.line.close()
+        del self._workers[worker.place]
+        self._buried(worker.place, worker.process.name)
+        self._changes.lose(worker)
+        if self._stop_due is None:
+            self._replace(worker)
+        else:
+            self._peace &= worker.process.exitcode in (0, -signal.SIGTERM)
+
+    def _replace(self, worker: Child) -> None:
+        told = f"worker {worker.place} ended with status {worker.process.exitcode}"
+        if not self._proved:
+            raise SeqserveError(f"{told} before it served")
+        now = self._now()
+        last = self._pauses.get(worker.place, 0.0)
+        stable = now - worker.started >= STABLE_S
+        pause = FIRST_PAUSE_S if stable or not last else min(2 * last, LONGEST_PAUSE_S)
+        self._pauses[worker.place] = pause
+        self._due[worker.place] = now + pause
+        log.error("%s; another one starts in %.2g s", told, pause)
+
+
+@contextmanager
+def _bell() -> Iterator[socket.socket]:
+    """Can be read from once a signal has come: its number, a byte each."""
+    heard, rung = socket.socketpair()
+    rung.setblocking(False)
+    former = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    signal.set_wakeup_fd(rung.fileno())
+    try:
+        yield heard
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, action in former.items():
+            signal.signal(number, action)
+        heard.close()
+        rung.close()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Signals wait meanwhile: a process that was forked just now would answer to them as its parent does."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

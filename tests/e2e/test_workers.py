@@ -1,0 +1,340 @@
+"""Several workers at one port, as real processes."""
+
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Event
+
+import httpx
+import pytest
+
+from app import bundle as bundles
+from tests.e2e.conftest import ENVIRONMENT, seqserve, serving
+
+WAIT_S = 30
+TEXT = {"text": "the company said profits", "top_k": 3}
+COUNTED = re.compile(r'^seqserve_requests_total\{.*route="/next-word".*\} (\S+)$', re.MULTILINE)
+
+
+class Service:
+    """A supervisor and its workers."""
+
+    def __init__(self, process: subprocess.Popen[str], url: httpx.URL, connections: Sequence[httpx.Client]) -> None:
+        self.process = process
+        self.url = url
+        self.connections = connections  # eight, each of them open
+
+    @property
+    def workers(self) -> list[int]:
+        """Their process ids."""
+        pid = self.process.pid
+        return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+    def by_worker(self) -> dict[int, list[httpx.Client]]:
+        """The connections of each worker."""
+        owners = {inode: pid for pid in self.workers for inode in _sockets(pid)}
+        found = dict[int, list[httpx.Client]]({pid: [] for pid in self.workers})
+        for client in self.connections:
+            found[owners[_inode(self.url, _local_port(client))]].append(client)
+        return found
+
+    def ask_new(self) -> httpx.Response:
+        """Over a connection of its own."""
+        return httpx.post(self.url.join("/next-word"), json=TEXT, timeout=60)
+
+
+@contextmanager
+def working(store: Path, log: list[str] | None = None, **environment: str) -> Iterator[Service]:
+    """Two workers that both answer, with connections to each."""
+    with serving(store, log, SEQSERVE_WORKERS="2", **environment) as (client, process), ExitStack() as stack:
+        client.close()
+        service = Service(process, client.base_url, [])
+        deadline = time.monotonic() + WAIT_S
+        while len([one for one in service.by_worker().values() if one]) < 2:
+            assert time.monotonic() < deadline
+            stack.close()
+            service.connections = [
+                stack.enter_context(httpx.Client(base_url=service.url, timeout=60)) for _ in range(8)
+            ]
+            for one in service.connections:
+                one.get("/livez").raise_for_status()
+        yield service
+
+
+def _local_port(client: httpx.Client) -> int:
+    (connection,) = client._transport._pool.connections  # type: ignore[attr-defined]  # noqa: SLF001
+    address: tuple[str, int] = connection._connection._network_stream.get_extra_info("client_addr")  # noqa: SLF001
+    return address[1]
+
+
+def _inode(url: httpx.URL, port: int) -> str:
+    """Of the server's end of the connection from this port."""
+    for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = row.split()
+        if fields[1].endswith(f":{url.port:04X}") and fields[2].endswith(f":{port:04X}"):
+            return fields[9]
+    raise AssertionError(f"no connection from {port}")
+
+
+def _sockets(pid: int) -> Iterator[str]:
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if found := re.fullmatch(r"socket:\[(\d+)\]", str(entry.readlink())):
+            yield found[1]
+
+
+def until_ended(pid: int) -> None:
+    """Wait for a process that may be nobody's child of ours."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ready, _, _ = select.select([handle], [], [], WAIT_S)
+        assert ready
+    finally:
+        os.close(handle)
+
+
+@pytest.fixture
+def store(two_versions: Path, tmp_path: Path) -> Path:
+    """`tiny` in the versions 1, which is current, 2, and 3, which is damaged."""
+    copied = tmp_path / "store"
+    shutil.copytree(two_versions, copied)
+    shutil.copytree(copied / "tiny" / "2", copied / "tiny" / "3")
+    (copied / "tiny" / "3" / "vocabulary.txt").write_bytes(b"the\n")
+    return copied
+
+
+def test_each_worker_answers_as_one_process_does_bit_for_bit(tiny_store: Path, client: httpx.Client) -> None:
+    expected = client.post("/next-word", json=TEXT).json()["suggestions"]
+    scored = client.post("/perplexity", json={"text": "the company said profits rose " * 50}).json()["results"]
+    with working(tiny_store) as service:
+        for one in service.connections:
+            assert one.post("/next-word", json=TEXT).json()["suggestions"] == expected
+            answer = one.post("/perplexity", json={"text": "the company said profits rose " * 50})
+            assert answer.json()["results"] == scored
+
+
+def test_models_of_several_threads_are_read_by_each_worker(tiny_store: Path) -> None:
+    with working(tiny_store, SEQSERVE_THREADS="2") as service:
+        assert all(one.post("/next-word", json=TEXT).is_success for one in service.connections)
+
+
+def test_a_model_of_one_thread_starts_none_so_that_it_may_be_forked(tiny_store: Path) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from app import bundle
+from app.runtime.registry import load_predictor
+def tasks(): return len(os.listdir("/proc/self/task"))
+before = tasks()
+store = Path(sys.argv[1])
+predictors = [load_predictor(bundle.read(store / n / bundle.current(store, n))) for n in bundle.models(store)]
+print(tasks() - before)
+"""
+    command = [sys.executable, "-c", script, str(tiny_store)]
+    assert subprocess.run(command, stdout=subprocess.PIPE, check=True, env=ENVIRONMENT).stdout == b"0\n"
+
+
+def test_every_worker_tells_the_figures_of_all(tiny_store: Path) -> None:
+    with working(tiny_store) as service:
+        for one in service.connections:
+            one.post("/next-word", json=TEXT).raise_for_status()
+        told = [one.get("/metrics").text for one in service.connections]
+    assert {tuple(COUNTED.findall(text)) for text in told} == {("8.0",)}
+    for text in told:
+        assert text.count("seqserve_process_start_time_seconds{") == 2
+        assert 'seqserve_model_ready{model="tiny",version="1"} 1.0' in text
+        assert 'seqserve_queue_depth{model="tiny"} 0.0' in text
+
+
+def test_the_same_figures_are_told_as_by_one_process(tiny_store: Path) -> None:
+    told = []
+    for workers in ("1", "2"):
+        with serving(tiny_store, SEQSERVE_WORKERS=workers) as (client, _):
+            client.post("/next-word", json=TEXT).raise_for_status()
+            client.post("/perplexity", json={"text": "the company said " * 3000}).raise_for_status()
+            samples = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
+            told.append({re.split(r"[{ ]", sample)[0] for sample in samples} | _labels(samples))
+    one, two = told
+    assert two - one == {"worker"}  # of its process
+    assert all(name.endswith("_created") for name in one - two)
+
+
+def _labels(samples: Sequence[str]) -> set[str]:
+    return {label for sample in samples for label in re.findall(r'[{,](\w+)="', sample)}
+
+
+def test_connections_are_shared_about_evenly(tiny_store: Path) -> None:
+    with working(tiny_store) as service:
+        counts = [len(connections) for connections in service.by_worker().values()]
+    assert max(counts) - min(counts) <= 2  # those who look at the same moment may both take one
+
+
+def test_the_loss_of_a_worker_is_felt_on_its_own_connections_alone(tiny_store: Path) -> None:
+    log: list[str] = []
+    with working(tiny_store, log) as service, ThreadPoolExecutor(8) as threads:
+        lost, kept = service.workers
+        connections = service.by_worker()[kept]
+        stop = Event()
+
+        def load(client: httpx.Client) -> int:
+            answered = 0
+            while not stop.is_set():
+                client.post("/next-word", json=TEXT).raise_for_status()
+                answered += 1
+            return answered
+
+        loads = [threads.submit(load, client) for client in connections]
+        try:
+            counts = [_counted(connections[0])]
+            os.kill(lost, signal.SIGKILL)
+            killed = time.monotonic()
+            while len(service.workers) < 2 or lost in service.workers:
+                service.ask_new().raise_for_status()
+                counts.append(_counted(connections[0]))
+                assert time.monotonic() < killed + WAIT_S
+            took = time.monotonic() - killed
+            (began,) = set(service.workers) - {kept}
+            os.kill(began, signal.SIGKILL)
+            while len(service.workers) < 2 or began in service.workers:
+                counts.append(_counted(connections[0]))
+                assert time.monotonic() < killed + WAIT_S
+        finally:
+            stop.set()
+        answered = sum(one.result() for one in loads)
+        counts.append(_counted(connections[0]))
+    assert took < 5
+    assert counts == sorted(counts)
+    assert counts[-1] >= answered
+    pauses = re.findall(r"ended with status -9; another one starts in (\S+) s", "".join(log))
+    assert pauses == ["0.25", "0.5"]
+
+
+def _counted(client: httpx.Client) -> float:
+    return sum(map(float, COUNTED.findall(client.get("/metrics").text)))
+
+
+def test_told_to_stop_they_finish_what_they_accepted(tiny_store: Path) -> None:
+    with working(tiny_store) as service, ThreadPoolExecutor(8) as threads:
+        workers = service.workers
+        body = {"text": "the company said profits rose " * 4000}
+        asked = [threads.submit(one.post, "/perplexity", json=body) for one in service.connections]
+        while _batches(service.url) < 8:
+            assert not all(one.done() for one in asked)
+        service.process.send_signal(signal.SIGTERM)
+        assert [one.result().status_code for one in asked] == [200] * 8
+        assert service.process.wait() == 0
+    for pid in workers:
+        until_ended(pid)
+
+
+def _batches(url: httpx.URL) -> float:
+    text = httpx.get(url.join("/metrics")).text
+    return sum(map(float, re.findall(r'seqserve_batch_size_sum\{model="tiny"\} (\S+)', text)))
+
+
+def test_interrupted_at_a_terminal_they_end_in_peace(tiny_store: Path) -> None:
+    log: list[str] = []
+    with working(tiny_store, log) as service:
+        workers = service.workers
+        for pid in (service.process.pid, *workers):  # a terminal tells all at once
+            os.kill(pid, signal.SIGINT)
+        assert service.process.wait() == 0
+    assert "Traceback" not in "".join(log)
+
+
+def test_who_does_not_end_in_time_is_killed(tiny_store: Path) -> None:
+    log: list[str] = []
+    with working(tiny_store, log, SEQSERVE_GRACE_S="0") as service:
+        stuck, _ = service.workers
+        os.kill(stuck, signal.SIGSTOP)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait() == 1
+    until_ended(stuck)
+    assert "has not ended in time and is killed" in "".join(log)
+
+
+def test_without_their_supervisor_they_end(tiny_store: Path) -> None:
+    with working(tiny_store) as service:
+        workers = service.workers
+        service.process.kill()
+        for pid in workers:
+            until_ended(pid)
+
+
+def test_who_can_not_start_says_why_once(tiny_store: Path) -> None:
+    environment = {"SEQSERVE_WORKERS": "3", "SEQSERVE_API_KEYS_FILE": "/nowhere/keys"}
+    run = seqserve("serve", "--port", "0", "--store", tiny_store, **environment)
+    assert run.returncode == 2
+    assert run.stderr.startswith("seqserve: /nowhere/keys")
+    assert run.stderr.count("\n") == 1
+
+
+def test_rates_need_a_storage_that_all_share(tiny_store: Path) -> None:
+    run = seqserve("serve", "--workers", "2", "--store", tiny_store, SEQSERVE_RATE_LIMIT="5/minute")
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert "SEQSERVE_RATE_STORAGE: expected redis://" in run.stderr
+    assert "SEQSERVE_WORKERS=2" in run.stderr
+
+
+def test_a_version_is_changed_in_all_or_in_none(store: Path) -> None:
+    with working(store) as service:
+        answer = service.connections[0].post("/models/tiny/activate", json={"version": "2"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == {"model": "tiny", "version": "2", "previous": "1", "persisted": True, "reason": None}
+        assert bundles.current(store, "tiny") == "2"
+        assert _versions(service.connections) == {"2"}
+        for version, status in (("3", 409), ("4", 404)):
+            refused = service.connections[0].post("/models/tiny/activate", json={"version": version})
+            assert refused.status_code == status
+            assert "vocabulary.txt" in refused.text or "no version '4'" in refused.text
+        assert _versions(service.connections) == {"2"}
+        again = service.connections[0].post("/models/tiny/activate", json={"version": "2"})
+        assert again.json()["previous"] == "2"
+        told = service.connections[0].get("/metrics").text
+        assert 'seqserve_swaps_total{model="tiny",outcome="switched"} 1.0' in told
+
+
+def test_changes_that_are_asked_for_at_once_end_alike_everywhere(store: Path) -> None:
+    with working(store) as service, ThreadPoolExecutor(8) as threads:
+
+        def change(place: int) -> int:
+            body = {"version": str(1 + place % 2)}
+            return service.connections[place].post("/models/tiny/activate", json=body).status_code
+
+        assert set(threads.map(change, range(8))) == {200}
+        assert _versions(service.connections) == {bundles.current(store, "tiny")}
+
+
+def test_sighup_lets_all_serve_what_the_store_names(store: Path) -> None:
+    with working(store) as service:
+        bundles.activate(store, "tiny", "2")
+        service.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + WAIT_S
+        while _versions(service.connections) != {"2"}:
+            assert time.monotonic() < deadline
+
+
+def test_a_worker_that_starts_later_serves_what_the_others_do(store: Path) -> None:
+    with working(store) as service:
+        service.connections[0].post("/models/tiny/activate", json={"version": "2"}).raise_for_status()
+        bundles.activate(store, "tiny", "1")  # as if 2 could not have been written
+        lost, kept = service.workers
+        os.kill(lost, signal.SIGKILL)
+        until_ended(lost)
+        os.kill(kept, signal.SIGKILL)
+        assert service.ask_new().json()["version"] == "2"
+
+
+def _versions(connections: Sequence[httpx.Client]) -> set[str]:
+    return {one.post("/next-word", json=TEXT).json()["version"] for one in connections}
