@@ -21,6 +21,8 @@ async def all_answers(asks: Sequence[Ask[Answer]], deadline: float) -> list[Answ
     Where the queue has no room for more of them, those that have a place go first, and who had none asks anew. Raise
     Overloaded if none gets one, or none in time: `deadline` is a time of time.monotonic.
     """
+    if len(asks) == 1:
+        return [await asks[0]()]
     waiting = deque(enumerate(asks))
     answers: dict[int, Answer] = {}
     under_way = 0

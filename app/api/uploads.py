@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
-from email.message import Message as Headers
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Final, cast
 
@@ -16,6 +15,7 @@ from app.errors import InvalidField, Malformed, TooLarge, UnsupportedType
 
 PART: Final = "image"
 MAX_IMAGE_BYTES: Final = 16 * 2**20
+AT_HAND_BYTES: Final = 16 * 1024  # read without a thread
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,23 @@ class Upload:
     name: str
     file: UploadFile
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether it is read in no time."""
+        return (self.file.size or 0) <= AT_HAND_BYTES
+
     def read(self) -> bytes:
-        """The whole of it; a matter for a thread, since it may be on disk."""
+        """The whole of it; unless it is `at_hand` a matter for a thread, since it may be on disk."""
         self.file.file.seek(0)
         return self.file.file.read()
 
 
 def is_form(content_type: str | None) -> bool:
     """Whether the body is a form of images, or else one image. Raise UnsupportedType if it is neither."""
-    headers = Headers()
-    headers["content-type"] = content_type or ""
-    if headers.get_content_type() == "multipart/form-data":
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
         return True
-    if headers.get_content_maintype() != "image":
+    if media_type.count("/") != 1 or not media_type.startswith("image/"):
         found = repr(content_type[:MAX_SHOWN]) if content_type else "none"
         raise UnsupportedType(f"Content-Type: expected multipart/form-data or image/*, found {found}")
     return False

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final, TypeAlias
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic_core import to_json
 from starlette.responses import Response
@@ -35,6 +35,14 @@ REFUSED: Final = re.compile(r"q=0(\.0{0,3})?")
 
 Ask: TypeAlias = Callable[[bytes, str], Payload]  # of an image's content and name
 AskAloud: TypeAlias = Callable[..., Payload]  # the same with `on_word`
+
+
+async def _streamed(request: Request) -> bool:
+    """Whether the answer is wanted as events; OpenAPI has it among the media types."""
+    return _wants_events(", ".join(request.headers.getlist("accept")))
+
+
+Streamed: TypeAlias = Annotated[bool, Depends(_streamed)]
 
 
 def routes(max_upload_bytes: int) -> APIRouter:
@@ -82,7 +90,7 @@ async def captions(
     images: Images,
     catalogue: CatalogueOf,
     deadline: Deadline,
-    accept: Annotated[tuple[str, ...], Header(include_in_schema=False)] = (),  # OpenAPI has it as media types
+    streamed: Streamed,
     beam: Annotated[int, Query(ge=1, le=10, description="Captions kept in view while one is made.")] = 3,
     alternatives: Annotated[int, Query(ge=0, le=9, description="Further captions wanted of each image at most.")] = 0,
     model: ModelName = None,
@@ -94,7 +102,7 @@ async def captions(
     """
     served = catalogue.get(model, "captions")
     ask = partial(Describe, beam=beam, alternatives=alternatives)
-    if not _wants_events(", ".join(accept)):
+    if not streamed:
         answer = _captions(served, await _answers(served, images, ask, deadline))
         return Response(to_json(answer), media_type="application/json")
     if len(images) > 1:
@@ -105,7 +113,8 @@ async def captions(
 
 async def _answers(served: Served, images: Sequence[Upload], ask: Ask, deadline: float) -> list[Any]:
     room = asyncio.Semaphore(PREPARED)
-    return await all_answers([_Asking(served, image, ask, deadline, room).answer for image in images], deadline)
+    asking = [_Asking(served, image, ask, deadline, room, alone=len(images) == 1) for image in images]
+    return await all_answers([each.answer for each in asking], deadline)
 
 
 @dataclass
@@ -117,13 +126,19 @@ class _Asking:
     ask: Ask
     deadline: float
     room: asyncio.Semaphore
+    alone: bool = True  # in its request
     example: Any = None
 
     async def answer(self) -> Any:
         if self.example is None:
             async with self.room:
-                self.example = await self.served.prepared(self._payload, deadline=self.deadline)
+                quick = self._is_quick()
+                self.example = await self.served.prepared(self._payload, at_once=quick, deadline=self.deadline)
         return await self.served.submit(self.example, deadline=self.deadline)
+
+    def _is_quick(self) -> bool:
+        """Whether the event loop can spare the time to prepare it: no more than one such image of a request."""
+        return self.alone and self.image.at_hand and not self._payload().slow
 
     def _payload(self) -> Payload:
         return self.ask(self.image.read(), self.image.name)

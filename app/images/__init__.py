@@ -6,7 +6,7 @@
 Training, evaluation and the server call these same functions.
 """
 
-from app.images.decoding import MAX_PIXELS, decoded
+from app.images.decoding import MAX_PIXELS, decoded, is_small
 from app.images.framing import BOX, SIDE, Framed, framed, framed_array, turned
 from app.images.photographs import PHOTO_SIZE, normalised, photo
 from app.images.pixels import Bytes, Floats, Mask, png
@@ -23,6 +23,7 @@ __all__ = [
     "decoded",
     "framed",
     "framed_array",
+    "is_small",
     "normalised",
     "photo",
     "png",

@@ -17,6 +17,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 from app.errors import Malformed, SeqserveError, TooLarge
 
 MAX_PIXELS: Final = 25_000_000
+SMALL_SIDE: Final = 64  # pixels
+SMALL_BYTES: Final = 4096
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"IDAT", b"IEND"})
 _MAX_SCANS = 100  # of a JPEG: encoders write about ten, and each is a pass over the whole picture
@@ -57,6 +61,21 @@ def decoded(
         flat = _srgb(_flat(picture, least), picture.info.get("icc_profile"))
         turn = _UPRIGHT.get(_orientation(picture.info.get("exif", b"")))
         return flat if turn is None else flat.transpose(turn)
+
+
+def is_small(content: bytes) -> bool:
+    """Whether, at a glance, it is a PNG of at most SMALL_SIDE x SMALL_SIDE pixels in at most SMALL_BYTES bytes.
+
+    One that may turn out to be more work than its header tells, by another header or a colour profile, is not.
+    """
+    return (
+        len(content) <= SMALL_BYTES
+        and content.startswith(_PNG)
+        and content[12:16] == b"IHDR"
+        and max(int.from_bytes(content[16:20]), int.from_bytes(content[20:24])) <= SMALL_SIDE
+        and content.count(b"IHDR") == 1
+        and b"iCCP" not in content
+    )
 
 
 @contextmanager
@@ -119,7 +138,7 @@ def _gif_size(content: bytes) -> tuple[int, int]:
 
 # Pillow's readers are called by class: `Image.open` warns of a large image before its size can be refused.
 _FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile.ImageFile]]] = {
-    "PNG": (lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), _png),
+    "PNG": (lambda head: head.startswith(_PNG), _png),
     "JPEG": (lambda head: head.startswith(b"\xff\xd8\xff"), _jpeg),
     "WebP": (lambda head: head.startswith(b"RIFF") and head.endswith(b"WEBP"), lambda c: WebPImageFile(io.BytesIO(c))),
     "BMP": (lambda head: head.startswith(b"BM"), lambda c: BmpImageFile(io.BytesIO(c))),

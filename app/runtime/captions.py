@@ -25,12 +25,9 @@ from app.runtime.decoding import Expansion, Hypothesis, beam_search
 from app.runtime.engine import WEIGHTS, Floats, Precision, session
 from app.text import Normaliser, Vocabulary, normaliser
 
-Pixels: TypeAlias = npt.NDArray[np.uint8]  # (224, 224, 3)
-
 MOST_BEAMS: Final = 10
 MOST_ALTERNATIVES: Final = 9
-LOOK: Final = 80  # rows of a step, with their share of the search, that a photograph costs as much as to look at
-TURN: Final = 800  # rows that all examples may cost in a turn: about 50 ms
+TURN: Final = 800  # rows of a step that all examples may have in a turn: about 50 ms, with their share of the search
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +78,11 @@ class Said(NamedTuple):
     states: Floats  # (n, S) after the last
 
 
-Turns: TypeAlias = Generator[Pixels | Steps, Said, Description]
+Turns: TypeAlias = Generator[Steps, Said, Description]
 
 
 class Example:
-    """A photograph on its way to its caption: its turns, and what it wants of the next."""
+    """A photograph, looked at, on its way to its caption: its turns, and what it wants of the next."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
@@ -95,7 +92,7 @@ class Example:
     @property
     def cost(self) -> int:
         """What its next turn costs, in rows of a step."""
-        return len(self.wanted.tokens) if isinstance(self.wanted, Steps) else LOOK
+        return len(self.wanted.tokens)
 
     def take(self, said: Said) -> None:
         """Go on with what was said."""
@@ -155,27 +152,27 @@ class CaptionsPredictor:
         )
 
     def prepare(self, payload: Describe) -> Example:
-        """Decode a photograph; the work itself is left to the turns.
+        """Decode a photograph and look at it; the words are left to the turns.
 
-        Raise InvalidField for a number out of its range, Malformed for what is no image, TooLarge for too many pixels.
+        Photographs gain nothing by being looked at together, but by several threads that prepare. Raise InvalidField
+        for a number out of its range, Malformed for what is no image, TooLarge for too many pixels.
         """
         payload.require_ranges()
         pixels = photo(decoded(payload.content, name=payload.name, least=PHOTO_SIZE))
-        return Example(self._describe(pixels, payload))
+        return Example(self._describe(self.begin(self.features(pixels[None])), payload))
 
     def predict(self, examples: Sequence[Example]) -> list[Description | None]:
         """One turn for each: its caption, or None if it wants another.
 
-        A turn looks at a new photograph and says its first word, or says the next word of all of a photograph's beams;
-        those of all examples are one batch. The first example is always served, the others in their order; what would
-        make the turn longer than TURN is left for the next.
+        A turn says the next word of all of a photograph's beams; those of all examples are one batch. The first example
+        is always served, the others in their order; what would make the turn longer than TURN is left for the next.
         """
         served, room = list[Example](), TURN
         for example in examples:
             if not served or example.cost <= room:
                 served.append(example)
                 room -= example.cost
-        steps = self._steps(served)
+        steps = [example.wanted for example in served]
         log_probabilities, states = self._say(steps)
         end = 0
         for example, step in zip(served, steps, strict=True):
@@ -183,7 +180,7 @@ class CaptionsPredictor:
             example.take(Said(log_probabilities[start:end], states[start:end]))
         return [example.answer for example in examples]
 
-    def features(self, pixels: Pixels) -> Floats:
+    def features(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """What the network sees of photographs: (B, 224, 224, 3) -> (B, F)."""
         # One at a time: what passes between the layers stays in the processor's cache.
         return np.concatenate([self._cnn.run(None, {"pixels": one[None]})[0] for one in pixels])
@@ -204,15 +201,6 @@ class CaptionsPredictor:
         (found,) = answer_all(self, [self.prepare(Describe(**settings))])
         return [[each.caption, each.log_probability] for each in (found, *found.alternatives)]
 
-    def _steps(self, examples: Sequence[Example]) -> list[Steps]:
-        """What each wants said; a photograph that comes anew is looked at first."""
-        photographs = [example.wanted for example in examples if not isinstance(example.wanted, Steps)]
-        begun = iter(self.begin(self.features(np.stack(photographs))) if photographs else ())
-        return [
-            example.wanted if isinstance(example.wanted, Steps) else Steps([self.vocabulary.end], next(begun)[None])
-            for example in examples
-        ]
-
     def _say(self, steps: Sequence[Steps]) -> Said:
         """All steps as one batch."""
         tokens = list(chain.from_iterable(step.tokens for step in steps))
@@ -220,13 +208,13 @@ class CaptionsPredictor:
         said.log_probabilities[:, self.vocabulary.unknown] = -np.inf
         return said
 
-    def _describe(self, pixels: Pixels, payload: Describe) -> Turns:
-        """The caption is what a search of `beam` finds, whatever else is asked for.
+    def _describe(self, state: Floats, payload: Describe) -> Turns:
+        """The caption is what a search of `beam` finds from the first state (1, S) on, whatever else is asked for.
 
         The alternatives are what else that search has kept or, if these would be too few, what a second one finds that
         is wide enough.
         """
-        first = yield pixels
+        first = yield Steps([self.vocabulary.end], state)
         telling = _Telling(self._word, payload.on_word) if payload.on_word else None
         best, *others = yield from self._search(first, payload.beam, telling)
         if telling:

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from app.bundle import Bundle
 from app.errors import BundleError
-from app.images import Framed, decoded, framed, turned
+from app.images import Framed, decoded, framed, is_small, turned
 from app.runtime.batching import Resources
 from app.runtime.engine import Floats, Precision, session
 
@@ -30,7 +30,11 @@ class Classify:
 
     content: bytes  # an encoded image
     name: str = "image"  # what errors call it
-    slow: ClassVar[bool] = True  # decoding a photograph takes long
+
+    @property
+    def slow(self) -> bool:
+        """Whether decoding and framing it may take long; for a small picture a thread would take longer."""
+        return not is_small(self.content)
 
 
 @dataclass(frozen=True, slots=True)

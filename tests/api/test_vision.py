@@ -65,9 +65,11 @@ class FakeVision(FakeServed):
     prepared_names: list[str] = field(default_factory=list)
     preparing: int = 0
     preparing_most: int = 0
+    at_once: list[bool] = field(default_factory=list)
 
-    async def prepared(self, make: Callable[[], Any], *, deadline: float | None = None) -> Any:
+    async def prepared(self, make: Callable[[], Any], *, at_once: bool = False, deadline: float | None = None) -> Any:
         assert deadline is not None
+        self.at_once.append(at_once)
         self.preparing += 1
         self.preparing_most = max(self.preparing_most, self.preparing)
         payload = await asyncio.to_thread(make)
@@ -124,6 +126,21 @@ async def test_as_many_images_as_are_allowed_are_answered_in_their_order(
     results = response.json()["results"]
     assert [one["digit"] if path == "/digits" else int(one["caption"].split()[-1]) for one in results] == sent
     assert sorted(vision.prepared_names) == sorted(f"image.{place}" for place in range(most))
+
+
+async def test_a_request_s_only_small_digit_is_prepared_at_once_and_nothing_else_is(vision: FakeVision) -> None:
+    large = io.BytesIO()
+    Image.new("L", (65, 10)).save(large, "png")
+    async with connect(service(vision)) as client:
+        for path, contents in (
+            ("/digits", [png(3)]),
+            ("/digits", [large.getvalue()]),
+            ("/digits", [png(3, pnginfo=None) + b"0" * 20_000]),
+            ("/digits", [png(3), png(4)]),
+            ("/captions", [png(3)]),
+        ):
+            assert (await client.post(path, files=parts(*contents))).status_code == 200
+    assert vision.at_once == [True, False, False, False, False, False]
 
 
 async def test_the_picture_that_the_model_saw_is_told_on_request(vision: FakeVision) -> None:

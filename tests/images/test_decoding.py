@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from app.errors import Malformed, TooLarge
-from app.images import MAX_PIXELS, decoded
+from app.images import MAX_PIXELS, decoded, is_small
+from app.images.decoding import SMALL_BYTES, SMALL_SIDE
 
 settings.register_profile("images", deadline=None, derandomize=True, max_examples=300)
 anything = settings.get_profile("images")
@@ -372,3 +373,44 @@ def test_a_damaged_file_gives_a_picture_or_is_refused(content: bytes, mutate: Ca
 def test_noise_behind_a_right_beginning_is_refused(magic: bytes, noise: bytes) -> None:
     with pytest.raises((Malformed, TooLarge)):
         decoded(magic + noise)
+
+
+# what is small at a glance
+
+
+def grey_png(width: int, height: int, *more: tuple[bytes, bytes], header: bytes = b"IHDR") -> bytes:
+    """A black picture; `more` chunks stand before its pixels."""
+    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width + 1) * height))
+    chunks = [(header, size), *more, (b"IDAT", rows), (b"IEND", b"")]
+    packed = (
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_a_digit_as_mnist_has_it_is_small() -> None:
+    assert is_small(grey_png(28, 28))
+    assert is_small(grey_png(SMALL_SIDE, 1))
+
+
+LARGE_HEADER = (b"IHDR", struct.pack(">IIBBBBB", 4000, 4000, 8, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(grey_png(SMALL_SIDE + 1, 1), id="wide"),
+        pytest.param(grey_png(1, SMALL_SIDE + 1), id="high"),
+        pytest.param(grey_png(28, 28, (b"tEXt", bytes(SMALL_BYTES))), id="of many bytes"),
+        pytest.param(grey_png(28, 28, LARGE_HEADER), id="with another header"),
+        pytest.param(grey_png(28, 28, (b"iCCP", b"a\0\0" + zlib.compress(bytes(1000)))), id="with a colour profile"),
+        pytest.param(grey_png(28, 28, header=b"tEXt"), id="without a header"),
+        pytest.param(b"GIF89a" + bytes(50), id="GIF"),
+        pytest.param(grey_png(28, 28)[:12], id="cut off"),
+        pytest.param(b"", id="nothing"),
+    ],
+)
+def test_what_may_be_more_work_is_not_small(content: bytes) -> None:
+    assert not is_small(content)

@@ -5,12 +5,12 @@ import hashlib
 import io
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -24,7 +24,6 @@ from app.models.captioner import Captioner
 from app.runtime import captions as served
 from app.runtime.batching import Resources, answer_all
 from app.runtime.captions import CaptionsPredictor, Describe, Description
-from app.runtime.engine import Floats
 from app.runtime.registry import load_predictor
 from training.export.captions import export_captions
 from training.publish.manifest import PRECISIONS, probe
@@ -224,7 +223,7 @@ def test_a_caption_is_the_same_bit_for_bit_whatever_shares_its_turns(
     alone = [described(predictor, payload)[0] for payload in payloads]
     assert _alike(described(predictor, *payloads), alone, predictor.precision)
     assert _alike(described(predictor, *payloads[::-1])[::-1], alone, predictor.precision)
-    monkeypatch.setattr(served, "TURN", served.LOOK)  # one photograph a turn: they come one after the other
+    monkeypatch.setattr(served, "TURN", 1)  # one photograph a turn: they come one after the other
     assert _alike(described(predictor, *payloads), alone, predictor.precision)
 
 
@@ -239,33 +238,37 @@ def _alike(found: list[Description], expected: list[Description], precision: str
     )
 
 
-def test_a_turn_looks_at_no_more_photographs_than_it_has_room_for(
+def test_a_turn_has_no_more_rows_than_there_is_room_for(
     int8: CaptionsPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served, "TURN", 2 * served.LOOK + 3)
-    examples = [int8.prepare(Describe(content)) for content in PICTURES[:4]]
-    looked = list[int]()
-    look = int8.features
-
-    def watched(pixels: npt.NDArray[np.uint8]) -> Floats:
-        looked.append(len(pixels))
-        return look(pixels)
-
-    monkeypatch.setattr(int8, "features", watched)
-    assert int8.predict(examples) == [None] * 4
-    assert [example.cost for example in examples] == [3, 3, served.LOOK, served.LOOK]
-    int8.predict(examples)  # both go on, and there is room for one photograph
-    assert [example.cost for example in examples[2:]] == [3, served.LOOK]
-    assert looked == [2, 1]
+    monkeypatch.setattr(served, "TURN", 4)
+    examples = [int8.prepare(Describe(content)) for content in PICTURES[:5]]
+    assert [example.cost for example in examples] == [1] * 5
+    int8.predict(examples)  # four say their first word
+    assert [example.cost for example in examples] == [3, 3, 3, 3, 1]
+    wanted = [example.wanted for example in examples]
+    int8.predict(examples)  # three beams go on, and there is room for the last one's first word
+    gone_on = [example.wanted is not before for example, before in zip(examples, wanted, strict=True)]
+    assert gone_on == [True, False, False, False, True]
 
 
 def test_the_first_is_served_even_where_it_takes_more_than_a_turn_has(
     int8: CaptionsPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served, "TURN", 1)
+    monkeypatch.setattr(served, "TURN", 2)
     examples = [int8.prepare(Describe(content)) for content in PICTURES[:2]]
+    int8.predict(examples[:1])
+    (before, _) = [example.wanted for example in examples]
     int8.predict(examples)
-    assert [example.cost for example in examples] == [3, served.LOOK]
+    assert examples[0].wanted is not before
+    assert examples[1].cost == 1
+
+
+def test_photographs_may_be_prepared_side_by_side(int8: CaptionsPredictor) -> None:
+    payloads = [Describe(content) for content in PICTURES]
+    with ThreadPoolExecutor(4) as threads:
+        examples = list(threads.map(int8.prepare, payloads))
+    assert answer_all(int8, examples) == described(int8, *payloads)
 
 
 # telling

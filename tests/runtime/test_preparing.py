@@ -1,6 +1,8 @@
 """The threads in which slow payloads are checked."""
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,7 +11,7 @@ from functools import partial
 import pytest
 
 from app.errors import DeadlineExceeded, Malformed, NotReady, Overloaded
-from app.runtime.preparing import THREADS, Preparing
+from app.runtime.preparing import NICE, THREADS, Preparing
 
 pytestmark = pytest.mark.anyio
 
@@ -51,9 +53,9 @@ async def preparing(
 
 
 @asynccontextmanager
-async def busy(threads: Preparing) -> AsyncIterator[None]:
-    """All threads have work, until the block ends."""
-    begun = [threading.Event() for _ in range(THREADS)]
+async def busy(threads: Preparing, count: int = THREADS) -> AsyncIterator[None]:
+    """So many threads have work, until the block ends."""
+    begun = [threading.Event() for _ in range(count)]
     go = threading.Event()
 
     def work(event: threading.Event) -> bool:
@@ -103,6 +105,24 @@ async def test_no_more_are_prepared_at_once_than_there_are_threads(refusals: Ref
             assert begun == []
         await asyncio.gather(*waiting)
     assert sorted(begun) == [0, 1, 2, 3]
+
+
+async def test_models_take_turns_and_each_ones_payloads_come_in_their_order(refusals: Refusals) -> None:
+    begun = list[str]()
+    async with preparing(refusals) as threads, busy(threads, THREADS - 1):  # one thread is left, and then none
+        async with busy(threads, 1):
+            work = [(name[0], partial(begun.append, name)) for name in ("a1", "a2", "a3", "b1", "c1", "b2")]
+            waiting = [asyncio.ensure_future(threads.run(*each)) for each in work]
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+    assert begun == ["a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+async def test_threads_let_others_go_before(refusals: Refusals) -> None:
+    async with preparing(refusals) as threads:
+        nice = await threads.run("a", lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert nice == min(19, os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICE)
 
 
 async def test_one_more_than_may_wait_is_refused_and_later_taken(refusals: Refusals) -> None:
