@@ -15,6 +15,8 @@ endif
 BIN = $(VENV)/bin
 SERVING = $(VENV)/.serving-installed
 DEVELOPMENT = $(VENV)/.development-installed
+# Those that `bench` compares with pin other versions than ours, and are not for an environment that serves.
+PEERS = .venv-bench/.installed
 
 .PHONY: help install serve test check bench bench-cells fuzz audit train-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
@@ -36,10 +38,14 @@ check: $(DEVELOPMENT) ## format, lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(DEVELOPMENT) ## time the served models against eager torch
+bench: $(DEVELOPMENT) $(PEERS) ## time the models against eager torch, the server against its peers: half an hour, 6 GiB more
 	$(BIN)/python tests/bench/language_model.py
 	$(BIN)/python tests/bench/digits.py
 	$(BIN)/python tests/bench/captions.py
+	$(BIN)/python -m tests.bench.page
+	$(BIN)/python -m tests.bench.serving.soak --data $(CORPORA)
+	$(BIN)/python -m tests.bench.serving --data $(CORPORA)
+CORPORA = $(or $(DATA),$(TEST_DATA),$(error bench: DATA names the folder of ptb/, mnist/ and flickr8k/))
 
 bench-cells: $(DEVELOPMENT) ## time the cells that torch lacks against torch's LSTM, as trainings run
 	$(KEEP_MEMORY) $(BIN)/python tests/bench/cells.py
@@ -72,8 +78,10 @@ publish: $(DEVELOPMENT) ## publish a finished run into models_store: RUN=runs/la
 	$(BIN)/python -m training publish $(RUN)
 
 lock: ## fit requirements/ to pyproject.toml; delete its files first for the newest versions; needs uv
-	uv pip compile $(LOCK) pyproject.toml --all-extras --output-file requirements/development.txt
+	uv pip compile $(LOCK) pyproject.toml --extra traces --extra train --extra test --output-file requirements/development.txt
 	uv pip compile $(LOCK) pyproject.toml --constraints requirements/development.txt --output-file requirements/serving.txt
+	grep -o '^[a-z0-9][^\\]*' requirements/development.txt | grep -v '^opentelemetry' | \
+		uv pip compile $(LOCK) pyproject.toml --extra bench --constraints - --output-file requirements/bench.txt
 LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 
 # Every package is pinned and its hash checked; seqserve itself, which has none, is added without its dependencies.
@@ -84,6 +92,11 @@ $(SERVING): requirements/serving.txt pyproject.toml | $(BIN)/python
 
 $(DEVELOPMENT): requirements/development.txt $(SERVING)
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/development.txt
+	touch $@
+
+$(PEERS): requirements/bench.txt | $(BIN)/python
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --require-hashes --requirement requirements/bench.txt
 	touch $@
 
 $(BIN)/python:

@@ -1,0 +1,60 @@
+"""BentoML, tuned as its documentation says: adaptive batching in a service of its own, behind one that speaks HTTP.
+
+bentoml serve tests.bench.serving.peers.bento:Front
+"""
+
+from typing import Any
+
+import bentoml  # type: ignore[import-not-found]
+
+from tests.bench.serving.peers.engines import BATCH, WORKERS, opened
+from tests.bench.serving.peers.routes import Kind, application
+
+LATENCY_MS = 10_000  # what may wait longer is refused
+OPTIONS: dict[str, Any] = {
+    "logging": {"access": {"enabled": False}},
+    "runner_connection": {"max_requests": 10**9},  # or every hundred requests all that are under way fail
+}
+
+
+async def ask(kind: Kind, payload: Any) -> dict[str, Any]:
+    """A batch of one, which the service of models gathers into larger ones."""
+    found: dict[str, Any] = await bentoml.get_current_service().ask(kind, payload)
+    return found
+
+
+@bentoml.service(workers=WORKERS, **OPTIONS)
+class Models:
+    """All models, in one process."""
+
+    def __init__(self) -> None:
+        self._answers = {kind: opened(kind) for kind in BATCH}
+
+    @bentoml.api(batchable=True, max_batch_size=BATCH["next-word"], max_latency_ms=LATENCY_MS)  # type: ignore[untyped-decorator]
+    def next_word(self, payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self._answers["next-word"](payloads)
+
+    @bentoml.api(batchable=True, max_batch_size=BATCH["perplexity"], max_latency_ms=LATENCY_MS)  # type: ignore[untyped-decorator]
+    def perplexity(self, payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self._answers["perplexity"](payloads)
+
+    @bentoml.api(batchable=True, max_batch_size=BATCH["digits"], max_latency_ms=LATENCY_MS)  # type: ignore[untyped-decorator]
+    def digits(self, payloads: list[bytes]) -> list[dict[str, Any]]:
+        return self._answers["digits"](payloads)
+
+    @bentoml.api(batchable=True, max_batch_size=BATCH["captions"], max_latency_ms=LATENCY_MS)  # type: ignore[untyped-decorator]
+    def captions(self, payloads: list[bytes]) -> list[dict[str, Any]]:
+        return self._answers["captions"](payloads)
+
+
+@bentoml.service(workers=1, **OPTIONS)
+@bentoml.asgi_app(application(ask))
+class Front:
+    """The routes."""
+
+    models = bentoml.depends(Models)
+
+    async def ask(self, kind: Kind, payload: Any) -> dict[str, Any]:
+        """One answer."""
+        (answer,) = await getattr(self.models.to_async, kind.replace("-", "_"))([payload])
+        return dict(answer)

@@ -1,0 +1,231 @@
+"""The published weights in eager torch, float32, as a competent user serves them: whole batches, inference mode."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torchvision.models import get_model  # type: ignore[import-untyped]
+
+from app.bundle import Bundle, Family
+from app.images import normalised
+from app.models.captioner import Captioner
+from app.models.digits import ReNet, RowReader
+from app.models.language_model import LanguageModel
+from app.runtime.captions import CaptionsPredictor
+from app.runtime.digits import DigitsPredictor, calibration
+from app.runtime.scores import TextScore
+from app.text import Completion, Token, Vocabulary, context, lines, normaliser, sentences
+from tests.bench.serving.peers.engines import told_score
+
+WINDOW: Final = 64  # tokens of each document whose logits are held at once
+
+
+class EagerLanguageModel:
+    """Suggests and scores; nothing is remembered from one request to the next."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._named = {"model": bundle.manifest.model, "version": bundle.manifest.version}
+        self._vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
+        self._normaliser = normaliser(bundle.manifest.normalisation or "whitespace", self._vocabulary)
+        self._model = _language_model(bundle)
+        self._never = torch.tensor([self._vocabulary.end, self._vocabulary.unknown])
+
+    @torch.inference_mode()
+    def suggest(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The answers to requests of /next-word for single words."""
+        completions = [self._normaliser.complete(each["text"]) if each["complete"] else None for each in asked]
+        before = [
+            completion.context if completion else context(each["text"], self._normaliser)
+            for each, completion in zip(asked, completions, strict=True)
+        ]
+        rows = self._next([self._ids(tokens) for tokens in before])
+        return [self._suggestions(*each) for each in zip(asked, completions, before, rows, strict=True)]
+
+    @torch.inference_mode()
+    def score(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The answers to requests of /perplexity for one document each."""
+        documents = [self._ids(chain.from_iterable(sentences(lines(each["text"]), self._normaliser))) for each in asked]
+        sums = self.log_likelihoods(documents)
+        return [self._scored(*each) for each in zip(asked, documents, sums, strict=True)]
+
+    @torch.inference_mode()
+    def log_likelihoods(self, documents: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
+        """Of each document's ids: nats in all, and nats of its unknown words."""
+        targets, lengths = _padded(documents)
+        inputs = torch.cat([torch.full_like(targets[:1], self._vocabulary.end), targets[:-1]])
+        state = self._model.initial_state(len(documents))
+        worth = torch.empty(targets.shape)
+        for start in range(0, len(targets), WINDOW):
+            part = slice(start, start + WINDOW)
+            hidden, _, state = self._model(inputs[part], state)  # (T, B) -> (T, B, H)
+            logits = self._model.logits(hidden)
+            worth[part] = logits.gather(-1, targets[part, :, None])[..., 0] - logits.logsumexp(-1)
+        worth *= torch.arange(len(targets))[:, None] < lengths
+        unknown = worth * (targets == self._vocabulary.unknown)
+        return list(zip(worth.sum(0).tolist(), unknown.sum(0).tolist(), strict=True))
+
+    def _ids(self, tokens: Any) -> list[int]:
+        return self._vocabulary.ids(token.text for token in tokens)
+
+    def _next(self, contexts: Sequence[list[int]]) -> Tensor:
+        """Log-probabilities (B, V) of what follows each context."""
+        tokens, lengths = _padded([[self._vocabulary.end, *ids] for ids in contexts])
+        hidden, _, _ = self._model(tokens, self._model.initial_state(len(contexts)))  # (T, B) -> (T, B, H)
+        last = hidden[lengths - 1, torch.arange(len(contexts))]
+        rows: Tensor = self._model.logits(last).log_softmax(-1)
+        rows[:, self._never] = -math.inf
+        return rows
+
+    def _suggestions(
+        self, asked: dict[str, Any], completion: Completion | None, before: Sequence[Token], row: Tensor
+    ) -> dict[str, Any]:
+        if completion:
+            row = _among(row, completion.candidates)
+        values, tokens = row.topk(asked["top_k"])
+        ids = self._ids(before)
+        unknown = [asked["text"][t.start : t.end] for t, i in zip(before, ids, strict=True) if i == self._never[1]]
+        return self._named | {
+            "suggestions": [
+                {"text": self._written(token, completion), "probability": math.exp(value), "log_probability": value}
+                for token, value in zip(tokens.tolist(), values.tolist(), strict=True)
+                if value > -math.inf
+            ],
+            "context_tokens": len(ids),
+            "unknown_words": list(dict.fromkeys(unknown)),
+            "cached_tokens": 0,
+        }
+
+    def _written(self, token: int, completion: Completion | None) -> str:
+        words = [self._vocabulary.tokens[token]]
+        return completion.text(words) if completion else self._normaliser.join(words)
+
+    def _scored(self, asked: dict[str, Any], ids: list[int], sums: tuple[float, float]) -> dict[str, Any]:
+        score = TextScore(
+            log_likelihood=sums[0],
+            log_likelihood_unknown=sums[1],
+            tokens=len(ids),
+            sentences=ids.count(self._vocabulary.end),
+            unknown_tokens=ids.count(self._vocabulary.unknown),
+            characters=len(asked["text"]),
+        )
+        told = told_score(score)
+        return self._named | {"results": [told], "corpus": told}
+
+
+class TorchGraph:
+    """Stands where a predictor has an ONNX session: what is read, prepared and searched is the same for both."""
+
+    def __init__(self, compute: Callable[..., tuple[Tensor, ...]]) -> None:
+        self._compute = compute
+
+    def run(self, _: None, feed: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """All outputs."""
+        with torch.inference_mode():
+            outputs = self._compute(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        return [output.numpy() for output in outputs]
+
+
+def digits(bundle: Bundle, threads: int) -> DigitsPredictor:
+    """The reader of digits."""
+    torch.set_num_threads(threads)
+    module = _reader(bundle.manifest.config)
+    module.load_state_dict(load_file(bundle.path("weights.safetensors")))
+    module.eval()
+    graph = TorchGraph(lambda pixels: (module(pixels.float() / 255),))
+    return DigitsPredictor(graph, calibration(bundle.manifest.calibration, str(bundle.folder)), precision="fp32")
+
+
+def captions(bundle: Bundle, threads: int) -> CaptionsPredictor:
+    """The captioner, its network's batch norms folded and in torch's fastest layout."""
+    torch.set_num_threads(threads)
+    config = bundle.manifest.config
+    stored = {name: value.float() for name, value in load_file(bundle.path("weights.safetensors")).items()}
+    cnn = {name.removeprefix("cnn."): value for name, value in stored.items() if name.startswith("cnn.")}
+    network, captioner = _network(config["backbone"], cnn), _captioner(config, stored)
+    vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
+    return CaptionsPredictor(
+        TorchGraph(lambda pixels: (network(_photographs(pixels)),)),
+        TorchGraph(lambda features: (captioner.begin(features),)),
+        TorchGraph(lambda tokens, state: captioner.step(tokens, state)),
+        vocabulary,
+        normaliser(bundle.manifest.normalisation or "whitespace", vocabulary),
+        precision="fp32",
+        length=config["length"],
+        length_penalty=config["length_penalty"],
+    )
+
+
+MODELS: Final[dict[Family, Callable[[Bundle, int], Any]]] = {
+    "language_model": EagerLanguageModel,
+    "digits": digits,
+    "captions": captions,
+}
+
+
+def _language_model(bundle: Bundle) -> LanguageModel:
+    config = bundle.manifest.config
+    fields = ("vocabulary_size", "embedding_size", "hidden_sizes", "tied")
+    model = LanguageModel(**{field: config[field] for field in fields}, cell=bundle.manifest.cell)  # type: ignore[arg-type]
+    stored = load_file(bundle.path("weights.safetensors"))
+    model.load_state_dict(stored, strict=False)  # a tied matrix is there once
+    return model.eval()
+
+
+def _reader(config: dict[str, Any]) -> RowReader | ReNet:
+    cell, outputs = config.get("cell", "lstm"), 11 if config["negatives"] else 10  # the last: that there is no digit
+    if config["reader"] == "rows":
+        return RowReader(hidden_size=config["hidden_sizes"][0], cell=cell, outputs=outputs)
+    return ReNet(list(zip(config["patches"], config["hidden_sizes"], strict=True)), cell=cell, outputs=outputs)
+
+
+def _network(name: str, weights: dict[str, Tensor]) -> nn.Module:
+    """The backbone without its last layer, batch norms folded as in the bundle."""
+    network: nn.Module = get_model(name, weights=None).eval()
+    *_, last = (path for path, layer in network.named_modules() if isinstance(layer, nn.Linear))
+    network.set_submodule(last, nn.Identity())
+    folded = fuse(network)
+    folded.load_state_dict(weights)
+    return folded.to(memory_format=torch.channels_last)
+
+
+def _captioner(config: dict[str, Any], stored: dict[str, Tensor]) -> Captioner:
+    vocabulary_size, embedding_size = stored["embedding.weight"].shape
+    model = Captioner(
+        vocabulary_size=vocabulary_size,
+        feature_size=stored["image.weight"].shape[1],
+        embedding_size=embedding_size,
+        **{key: config[key] for key in ("hidden_size", "cell", "inject", "tied")},
+    )
+    model.load_state_dict(stored, strict=False)  # a tied matrix is there once, and the network's weights are besides
+    return model.eval()
+
+
+def _photographs(pixels: Tensor) -> Tensor:
+    """(B, 224, 224, 3) uint8 -> (B, 3, 224, 224)."""
+    return torch.from_numpy(normalised(pixels.numpy())).to(memory_format=torch.channels_last)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(T, B) int64, the longest row's T, and the lengths (B,)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = np.zeros((int(lengths.max()), len(rows)), np.int64)
+    for place, row in enumerate(rows):
+        tokens[: len(row), place] = row
+    return torch.from_numpy(tokens), lengths
+
+
+def _among(row: Tensor, candidates: Any) -> Tensor:
+    """Renormalised over the completions that fit; all of them fit if `candidates` is None."""
+    if candidates is not None:
+        allowed = torch.full_like(row, -math.inf)
+        allowed[candidates] = row[candidates]
+        row = allowed
+    return row if row.max() == -math.inf else row - row.logsumexp(-1)

@@ -1,0 +1,143 @@
+"""What answers behind each peer: eager torch on the published weights, or the published graphs.
+
+An engine answers a batch of one kind's payloads: a dict of the request's fields, or an image's bytes. The answers are
+those of the contract. The graphs answer by our predictors, without the cache of states, which is our server's part.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from app import bundle as bundles
+from app.bundle import Bundle, Family
+from app.runtime.batching import answer_all
+from app.runtime.captions import Describe, Description
+from app.runtime.digits import Classification, Classify
+from app.runtime.language_model import Score, Suggest, Suggestions
+from app.runtime.registry import AnyPredictor, load_predictor
+from app.runtime.scores import TextScore
+from tests.bench.serving.peers.routes import Kind
+
+Answers: TypeAlias = Callable[[Sequence[Any]], list[dict[str, Any]]]
+
+STORE: Final = Path("models_store")
+FAMILIES: Final[dict[Kind, Family]] = {
+    "next-word": "language_model",
+    "perplexity": "language_model",
+    "digits": "digits",
+    "captions": "captions",
+}
+BATCH: Final[dict[Kind, int]] = {"next-word": 32, "perplexity": 16, "digits": 32, "captions": 8}  # at most, in a peer
+WAIT_S: Final = 0.002  # that a peer may hold a batch back to fill it
+WORKERS: Final = int(os.environ.get("BENCH_WORKERS", "1"))  # processes of inference of a peer with batching
+
+
+def opened(kind: Kind) -> Answers:
+    """What answers `kind`, as BENCH_ENGINE (torch or int8) and BENCH_THREADS say."""
+    return ENGINES[os.environ["BENCH_ENGINE"]](kind, int(os.environ["BENCH_THREADS"]))
+
+
+def bundle_of(family: Family) -> Bundle:
+    """The family's first bundle of STORE, in its current version."""
+    found = (bundles.read(STORE / name / bundles.current(STORE, name)) for name in bundles.models(STORE))
+    return next(bundle for bundle in found if bundle.manifest.family == family)
+
+
+def told_score(score: TextScore) -> dict[str, Any]:
+    """As the contract has it."""
+    fields = (
+        "perplexity",
+        "perplexity_excluding_unknown",
+        "tokens",
+        "sentences",
+        "unknown_tokens",
+        "characters",
+        "log_likelihood",
+        "cross_entropy",
+        "bits_per_character",
+    )
+    return {field: getattr(score, field) for field in fields} | {"token_scores": None}
+
+
+def _graphs(kind: Kind, threads: int) -> Answers:
+    bundle, predictor = _published(FAMILIES[kind], threads)
+    return _answers(kind, bundle, predictor)
+
+
+def _torch(kind: Kind, threads: int) -> Answers:
+    from tests.bench.serving.peers import eager  # torch is for those that run it
+
+    bundle, model = _eager(FAMILIES[kind], threads)
+    if isinstance(model, eager.EagerLanguageModel):
+        return model.suggest if kind == "next-word" else model.score
+    return _answers(kind, bundle, model)
+
+
+ENGINES: Final[dict[str, Callable[[Kind, int], Answers]]] = {"torch": _torch, "int8": _graphs}
+
+
+@cache
+def _published(family: Family, threads: int) -> tuple[Bundle, AnyPredictor]:
+    bundle = bundle_of(family)
+    return bundle, load_predictor(bundle, threads=threads, cache_bytes=0)
+
+
+@cache
+def _eager(family: Family, threads: int) -> tuple[Bundle, Any]:
+    from tests.bench.serving.peers import eager
+
+    bundle = bundle_of(family)
+    return bundle, eager.MODELS[family](bundle, threads)
+
+
+def _answers(kind: Kind, bundle: Bundle, predictor: Any) -> Answers:
+    named = {"model": bundle.manifest.model, "version": bundle.manifest.version}
+
+    def answers(payloads: Sequence[Any]) -> list[dict[str, Any]]:
+        examples = [predictor.prepare(PAYLOADS[kind](payload)) for payload in payloads]
+        return [named | TOLD[kind](found) for found in answer_all(predictor, examples)]
+
+    return answers
+
+
+def _suggestions(found: Suggestions) -> dict[str, Any]:
+    return {
+        "suggestions": [
+            {"text": one.text, "probability": one.probability, "log_probability": one.log_probability}
+            for one in found.suggestions
+        ],
+        "context_tokens": found.context_tokens,
+        "unknown_words": found.unknown_words,
+        "cached_tokens": found.cached_tokens,
+    }
+
+
+def _scored(found: TextScore) -> dict[str, Any]:
+    score = told_score(found)
+    return {"results": [score], "corpus": score}
+
+
+def _digit(found: Classification) -> dict[str, Any]:
+    fields = ("digit", "confidence", "probabilities", "rejected", "reason")
+    return {"results": [{field: getattr(found, field) for field in fields}]}
+
+
+def _caption(found: Description) -> dict[str, Any]:
+    caption = {"caption": found.caption, "log_probability": found.log_probability, "alternatives": []}
+    return {"results": [caption]}
+
+
+PAYLOADS: Final[dict[Kind, Callable[[Any], Any]]] = {
+    "next-word": lambda asked: Suggest(asked["text"], asked["top_k"], complete=asked["complete"]),
+    "perplexity": lambda asked: Score(asked["text"]),
+    "digits": Classify,
+    "captions": Describe,
+}
+TOLD: Final[dict[Kind, Callable[[Any], dict[str, Any]]]] = {
+    "next-word": _suggestions,
+    "perplexity": _scored,
+    "digits": _digit,
+    "captions": _caption,
+}
