@@ -27,7 +27,7 @@ from app.api.rates import Rated
 from app.api.state import Catalogue, State
 from app.api.traces import Traced
 from app.runtime.metrics import Metrics
-from app.runtime.registry import Registry
+from app.runtime.registry import Registry, settle
 from app.runtime.worker import Worker
 from app.settings import Settings
 
@@ -174,6 +174,7 @@ async def _load(settings: Settings, load: Callable[[], Registry]) -> Registry:
     except Exception:
         log.exception("the models of %s could not be loaded", settings.store)
         raise
+    settle()
     serving = [f"{served.name} {served.version}" for served in registry.served()]
     refused = f"; refused: {', '.join(registry.refused)}" if registry.refused else ""  # why has been logged
     log.info("%s serves %s%s", settings.url, ", ".join(serving) or "no model", refused)

@@ -131,13 +131,15 @@ def sent(headers: Headers) -> str | None:
 def is_local(scope: Scope) -> bool:
     """Whether it comes from this machine, from no proxy on it, and asks for it by a name that only the machine has.
 
-    A page from elsewhere can have its own name lead to 127.0.0.1 (DNS rebinding): Host is then that name.
+    A page from elsewhere that a browser on this machine shows is not local: it can have its own name lead to 127.0.0.1
+    (DNS rebinding), and Host is then that name; or ask across origins, which Origin tells.
     """
     client = scope.get("client")
     if client is None or any(name in FORWARDED for name, _ in scope["headers"]):
         return False
     hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-    return _is_loopback(client[0]) and len(hosts) == 1 and _is_own(hosts[0])
+    origins = [value.decode("latin-1").partition("://")[2] for name, value in scope["headers"] if name == b"origin"]
+    return _is_loopback(client[0]) and len(hosts) == 1 and all(map(_is_own, (*hosts, *origins)))
 
 
 def _is_own(host: str) -> bool:

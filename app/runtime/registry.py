@@ -283,9 +283,16 @@ class Registry:
         return "".join(f"; {name}: {reason}" for name, reason in self.refused.items())
 
 
+def settle() -> None:
+    """Collect garbage, and let the collector pass over what is left: it takes 30 ms to look through all of that."""
+    gc.collect()
+    gc.freeze()
+
+
 def _give_memory_back() -> None:
     """Let the system have what was freed: glibc keeps it, and after some changes as much as another version takes."""
-    gc.collect()  # a vocabulary is in a cycle
+    gc.unfreeze()
+    settle()  # a vocabulary is in a cycle
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # not in other C libraries, which have no need of it
         libc.malloc_trim(0)
