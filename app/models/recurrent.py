@@ -67,13 +67,13 @@ class Layer(nn.Module):
         self.register_buffer("no_bias", torch.zeros(no_bias), persistent=False)
 
     def reset(self, initial_range: float, forget_bias: float) -> None:
-        """Weights uniform in ±initial_range, peepholes like all others (as Greff et al. 2015 draw them); biases 0.
+        """Weights uniform in ±initial_range, biases and peepholes 0.
 
         The forget gate's bias is `forget_bias` (Jozefowicz et al. 2015); where it is coupled, f = 1 - i, the input
         gate's is -forget_bias, which is the same f. rnn and gru have no forget gate: `forget_bias` has no effect there.
         """
         for name, parameter in self.named_parameters():
-            if name.startswith("bias"):
+            if name.startswith(("bias", "peephole")):  # a drawn peephole can hold a gate open that feeds what it sees
                 nn.init.zeros_(parameter)
             else:
                 nn.init.uniform_(parameter, -initial_range, initial_range)

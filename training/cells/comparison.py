@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,26 +37,31 @@ from training.publish.language_model import trained as trained_language_model
 from training.ranges import Range, require_ranges
 from training.run import Run, RunError, environment
 
-Part: TypeAlias = Literal["ptb", "mnist", "adding", "gradients", "latency"]
+Part: TypeAlias = Literal["rates", "ptb", "mnist", "adding", "gradients", "latency"]
 PARTS: tuple[Part, ...] = get_args(Part)  # in the order in which they can be measured
 Config: TypeAlias = LanguageModelConfig | DigitsConfig | AddingConfig
 Figures: TypeAlias = dict[str, Any]
 
+SEARCH_EPOCHS = 1  # of a run that tries a learning rate
+SEARCHED: tuple[Part, ...] = ("ptb", "gradients", "latency")  # what trains with the rates found, or looks at what did
 
-LANGUAGE_MODEL = LanguageModelConfig(  # one layer, untied: in two, of 500 and 100 units, a tanh RNN learnt nothing
-    embedding_size=100,
-    hidden_sizes=(100,),
+LANGUAGE_MODEL = LanguageModelConfig(  # `cpu` in small; the learning rate is each cell's own
+    embedding_size=128,
+    hidden_sizes=(160, 128),
+    tied=True,
     initial_range=0.1,
-    input_dropout=0.0,
-    hidden_dropout=0.0,
-    output_dropout=0.0,
+    input_dropout=0.1,
+    hidden_dropout=0.1,
+    output_dropout=0.1,
+    weight_drop=0.1,
     locked=True,
+    batch_size=32,
     cost="mean",
     optimiser="adamw",
-    learning_rate=3e-3,
     schedule="one-cycle",
+    weight_decay=0.02,
     clip=0.25,
-    epochs=1,
+    epochs=4,
     precision="bf16-mixed",
     evaluation_batch=16,
 )
@@ -80,6 +85,7 @@ class Comparison:
 
     cells: tuple[Cell, ...] = CELLS
     seeds: tuple[int, ...] = (1, 2, 3)  # of the language models and the digit readers
+    rates: tuple[float, ...] = (1e-3, 3e-3, 9e-3)  # of learning, tried for each cell's language model
     lengths: tuple[int, ...] = (400, 100)  # of the adding problem
     language_model: LanguageModelConfig = LANGUAGE_MODEL
     digits: DigitsConfig = DIGITS
@@ -92,6 +98,7 @@ class Comparison:
 _RANGES: tuple[Range, ...] = (
     (f"some of {', '.join(CELLS)}", lambda value: value in CELLS, ("cells",)),
     ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seeds",)),
+    ("a number above 0", lambda value: 0 < value < math.inf, ("rates",)),
     ("4 or more", lambda value: value >= 4, ("lengths",)),
 )
 
@@ -109,6 +116,9 @@ class Job:
     def name(self) -> str:
         """What names it in reports and, below the root, its folder."""
         return f"{self.part}/{self.cell}/{self.variant}"
+
+
+Measured: TypeAlias = Mapping[Job, Figures]
 
 
 @dataclass(frozen=True)
@@ -134,31 +144,65 @@ BUILD: dict[type[Config], Callable[[Any], nn.Module]] = {
 }
 
 
-def plan(comparison: Comparison, part: Part) -> list[Job]:
-    """All jobs of a part, the first seed of every cell before the second."""
+def plan(comparison: Comparison, part: Part, rates: Mapping[Cell, float] | None = None) -> list[Job]:
+    """All jobs of a part, the first seed of every cell before the second.
+
+    `rates` are what `best_rates` chose; a cell that it has none for is planned with the recipe's own.
+    """
     by_seed = [(cell, seed) for seed in comparison.seeds for cell in comparison.cells]
     by_length = [(cell, length) for length in comparison.lengths for cell in comparison.cells]
+    by_rate = [(cell, rate) for rate in comparison.rates for cell in comparison.cells]
+    chosen = dict.fromkeys(comparison.cells, comparison.language_model.learning_rate) | dict(rates or {})
+    first = comparison.seeds[0]
+
+    def model(cell: Cell, seed: int, rate: float, epochs: int = comparison.language_model.epochs) -> Any:
+        return _of(comparison.language_model, cell, seed=seed, learning_rate=rate, epochs=epochs)
+
     match part:
+        case "rates":
+            return [Job(part, c, f"rate-{r:g}", model(c, first, r, SEARCH_EPOCHS)) for c, r in by_rate]
         case "ptb" | "latency":
-            return [Job(part, c, f"seed-{s}", _of(comparison.language_model, c, seed=s)) for c, s in by_seed]
+            return [Job(part, c, f"seed-{s}", model(c, s, chosen[c])) for c, s in by_seed]
         case "mnist":
             return [Job(part, c, f"seed-{s}", _of(comparison.digits, c, seed=s)) for c, s in by_seed]
         case "adding":
             return [Job(part, c, f"length-{n}", _of(comparison.adding, c, length=n)) for c, n in by_length]
         case "gradients":
-            longest, seed = max(comparison.lengths), comparison.seeds[0]
+            longest = max(comparison.lengths)
             return [
                 job
                 for c in comparison.cells
                 for job in (
                     Job(part, c, f"length-{longest}", _of(comparison.adding, c, length=longest)),
-                    Job(part, c, f"seed-{seed}", _of(comparison.language_model, c, seed=seed)),
+                    Job(part, c, f"seed-{first}", model(c, first, chosen[c])),
                 )
             ]
 
 
-def _of(reference: Any, cell: Cell, **changes: int) -> Any:
+def _of(reference: Any, cell: Cell, **changes: float) -> Any:
     return replace(matched(reference, cell, BUILD[type(reference)]), **changes)
+
+
+def best_rates(comparison: Comparison, measured: Measured) -> dict[Cell, float]:
+    """By cell, the rate with the lowest validation perplexity; of the cells for which all rates were tried."""
+    tried: dict[Cell, dict[float, float]] = {cell: {} for cell in comparison.cells}
+    for job in plan(comparison, "rates"):
+        if job in measured:
+            tried[job.cell][measured[job]["config"]["learning_rate"]] = measured[job]["valid_perplexity"]
+    return {
+        cell: min(found, key=lambda rate: (math.isnan(found[rate]), found[rate]))
+        for cell, found in tried.items()
+        if len(found) == len(comparison.rates)
+    }
+
+
+def searched(comparison: Comparison, root: Path) -> dict[Cell, float]:
+    """The best rate of every cell; RunError that names the jobs of the search that are not done."""
+    measured = measured_of(plan(comparison, "rates"), root)
+    missing = [job.name for job in plan(comparison, "rates") if job not in measured]
+    if missing:
+        raise RunError(f"{root}: {', '.join(missing)}: not measured yet; the search of the rates comes first")
+    return best_rates(comparison, measured)
 
 
 def measure(
@@ -166,13 +210,21 @@ def measure(
 ) -> None:
     """Do what is not done yet of the `parts`, `processes` jobs side by side, each on one thread.
 
-    The serving latency is always measured alone. Raise RunError, before anything is done, for a job that was done with
-    another configuration; and for one that looks at a model which is not trained.
+    The serving latency is always measured alone. Raise RunError, before anything of a part is done, for a job that was
+    done with another configuration, and for language models whose rates are not searched; and for a job that looks at a
+    model which is not trained.
     """
-    todo_by_part = {part: [job for job in plan(comparison, part) if figures_of(job, root) is None] for part in parts}
-    for part, todo in todo_by_part.items():
+    for part in parts:
+        rates = searched(comparison, root) if part in SEARCHED else None
+        todo = [job for job in plan(comparison, part, rates) if figures_of(job, root) is None]
         _fetch(todo, corpora)
         _perform_all(todo, root, corpora, 1 if part == "latency" else processes)
+
+
+def measured_of(jobs: Iterable[Job], root: Path) -> dict[Job, Figures]:
+    """What the jobs measured, of those that are done."""
+    found = {job: figures_of(job, root) for job in jobs}
+    return {job: figures for job, figures in found.items() if figures is not None}
 
 
 def figures_of(job: Job, root: Path) -> Figures | None:
@@ -245,17 +297,22 @@ def recent_perplexities(running: Sequence[tuple[int, float]], windows: int) -> l
     return curve
 
 
-def _measure_ptb(job: Job, root: Path, corpora: Corpora) -> Figures:
+def _measure_rates(job: Job, root: Path, corpora: Corpora) -> Figures:
+    """All but the test text's perplexity, which the search must not see."""
     assert isinstance(job.config, LanguageModelConfig)
     run, corpus = Run(root / job.name), corpora.texts(job.config.vocabulary_size)
     language_model.train(job.config, corpus, run, resume=True)
     epochs, windows = run.metrics(), (len(corpus.train) - 1) // (job.config.batch_size * job.config.steps)
     return {
-        "test_perplexity": run.read("result.json")["test_perplexity"],
         "valid_perplexity": epochs[-1]["valid_perplexity"],
         "tokens_per_second": statistics.median(epoch["tokens_per_second"] for epoch in epochs),
         "curve": recent_perplexities(logged(run, "perplexity/train"), windows),
     }
+
+
+def _measure_ptb(job: Job, root: Path, corpora: Corpora) -> Figures:
+    figures = _measure_rates(job, root, corpora)
+    return {"test_perplexity": Run(root / job.name).read("result.json")["test_perplexity"], **figures}
 
 
 def _measure_mnist(job: Job, root: Path, corpora: Corpora) -> Figures:
@@ -308,6 +365,7 @@ def _trained(job: Job, part: Part, root: Path) -> Path:
 
 
 MEASURES: dict[Part, Callable[[Job, Path, Corpora], Figures]] = {
+    "rates": _measure_rates,
     "ptb": _measure_ptb,
     "mnist": _measure_mnist,
     "adding": _measure_adding,
