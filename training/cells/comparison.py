@@ -85,7 +85,7 @@ class Comparison:
 
     cells: tuple[Cell, ...] = CELLS
     seeds: tuple[int, ...] = (1, 2, 3)  # of the language models and the digit readers
-    rates: tuple[float, ...] = (1e-3, 3e-3, 9e-3)  # of learning, tried for each cell's language model
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 9e-3, 2.7e-2)  # tried for each cell's language model
     lengths: tuple[int, ...] = (400, 100)  # of the adding problem
     language_model: LanguageModelConfig = LANGUAGE_MODEL
     digits: DigitsConfig = DIGITS
@@ -147,62 +147,61 @@ BUILD: dict[type[Config], Callable[[Any], nn.Module]] = {
 def plan(comparison: Comparison, part: Part, rates: Mapping[Cell, float] | None = None) -> list[Job]:
     """All jobs of a part, the first seed of every cell before the second.
 
-    `rates` are what `best_rates` chose; a cell that it has none for is planned with the recipe's own.
+    `rates`: those of the language models, by cell, as `best_rates` gives them; without one the recipe's own.
     """
-    by_seed = [(cell, seed) for seed in comparison.seeds for cell in comparison.cells]
-    by_length = [(cell, length) for length in comparison.lengths for cell in comparison.cells]
-    by_rate = [(cell, rate) for rate in comparison.rates for cell in comparison.cells]
-    chosen = dict.fromkeys(comparison.cells, comparison.language_model.learning_rate) | dict(rates or {})
-    first = comparison.seeds[0]
-
-    def model(cell: Cell, seed: int, rate: float, epochs: int = comparison.language_model.epochs) -> Any:
-        return _of(comparison.language_model, cell, seed=seed, learning_rate=rate, epochs=epochs)
-
+    cells, seeds, model = comparison.cells, comparison.seeds, comparison.language_model
+    own = dict.fromkeys(cells, model.learning_rate) | dict(rates or {})
     match part:
         case "rates":
-            return [Job(part, c, f"rate-{r:g}", model(c, first, r, SEARCH_EPOCHS)) for c, r in by_rate]
-        case "ptb" | "latency":
-            return [Job(part, c, f"seed-{s}", model(c, s, chosen[c])) for c, s in by_seed]
-        case "mnist":
-            return [Job(part, c, f"seed-{s}", _of(comparison.digits, c, seed=s)) for c, s in by_seed]
-        case "adding":
-            return [Job(part, c, f"length-{n}", _of(comparison.adding, c, length=n)) for c, n in by_length]
-        case "gradients":
-            longest = max(comparison.lengths)
+            tried = replace(model, epochs=SEARCH_EPOCHS, seed=seeds[0])
             return [
-                job
-                for c in comparison.cells
-                for job in (
-                    Job(part, c, f"length-{longest}", _of(comparison.adding, c, length=longest)),
-                    Job(part, c, f"seed-{first}", model(c, first, chosen[c])),
-                )
+                Job(part, c, f"rate-{r:g}", _of(tried, c, learning_rate=r)) for r in comparison.rates for c in cells
             ]
+        case "ptb" | "latency":
+            return [
+                Job(part, c, f"seed-{s}", _of(model, c, seed=s, learning_rate=own[c])) for s in seeds for c in cells
+            ]
+        case "mnist":
+            return [Job(part, c, f"seed-{s}", _of(comparison.digits, c, seed=s)) for s in seeds for c in cells]
+        case "adding":
+            return [
+                Job(part, c, f"length-{n}", _of(comparison.adding, c, length=n))
+                for n in comparison.lengths
+                for c in cells
+            ]
+        case "gradients":
+            trained = [*plan(comparison, "adding"), *plan(comparison, "ptb", rates)]
+            looked_at = (f"length-{max(comparison.lengths)}", f"seed-{seeds[0]}")
+            return [replace(job, part=part) for job in trained if job.variant in looked_at]
 
 
 def _of(reference: Any, cell: Cell, **changes: float) -> Any:
     return replace(matched(reference, cell, BUILD[type(reference)]), **changes)
 
 
-def best_rates(comparison: Comparison, measured: Measured) -> dict[Cell, float]:
-    """By cell, the rate with the lowest validation perplexity; of the cells for which all rates were tried."""
-    tried: dict[Cell, dict[float, float]] = {cell: {} for cell in comparison.cells}
-    for job in plan(comparison, "rates"):
-        if job in measured:
-            tried[job.cell][measured[job]["config"]["learning_rate"]] = measured[job]["valid_perplexity"]
-    return {
-        cell: min(found, key=lambda rate: (math.isnan(found[rate]), found[rate]))
-        for cell, found in tried.items()
-        if len(found) == len(comparison.rates)
-    }
+def best_rates(measured: Measured) -> dict[Cell, float]:
+    """By cell, the rate with the lowest validation perplexity of those that the search has tried."""
+    tried: dict[Cell, list[Figures]] = {}
+    for job, figures in measured.items():
+        if job.part == "rates":
+            tried.setdefault(job.cell, []).append(figures)
+    return {cell: min(runs, key=_validation)["config"]["learning_rate"] for cell, runs in tried.items()}
+
+
+def _validation(figures: Figures) -> float:
+    """Validation perplexity, of a run that diverged the worst there is."""
+    perplexity: float = figures["valid_perplexity"]
+    return math.inf if math.isnan(perplexity) else perplexity
 
 
 def searched(comparison: Comparison, root: Path) -> dict[Cell, float]:
     """The best rate of every cell; RunError that names the jobs of the search that are not done."""
-    measured = measured_of(plan(comparison, "rates"), root)
-    missing = [job.name for job in plan(comparison, "rates") if job not in measured]
+    jobs = plan(comparison, "rates")
+    measured = measured_of(jobs, root)
+    missing = [job.name for job in jobs if job not in measured]
     if missing:
-        raise RunError(f"{root}: {', '.join(missing)}: not measured yet; the search of the rates comes first")
-    return best_rates(comparison, measured)
+        raise RunError(f"the search of the learning rates comes first; not measured yet: {', '.join(missing)}")
+    return best_rates(measured)
 
 
 def measure(

@@ -1,15 +1,15 @@
 """The comparison's pictures: one colour a cell in all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 from app.models.recurrent import Cell
 from training.cells.adding import BASELINE, SOLVED
-from training.cells.comparison import Figures, Job
+from training.cells.comparison import Measured
 
 matplotlib.use("Agg")
 
@@ -35,8 +35,6 @@ COLOURS: dict[Cell, str] = {
 }
 LEAST = 1e-16  # gradient that is drawn
 POINTS = 40  # of a curve that is drawn smoothed
-
-Measured: TypeAlias = Mapping[Job, Figures]
 
 
 def perplexities(measured: Measured, path: Path) -> None:

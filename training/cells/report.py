@@ -11,14 +11,27 @@ from typing import TypeAlias
 from app.models.recurrent import Cell
 from training.cells import pictures
 from training.cells.adding import BASELINE, SOLVED
-from training.cells.comparison import PARTS, Comparison, Figures, Part, figures_of, plan
+from training.cells.comparison import (
+    PARTS,
+    SEARCH_EPOCHS,
+    Comparison,
+    Figures,
+    Job,
+    Measured,
+    Part,
+    best_rates,
+    measured_of,
+    plan,
+)
 from training.cells.gradients import SEQUENCES
-from training.cells.pictures import NAMES, Measured
-from training.cells.statistics import Sample, welch
+from training.cells.pictures import NAMES
+from training.cells.statistics import Sample, least_difference, welch
 from training.language_model import LanguageModelConfig
 
 SIGNIFICANT = 0.05  # p of Welch's test below which a difference counts, as in Greff et al. 2015
 MISSING = "not measured"
+SIMPLER: tuple[tuple[Cell, Cell], ...] = (("lstm", "peephole"), ("cifg", "lstm"), ("peephole-cifg", "peephole"))
+"""What Greff et al. 2015 compared: a cell and the one that it is without peepholes or with coupled gates."""
 
 Row: TypeAlias = Sequence[str]
 
@@ -28,9 +41,9 @@ def write(comparison: Comparison, root: Path, folder: Path) -> list[str]:
 
     The page names these jobs, and says of each figure that rests on one that it is not measured.
     """
-    jobs = [job for part in PARTS for job in plan(comparison, part)]
-    found = {job: figures_of(job, root) for job in jobs}
-    measured = {job: figures for job, figures in found.items() if figures is not None}
+    rates = best_rates(measured_of(plan(comparison, "rates"), root))
+    jobs = [job for part in PARTS for job in plan(comparison, part, rates)]
+    measured = measured_of(jobs, root)
     missing = [job.name for job in jobs if job not in measured]
     folder.mkdir(parents=True, exist_ok=True)
     template = string.Template(resources.files("training").joinpath("cells_card.md").read_text())
@@ -51,7 +64,7 @@ def write(comparison: Comparison, root: Path, folder: Path) -> list[str]:
 
 def of_all_seeds(comparison: Comparison, measured: Measured, part: Part, cell: Cell, figure: str) -> Sample | None:
     """A figure of a cell; None if it is not measured for one of the seeds."""
-    jobs = [job for job in plan(comparison, part) if job.cell == cell]
+    jobs = _jobs(comparison, measured, part, cell)
     if any(job not in measured for job in jobs):
         return None
     return Sample(tuple(measured[job][figure] for job in jobs))
@@ -65,23 +78,38 @@ def verdict(name: str, sample: Sample | None, reference_name: str, reference: Sa
     difference, p = sample.mean - reference.mean, welch(sample, reference)
     if math.isnan(p):
         return f"{names}: {difference:+.2f}; without a spread this can't be told from chance."
-    worth = "significant" if p < SIGNIFICANT else "not significant"
-    return f"{names}: {difference:+.2f}, {worth} (Welch's t-test, p = {p:.2g})."
+    if p < SIGNIFICANT:
+        return f"{names}: {difference:+.2f}, significant (Welch's t-test, p = {p:.2g})."
+    least = least_difference(sample, reference, SIGNIFICANT)
+    return (
+        f"{names}: {difference:+.2f}, not significant (Welch's t-test, p = {p:.2g}; from {least:.2f} on it would be)."
+    )
 
 
-def agreement(reference: Sample | None, variants: Mapping[str, Sample | None]) -> str:
-    """Whether perplexities agree with Greff et al. 2015: no variant significantly worse than the reference."""
+def agreement(samples: Mapping[Cell, Sample | None]) -> str:
+    """Whether perplexities agree with Greff et al. 2015: nothing is lost without peepholes or with coupled gates."""
     claim = "Greff et al. 2015 (arXiv 1503.04069) found no significant loss without peepholes or with coupled gates"
-    measured = {name: sample for name, sample in variants.items() if sample is not None}
-    if reference is None or len(measured) < len(variants):
+    pairs = {_pair(*cells): [samples.get(cell) for cell in cells] for cells in SIMPLER}
+    measured = {name: (simple, full) for name, (simple, full) in pairs.items() if simple and full}
+    if len(measured) < len(pairs):
         return f"{claim}; whether these figures agree is {MISSING}."
-    tests = {name: welch(sample, reference) for name, sample in measured.items()}
-    if any(map(math.isnan, tests.values())):
+    chances = {name: welch(*pair) for name, pair in measured.items()}
+    if any(map(math.isnan, chances.values())):
         return f"{claim}; without a spread these figures can't tell."
-    worse = [name for name, p in tests.items() if p < SIGNIFICANT and measured[name].mean > reference.mean]
-    if worse:
-        return f"{claim}; these figures do not agree, with {' and '.join(worse)} significantly worse than the LSTM."
-    return f"{claim}; these figures agree: of {' and '.join(variants)} none is significantly worse than the LSTM."
+    lost = [
+        name for name, (simple, full) in measured.items() if chances[name] < SIGNIFICANT and simple.mean > full.mean
+    ]
+    if lost:
+        return f"{claim}; these figures do not agree: significantly worse is {' and '.join(lost)}."
+    unseen = (f"{least_difference(*pair, SIGNIFICANT):.1f} ({name})" for name, pair in measured.items())
+    return (
+        f"{claim}; these figures agree: none of the pairs shows one. So few seeds see large losses only: from "
+        f"{', '.join(unseen)} on."
+    )
+
+
+def _pair(cell: Cell, reference: Cell) -> str:
+    return f"{NAMES[cell]} against {NAMES[reference]}"
 
 
 def table(head: Row, rows: Sequence[Row]) -> str:
@@ -111,11 +139,17 @@ def _language_models(comparison: Comparison, measured: Measured) -> dict[str, ob
         "words": f"{config.vocabulary_size:,}",
         "embedding": f"{config.embedding_size}{', output tied to it' if config.tied else ''}",
         "layers": layers,
-        "epochs": f"{config.epochs} epoch{'s' * (config.epochs > 1)}",
+        "epochs": _epochs(config.epochs),
         "batch": config.batch_size,
         "steps": config.steps,
         "optimiser": config.optimiser,
-        "rate": f"{config.learning_rate:g}",
+        "rates": ", ".join(f"{rate:g}" for rate in comparison.rates),
+        "search_epochs": _epochs(SEARCH_EPOCHS),
+        "rate_count": len(comparison.rates),
+        "decay": f"{config.weight_decay:g}",
+        "first_seed": comparison.seeds[0],
+        "rates_table": _rates_table(comparison, measured),
+        "rates_edges": _edges(comparison, measured),
         "schedule": config.schedule,
         "clip": f"{config.clip:g}",
         "forget_bias": f"{config.forget_bias:g}",
@@ -127,6 +161,29 @@ def _language_models(comparison: Comparison, measured: Measured) -> dict[str, ob
         ),
         "ptb_verdicts": _perplexity_verdicts(comparison, measured),
     }
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count > 1)}"
+
+
+def _rates_table(comparison: Comparison, measured: Measured) -> str:
+    """Validation perplexities of the search, a cell a row."""
+    chosen, rows = best_rates(measured), []
+    for cell in comparison.cells:
+        found = [measured.get(job) for job in _jobs(comparison, measured, "rates", cell)]
+        entries = [MISSING if figures is None else f"{figures['valid_perplexity']:.1f}" for figures in found]
+        rows.append([NAMES[cell], *entries, MISSING if None in found else f"{chosen[cell]:g}"])
+    return table(["cell", *(f"at {rate:g}" for rate in comparison.rates), "chosen"], rows)
+
+
+def _edges(comparison: Comparison, measured: Measured) -> str:
+    """Which rates might have been still better, had the grid been larger."""
+    edges = {min(comparison.rates): "lowest", max(comparison.rates): "highest"}
+    found = [f"{NAMES[cell]} ({edges[rate]})" for cell, rate in best_rates(measured).items() if rate in edges]
+    if not found:
+        return ""
+    return f"A rate at the edge of those tried was the best for {', '.join(found)}: one beyond may be better still."
 
 
 def _dropout(config: LanguageModelConfig) -> str:
@@ -159,9 +216,7 @@ def _perplexity_verdicts(comparison: Comparison, measured: Measured) -> str:
     if "lstm" not in tests:
         return ""
     told = [verdict(NAMES[cell], tests[cell], NAMES["lstm"], tests["lstm"]) for cell in tests if cell != "lstm"]
-    variants: list[Cell] = [cell for cell in ("peephole", "cifg") if cell in tests]
-    told += [agreement(tests["lstm"], {NAMES[cell]: tests[cell] for cell in variants})] if variants else []
-    return _list([f"Test perplexity, {sentence}" for sentence in told[: len(tests) - 1]] + told[len(tests) - 1 :])
+    return _list([*(f"Test perplexity, {sentence}" for sentence in told), agreement(tests)])
 
 
 def _digit_readers(comparison: Comparison, measured: Measured) -> dict[str, object]:
@@ -241,7 +296,7 @@ def _grouped(answers: Mapping[Cell, str]) -> str:
 
 def _gradients_table(comparison: Comparison, measured: Measured) -> str:
     rows = []
-    for job in plan(comparison, "gradients"):
+    for job in _jobs(comparison, measured, "gradients"):
         figures = measured.get(job)
         shares = [MISSING] * 2 if figures is None else [_share(figures["initial"]), _share(figures["trained"])]
         rows.append([pictures.task(job.variant), NAMES[job.cell], *shares])
@@ -254,9 +309,14 @@ def _share(norms: Sequence[float]) -> str:
 
 def _sizes(comparison: Comparison, measured: Measured, part: Part, cell: Cell) -> Row:
     """Width and parameters of a cell's models."""
-    job = next(job for job in plan(comparison, part) if job.cell == cell)
+    job = _jobs(comparison, measured, part, cell)[0]
     figures = measured.get(job)
     return [str(job.config.hidden_sizes[0]), MISSING if figures is None else f"{figures['parameters']:,}"]
+
+
+def _jobs(comparison: Comparison, measured: Measured, part: Part, cell: Cell | None = None) -> list[Job]:
+    """Those of a part, of one cell or of all."""
+    return [job for job in plan(comparison, part, best_rates(measured)) if cell in (None, job.cell)]
 
 
 def _spread(sample: Sample | None, form: str) -> str:

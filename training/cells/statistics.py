@@ -38,12 +38,29 @@ def welch(first: Sample, second: Sample) -> float:
 
     NaN if one has a single value, or neither any spread.
     """
+    error, freedom = _error_and_freedom(first, second)
+    return math.nan if math.isnan(freedom) else _student_tails(abs(first.mean - second.mean) / error, freedom)
+
+
+def least_difference(first: Sample, second: Sample, p: float) -> float:
+    """How far apart means with these spreads must be for `welch` to give less than `p`; NaN where it gives NaN."""
+    error, freedom = _error_and_freedom(first, second)
+    if math.isnan(freedom):
+        return math.nan
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_tails(middle, freedom) > p else (low, middle)
+    return high * error
+
+
+def _error_and_freedom(first: Sample, second: Sample) -> tuple[float, float]:
+    """The standard error of the difference of the means and its degrees of freedom; NaN where `welch` gives NaN."""
     shares = [sample.deviation**2 / len(sample.values) for sample in (first, second)]
     if not sum(shares) > 0:
-        return math.nan
-    t = abs(first.mean - second.mean) / math.sqrt(sum(shares))
+        return math.nan, math.nan
     parts = (share**2 / (len(sample.values) - 1) for share, sample in zip(shares, (first, second), strict=True))
-    return _student_tails(t, sum(shares) ** 2 / sum(parts))
+    return math.sqrt(sum(shares)), sum(shares) ** 2 / sum(parts)
 
 
 def _student_tails(t: float, freedom: float) -> float:
