@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils._filelock import FileLock
 
 SOURCE = Path(__file__).with_name("memory_cells.cpp")
 TORCH = Path(torch.__file__).parent
@@ -31,20 +32,30 @@ def loaded() -> bool:
 
     Without a compiler, or if it fails, which is logged, the answer is no.
     """
-    compiler, capability = shutil.which("c++"), torch.backends.cpu.get_cpu_capability()
+    capability = torch.backends.cpu.get_cpu_capability()
     if capability not in VECTORS:
         return False
     try:
         library = _folder() / f"{_name(capability)}.so"
-        if not library.exists():
-            if compiler is None:
-                log.info("%s: no c++ compiler found; torch's own operations answer, slower", SOURCE.name)
-                return False
-            build(compiler, capability, library)
+        if not library.exists() and not _built(capability, library):
+            return False
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
         log.warning("%s: not compiled; torch's own operations answer, slower: %s", SOURCE.name, _reason(error))
         return False
+    return True
+
+
+def _built(capability: str, library: Path) -> bool:
+    """Whether there is a compiler; then `library` is there, too. Of threads and processes at once one compiles."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        log.info("%s: no c++ compiler found; torch's own operations answer, slower", SOURCE.name)
+        return False
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(library.with_suffix(".lock")):  # of the system, which frees it when its holder dies
+        if not library.exists():
+            build(compiler, capability, library)
     return True
 
 
