@@ -146,14 +146,13 @@ def _language_models(comparison: Comparison, measured: Measured) -> dict[str, ob
         "rates": ", ".join(f"{rate:g}" for rate in comparison.rates),
         "search_epochs": _epochs(SEARCH_EPOCHS),
         "rate_count": len(comparison.rates),
-        "decay": f"{config.weight_decay:g}",
         "first_seed": comparison.seeds[0],
         "rates_table": _rates_table(comparison, measured),
         "rates_edges": _edges(comparison, measured),
         "schedule": config.schedule,
         "clip": f"{config.clip:g}",
         "forget_bias": f"{config.forget_bias:g}",
-        "dropout": _dropout(config),
+        "regularisation": _regularisation(config),
         "precision": config.precision,
         "ptb_table": table(
             ["cell", "width", "parameters", "validation", "test", "training tokens a second", "ms a served step"],
@@ -186,15 +185,18 @@ def _edges(comparison: Comparison, measured: Measured) -> str:
     return f"A rate at the edge of those tried was the best for {', '.join(found)}: one beyond may be better still."
 
 
-def _dropout(config: LanguageModelConfig) -> str:
+def _regularisation(config: LanguageModelConfig) -> str:
     parts = {
-        "input": config.input_dropout,
-        "hidden": config.hidden_dropout,
-        "output": config.output_dropout,
-        "recurrent": config.weight_drop,
-        "embedding": config.embedding_dropout,
+        "input dropout": config.input_dropout,
+        "hidden dropout": config.hidden_dropout,
+        "output dropout": config.output_dropout,
+        "recurrent dropout": config.weight_drop,
+        "embedding dropout": config.embedding_dropout,
+        "activation penalty": config.activation_penalty,
+        "change penalty": config.change_penalty,
+        "weight decay": config.weight_decay,
     }
-    return ", ".join(f"{part} dropout {share:g}" for part, share in parts.items() if share) or "no dropout"
+    return ", ".join(f"{part} {value:g}" for part, value in parts.items() if value) or "no regularisation"
 
 
 def _language_model_row(comparison: Comparison, measured: Measured, cell: Cell) -> Row:
