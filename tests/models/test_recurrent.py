@@ -1,9 +1,6 @@
 """The recurrent layers are torch's and ONNX Runtime's: states are carried, batches may be ragged, dropout is locked."""
 
-import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +28,7 @@ ragged = pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["even", "ragge
 def layer(cell: Cell = "lstm", *, weight_drop: float = 0.0) -> Layer:
     made = Layer(SIZE_IN, SIZE, cell=cell, weight_drop=weight_drop).double()
     made.reset(0.8, forget_bias=1.0)
+    draw_peepholes(made, 0.8)
     return made
 
 
@@ -40,7 +38,15 @@ def stack(cell: Cell = "lstm", sizes: tuple[int, ...] = (6, 5, SIZE), **argument
     for name, parameter in made.named_parameters():
         if "bias" in name:  # zeros would hide one that is left out
             nn.init.uniform_(parameter, -0.8, 0.8)
+    draw_peepholes(made, 0.8)
     return made
+
+
+def draw_peepholes(module: nn.Module, initial_range: float) -> None:
+    """In place of zeros, which would hide one that is left out."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("peephole"):
+            nn.init.uniform_(parameter, -initial_range, initial_range)
 
 
 def inputs(steps: int = STEPS) -> Tensor:
@@ -226,55 +232,13 @@ def test_the_compiled_kernel_computes_what_torchs_operations_do(
         pytest.skip("there is no C++ compiler here")
     module = Recurrent(SIZE_IN, (37, 21), cell=cell, bidirectional=True)  # sizes that fill neither vectors nor tiles
     module.reset(0.3, forget_bias=1.0)
+    draw_peepholes(module, 0.3)
     module, x = module.to(kind), torch.randn(STEPS, 9, SIZE_IN).to(kind)
     compiled = read_and_trace(module, x, as_lengths(lengths))
     monkeypatch.setattr(native, "loaded", lambda: False)
     for found, expected in zip(compiled, read_and_trace(module, x, as_lengths(lengths)), strict=True):
         assert found.dtype == expected.dtype
         assert (found - expected).norm() <= tolerance * expected.norm()
-
-
-def test_without_a_compiler_torchs_operations_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    with caplog.at_level("INFO"):
-        assert not native.loaded.__wrapped__()
-    assert "no c++ compiler found" in caplog.text
-
-
-def test_a_compiler_that_fails_is_told_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    compiler = script(tmp_path, 'echo "memory_cells.cpp:1: error: no such vector" >&2; exit 1')
-    monkeypatch.setattr(shutil, "which", lambda _: compiler)
-    assert not native.loaded.__wrapped__()
-    assert (
-        "memory_cells.cpp: not compiled; torch's own operations answer, slower: memory_cells.cpp:1: error"
-        in caplog.text
-    )
-
-
-def test_a_library_that_two_build_at_once_is_whole(tmp_path: Path) -> None:
-    writes_in_two_parts = (
-        'while [ $# -gt 1 ]; do [ "$1" = -o ] && out=$2; shift; done; echo half >$out; echo whole >>$out'
-    )
-    compiler, library = script(tmp_path, writes_in_two_parts), tmp_path / "built" / "cells.so"
-    with ThreadPoolExecutor(2) as both:
-        for done in [both.submit(native.build, compiler, "DEFAULT", library) for _ in range(2)]:
-            done.result()
-    assert library.read_text() == "half\nwhole\n"
-    assert list(library.parent.iterdir()) == [library]
-
-
-def script(folder: Path, content: str) -> str:
-    """An executable in the compiler's place."""
-    path = folder / "compiler"
-    path.write_text(f"#!/bin/sh\n{content}\n")
-    path.chmod(0o700)
-    return str(path)
 
 
 # ONNX Runtime's operators: what is served.
@@ -443,7 +407,7 @@ def test_reset_keeps_to_the_range_and_opens_the_forget_gate(cell: Cell) -> None:
     module = Layer(50, 40, cell=cell)
     module.reset(0.05, forget_bias=2.0)
     for name, parameter in module.named_parameters():
-        if not name.startswith("bias"):
+        if name.startswith("weight"):
             assert 0.03 < parameter.abs().max() <= 0.05
     biases = dict(zip(ROWS[cell], module.bias.chunk(GATES[cell]), strict=True))
     opened = {"lstm": ("f", 2.0), "peephole": ("f", 2.0), "cifg": ("i", -2.0), "peephole-cifg": ("i", -2.0)}
@@ -451,6 +415,16 @@ def test_reset_keeps_to_the_range_and_opens_the_forget_gate(cell: Cell) -> None:
         gate, bias = opened[cell]
         assert (biases.pop(gate) == bias).all()
     assert not any(bias.any() for bias in biases.values())
+
+
+@pytest.mark.parametrize(("cell", "without"), [("peephole", "lstm"), ("peephole-cifg", "cifg")])
+def test_a_cell_with_peepholes_starts_as_the_one_without(cell: Cell, without: Cell) -> None:
+    modules = Layer(SIZE_IN, SIZE, cell=cell), Layer(SIZE_IN, SIZE, cell=without)
+    for module in modules:
+        torch.manual_seed(3)
+        module.reset(0.8, forget_bias=1.0)
+    x, state = inputs().float(), tuple(torch.randn(BATCH, SIZE) for _ in range(2))
+    torch.testing.assert_close(modules[0](x, state), modules[1](x, state))
 
 
 def test_an_unknown_cell_is_refused() -> None:

@@ -4,13 +4,14 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from app.models.language_model import parameter_count
 from app.models.recurrent import CELLS, Cell, Recurrent
@@ -23,7 +24,12 @@ from training.cells.comparison import (
     PARTS,
     Comparison,
     Corpora,
+    Figures,
+    Job,
+    Part,
+    best_rates,
     figures_of,
+    logged,
     measure,
     perform,
     plan,
@@ -33,17 +39,19 @@ from training.cells.gradients import gradient_norms
 from training.cells.pictures import NAMES
 from training.cells.report import agreement, verdict
 from training.cells.sizes import matched, parameters
-from training.cells.statistics import Sample, welch
+from training.cells.statistics import Sample, least_difference, welch
 from training.data.texts import Corpus, Source
-from training.run import RunError
+from training.language_model import LanguageModelConfig
+from training.run import Run, RunError
 
 TINY = AddingConfig(hidden_sizes=(6,), length=6, steps=3, batch_size=4, measured_every=2, measured_on=8)
 SIZES = (
-    *("--language-model.embedding-size", 6, "--language-model.hidden-sizes", 6, "--language-model.batch-size", 4),
-    *("--language-model.steps", 6, "--language-model.epochs", 1, "--language-model.evaluation-batch", 2),
+    *("--language-model.embedding-size", 6, "--language-model.hidden-sizes", 8, 6, "--language-model.batch-size", 4),
+    *("--language-model.steps", 6, "--language-model.epochs", 2, "--language-model.evaluation-batch", 2),
     *("--digits.hidden-sizes", 4, "--digits.samples", 40, "--digits.batch-size", 20),
     *("--adding.hidden-sizes", 6, "--adding.steps", 3, "--adding.batch-size", 4, "--adding.measured-every", 2),
     *("--adding.measured-on", 8, "--adding.learning-rates", 0.01, "--lengths", 6, 4, "--seeds", 1, 2),
+    *("--rates", 0.001, 0.1),
 )
 
 # Fairness
@@ -206,14 +214,25 @@ def test_welchs_test_gives_the_textbooks_probabilities() -> None:
     assert welch(Sample((100.1, 100.4, 99.9)), Sample((103, 101, 105))) == pytest.approx(0.12894775914905568, rel=1e-6)
 
 
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_means_as_far_apart_as_the_least_difference_have_the_chance_asked_for(p: float) -> None:
+    first, second = Sample((1, 2, 4)), Sample((3, 5, 6.5, 7))
+    least = least_difference(first, second, p)
+    moved = Sample(tuple(value - second.mean + first.mean + least for value in second.values))
+    assert welch(first, moved) == pytest.approx(p, rel=1e-6)
+
+
 def test_without_a_spread_chance_is_not_known() -> None:
-    assert math.isnan(welch(Sample((1,)), Sample((2, 3))))
-    assert math.isnan(welch(Sample((1, 1)), Sample((2, 2))))
+    for pair in ((Sample((1,)), Sample((2, 3))), (Sample((1, 1)), Sample((2, 2)))):
+        assert math.isnan(welch(*pair))
+        assert math.isnan(least_difference(*pair, 0.05))
 
 
 def test_a_verdict_hangs_on_the_spread() -> None:
     reference = Sample((100.0, 101.0, 102.0))
-    assert verdict("B", Sample((100.5, 101.5, 102.6)), "A", reference).startswith("B against A: +0.53, not significant")
+    assert verdict("B", Sample((100.5, 101.5, 102.6)), "A", reference) == (
+        "B against A: +0.53, not significant (Welch's t-test, p = 0.56; from 2.33 on it would be)."
+    )
     assert verdict("B", Sample((91.0, 92.0, 93.0)), "A", reference).startswith("B against A: -9.00, significant")
     assert verdict("B", Sample((91.0,)), "A", reference) == (
         "B against A: -10.00; without a spread this can't be told from chance."
@@ -222,12 +241,23 @@ def test_a_verdict_hangs_on_the_spread() -> None:
 
 
 def test_agreement_with_the_paper_is_read_from_the_figures() -> None:
-    reference, same = Sample((100.0, 101.0, 102.0)), Sample((100.5, 101.5, 101.9))
+    same, alike = Sample((100.0, 101.0, 102.0)), Sample((100.5, 101.5, 101.9))
     worse, better = Sample((120.0, 121.0, 122.0)), Sample((80.0, 81.0, 82.0))
-    assert "these figures agree" in agreement(reference, {"B": same, "C": better})
-    assert "do not agree, with C significantly worse" in agreement(reference, {"B": same, "C": worse})
-    assert "is not measured" in agreement(reference, {"B": same, "C": None})
-    assert "can't tell" in agreement(reference, {"B": same, "C": Sample((100.0,))})
+    all_alike: dict[Cell, Sample | None] = {"lstm": same, "peephole": alike, "cifg": alike, "peephole-cifg": same}
+    told = agreement(all_alike)
+    assert "these figures agree" in told
+    assert f"coupled LSTM against LSTM from {least_difference(alike, same, 0.05):.1f} on" in told
+    assert "these figures agree" in agreement(all_alike | {"cifg": better})
+    assert "these figures agree" in agreement(all_alike | {"peephole": worse}), "who leaves peepholes out loses nothing"
+    assert agreement(all_alike | {"cifg": worse}).endswith(
+        "these figures do not agree: significantly worse is coupled LSTM against LSTM."
+    )
+    assert agreement(all_alike | {"peephole": better}).endswith(
+        "significantly worse is LSTM against peephole LSTM and coupled peephole LSTM against peephole LSTM."
+    )
+    assert "is not measured" in agreement(all_alike | {"lstm": None})
+    assert "is not measured" in agreement({"lstm": same, "cifg": same})
+    assert "can't tell" in agreement(all_alike | {"cifg": Sample((100.0,))})
 
 
 def test_perplexities_since_an_epochs_start_become_perplexities_since_the_last_point() -> None:
@@ -236,6 +266,14 @@ def test_perplexities_since_an_epochs_start_become_perplexities_since_the_last_p
     running = [(step, math.exp(np.mean(costs[step // 4 * 4 : step + 1]))) for step in steps]
     recent = [math.log(perplexity) for _, perplexity in recent_perplexities(running, windows=4)]
     assert recent == pytest.approx([3.0, 1.5, 5.0, 6.5, 8.0])
+
+
+def test_a_step_that_a_resumed_run_did_again_counts_once(tmp_path: Path) -> None:
+    for values in ({0: 9.0, 100: 5.0}, {100: 4.0, 200: 3.0}):  # killed after step 100, resumed before it
+        with SummaryWriter(str(tmp_path / "tensorboard")) as writer:
+            for step, value in values.items():
+                writer.add_scalar("cost", value, step)
+    assert logged(Run(tmp_path), "cost") == [(0, 9.0), (100, 4.0), (200, 3.0)]
 
 
 # The command
@@ -263,10 +301,11 @@ def command(toy: None, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Calla
     return run
 
 
-def rows_of(page: str, section: str) -> dict[str, list[str]]:
-    """The rows of a section's table by cell."""
-    lines = page.split(f"## {section}")[1].split("\n## ")[0].splitlines()
-    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+def rows_of(page: str, section: str, table: int = 0) -> dict[str, list[str]]:
+    """The rows of one of a section's tables by cell."""
+    found = page.split(f"## {section}")[1].split("\n## ")[0].split("\n\n")
+    lines = [part for part in found if part.startswith("|")][table].splitlines()
+    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in lines]
     return {row[0]: row[1:] for row in rows[2:]}
 
 
@@ -282,12 +321,17 @@ def test_the_whole_comparison_is_measured_once_and_reported_as_measured(
     def stored(part: str, cell: str, variant: str) -> Any:
         return json.loads((tmp_path / part / cell / variant / "figures.json").read_text())
 
-    models, readers, adders = (rows_of(page, name) for name in ("Language models", "MNIST", "The adding problem"))
-    assert list(models) == list(readers) == list(adders) == [NAMES[cell] for cell in CELLS]
+    search, models = (rows_of(page, "Language models", table) for table in (0, 1))
+    readers, adders = (rows_of(page, name) for name in ("MNIST", "The adding problem"))
+    assert list(search) == list(models) == list(readers) == list(adders) == [NAMES[cell] for cell in CELLS]
     for cell in CELLS:
         name = NAMES[cell]
         seeds = [stored("ptb", cell, f"seed-{seed}") for seed in (1, 2)]
         tests = [figures["test_perplexity"] for figures in seeds]
+        tried = {rate: stored("rates", cell, f"rate-{rate:g}")["valid_perplexity"] for rate in (0.001, 0.1)}
+        chosen = min(tried, key=lambda rate: tried[rate])
+        assert search[name] == [*(f"{perplexity:.1f}" for perplexity in tried.values()), f"{chosen:g}"]
+        assert {figures["config"]["learning_rate"] for figures in seeds} == {chosen}
         assert models[name][0] == str(seeds[0]["config"]["hidden_sizes"][0])
         assert models[name][1] == f"{seeds[0]['parameters']:,}"
         assert models[name][3] == f"{np.mean(tests):.1f} ± {np.std(tests, ddof=1):.1f}"
@@ -298,8 +342,9 @@ def test_the_whole_comparison_is_measured_once_and_reported_as_measured(
         assert readers[name][2] == f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}"
         assert adders[name][2].startswith(f"{stored('adding', cell, 'length-4')['error']:.5f} (rate 0.01")
         assert adders[name][3].startswith(f"{stored('adding', cell, 'length-6')['error']:.5f} (rate 0.01")
+    assert "A rate at the edge of those tried was the best for tanh RNN (" in page
     listed = json.loads((tmp_path / "report" / "figures.json").read_text())
-    assert len(listed) == 6 * (2 + 2 + 2 + 2 + 2)
+    assert len(listed) == 6 * (2 + 2 + 2 + 2 + 2 + 2)
     for part in ("ptb", "mnist", "adding", "gradients"):
         assert (tmp_path / "report" / f"{part}.png").read_bytes().startswith(b"\x89PNG\r\n")
 
@@ -310,7 +355,7 @@ def test_the_whole_comparison_is_measured_once_and_reported_as_measured(
     assert "not measured: ptb/cifg/seed-2\n" in capsys.readouterr().out
     page = (tmp_path / "again" / "README.md").read_text()
     assert "**Not measured** (1): `ptb/cifg/seed-2`." in page
-    assert rows_of(page, "Language models")[NAMES["cifg"]][2:5] == ["not measured"] * 3
+    assert rows_of(page, "Language models", 1)[NAMES["cifg"]][2:5] == ["not measured"] * 3
     assert "coupled LSTM against LSTM: not measured." in page
     missing.with_suffix(".kept").rename(missing)
     assert before == {path: path.stat().st_mtime_ns for path in before}, "nothing is measured twice"
@@ -322,8 +367,9 @@ def test_a_report_of_one_part_says_that_the_others_are_not_measured(
     command("--run", tmp_path, "--part", "adding", "--cells", "gru", "--lengths", 4)
     page = (tmp_path / "report" / "README.md").read_text()
     assert page.count("No picture: not measured.") == 3
-    assert "**Not measured** (8): `ptb/gru/seed-1`" in page
-    assert rows_of(page, "Language models")["GRU"][1:] == ["not measured"] * 5
+    assert "**Not measured** (10): `rates/gru/rate-0.001`, `rates/gru/rate-0.1`, `ptb/gru/seed-1`" in page
+    assert rows_of(page, "Language models")["GRU"] == ["not measured"] * 3
+    assert rows_of(page, "Language models", 1)["GRU"][1:] == ["not measured"] * 5
     assert rows_of(page, "MNIST")["GRU"][1:] == ["not measured"] * 3
     assert "not measured" not in " ".join(rows_of(page, "The adding problem")["GRU"])
 
@@ -355,6 +401,53 @@ def test_what_is_not_trained_is_not_looked_at(tmp_path: Path) -> None:
         perform(job, tmp_path, Corpora())
 
 
+def tried(comparison: Comparison, perplexities: dict[tuple[Cell, float], float]) -> dict[Job, Figures]:
+    """A search with these validation perplexities by cell and rate."""
+    found = {}
+    for job in plan(comparison, "rates"):
+        rate = job.config.learning_rate  # type: ignore[union-attr]
+        if (job.cell, rate) in perplexities:
+            figures = {"config": asdict(job.config), "valid_perplexity": perplexities[job.cell, rate]}
+            found[job] = json.loads(json.dumps(figures))
+    return found
+
+
+def test_each_cell_trains_with_its_own_best_rate() -> None:
+    comparison = Comparison(cells=("rnn", "gru"), seeds=(7, 8), rates=(0.1, 0.2, 0.3))
+    found: dict[tuple[Cell, float], float] = {("rnn", 0.1): 200, ("rnn", 0.2): 250, ("rnn", 0.3): math.nan}
+    found |= {("gru", 0.1): 200, ("gru", 0.2): 150, ("gru", 0.3): 180}
+    rates = best_rates(tried(comparison, found))
+    assert rates == {"rnn": 0.1, "gru": 0.2}
+    for part in ("ptb", "latency", "gradients"):
+        for job in plan(comparison, part, rates):
+            if isinstance(job.config, LanguageModelConfig):
+                assert job.config.learning_rate == rates[job.cell]
+                assert job.config.epochs == comparison.language_model.epochs
+
+
+def test_a_run_that_diverged_is_chosen_last_wherever_it_stands() -> None:
+    comparison = Comparison(cells=("rnn",), rates=(0.1, 0.2, 0.3))
+    assert best_rates(tried(comparison, {("rnn", 0.1): math.nan, ("rnn", 0.2): 9e9})) == {"rnn": 0.2}
+
+
+def test_the_search_has_the_recipe_and_the_first_seed_and_one_epoch() -> None:
+    comparison = Comparison(cells=("lstm", "gru"), seeds=(7, 8), rates=(0.1, 0.2))
+    jobs = plan(comparison, "rates")
+    names = [f"rates/{cell}/rate-{rate}" for rate in (0.1, 0.2) for cell in ("lstm", "gru")]
+    assert [job.name for job in jobs] == names
+    assert jobs[0].config == replace(comparison.language_model, seed=7, epochs=1, learning_rate=0.1)
+
+
+@pytest.mark.parametrize("part", ["ptb", "gradients", "latency"])
+def test_no_language_model_is_trained_or_looked_at_before_the_search_is_done(part: Part, tmp_path: Path) -> None:
+    comparison = Comparison(cells=("gru",), rates=(0.1, 0.2))
+    done = tmp_path / "rates" / "gru" / "rate-0.1" / "figures.json"
+    done.parent.mkdir(parents=True)
+    done.write_text(json.dumps({"config": asdict(plan(comparison, "rates")[0].config), "valid_perplexity": 100.0}))
+    with pytest.raises(RunError, match=r"search of the learning rates comes first; .*: rates/gru/rate-0.2$"):
+        measure(comparison, tmp_path, Corpora(), [part])
+
+
 def test_a_job_that_fails_leaves_no_figures_and_the_threads_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,4 +465,4 @@ def test_a_job_that_fails_leaves_no_figures_and_the_threads_as_they_were(
 
 def test_the_parts_come_in_an_order_in_which_each_finds_what_it_needs() -> None:
     assert PARTS.index("gradients") > max(PARTS.index("ptb"), PARTS.index("adding"))
-    assert PARTS.index("latency") > PARTS.index("ptb")
+    assert PARTS.index("latency") > PARTS.index("ptb") > PARTS.index("rates")

@@ -62,7 +62,7 @@ LANGUAGE_MODEL = LanguageModelConfig(  # `cpu` in small; the learning rate is ea
     schedule="one-cycle",
     weight_decay=0.02,
     clip=0.25,
-    epochs=4,
+    epochs=3,
     precision="bf16-mixed",
     evaluation_batch=16,
 )
@@ -279,9 +279,9 @@ def _fetch(todo: Sequence[Job], corpora: Corpora) -> None:
 
 
 def logged(run: Run, name: str) -> list[tuple[int, float]]:
-    """(step, value) of all that a run logged under `name`."""
+    """(step, value) of all that a run logged under `name`, of a step that was done again what it logged last."""
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
-    return [(event.step, event.value) for event in events.Scalars(name)]
+    return list({event.step: event.value for event in events.Scalars(name)}.items())
 
 
 def recent_perplexities(running: Sequence[tuple[int, float]], windows: int) -> list[tuple[int, float]]:

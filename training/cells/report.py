@@ -89,27 +89,20 @@ def verdict(name: str, sample: Sample | None, reference_name: str, reference: Sa
 def agreement(samples: Mapping[Cell, Sample | None]) -> str:
     """Whether perplexities agree with Greff et al. 2015: nothing is lost without peepholes or with coupled gates."""
     claim = "Greff et al. 2015 (arXiv 1503.04069) found no significant loss without peepholes or with coupled gates"
-    pairs = {_pair(*cells): [samples.get(cell) for cell in cells] for cells in SIMPLER}
-    measured = {name: (simple, full) for name, (simple, full) in pairs.items() if simple and full}
-    if len(measured) < len(pairs):
-        return f"{claim}; whether these figures agree is {MISSING}."
-    chances = {name: welch(*pair) for name, pair in measured.items()}
+    pairs: dict[str, tuple[Sample, Sample]] = {}
+    for cell, reference in SIMPLER:
+        simple, full = samples.get(cell), samples.get(reference)
+        if simple is None or full is None:
+            return f"{claim}; whether these figures agree is {MISSING}."
+        pairs[f"{NAMES[cell]} against {NAMES[reference]}"] = (simple, full)
+    chances = {name: welch(*pair) for name, pair in pairs.items()}
     if any(map(math.isnan, chances.values())):
         return f"{claim}; without a spread these figures can't tell."
-    lost = [
-        name for name, (simple, full) in measured.items() if chances[name] < SIGNIFICANT and simple.mean > full.mean
-    ]
+    lost = [name for name, (simple, full) in pairs.items() if chances[name] < SIGNIFICANT and simple.mean > full.mean]
     if lost:
         return f"{claim}; these figures do not agree: significantly worse is {' and '.join(lost)}."
-    unseen = (f"{least_difference(*pair, SIGNIFICANT):.1f} ({name})" for name, pair in measured.items())
-    return (
-        f"{claim}; these figures agree: none of the pairs shows one. So few seeds see large losses only: from "
-        f"{', '.join(unseen)} on."
-    )
-
-
-def _pair(cell: Cell, reference: Cell) -> str:
-    return f"{NAMES[cell]} against {NAMES[reference]}"
+    seen = ", ".join(f"{name} from {least_difference(*pair, SIGNIFICANT):.1f} on" for name, pair in pairs.items())
+    return f"{claim}; these figures agree. But so few seeds see large losses only: {seen}."
 
 
 def table(head: Row, rows: Sequence[Row]) -> str:
@@ -133,12 +126,10 @@ def _made_of(measured: Measured, missing: Sequence[str]) -> str:
 
 def _language_models(comparison: Comparison, measured: Measured) -> dict[str, object]:
     config = comparison.language_model
-    further = f"the first as wide as the table says, then {' and '.join(map(str, config.hidden_sizes[1:]))}"
-    layers = f"layers {further}" if len(config.hidden_sizes) > 1 else "one layer"
     return {
         "words": f"{config.vocabulary_size:,}",
         "embedding": f"{config.embedding_size}{', output tied to it' if config.tied else ''}",
-        "layers": layers,
+        "layers": _layers(config.hidden_sizes),
         "epochs": _epochs(config.epochs),
         "batch": config.batch_size,
         "steps": config.steps,
@@ -160,6 +151,12 @@ def _language_models(comparison: Comparison, measured: Measured) -> dict[str, ob
         ),
         "ptb_verdicts": _perplexity_verdicts(comparison, measured),
     }
+
+
+def _layers(sizes: Sequence[int]) -> str:
+    if len(sizes) == 1:
+        return "one layer"
+    return f"{len(sizes)} layers, the first as wide as the table says, then {' and '.join(map(str, sizes[1:]))} units"
 
 
 def _epochs(count: int) -> str:
