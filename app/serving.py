@@ -37,6 +37,7 @@ FAILED = 1  # exit status
 def serve(settings: Settings) -> int:
     """Answer until SIGTERM or SIGINT; the exit status. Raise SettingsError if a setting can't be kept to."""
     logging.basicConfig(level=settings.log_level.upper(), handlers=[logs.handler(settings.log_format, sys.stderr)])
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # what no form of ours tells
     logging.getLogger("python_multipart").setLevel(
         logging.ERROR
     )  # it warns of each malformed form, and anyone can send one

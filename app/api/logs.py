@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, Literal, TextIO, TypeAlias
 
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
@@ -25,15 +26,10 @@ def inform(log: logging.Logger, message: str, values: Mapping[str, Any]) -> None
 class Json(logging.Formatter):
     """`time` (UTC, RFC 3339), `level`, `logger`, `message`, the record's fields, and `exception` if there was one."""
 
-    @staticmethod
-    def converter(timestamp: float | None) -> time.struct_time:
-        """Times are UTC."""
-        return time.gmtime(timestamp)
-
     def format(self, record: logging.LogRecord) -> str:
         """One object in one line, in ASCII."""
         told = {
-            "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
+            "time": f"{_utc(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -54,6 +50,11 @@ class Text(logging.Formatter):
         """The line without a traceback."""
         pairs = [f"{name}={value}" for name, value in getattr(record, FIELDS, {}).items()]
         return " ".join([super().formatMessage(record), *pairs])
+
+
+@lru_cache(maxsize=1)  # of a busy second there are thousands
+def _utc(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def handler(form: LogFormat, stream: TextIO) -> logging.Handler:
