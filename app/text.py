@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, islice, pairwise
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 END = "<eos>"
 UNKNOWN = "<unk>"
@@ -15,6 +15,7 @@ UNKNOWN = "<unk>"
 _CHUNK = re.compile(r"\S+")
 _WORDED = re.compile(r"[^\W_]")
 _LINE = re.compile(r"([^\r\n]+)(?:\r\n?|\n)?|\r\n?|\n")
+_WRITTEN_LINE = re.compile(r"(\S[^\r\n]*)")  # from a line's first character that is no space: the last took its line
 _LAST_CHARACTER = "\U0010ffff"
 
 # The Penn Treebank's conventions.
@@ -24,6 +25,7 @@ POUND = "#"  # the pound sterling; in everyday text the same sign before figures
 CLITICS = frozenset({"n't", "'s", "'re", "'ve", "'m", "'ll", "'d", "'"})
 
 _LONGEST = 1000  # characters of a chunk that is looked into: no word is longer, and a megabyte would take seconds
+_PATIENCE = 32  # lines without tokens, about 1 us each, before who waits for a sentence is told
 _SHORT, _REMEMBERED = 32, 4096  # chunks of so many characters are remembered with their tokens, so many of them
 
 # Folding, a character at a time: what compatibility decomposition (NFKD) does not make plain.
@@ -113,6 +115,9 @@ class Token(NamedTuple):
     end: int
 
 
+WORDLESS: Final[Iterator[Token]] = iter(())  # stands among sentences for lines without tokens
+
+
 class Normaliser(Protocol):
     """One corpus's conventions. The tokens of a chunk (a run of non-space characters) depend on that chunk alone."""
 
@@ -177,27 +182,36 @@ def normaliser(name: str, vocabulary: Vocabulary) -> Normaliser:
     return NORMALISERS[name](vocabulary)
 
 
-def lines(text: str) -> Iterator[tuple[str, int]]:
-    r"""Each line without its break, and its offset. Only \r\n, \n and \r break; a final break opens no further line."""
-    for match in _LINE.finditer(text):
+def lines(text: str, *, blank: bool = True) -> Iterator[tuple[str, int]]:
+    r"""Each line without its break, and its offset. Only \r\n, \n and \r break; a final break opens no further line.
+
+    Where the `blank` are not wanted they cost next to nothing, and a line begins at its first character but for space.
+    """
+    for match in (_LINE if blank else _WRITTEN_LINE).finditer(text):
         yield match[1] or "", match.start()
 
 
 def sentences(lines: Iterable[tuple[str, int]], normaliser: Normaliser) -> Iterator[Iterator[Token]]:
-    """The tokens of each line and the `<eos>` at its end, one line and one token at a time."""
+    """The tokens of each line and the `<eos>` at its end, one line and one token at a time.
+
+    After so many lines without tokens comes `WORDLESS`, so that nobody waits without limit for the next that has some.
+    """
+    wordless = 0
     for line, offset in lines:
-        if not line and not normaliser.keeps_blank_lines:
-            continue
         tokens = normaliser.tokens(line, offset)
         first = list(islice(tokens, 1))
         if first or normaliser.keeps_blank_lines:
             end = offset + len(line)
             yield chain(first, tokens, [Token(END, end, end)])
+        else:
+            wordless += 1
+            if wordless % _PATIENCE == 0:
+                yield WORDLESS
 
 
 def context(text: str, normaliser: Normaliser) -> list[Token]:
     """The tokens before the next word: those of all sentences, the last not ended unless `text` ends with a break."""
-    tokens = list(chain.from_iterable(sentences(lines(text), normaliser)))
+    tokens = list(chain.from_iterable(sentences(lines(text, blank=normaliser.keeps_blank_lines), normaliser)))
     if tokens and tokens[-1].start == len(text):  # the `<eos>` of a last line that goes on
         tokens.pop()
     return tokens
@@ -206,7 +220,7 @@ def context(text: str, normaliser: Normaliser) -> list[Token]:
 def context_texts(text: str, normaliser: Normaliser) -> list[str]:
     """The texts of `context`."""
     found: list[str] = []
-    for line, offset in lines(text):
+    for line, offset in lines(text, blank=normaliser.keeps_blank_lines):
         texts = normaliser.texts(line)
         if texts or normaliser.keeps_blank_lines:
             goes_on = offset + len(line) == len(text)

@@ -17,6 +17,7 @@ from app.runtime.engine import Details, Floats, Precision, Reading, RecurrentEng
 from app.runtime.scores import TextScore, TokenScore
 from app.runtime.state_cache import StateCache
 from app.text import (
+    WORDLESS,
     Completion,
     Normaliser,
     Token,
@@ -38,6 +39,7 @@ TURN = 512  # what all examples may cost in a turn: about 25 ms, and no more wou
 FOLLOWING = 1  # tokens that finding the likeliest of the whole vocabulary costs as much as
 BEAM = 10  # least width of the search for runs of several words
 LONG_TEXT = 10_000  # characters; a longer one is slow to check
+LONG_LINES = 1_000  # the same of its line breaks: of lines without words each is looked into
 LONG_CONTEXT = 2_000  # the same of a text to go on from, which is split into words at once: at worst in 3 ms
 
 
@@ -68,7 +70,7 @@ class Score:
     @property
     def slow(self) -> bool:
         """Whether checking it would hold up an event loop."""
-        return len(self.text) > LONG_TEXT
+        return len(self.text) > LONG_TEXT or self.text.count("\n") + self.text.count("\r") > LONG_LINES
 
 
 class Suggestion(NamedTuple):
@@ -178,9 +180,10 @@ class LanguageModelPredictor:
             _require_some("top_k", payload.top_k)
             _require_some("words", payload.words)
             return Example(self._suggest(payload, self._context(payload)))
-        if not payload.text.strip() or next(sentences(lines(payload.text), self.normaliser), None) is None:
+        found = chain.from_iterable(sentences(self._lines(payload), self.normaliser))
+        if not payload.text.strip() or next(found, None) is None:
             raise InvalidField("text", f"expected some words, found {_shortened(payload.text)!r}")
-        return Example(self._score(lines(payload.text), payload))
+        return Example(self._score(self._lines(payload), payload))
 
     def predict(self, examples: Sequence[Example]) -> list[Any]:
         """One turn for each: its answer, or None if it wants another.
@@ -191,7 +194,7 @@ class LanguageModelPredictor:
         served, segments, room = list[Example](), list[Segment](), TURN
         for example in examples:
             wanted = example.wanted()
-            cost = _cost(wanted)
+            cost = _cost(wanted) or self._chunk  # to look for words and find none is work too
             if not served or cost <= room:
                 served.append(example)
                 segments += wanted
@@ -224,6 +227,9 @@ class LanguageModelPredictor:
 
         score: TextScore = answer_all(self, [Example(self._score(counted(), Score("", mode)))])[0]
         return replace(score, characters=characters)
+
+    def _lines(self, payload: Score) -> Iterator[tuple[str, int]]:
+        return lines(payload.text, blank=self.normaliser.keeps_blank_lines)
 
     def _context(self, payload: Suggest) -> "_Context":
         """What stands before the next word, or before the one being typed."""
@@ -302,14 +308,14 @@ class LanguageModelPredictor:
         return Suggestion(text, math.exp(log_probability), log_probability)
 
     def _score(self, text: Iterable[tuple[str, int]], payload: Score) -> Turns:
-        found = sentences(text, self.normaliser)
+        # None stands for lines without words, so that looking for some ends a turn too.
+        found = (iter([None]) if tokens is WORDLESS else tokens for tokens in sentences(text, self.normaliser))
         streams = iter([chain.from_iterable(found)]) if payload.mode == "document" else found
         details = payload.alternatives if payload.per_token else None
         total, kept = TextScore(), list[TokenScore]()
         while group := [_Stream(tokens, self._start) for tokens in islice(streams, SENTENCES)]:
-            while active := [
-                (stream, chunk) for stream in group if (chunk := list(islice(stream.tokens, self._chunk)))
-            ]:
+            while taken := [(stream, some) for stream in group if (some := list(islice(stream.tokens, self._chunk)))]:
+                active = [(stream, words) for stream, some in taken if (words := [*filter(None, some)])]
                 ids = [self.vocabulary.ids(token.text for token in chunk) for _, chunk in active]
                 readings = yield [
                     Segment(stream.state, chunk_ids, score=True, details=details)
@@ -354,7 +360,7 @@ class _Context(NamedTuple):
 class _Stream:
     """A sequence being scored: its tokens still to come, the state so far and what it has been worth."""
 
-    tokens: Iterator[Token]
+    tokens: Iterator[Token | None]
     state: Floats
     score: TextScore = field(default_factory=TextScore)
     kept: list[TokenScore] = field(default_factory=list)

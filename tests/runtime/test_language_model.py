@@ -1,5 +1,6 @@
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -17,6 +18,7 @@ from app.runtime.engine import Reading, RecurrentEngine, Segment
 from app.runtime.language_model import (
     CHUNK,
     LONG_CONTEXT,
+    LONG_LINES,
     LONG_TEXT,
     SENTENCES,
     LanguageModelPredictor,
@@ -524,6 +526,28 @@ def test_sentences_are_read_side_by_side_so_many_a_turn(watched: LanguageModelPr
     assert [len(segments) for segments in engine.asked] == [SENTENCES, 1]
 
 
+@pytest.mark.parametrize("mode", ["document", "sentence"])
+@pytest.mark.parametrize(("line", "most"), [(" \n", 10), ("-\n", 2000)])
+def test_lines_without_words_hold_nobody_up(
+    watched: LanguageModelPredictor, monkeypatch: pytest.MonkeyPatch, line: str, most: int, mode: Mode
+) -> None:
+    looked_into = list[str]()
+    tokens = watched.normaliser.tokens
+
+    def counted(line: str, offset: int = 0) -> Iterator[Token]:
+        looked_into.append(line)
+        return tokens(line, offset)
+
+    example = watched.prepare(Score(line * 20_000 + "company", mode))
+    monkeypatch.setattr(watched.normaliser, "tokens", counted)
+    answer = None
+    while answer is None:
+        looked_into.clear()
+        (answer,) = watched.predict([example])
+        assert len(looked_into) <= most
+    assert answer == replace(score(watched, "company"), characters=len(line) * 20_000 + 7)
+
+
 def test_one_who_is_done_takes_no_further_turn(watched: LanguageModelPredictor, engine: Watched) -> None:
     example = watched.prepare(Suggest("the"))
     (answer,) = watched.predict([example])
@@ -595,3 +619,9 @@ def test_any_text_is_answered_or_refused_for_its_field(
 def test_only_a_long_text_is_slow_to_check(ask_for: type[Suggest] | type[Score], characters: int) -> None:
     assert not ask_for("a" * characters).slow
     assert ask_for("a" * (characters + 1)).slow
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n"])
+def test_a_text_of_many_lines_is_slow_to_check(line_break: str) -> None:
+    assert not Score("a" + line_break * (LONG_LINES // len(line_break))).slow
+    assert Score("a" + line_break * (LONG_LINES + 1)).slow

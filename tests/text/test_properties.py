@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.text import PennTreebank, Token, Vocabulary, context, context_texts, normaliser
+from app.text import PennTreebank, Token, Vocabulary, context, context_texts, lines, normaliser, sentences
 
 settings.register_profile("text", deadline=None, derandomize=True, max_examples=300)
 anything = settings.get_profile("text")
@@ -76,6 +76,15 @@ def test_texts_are_those_of_the_tokens(vocabulary: Vocabulary, name: str, writte
     assert context_texts(text, words) == texts(context(text, words))
     completion = words.complete(text)
     assert completion.context_texts == texts(completion.context)
+
+
+@anything
+@given(
+    st.lists(st.one_of(CHUNKS, st.sampled_from([" ", "\t", "\n", "\r", "\r\n", " \n", "\x1c", "\u2028"]))).map("".join)
+)
+def test_blank_lines_change_nothing_where_they_are_no_sentences(penn: PennTreebank, text: str) -> None:
+    passed_over = [list(sentence) for sentence in sentences(lines(text, blank=False), penn)]
+    assert passed_over == [list(sentence) for sentence in sentences(lines(text), penn)]
 
 
 @anything

@@ -1,6 +1,8 @@
+from collections.abc import Iterator
+
 import pytest
 
-from app.text import PennTreebank, Token, Vocabulary, Whitespace, context, lines, sentences
+from app.text import WORDLESS, PennTreebank, Token, Vocabulary, Whitespace, context, lines, sentences
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,28 @@ def test_a_blank_line_is_a_sentence_where_the_corpus_keeps_it(whitespace: Whites
     text = "the\n \n--\nthe"
     assert [len(list(sentence)) for sentence in sentences(lines(text), whitespace)] == [2, 1, 2, 2]
     assert [len(list(sentence)) for sentence in sentences(lines(text), penn)] == [2, 2]
+
+
+def test_blank_lines_are_passed_over_where_they_are_not_wanted() -> None:
+    assert list(lines(" \n\t\r\n the \r\r\n \nbank\n ", blank=False)) == [("the ", 6), ("bank", 15)]
+    assert list(lines(" \n" * 1_000_000 + "the", blank=False)) == [("the", 2_000_000)]
+
+
+def test_who_waits_for_a_sentence_is_told_of_many_lines_without_words(penn: PennTreebank) -> None:
+    read = list[int]()
+
+    def wordless() -> Iterator[tuple[str, int]]:
+        for offset in range(0, 20_000, 2):
+            read.append(offset)
+            yield "-", offset
+        yield "the", 20_000
+
+    found = sentences(wordless(), penn)
+    assert next(found) is WORDLESS
+    assert len(read) < 100
+    assert [list(sentence) for sentence in found if sentence is not WORDLESS] == [
+        [Token("the", 20_000, 20_003), Token("<eos>", 20_003, 20_003)]
+    ]
 
 
 @pytest.mark.parametrize(
