@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 
 import httptools
 from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api import problems, security
@@ -20,7 +21,8 @@ from app.api.leaving import CALLER, EXTENSION, Caller
 MAX_HEAD_BYTES: Final = 32 * 1024  # request line and headers
 MAX_HEADERS: Final = 100
 HEAD_S: Final = 10.0  # from the connection, or the answer before, until the head is here
-MAX_PIPELINED: Final = 16  # requests that wait for the answers before theirs
+MAX_PIPELINED: Final = 16  # requests that wait for the answers before theirs: then no more is read
+PIECE: Final = 2048  # bytes parsed at once, so that few requests more are found in what came with them
 UNREAD_S: Final = 60.0  # that a caller may leave an answer unread
 VERSIONS: Final = ("1.0", "1.1")
 UPGRADING: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
@@ -34,12 +36,23 @@ class _Refused(Exception):  # it ends the parsing and no more
     """The head is not taken."""
 
 
+class _Flow(FlowControl):
+    """Uvicorn's, which many may tell to go on reading, but no more than there is room for."""
+
+    full = False
+
+    def resume_reading(self) -> None:
+        if not self.full:
+            super().resume_reading()
+
+
 class Bounded(HttpToolsProtocol):
     """Uvicorn's protocol with bounds."""
 
     max_connections: ClassVar[int]  # open at once
     head_s: ClassVar[float]
     unread_s: ClassVar[float]
+    flow: _Flow
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -48,6 +61,8 @@ class Bounded(HttpToolsProtocol):
         self._head_bytes = 0  # parsed
         self._fed_bytes = 0  # parsed or not
         self._fault = (HTTPStatus.BAD_REQUEST, "the request is no HTTP")
+        self._refusal: tuple[HTTPStatus, str] | None = None  # the last answer, which comes after those under way
+        self._held = b""  # not parsed before there is room for its requests
         self._answered: RequestResponseCycle | None = None
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
@@ -55,6 +70,7 @@ class Bounded(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Take one connection, or refuse it."""
         super().connection_made(transport)
+        self.flow = _Flow(transport)
         self._caller = Caller(self.flow.resume_reading)
         if len(self.connections) > self.max_connections:
             self._close(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", {"Retry-After": "1"})
@@ -73,21 +89,29 @@ class Bounded(HttpToolsProtocol):
         self._caller.leave()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came."""
-        if self.transport.is_closing():
-            return
-        idle, self._begun = not self._in_head and not self._in_body, 0
+        """Parse what came, as long as there is room for its requests."""
         self._unset_keepalive_if_required()
+        data = self._held + data
+        self._held, self.flow.full = b"", False
+        for start in range(0, len(data), PIECE):
+            if self.transport.is_closing() or self._refusal:
+                return
+            if len(self.pipeline) >= MAX_PIPELINED:
+                self._held, self.flow.full = data[start:], True
+                self.flow.pause_reading()
+                return
+            self._parse(data[start : start + PIECE])
+
+    def _parse(self, data: bytes) -> None:
+        idle, self._begun = not self._in_head and not self._in_body, 0
         self._feed(data)
         if self._in_head and self._begun == idle:  # nothing but head; what is no whole line is not parsed yet
             self._fed_bytes += len(data)
-        if self._in_head and self._fed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._in_head and self._fed_bytes > MAX_HEAD_BYTES and not self._refusal and not self.transport.is_closing():
             self._close(*_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        if len(self.pipeline) >= MAX_PIPELINED:
-            raise _Refused
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: {CALLER: self._caller}}
         self._in_head = self._caller.is_sending = True
@@ -107,16 +131,18 @@ class Bounded(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its head is here."""
-        self._in_head, self._in_body = False, True
+        self._in_head = False
         if self.parser.get_http_version() not in VERSIONS:  # 0.9 has neither a status nor a length
             raise _Refused
         if self.parser.get_method() == b"CONNECT":
             raise _Refused
         if self.parser.should_upgrade():  # the parser stops here, and does not see the body
             return
+        self._check_fields()
         if self._late:
             self._late.cancel()
         super().on_headers_complete()
+        self._in_body = True
 
     def on_message_complete(self) -> None:
         """All of it is here."""
@@ -128,6 +154,10 @@ class Bounded(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The next may come."""
         super().on_response_complete()
+        if self._refusal and not self._is_answering():
+            self._close(*self._refusal)
+        elif self._held:
+            self.data_received(b"")
         if self.cycle.response_complete and not self.transport.is_closing():
             self._expect_head()
 
@@ -160,6 +190,23 @@ class Bounded(HttpToolsProtocol):
             (rest,) = upgrade.args
             self._feed(self._without_upgrade() + data[rest:])
 
+    def _check_fields(self) -> None:
+        """Refuse what says not once whom it asks (RFC 9112, 3.2), or has a coding that we can't undo (6.1)."""
+        codings = [coding.strip().lower() for coding in b",".join(self._fields(b"transfer-encoding")).split(b",")]
+        hosts = len(self._fields(b"host"))
+        if hosts != 1 and self.parser.get_http_version() == "1.1":
+            self._fault = (HTTPStatus.BAD_REQUEST, f"expected one Host field, found {hosts}")
+            raise _Refused
+        if codings[-1] == b"chunked" and len(codings) > 1:
+            self._fault = (HTTPStatus.NOT_IMPLEMENTED, "expected no transfer coding but chunked")
+            raise _Refused
+
+    def _fields(self, wanted: bytes) -> list[bytes]:
+        return [value for name, value in self.headers if name == wanted]
+
+    def _is_answering(self) -> bool:
+        return self._answered is not None and not self._answered.response_complete
+
     def _without_upgrade(self) -> bytes:
         """The head once more, for a new parser, now without the wish for another protocol (RFC 9110, 7.8).
 
@@ -190,9 +237,14 @@ class Bounded(HttpToolsProtocol):
             raise _Refused
 
     def _close(self, status: HTTPStatus, detail: str, more: dict[str, str] | None = None) -> None:
-        """Close the connection; say why, unless that would come into the middle of an answer."""
-        answering = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-        if not answering and not self.pipeline:
+        """Close the connection after the answers to what came before; say why, unless in the middle of an answer."""
+        if self._in_body and self.pipeline:
+            self.pipeline.popleft()  # what is refused is the body of the last, which waits
+            self._in_body = False
+        if self._is_answering() and not self._in_body:
+            self._refusal = (status, detail)
+            return
+        if not self._is_answering() or not self.cycle.response_started:
             self.transport.write(_answer(status, detail, more or {}))
         self.transport.close()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.api.connections import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, bounded
+from app.api.connections import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, PIECE, bounded
 from tests.api.conftest import FakeServed, listening, service
 
 ASK = b"GET /livez HTTP/1.1\r\nHost: service\r\n"
@@ -234,20 +234,65 @@ def test_who_leaves_files_unread_that_it_asked_for_at_once_leaves_no_trace_in_th
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_requests_that_wait_for_the_answers_before_theirs_are_few(served: FakeServed) -> None:
-    begun = threading.Event()
+LAST = ASK + b"Connection: close\r\n\r\n"
+SUGGEST = CHUNKED + b'Content-Length: 13\r\n\r\n{"text": "a"}'
 
-    async def endless(payload: Any, deadline: float | None) -> Any:
-        begun.set()
-        await asyncio.get_running_loop().create_future()
 
-    served.answering = endless
+@pytest.mark.parametrize("count", [MAX_PIPELINED + 2, 40, 5000])
+def test_however_many_requests_come_at_once_all_are_answered_and_few_wait(served: FakeServed, count: int) -> None:
+    waiting = list[int]()
+
+    class Watched(bounded(100)):  # type: ignore[misc]  # made by a call
+        def on_response_complete(self) -> None:
+            waiting.append(len(self.pipeline))
+            super().on_response_complete()
+
+    with listening(service(served), Watched) as connection, connection.makefile("rb") as received:
+        sending = threading.Thread(target=send, args=(connection, (ASK + b"\r\n") * count + LAST))
+        sending.start()
+        assert received.read().count(b"HTTP/1.1 200 ") == count + 1
+        sending.join()
+    assert max(waiting) <= MAX_PIPELINED + PIECE // len(ASK)
+
+
+@pytest.mark.parametrize("first", [SUGGEST, SUGGEST + ASK + b"\r\n"], ids=["one", "and one that waits"])
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        (b"\0\1nonsense\r\n\r\n", 400),
+        (ASK + b"X: " + b"x" * MAX_HEAD_BYTES, 431),
+        (CHUNKED + b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n", 400),
+    ],
+    ids=["nonsense", "an endless head", "a body of nonsense"],
+)
+def test_what_is_no_request_takes_no_answer_from_those_before(
+    served: FakeServed, first: bytes, bad: bytes, status: int
+) -> None:
     with listening(service(served)) as connection, connection.makefile("rb") as received:
-        send(connection, CHUNKED + b'Content-Length: 13\r\n\r\n{"text": "a"}')
-        assert begun.wait(30)
-        send(connection, (ASK + b"\r\n") * (MAX_PIPELINED + 1))
-        with contextlib.suppress(ConnectionResetError):
-            assert received.read() == b""  # closed without a word, since an answer is under way
+        send(connection, first + bad + LAST)
+        *good, last = received.read().split(b"HTTP/1.1 ")[1:]
+    assert [int(answer.split()[0]) for answer in good] == [200] * first.count(b"HTTP/1.1")
+    assert int(last.split()[0]) == status
+    assert b"connection: close" in last.lower()
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\n\r\n", 400),
+        (ASK + b"Host: other\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.0\r\n\r\n", 200),
+        (CHUNKED + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+        (CHUNKED + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 501),
+    ],
+    ids=["no host", "two hosts", "no host in 1.0", "gzip", "gzip in a field of its own"],
+)
+def test_a_request_says_once_whom_it_asks_and_has_no_coding_but_chunked(
+    served: FakeServed, head: bytes, status: int
+) -> None:
+    with listening(service(served)) as connection:
+        send(connection, head)
+        assert told(connection)[0] == status
 
 
 def test_a_trailer_does_not_become_a_header(served: FakeServed) -> None:
@@ -260,16 +305,22 @@ def test_a_trailer_does_not_become_a_header(served: FakeServed) -> None:
 
 
 def test_a_request_that_is_none_does_not_come_into_the_middle_of_an_answer(served: FakeServed) -> None:
-    begun = threading.Event()
+    begun, left = threading.Event(), threading.Event()
 
     async def endless(payload: Any, deadline: float | None) -> Any:
         begun.set()
-        await asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            left.set()
 
     served.answering = endless
-    ask = CHUNKED + b'Content-Length: 13\r\n\r\n{"text": "a"}'
-    with listening(service(served)) as connection, connection.makefile("rb") as received:
-        connection.sendall(ask + ASK + b"\r\n")  # the second waits for the first
+    with listening(service(served)) as connection:
+        connection.sendall(SUGGEST + ASK + b"\r\n")  # the second waits for the first
         assert begun.wait(30)
         connection.sendall(b"nonsense\r\n\r\n")
-        assert received.read() == b""
+        connection.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.close()
+        assert left.wait(30)  # its caller is still seen to leave
