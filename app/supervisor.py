@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Final, TypeAlias
 
 from app.errors import NotReady, SeqserveError
-from app.runtime.worker import Line, Message, described, receive, restored, send
+from app.runtime.worker import Garbled, Line, Message, described, receive, restored, send
 
 Work: TypeAlias = Callable[[Line, int, Mapping[str, str]], None]  # its end, its place, which versions are to answer
 Save: TypeAlias = Callable[[str, str], str | None]  # notes a model's version for the next start, or tells why it can't
@@ -109,6 +109,8 @@ class Changes:
 
     def lose(self, worker: Child) -> None:
         """A worker has ended; the one that takes its place begins with the versions that are to answer then."""
+        for queued in self._queue:  # who has ended is told nothing
+            queued.askers = [(asker, number) for asker, number in queued.askers if asker is not worker]
         change = self._queue[0] if self._queue else None
         if change is None or worker not in change.waiting:
             return
@@ -213,10 +215,21 @@ class Supervisor:
                 while self._workers or self._stop_due is None:
                     self._turn(bell, listening)
             finally:
-                for worker in self._workers.values():  # none, unless an error ends this
-                    worker.process.terminate()
-                    worker.process.join()
+                self._abandon()
         return self._peace
+
+    def _abandon(self) -> None:
+        """End the workers that are left: none, unless an error ends this process."""
+        for worker in self._workers.values():
+            worker.line.close()  # else it might wait for an answer before it ends
+            worker.process.terminate()
+        due = self._now() + self._grace_s + KILL_S
+        for worker in self._workers.values():
+            worker.process.join(max(0.0, due - self._now()))
+            if worker.process.exitcode is None:
+                log.error("worker %d has not ended in time and is killed", worker.place)
+                worker.process.kill()
+                worker.process.join()
 
     def _turn(self, bell: socket.socket, listening: socket.socket) -> None:
         """Wait for something to happen, and do what it asks for."""
@@ -294,6 +307,11 @@ class Supervisor:
     def _hear(self, worker: Child) -> None:
         try:
             message = receive(worker.line)
+        except Garbled as error:
+            log.error("worker %d is not understood and is killed: %s", worker.place, error)
+            worker.process.kill()
+            worker.listening = False
+            return
         except EOFError:
             worker.listening = False
             return

@@ -1,15 +1,19 @@
 """Changes of models in all workers or in none, over lines whose other ends the tests hold."""
 
 import itertools
+import multiprocessing
+import signal
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import Pipe
 from typing import Any, cast
 
 import pytest
 
 from app.errors import BundleError, NotReady
-from app.runtime.worker import Line, Message, described, receive, restored
-from app.supervisor import CHANGE_S, Changes, Child
+from app.runtime.worker import MAX_MESSAGE, MAX_TEXT, Line, Message, described, receive, restored, send
+from app.supervisor import CHANGE_S, Changes, Child, Supervisor
 
 
 class Process:
@@ -62,6 +66,7 @@ class Team:
 
     def lose(self, place: int) -> None:
         self.running.remove(self.children[place])
+        self.children[place].line.close()
         self.changes.lose(self.children[place])
 
 
@@ -133,6 +138,25 @@ def test_who_is_lost_while_all_switch_is_not_waited_for(team: Team) -> None:
     assert (switch["kind"], answer["kind"], answer["error"]) == ("switch", "done", None)
 
 
+def test_who_is_lost_is_told_nothing_and_who_asked_for_the_same_is(team: Team) -> None:
+    team.ask(0, "2")
+    question = team.ask(1, "2")
+    team.lose(0)
+    answer = team.heard(1)[-1]
+    assert (answer["kind"], answer["number"]) == ("done", question)
+    assert isinstance(restored(answer["error"]), NotReady)
+
+
+def test_what_who_is_lost_had_asked_for_is_made_in_its_turn(team: Team) -> None:
+    team.ask(1, "2")
+    team.ask(0, "3")
+    team.lose(0)
+    number = team.heard(1)[-1]["number"]
+    for previous in (None, "1"):
+        team.done(1, number, previous=previous)
+    assert (team.changes.versions, team.changes.due) == ({"tiny": "3"}, None)
+
+
 def test_who_does_not_switch_is_killed(team: Team) -> None:
     team.ask(0, "2")
     number = team.heard(0)[0]["number"]
@@ -166,3 +190,62 @@ def test_what_several_ask_for_is_made_once(team: Team) -> None:
     assert [answer["number"] for answer in answers] == questions
     assert [answer["previous"] for answer in answers] == ["1", "2"]  # nothing was left to do for the second
     assert team.saved == []
+
+
+def supervisor(work: Callable[[Line], None], buried: Callable[[int, str], None] = lambda *_: None) -> Supervisor:
+    """Of one worker, a real process, that ignores SIGTERM."""
+
+    def ignore_and_work(line: Line, *_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        work(line)
+
+    return Supervisor(ignore_and_work, workers=1, versions={}, save=lambda *_: None, buried=buried, grace_s=0)
+
+
+def fail_and_stay(line: Line) -> None:
+    send(line, "failed", error=described(BundleError("a byte is wrong")))
+    while True:
+        signal.pause()
+
+
+def fail_and_end_with_the_line(line: Line) -> None:
+    send(line, "failed", error=described(BundleError("a byte is wrong")))
+    with suppress(EOFError):
+        receive(line)
+
+
+@pytest.mark.parametrize(
+    ("work", "limit_s", "killed"), [(fail_and_stay, 0.05, True), (fail_and_end_with_the_line, 60.0, False)]
+)
+def test_an_error_ends_the_workers_those_too_that_do_not_heed_it(
+    work: Callable[[Line], None],
+    limit_s: float,
+    killed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("app.supervisor.KILL_S", limit_s)
+    with socket.create_server(("127.0.0.1", 0)) as listening, pytest.raises(BundleError, match="a byte is wrong"):
+        supervisor(work).run(listening)
+    assert ("has not ended in time and is killed" in caplog.text) is killed
+    assert multiprocessing.active_children() == []
+
+
+def test_who_says_what_is_too_long_is_killed_and_the_service_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    def say_too_much(line: Line) -> None:
+        send(line, "started")
+        send(line, "activate", model="tiny", version="1" * MAX_MESSAGE, save=True)
+        fail_and_stay(line)
+
+    def stop(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        assert supervisor(say_too_much, buried=stop).run(listening)
+    assert "worker 0 is not understood and is killed: expected a message of at most 65536 bytes" in caplog.text
+
+
+def test_an_error_of_any_length_fits_into_a_message() -> None:
+    ours, theirs = Pipe()
+    send(ours, "failed", error=described(BundleError("\U0001f4a5" * 70_000)))
+    assert str(restored(receive(theirs)["error"])) == "\U0001f4a5" * MAX_TEXT

@@ -2,13 +2,14 @@
 
 Whoever is awake first would take all that come at once, and a connection stays where it is for as long as its caller
 keeps it. So a worker leaves a connection to those who have fewer, unless none of them takes it for a moment.
+Who has let one wait so long is passed over for a while: it may be stopped, and each connection would wait for it.
 """
 
 import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ctypes import Array, c_int
 from types import FrameType
 from typing import Any, Final, TypeAlias
@@ -19,6 +20,7 @@ from app.api.connections import Bounded
 from app.api.stopping import PatientServer
 
 COURTESY_S: Final = 0.02  # that a connection waits for another worker: longer than one that is well ever takes
+PASSED_OVER_S: Final = 1.0  # for a worker that did not take what was left to it
 EXHAUSTED_S: Final = 1.0  # until it is tried again where no more files may be open
 ABSENT: Final = -1  # of a worker that accepts nothing
 
@@ -61,6 +63,7 @@ class Acceptor:
         self._making: set[asyncio.Task[None]] = set()
         self._closed = False
         self._later: asyncio.TimerHandle | None = None
+        self._passed_over: dict[int, float] = {}  # until when, by place
         self._counts[place] = 0
         listening.setblocking(False)
         self._watch()
@@ -82,34 +85,47 @@ class Acceptor:
 
     def _look(self) -> None:
         """A connection has come, to whoever takes it."""
-        mine = self._counts[self._place]
-        if any(ABSENT < count < mine for count in self._counts):
-            self._pause(COURTESY_S)
+        if preferred := self._preferred():
+            self._pause(COURTESY_S, preferred)
         else:
             self._accept()
 
-    def _pause(self, seconds: float) -> None:
+    def _preferred(self) -> dict[int, int]:
+        """The connections of those who have fewer and are well, by their places."""
+        now, mine = self._loop.time(), self._counts[self._place]
+        return {
+            place: count
+            for place, count in enumerate(self._counts)
+            if ABSENT < count < mine and self._passed_over.get(place, now) <= now
+        }
+
+    def _pause(self, seconds: float, preferred: Mapping[int, int]) -> None:
         self._loop.remove_reader(self._listening)
-        self._later = self._loop.call_later(seconds, self._resume)
+        self._later = self._loop.call_later(seconds, self._resume, preferred)
 
-    def _resume(self) -> None:
+    def _resume(self, preferred: Mapping[int, int]) -> None:
         self._watch()
-        self._accept()
+        if self._accept():
+            until = self._loop.time() + PASSED_OVER_S
+            idle = (place for place, count in preferred.items() if self._counts[place] == count)
+            self._passed_over.update(dict.fromkeys(idle, until))
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take a connection, if one is still there."""
         try:
             connection, _ = self._listening.accept()
         except (BlockingIOError, ConnectionAbortedError):  # another worker was faster; the caller has left
-            return
+            return False
         except OSError as error:
             log.error("no connection can be accepted: %s", error.strerror)
-            self._pause(EXHAUSTED_S)
-            return
+            self._pause(EXHAUSTED_S, {})
+            return False
         connection.setblocking(False)
         self._counts[self._place] += 1  # from now on; the protocol will tell the same number
         making = self._loop.create_task(self._make(connection))
         self._making.add(making)
         making.add_done_callback(self._making.discard)
+        return True
 
     async def _make(self, connection: socket.socket) -> None:
         _, protocol = await self._loop.connect_accepted_socket(self._protocol, connection)

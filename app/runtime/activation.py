@@ -3,15 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from app import bundle as bundles
 from app.errors import BundleError, SeqserveError
 from app.runtime.registry import Registry
-
-Change: TypeAlias = Callable[[Registry, str, str], Awaitable[str | None]]  # as _change below
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +21,10 @@ class Activated:
     model: str
     version: str
     previous: str | None  # the version that answered before; the same if nothing had to be done
-    unsaved: str | None  # why a restart would serve another one; None if it wouldn't
+    unsaved: str | None  # why a restart would serve another one; None if it wouldn't, or if that was not asked for
+
+
+Change: TypeAlias = Callable[[Registry, str, str], Awaitable[Activated]]  # as _change below
 
 
 async def activate(registry: Registry, name: str, version: str) -> Activated:
@@ -32,11 +33,26 @@ async def activate(registry: Registry, name: str, version: str) -> Activated:
     Raise UnknownModel, UnknownVersion, or BundleError for a version that can't be served; then nothing has changed.
     """
     async with registry.changes:
-        previous = await _change(registry, name, version)
+        done = await counted(registry, _change, name, version)
         unsaved = await asyncio.to_thread(save, registry.store, name, version)
     if unsaved:
         log.warning("%s: %s serves until a restart: %s", name, version, unsaved)
-    return Activated(name, version, previous, unsaved)
+    return replace(done, unsaved=unsaved)
+
+
+async def counted(registry: Registry, change: Change, name: str, version: str) -> Activated:
+    """Make a change and count it: as refused where a version that is there can't be served.
+
+    What isn't in the store is not counted: callers name it, and each name would be a figure of its own.
+    """
+    try:
+        done = await change(registry, name, version)
+    except BundleError:
+        registry.metrics.count_swap(name, "refused")
+        raise
+    if done.previous != version:
+        registry.metrics.count_swap(name, "switched")
+    return done
 
 
 async def reload(registry: Registry, change: Change | None = None) -> None:
@@ -77,7 +93,8 @@ async def _take_up(registry: Registry, name: str, change: Change) -> None:
     try:
         async with registry.changes:
             version = await asyncio.to_thread(bundles.current, registry.store, name)
-            if await change(registry, name, version) == version:
+            done = await counted(registry, change, name, version)
+            if done.previous == version:
                 log.info("%s: %s serves as before", name, version)
     except SeqserveError as error:
         log.error("%s: refused: %s; %s", name, error, _still(registry, name))
@@ -87,19 +104,14 @@ async def _take_up(registry: Registry, name: str, change: Change) -> None:
         log.exception("%s: could not be reloaded; %s", name, _still(registry, name))
 
 
-async def _change(registry: Registry, name: str, version: str) -> str | None:
-    """Let `version` answer unless it does; the version that answered before. Whoever calls holds `changes`."""
+async def _change(registry: Registry, name: str, version: str) -> Activated:
+    """Let `version` answer unless it does. Whoever calls holds `changes`."""
     if registry.serving(name) == version:
-        return version
-    try:
-        staged = await asyncio.to_thread(registry.stage, name, version)
-    except BundleError:
-        registry.metrics.count_swap(name, "refused")
-        raise
+        return Activated(name, version, version, None)
+    staged = await asyncio.to_thread(registry.stage, name, version)
     previous = registry.switch(staged)
-    registry.metrics.count_swap(name, "switched")
     log.info("%s: %s serves, before it %s", name, version, previous or "none")
-    return previous
+    return Activated(name, version, previous, None)
 
 
 def _current(store: Path, name: str) -> str | None:

@@ -17,22 +17,32 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Final, TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
 
 from app import bundle as bundles
 from app import errors
 from app.errors import BundleError, NotReady, SeqserveError
 from app.runtime import activation
-from app.runtime.activation import Activated
+from app.runtime.activation import Activated, counted
 from app.runtime.registry import Registry, Staged
 
 Line: TypeAlias = "Connection[Any, Any]"
 Message: TypeAlias = dict[str, Any]
 
 MAX_MESSAGE: Final = 2**16  # bytes
+MAX_TEXT: Final = 4096  # characters of an error: each takes 12 bytes at most
+
+_STORE_NAME: Final = TypeAdapter[str](bundles.StoreName)
 
 log = logging.getLogger(__name__)
+
+
+class Garbled(EOFError):
+    """The other end says what can't be a message, and can't be listened to any more."""
 
 
 def send(line: Line, kind: str, number: int = 0, **fields: Any) -> None:
@@ -44,17 +54,19 @@ def send(line: Line, kind: str, number: int = 0, **fields: Any) -> None:
 
 
 def receive(line: Line) -> Message:
-    """What the other end says. Raise EOFError if it is gone."""
+    """What the other end says. Raise EOFError if it is gone, Garbled if that is longer than a message may be."""
     try:
         message: Message = json.loads(line.recv_bytes(MAX_MESSAGE))
     except ConnectionResetError as error:
         raise EOFError from error
+    except OSError as error:
+        raise Garbled(f"expected a message of at most {MAX_MESSAGE} bytes: {error}") from error
     return message
 
 
 def described(error: SeqserveError) -> dict[str, str]:
     """An error as a message carries it."""
-    return {"name": type(error).__name__, "text": str(error)}
+    return {"name": type(error).__name__, "text": str(error)[:MAX_TEXT]}
 
 
 def restored(error: Mapping[str, str]) -> SeqserveError:
@@ -143,18 +155,22 @@ class Worker:
     async def activate(self, registry: Registry, name: str, version: str) -> Activated:
         """As `activation.activate`, in all workers."""
         async with registry.changes:
-            told = await self._ask(name, version, save=True)
-        return Activated(name, version, told["previous"], told["unsaved"])
+            await self._refuse_impossible(name, version)
+            return await counted(registry, partial(self._ask, save=True), name, version)
 
     async def reload(self, registry: Registry) -> None:
         """As `activation.reload`, in all workers."""
-        await activation.reload(registry, self._change)
+        await activation.reload(registry, partial(self._ask, save=False))
 
-    async def _change(self, _: Registry, name: str, version: str) -> str | None:
-        previous: str | None = (await self._ask(name, version, save=False))["previous"]
-        return previous
+    async def _refuse_impossible(self, name: str, version: str) -> None:
+        """Raise UnknownModel or UnknownVersion for what no store can hold: it might not even fit into a message."""
+        try:
+            for part in (name, version):
+                _STORE_NAME.validate_python(part)
+        except ValidationError:
+            await asyncio.to_thread(self.registry.stage, name, version)  # finds no such folder, and says so
 
-    async def _ask(self, name: str, version: str, *, save: bool) -> Message:
+    async def _ask(self, _: Registry, name: str, version: str, *, save: bool) -> Activated:
         number = next(self._numbers)
         self._asked[number] = asyncio.get_running_loop().create_future()
         send(self._line, "activate", number, model=name, version=version, save=save)
@@ -163,11 +179,8 @@ class Worker:
         finally:
             del self._asked[number]
         if told["error"]:
-            self.registry.metrics.count_swap(name, "refused")
             raise restored(told["error"])
-        if told["previous"] != version:
-            self.registry.metrics.count_swap(name, "switched")
-        return told
+        return Activated(name, version, told["previous"], told["unsaved"])
 
     def _read(self) -> None:
         try:

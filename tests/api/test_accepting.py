@@ -81,3 +81,17 @@ async def test_it_is_not_left_to_who_does_not_take_it() -> None:
             await workers.until(3, 0, ABSENT)
             callers.close()
             await workers.until(0, 0, ABSENT)
+
+
+async def test_who_does_not_take_it_costs_the_others_one_wait_and_not_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.accepting.COURTESY_S", 0.5)
+    monkeypatch.setattr("app.api.accepting.PASSED_OVER_S", 60)
+    workers = Workers()
+    workers.counts[1] = 0  # but it is stopped
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as callers:
+        async with workers.accepting(listening, 0):
+            for _ in range(40):  # 20 s, if each waited
+                callers.enter_context(socket.create_connection(listening.getsockname()))
+            await workers.until(40, 0, ABSENT)
+            callers.close()
+            await workers.until(0, 0, ABSENT)

@@ -1,5 +1,6 @@
 """Several workers at one port, as real processes."""
 
+import json
 import os
 import re
 import select
@@ -303,6 +304,37 @@ def test_a_version_is_changed_in_all_or_in_none(store: Path) -> None:
         assert again.json()["previous"] == "2"
         told = service.connections[0].get("/metrics").text
         assert 'seqserve_swaps_total{model="tiny",outcome="switched"} 1.0' in told
+
+
+def test_what_can_be_no_name_is_unknown_however_long_and_gets_no_figure(store: Path) -> None:
+    with working(store) as service:
+        client = service.connections[0]
+        for path, version in (("%01" * 10_500, "\u00e9" * 2000), ("other", "1"), ("tiny", "../1"), ("tiny", "4")):
+            content = json.dumps({"version": version}, ensure_ascii=False).encode()
+            headers = {"Content-Type": "application/json"}
+            assert client.post(f"/models/{path}/activate", content=content, headers=headers).status_code == 404
+        told = client.get("/metrics").text
+        assert _versions(service.connections) == {"1"}
+    swaps = re.findall(r"^seqserve_swaps_total\{(.*)\} (\S+)$", told, re.MULTILINE)
+    assert {value for _, value in swaps} == {"0.0"}
+    assert all('model="tiny"' in labels for labels, _ in swaps)
+
+
+def test_who_ends_while_it_changes_a_version_is_replaced(store: Path) -> None:
+    with working(store) as service:
+        lost, kept = service.workers
+        own, others = service.by_worker()[lost][0], service.by_worker()[kept]
+        os.kill(kept, signal.SIGSTOP)  # so that the change is under way
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(own.post, "/models/tiny/activate", json={"version": "2"})
+            with pytest.raises(httpx.TimeoutException):  # meanwhile the question has reached the supervisor
+                others.pop().get("/livez", timeout=0.5)
+            os.kill(lost, signal.SIGKILL)
+            assert isinstance(asked.exception(), httpx.TransportError)
+        os.kill(kept, signal.SIGCONT)
+        assert _versions(others) == {"1"}
+        answer = others[0].post("/models/tiny/activate", json={"version": "2"})
+        assert answer.json()["previous"] == "1"
 
 
 def test_changes_that_are_asked_for_at_once_end_alike_everywhere(store: Path) -> None:
