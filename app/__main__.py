@@ -194,7 +194,7 @@ def keys(
         action: What is to be done.
         name: Whose key it is: how the log calls its requests, and whose rate is counted.
         file: File of keys, which the server reads as SEQSERVE_API_KEYS_FILE; made if there is none.
-        scope: What it is good for: admin may also read /metrics.
+        scope: What it is good for: admin may also read /metrics and change versions.
         expires: Date or time (ISO 8601) from which on it is refused; by default it never is.
     """
     from app.api.keys import create, moment

@@ -62,11 +62,12 @@ class Forbidden(SeqserveError):
 
 
 class RateLimited(SeqserveError):
-    """The caller's share is used up; there is a new one after `retry_after` seconds."""
+    """More than the `remaining` units of a caller are asked for; all are there again after `retry_after` seconds."""
 
-    def __init__(self, message: str, retry_after: int) -> None:
+    def __init__(self, message: str, retry_after: int, remaining: int = 0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.remaining = remaining
 
 
 class UnknownModel(SeqserveError):

@@ -142,6 +142,7 @@ class Rates:
                 f"expected at most {self.quota.units} units of cost in {self.quota.window_s} s, found {count}; "
                 f"try again in {reset_s} s",
                 retry_after=reset_s,
+                remaining=max(0, self.quota.units - count + cost),
             )
         return Standing(self.quota.units - count, reset_s)
 
@@ -225,7 +226,7 @@ class Bill:
         try:
             self._standing = await self._rates.charge(self._caller, cost)
         except RateLimited as error:
-            self._standing = Standing(0, error.retry_after)
+            self._standing = Standing(error.remaining, error.retry_after)
             raise
 
     def headers(self) -> list[tuple[bytes, bytes]]:
