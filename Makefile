@@ -41,7 +41,7 @@ check: $(DEVELOPMENT) ## format, lint, types, imports
 bench: $(DEVELOPMENT) $(PEERS) ## time the models against eager torch, the server against its peers: half an hour, 6 GiB more
 	$(BIN)/python tests/bench/language_model.py
 	$(BIN)/python tests/bench/digits.py
-	$(BIN)/python tests/bench/captions.py
+	$(BIN)/python -m tests.bench.captions
 	$(BIN)/python -m tests.bench.page
 	$(BIN)/python -m tests.bench.serving.soak --data $(CORPORA)
 	$(BIN)/python -m tests.bench.serving --data $(CORPORA)

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -71,7 +70,7 @@ def create_app(settings: Settings, registry: Registry | None = None, worker: Wor
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         loading: asyncio.Future[Registry] = asyncio.get_running_loop().create_future()
         if registry is None:
-            load = worker.load if worker else partial(Registry.load, settings.store, metrics=metrics, **sizes(settings))
+            load = worker.load if worker else Registry(settings.store, metrics=metrics, **sizes(settings)).load
             loading = asyncio.ensure_future(_load(settings, load))
         else:
             loading.set_result(registry)

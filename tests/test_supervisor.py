@@ -12,8 +12,9 @@ from typing import Any, cast
 import pytest
 
 from app.errors import BundleError, NotReady
+from app.runtime.changes import CHANGE_S, Changes, Child
 from app.runtime.worker import MAX_MESSAGE, MAX_TEXT, Line, Message, described, receive, restored, send
-from app.supervisor import CHANGE_S, Changes, Child, Supervisor
+from app.supervisor import Supervisor
 
 
 class Process:

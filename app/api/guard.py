@@ -16,7 +16,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api import problems, uploads
+from app.api import prices, problems, uploads
 from app.api.leaving import has_sent, while_connected
 from app.errors import DeadlineExceeded, InvalidField, Malformed, SeqserveError, TooLarge, UnsupportedType
 
@@ -27,12 +27,6 @@ REFUSED: Final = 2**20  # bytes of a body that are dropped when its sender is re
 TIMEOUT: Final = "X-Request-Timeout"
 TIMEOUT_FIELD: Final = TIMEOUT.lower().encode()
 UTF_8: Final = ("utf-8", "utf8", "us-ascii")  # and what is the same
-CHARACTERS: Final = 100  # of a request's texts that cost one unit where rates are limited,
-IMAGE: Final = 4  # and units that an image costs;
-BEAM: Final = 10  # least width of a search for runs of words, as the predictor has it,
-STEPS: Final = 10  # steps of one of its rows, a word each, that cost one unit,
-PLACES: Final = 40  # alternatives that cost as much as the place in a text that they are told of,
-ROWS: Final = 6  # and rows of a search for a caption that cost one unit
 PROBLEMS: Final = problems.documented(
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.NOT_FOUND,
@@ -65,7 +59,7 @@ def json_route(max_body_bytes: int) -> type[APIRoute]:
             content = await _in_time(scope, request.body())
             asked = self._read(content) if _is_plain(scope) else None
             document = await _parsed(request) if asked is None else asked
-            await _charge(scope, lambda: text_cost(document))
+            await _charge(scope, lambda: prices.of_text(document))
             if asked is None:
                 scope["state"]["received"] = request
                 await super().handle(scope, receive, send)
@@ -110,7 +104,7 @@ def image_route(max_upload_bytes: int, most: int) -> type[APIRoute]:
                 arriving = uploads.received(request, most, files, form=form)
                 scope["state"]["images"] = await _in_time(scope, arriving)
                 images, query = len(scope["state"]["images"]), QueryParams(scope["query_string"])
-                await _charge(scope, lambda: image_cost(images, query))
+                await _charge(scope, lambda: prices.of_images(images, query))
                 if not _is_plain(scope):
                     await super().handle(scope, receive, send)
                     return
@@ -261,41 +255,6 @@ async def _parsed(request: Request) -> Any:
     if isinstance(document, dict) and len(document) > MAX_FIELDS:  # else each would be told to be unknown, for seconds
         raise InvalidField("body", f"expected at most {MAX_FIELDS} fields, found {len(document)}")
     return document
-
-
-def characters(document: Any) -> int:
-    """Of all texts in a JSON document's fields, and in lists there."""
-    values = document.values() if isinstance(document, dict) else ()
-    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
-    return sum(len(text) for text in texts if isinstance(text, str))
-
-
-def text_cost(document: Any) -> int:
-    """Units for a JSON body: its texts, what is told of each place in them, and the steps of a search for runs."""
-    if isinstance(document, BaseModel):
-        document = document.model_dump(exclude_unset=True)
-    asked = document if isinstance(document, dict) else {}
-    length = characters(document)
-    alternatives = _count(asked.get("alternatives"), 0, 10, 0) if asked.get("per_token") else 0
-    steps = (_count(asked.get("words"), 1, 5, 1) - 1) * max(_count(asked.get("top_k"), 1, 50, 5), BEAM)
-    return length * (PLACES + alternatives) // (PLACES * CHARACTERS) + steps // STEPS
-
-
-def image_cost(images: int, query: QueryParams) -> int:
-    """Units for images: each itself, and the rows of the search for its caption and, where asked for, a wider one."""
-    beam = _count(query.get("beam"), 1, 10, 3)
-    alternatives = _count(query.get("alternatives"), 0, 9, 0)
-    rows = beam + (alternatives + 1 if alternatives >= beam else 0)
-    return images * (IMAGE + rows // ROWS)
-
-
-def _count(value: Any, least: int, most: int, default: int) -> int:
-    """A field as the route will read it; what that refuses costs nothing beside."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return default
-    return int(found) if least <= found <= most else default
 
 
 async def _charge(scope: Scope, cost: Callable[[], int]) -> None:

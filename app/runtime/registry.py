@@ -138,35 +138,20 @@ class Registry:
         self._former: dict[Batcher, weakref.finalize[..., Served]] = {}  # what still works, and begins its end
         self._ending: set[asyncio.Task[None]] = set()
 
-    @classmethod
-    def load(
-        cls,
-        store: Path,
-        *,
-        threads: int,
-        queue_size: int,
-        batch_size: int,
-        cache_bytes: int,
-        metrics: Metrics,
-    ) -> "Registry":
-        """Serve the current version of every model in `store`. A bad bundle is refused by name; the others serve."""
-        registry = cls(
-            store,
-            threads=threads,
-            queue_size=queue_size,
-            batch_size=batch_size,
-            cache_bytes=cache_bytes,
-            metrics=metrics,
-        )
-        for name in bundles.models(store):
+    def load(self) -> "Registry":
+        """Serve the current version of every model in the store, and be returned. Blocks.
+
+        A bad bundle is refused by name; the others serve.
+        """
+        for name in bundles.models(self.store):
             version = ""  # unless CURRENT names one
             try:
-                version = bundles.current(store, name)
-                registry.switch(registry.stage(name, version))
+                version = bundles.current(self.store, name)
+                self.switch(self.stage(name, version))
             except BundleError as error:
                 log.error("%s: refused: %s", name, error)
-                registry.refuse(name, version, str(error))
-        return registry
+                self.refuse(name, version, str(error))
+        return self
 
     def stage(self, name: str, version: str) -> Staged:
         """Read, prove and warm a version, in a thread, since that takes long. What is served stays as it is.

@@ -109,6 +109,8 @@ class Shelf:
             except SeqserveError as error:
                 self._refuse(name, version, error)
         self._staged.clear()  # what this worker does not serve, it does not hold
+        for name in self.registry.refused.keys() - bundles.models(self.registry.store):
+            self.registry.forget(name)  # it is gone since the shelf was filled
         return self.registry
 
     def _refuse(self, name: str, version: str, error: SeqserveError) -> None:

@@ -173,9 +173,9 @@ async def test_a_model_that_was_refused_at_start_is_healed(store: Path) -> None:
 async def test_while_models_load_nothing_is_activated(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load, go = Registry.load, threading.Event()
 
-    def slow(*arguments: Any, **options: Any) -> Registry:
+    def slow(registry: Registry) -> Registry:
         go.wait()
-        return load(*arguments, **options)
+        return load(registry)
 
     monkeypatch.setattr(Registry, "load", slow)
     app = create_app(Settings(store=store))

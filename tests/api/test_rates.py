@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.datastructures import QueryParams
 
-from app.api import guard, rates
+from app.api import prices, rates
 from app.api.rates import Bill, Memory, Quota, Rates
 from app.errors import RateLimited, SettingsError
 from tests.api.conftest import FakeServed, connect, service
@@ -145,7 +145,7 @@ async def test_what_is_no_failure_to_reach_the_storage_is_not_swallowed() -> Non
     ],
 )
 def test_a_text_costs_a_unit_for_each_hundred_characters(document: Any, cost: int) -> None:
-    assert guard.characters(document) // guard.CHARACTERS == cost
+    assert prices.characters(document) // prices.CHARACTERS == cost
 
 
 async def test_a_response_says_where_the_caller_stands(served: FakeServed) -> None:
@@ -198,7 +198,7 @@ async def test_images_cost_units_each_before_there_is_an_answer() -> None:
     parts = [("image", (f"{place}.png", b"x")) for place in range(2)]
     async with connect(service(rate_limit="100/hour")) as client:
         response = await client.post("/digits", files=parts)
-    assert response.headers["ratelimit"].startswith(f'"default";r={100 - 1 - 2 * guard.IMAGE};')
+    assert response.headers["ratelimit"].startswith(f'"default";r={100 - 1 - 2 * prices.IMAGE};')
 
 
 async def test_what_can_not_be_parsed_costs_as_well(served: FakeServed) -> None:
@@ -274,7 +274,7 @@ async def test_a_rate_that_is_none_is_refused(served: FakeServed, limit: str, st
     ],
 )
 def test_what_is_searched_for_and_told_beside_costs_units_too(document: Any, cost: int) -> None:
-    assert guard.text_cost(document) == cost
+    assert prices.of_text(document) == cost
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_what_is_searched_for_and_told_beside_costs_units_too(document: Any, cos
     ],
 )
 def test_a_wider_search_for_a_caption_costs_more(images: int, query: str, cost: int) -> None:
-    assert guard.image_cost(images, QueryParams(query)) == cost
+    assert prices.of_images(images, QueryParams(query)) == cost
 
 
 async def test_a_search_that_costs_too_much_is_refused_before_the_model(served: FakeServed) -> None:

@@ -1,6 +1,6 @@
 """Times the served captioner against the same weights in eager torch: one thread each, in turn, in one process.
 
-    .venv/bin/python tests/bench/captions.py
+    .venv/bin/python -m tests.bench.captions
 
 One drawn JPEG of 500 x 375 pixels to its caption, with a beam of 3. Each figure is the best of ROUNDS, since other work
 on a machine can only make a round slower. The last line is the same table as JSON. Both decode and squeeze the
@@ -19,18 +19,15 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
-from torch.fx.experimental.optimization import fuse
-from torchvision.models import get_model  # type: ignore[import-untyped]
 
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.images import PHOTO_SIZE, decoded, normalised, photo
-from app.models.captioner import Captioner
 from app.runtime.batching import answer_all
 from app.runtime.captions import CaptionsPredictor, Describe
 from app.runtime.registry import load_predictor
 from app.text import Vocabulary
+from tests.bench.serving.peers.eager import captioner_of, network_of
 from training.captions import beam_search
 
 STORE, MODEL = Path("models_store"), "captions"
@@ -46,8 +43,8 @@ class Eager:
         self._vocabulary = vocabulary
         stored = {name: value.float() for name, value in load_file(bundle.path("weights.safetensors")).items()}
         cnn = {name.removeprefix("cnn."): value for name, value in stored.items() if name.startswith("cnn.")}
-        self._network = _network(self._config["backbone"], cnn)
-        self._captioner = _captioner(self._config, stored)
+        self._network = network_of(self._config["backbone"], cnn)
+        self._captioner = captioner_of(self._config, stored)
 
     @torch.inference_mode()
     def describe(self, content: bytes) -> str:
@@ -95,28 +92,6 @@ def main() -> None:
     print(f"\n{'':30}{'served':>10}{'torch':>10}{'times faster':>14}")
     print(f"{'500x375 JPEG to caption, ms':30}{ours:10.3f}{theirs:10.3f}{theirs / ours:14.1f}")
     print(json.dumps({"500x375 JPEG to caption, ms": {"served": ours, "torch": theirs}}))
-
-
-def _network(name: str, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """The backbone without its last layer, batch norms folded as in the bundle."""
-    network: nn.Module = get_model(name, weights=None).eval()
-    *_, last = (path for path, layer in network.named_modules() if isinstance(layer, nn.Linear))
-    network.set_submodule(last, nn.Identity())
-    folded = fuse(network)
-    folded.load_state_dict(weights)
-    return folded.to(memory_format=torch.channels_last)
-
-
-def _captioner(config: dict[str, Any], stored: dict[str, torch.Tensor]) -> Captioner:
-    vocabulary_size, embedding_size = stored["embedding.weight"].shape
-    model = Captioner(
-        vocabulary_size=vocabulary_size,
-        feature_size=stored["image.weight"].shape[1],
-        embedding_size=embedding_size,
-        **{key: config[key] for key in ("hidden_size", "cell", "inject", "tied")},
-    )
-    model.load_state_dict(stored, strict=False)  # a tied matrix is there once, and the network's weights are besides
-    return model.eval()
 
 
 def _milliseconds(work: Callable[[], Any]) -> float:

@@ -65,7 +65,7 @@ def without_collector() -> Iterator[None]:
 
 
 def load(store: Path, figures: CollectorRegistry) -> Registry:
-    return Registry.load(store, threads=1, queue_size=64, batch_size=4, cache_bytes=1 << 20, metrics=Metrics(figures))
+    return Registry(store, threads=1, queue_size=64, batch_size=4, cache_bytes=1 << 20, metrics=Metrics(figures)).load()
 
 
 def tiny(registry: Registry) -> Served:

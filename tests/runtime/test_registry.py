@@ -50,14 +50,14 @@ def probe(bundle: Bundle, **answers: Any) -> bytes:
 
 
 def load(store: Path, metrics: Metrics | None = None) -> Registry:
-    return Registry.load(
+    return Registry(
         store,
         threads=1,
         queue_size=8,
         batch_size=8,
         cache_bytes=1 << 20,
         metrics=metrics or Metrics(CollectorRegistry()),
-    )
+    ).load()
 
 
 @pytest.fixture

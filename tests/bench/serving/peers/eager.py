@@ -149,7 +149,7 @@ def captions(bundle: Bundle, threads: int) -> CaptionsPredictor:
     config = bundle.manifest.config
     stored = {name: value.float() for name, value in load_file(bundle.path("weights.safetensors")).items()}
     cnn = {name.removeprefix("cnn."): value for name, value in stored.items() if name.startswith("cnn.")}
-    network, captioner = _network(config["backbone"], cnn), _captioner(config, stored)
+    network, captioner = network_of(config["backbone"], cnn), captioner_of(config, stored)
     vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
     return CaptionsPredictor(
         TorchGraph(lambda pixels: (network(_photographs(pixels)),)),
@@ -186,7 +186,7 @@ def _reader(config: dict[str, Any]) -> RowReader | ReNet:
     return ReNet(list(zip(config["patches"], config["hidden_sizes"], strict=True)), cell=cell, outputs=outputs)
 
 
-def _network(name: str, weights: dict[str, Tensor]) -> nn.Module:
+def network_of(name: str, weights: dict[str, Tensor]) -> nn.Module:
     """The backbone without its last layer, batch norms folded as in the bundle."""
     network: nn.Module = get_model(name, weights=None).eval()
     *_, last = (path for path, layer in network.named_modules() if isinstance(layer, nn.Linear))
@@ -196,7 +196,7 @@ def _network(name: str, weights: dict[str, Tensor]) -> nn.Module:
     return folded.to(memory_format=torch.channels_last)
 
 
-def _captioner(config: dict[str, Any], stored: dict[str, Tensor]) -> Captioner:
+def captioner_of(config: dict[str, Any], stored: dict[str, Tensor]) -> Captioner:
     vocabulary_size, embedding_size = stored["embedding.weight"].shape
     model = Captioner(
         vocabulary_size=vocabulary_size,
