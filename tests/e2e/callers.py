@@ -41,6 +41,7 @@ class Caller:
         content = json.dumps(body).encode()
         fields = {"Host": "e2e", "Content-Type": "application/json", "Content-Length": str(len(content)), **headers}
         head = [f"POST {path} HTTP/1.1", *(f"{name.replace('_', '-')}: {value}" for name, value in fields.items())]
+        self.sent = time.monotonic()  # as far as is known if the connection has ended already
         self._writer.write("\r\n".join([*head, "", ""]).encode() + content)
         await self._writer.drain()
         self.sent = time.monotonic()

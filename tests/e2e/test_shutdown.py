@@ -102,6 +102,8 @@ class Typist:
                     await self._type(caller)
             except ConnectionRefusedError:
                 self.outcomes["refused"] += 1
+            except ConnectionResetError:  # before anything was sent: nobody accepted it any more
+                self.outcomes["closed"] += 1
 
     async def _type(self, caller: Caller) -> None:
         while True:
