@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, islice, pairwise
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Ids: TypeAlias = npt.NDArray[np.int64]
 
 END = "<eos>"
 UNKNOWN = "<unk>"
@@ -17,6 +22,7 @@ _WORDED = re.compile(r"[^\W_]")
 _LINE = re.compile(r"([^\r\n]+)(?:\r\n?|\n)?|\r\n?|\n")
 _WRITTEN_LINE = re.compile(r"(\S[^\r\n]*)")  # from a line's first character that is no space: the last took its line
 _LAST_CHARACTER = "\U0010ffff"
+_NO_IDS: Final = np.empty(0, np.int64)
 
 # The Penn Treebank's conventions.
 NUMBER = "N"  # stands for every number
@@ -149,7 +155,7 @@ class Completion:
 
     before: str  # the text up to the last run of non-space characters
     begun: list[Token]  # tokens of that run that stand before the word, such as the host of a clitic
-    candidates: list[int] | None  # ids of the words that it may become; None: any word
+    candidates: Ids | None  # of the words that it may become; None: any word
     typed: str  # the last run of non-space characters, as sent; it may begin before the word
     prefix: str  # the word's beginning, in the characters that the vocabulary is written in
     normaliser: Normaliser
@@ -235,10 +241,10 @@ class _WordList:
         """Words as they are written, with their ids."""
         ordered = sorted(words)
         self._words = [word for word, _ in ordered]
-        self._ids = [place for _, place in ordered]
+        self._ids = np.array([place for _, place in ordered], np.int64)
         self.longest = max(map(len, self._words), default=0)
 
-    def starting(self, prefix: str) -> list[int]:
+    def starting(self, prefix: str) -> Ids:
         """Ids of the words that begin with `prefix`."""
         first = bisect_left(self._words, prefix)
         return self._ids[first : bisect_left(self._words, prefix + _LAST_CHARACTER, first)]
@@ -334,15 +340,15 @@ class PennTreebank:
         """Words that begin with what was typed, in any case, be it after an opening quote or a clitic's word."""
         before, typed = _split_typed(text)
         if len(typed) > _LONGEST:
-            return Completion(before, [], [], typed, typed, self)
+            return Completion(before, [], _NO_IDS, typed, typed, self)
         folded, origin = _fold(typed)
         for cut, words in self._cuts(folded):
             prefix = folded[cut:]
             candidates = words.starting(prefix.lower()) if prefix else None
-            if candidates is None or candidates:
+            if candidates is None or len(candidates):
                 begun = list(self._chunk(typed[: origin[cut]], len(before)))
                 return Completion(before, begun, candidates, typed, prefix, self)
-        return Completion(before, [], [], typed, folded, self)
+        return Completion(before, [], _NO_IDS, typed, folded, self)
 
     def _cuts(self, folded: str) -> Iterator[tuple[int, _WordList]]:
         """Where the word being typed may begin, the longest reading first, and the list to find it in."""

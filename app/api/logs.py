@@ -1,9 +1,11 @@
 """The log, on stderr: JSON, an object a line, for machines; or text, for people at a terminal."""
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, Final, Literal, TextIO, TypeAlias
 
@@ -57,9 +59,52 @@ def _utc(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
+class Gathering(logging.StreamHandler[TextIO]):
+    """Writes together what an event loop logs in one of its turns: to write costs more than the line itself.
+
+    Warnings, and what is logged where no loop runs, are written at once, after what was gathered.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's line, or keep it until the loop has done what it has to do now."""
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+            loop = _running_loop() if record.levelno < logging.WARNING else None
+            if loop is None:
+                self.flush()
+            elif len(self._lines) == 1:
+                loop.call_soon(self._write, record)
+        except Exception:  # as all of logging's handlers do: whoever logs is not to fail by it
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        with self.lock or nullcontext():
+            lines, self._lines = self._lines, []
+            self.stream.write("".join(lines))
+            super().flush()
+
+    def _write(self, record: logging.LogRecord) -> None:
+        try:
+            self.flush()
+        except Exception:
+            self.handleError(record)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def handler(form: LogFormat, stream: TextIO) -> logging.Handler:
     """What writes to `stream`; `auto` is text on a terminal and JSON elsewhere."""
-    chosen = logging.StreamHandler(stream)
+    chosen = Gathering(stream)
     as_text = form == "text" or (form == "auto" and stream.isatty())
     chosen.setFormatter(Text() if as_text else Json())
     return chosen

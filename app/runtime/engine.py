@@ -26,10 +26,10 @@ import onnxruntime as ort
 
 from app.bundle import Bundle
 from app.errors import BundleError
+from app.text import Ids
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Precision: TypeAlias = Literal["int8", "fp32"]
-Ids: TypeAlias = npt.NDArray[np.int64]
 
 WEIGHTS = "weights.safetensors"
 SOFTMAX_ROWS = 32  # rows of V log-probabilities made at a time: they stay in the processor's cache
@@ -48,7 +48,12 @@ class Segment(NamedTuple):
     score: bool = False  # the log-probability of each of `tokens` is wanted
     details: int | None = None  # beside it each token's rank and this many likeliest alternatives
     likeliest: int = 0  # so many of the likeliest tokens after the last of `tokens` are wanted
-    distribution: bool = False  # the log-probabilities of all tokens after the last of `tokens` are wanted
+    candidates: Ids | None = None  # (M,) the log-probabilities of these, there too, are wanted
+
+    @property
+    def looks_on(self) -> bool:
+        """Whether anything is wanted of what may follow."""
+        return self.likeliest > 0 or self.candidates is not None
 
 
 class Likeliest(NamedTuple):
@@ -71,8 +76,8 @@ class Reading(NamedTuple):
     state: Floats  # (S,) after the last token
     scores: Sequence[float]  # log-probabilities in nats, one a token, or none if not wanted
     details: Sequence[Details]  # one a token, or none if not wanted
-    likeliest: Likeliest | None  # None unless they or the distribution are wanted
-    distribution: Floats | None  # (V,) log-probabilities
+    likeliest: Likeliest | None  # None if not wanted
+    candidates: Floats | None  # (M,) log-probabilities, None if not wanted
 
 
 def session(path: Path, threads: int) -> ort.InferenceSession:
@@ -118,7 +123,7 @@ class RecurrentEngine:
         ordered = [segments[place] for place in order]
         seen, states = self._advance(ordered)
         scored = self._scores(ordered, seen) | self._details(ordered, seen)
-        following = self._following(ordered, states, whole=False) | self._following(ordered, states, whole=True)
+        following = self._following(ordered, states)
         readings = {
             place: Reading(state, *scored.get(row, ((), ())), *following.get(row, (None, None)))
             for row, (place, state) in enumerate(zip(order, states, strict=True))
@@ -134,9 +139,10 @@ class RecurrentEngine:
         steps = list(zip_longest(*(segment.tokens for segment in segments), fillvalue=0))
         tokens = np.array(steps, np.int64).reshape(len(steps), len(segments))  # (T, B)
         states = np.concatenate([segment.state for segment in segments]).reshape(len(segments), -1)  # (B, S)
-        seen = np.empty((len(steps) + 1, len(segments), self.hidden_size), np.float32)
-        seen[0] = states[:, -self.hidden_size :]
-        outputs = ["hidden", "state_after"] if any(segment.score for segment in segments) else ["state_after"]
+        scored = any(segment.score for segment in segments)
+        seen = np.empty((len(steps) + 1 if scored else 0, len(segments), self.hidden_size), np.float32)
+        seen[:1] = states[:, -self.hidden_size :]
+        outputs = ["hidden", "state_after"] if scored else ["state_after"]
         start = 0
         for end in sorted(set(lengths) - {0}):
             active = sum(length >= end for length in lengths)
@@ -174,25 +180,26 @@ class RecurrentEngine:
             scored[row] = ([log_probability for log_probability, *_ in part], details)
         return scored
 
-    def _following(self, segments: Sequence[Segment], states: Floats, *, whole: bool) -> dict[int, "_Following"]:
-        """By row the likeliest tokens after the last one, of segments that want the `whole` distribution or don't."""
-        counts = {
-            row: segment.likeliest
-            for row, segment in enumerate(segments)
-            if segment.distribution == whole and (whole or segment.likeliest)
-        }
-        if not counts:
+    def _following(self, segments: Sequence[Segment], states: Floats) -> dict[int, "_Following"]:
+        """By row what may follow, of those who want to know."""
+        rows = [row for row, segment in enumerate(segments) if segment.looks_on]
+        if not rows:
             return {}
-        hidden = states[list(counts), -self.hidden_size :]
-        found = self._softmax.following(hidden, max(counts.values()), whole=whole)
+        asked = [segments[row] for row in rows]
+        hidden = states[rows, -self.hidden_size :]
+        count = max(segment.likeliest for segment in asked)
+        found = self._softmax.following(hidden, _padded([segment.candidates for segment in asked]), count)
         return {
-            row: (Likeliest(ids[:count], values[:count]), distribution)
-            for (row, count), (ids, values, distribution) in zip(counts.items(), found, strict=True)
+            row: (
+                Likeliest(ids[: segment.likeliest], values[: segment.likeliest]) if segment.likeliest else None,
+                None if segment.candidates is None else told[: len(segment.candidates)],
+            )
+            for row, segment, (told, ids, values) in zip(rows, asked, found, strict=True)
         }
 
 
 _Scored: TypeAlias = tuple[Sequence[float], Sequence[Details]]
-_Following: TypeAlias = tuple[Likeliest, Floats | None]
+_Following: TypeAlias = tuple[Likeliest | None, Floats | None]
 
 
 class _Softmax:
@@ -216,20 +223,13 @@ class _Softmax:
             ranks = [1 + int(np.count_nonzero(larger)) for larger in whole > values]  # with an axis it is slow
             yield from zip(values[:, 0].tolist(), ranks, ids.tolist(), largest.tolist(), strict=True)
 
-    def following(
-        self, hidden: Floats, count: int, *, whole: bool
-    ) -> Iterator[tuple[list[int], list[float], Floats | None]]:
-        """The `count` likeliest tokens and their log-probabilities; if the `whole` is wanted, all (V,) of these too."""
-        for ids, largest, *rows in self._run((*LIKELIEST, *(WHOLE if whole else ())), hidden, count=count):
-            distributions = rows[0] if rows else [None] * len(ids)
-            yield from zip(ids.tolist(), largest.tolist(), distributions, strict=True)
+    def following(self, hidden: Floats, targets: Ids, count: int) -> Iterator[tuple[Floats, list[int], list[float]]]:
+        """The log-probabilities of each of targets (N, M), then the `count` likeliest tokens and theirs."""
+        for values, ids, largest in self._run((*TARGETS, *LIKELIEST), hidden, targets, count):
+            yield from zip(values, ids.tolist(), largest.tolist(), strict=True)
 
-    def _run(
-        self, outputs: Sequence[str], hidden: Floats, targets: Ids | None = None, count: int = 0
-    ) -> Iterator[list[Any]]:
+    def _run(self, outputs: Sequence[str], hidden: Floats, targets: Ids, count: int = 0) -> Iterator[list[Any]]:
         """The named outputs, so many rows of them at a time."""
-        if targets is None:
-            targets = np.empty((len(hidden), 0), np.int64)
         count = min(count, self._vocabulary_size)
         answer = self._chosen_here if self._whole_only else self._chosen_there
         for start in range(0, len(hidden), SOFTMAX_ROWS):
@@ -258,6 +258,15 @@ def likeliest(log_probabilities: Floats, count: int) -> Ids:
     (top,) = np.nonzero(log_probabilities >= least)
     ranked: Ids = top[np.argsort(-log_probabilities[top], kind="stable")][:count]
     return ranked
+
+
+def _padded(candidates: Sequence[Ids | None]) -> Ids:
+    """(N, M) rows of at most M candidates, filled up with the first token of all."""
+    rows = np.zeros((len(candidates), max(0 if some is None else len(some) for some in candidates)), np.int64)
+    for row, some in zip(rows, candidates, strict=True):
+        if some is not None:
+            row[: len(some)] = some
+    return rows
 
 
 def _read(segments: Sequence[Segment], seen: Floats, rows: Sequence[int]) -> tuple[Floats, Ids]:

@@ -19,6 +19,7 @@ from app.runtime.state_cache import StateCache
 from app.text import (
     WORDLESS,
     Completion,
+    Ids,
     Normaliser,
     Token,
     Vocabulary,
@@ -33,7 +34,7 @@ Mode: TypeAlias = Literal["document", "sentence"]
 Turns: TypeAlias = Generator[list[Segment], list[Reading], Any]
 Found: TypeAlias = tuple[tuple[int, ...], float]  # a run of tokens and its log-probability
 
-CHUNK = 16  # tokens of one sequence read in a turn: alone about 2 ms, so nobody waits long for a document's next turn
+CHUNK = 32  # tokens of one sequence read in a turn: alone about 3 ms, so nobody waits long for a document's next turn
 SENTENCES = 8  # sentences of one text read side by side in a turn
 TURN = 512  # what all examples may cost in a turn: about 25 ms, and no more would make a token cheaper
 FOLLOWING = 1  # tokens that finding the likeliest of the whole vocabulary costs as much as
@@ -252,11 +253,12 @@ class LanguageModelPredictor:
             state = reading.state
         width = payload.top_k if payload.words == 1 else max(payload.top_k, BEAM)
         count = width + len(self._never)
-        (reading,) = yield [Segment(state, last, likeliest=count, distribution=completion is not None)]
+        candidates = self._candidates(completion) if completion else None
+        (reading,) = yield [Segment(state, last, likeliest=0 if completion else count, candidates=candidates)]
         self._cache.put(ids, reading.state)
         self._looked_up.append((cached, len(ids) - cached))
 
-        first = self._completing(reading, completion, width) if completion else self._expansion(reading, self._never)
+        first = self._expansion(reading, self._never) if candidates is None else _completing(reading, candidates, width)
         found = _words(first) if payload.words == 1 else (yield from self._search(first, width, payload.words))
         return Suggestions(
             [self._suggestion(tokens, value, completion) for tokens, value in islice(found, payload.top_k)],
@@ -265,17 +267,9 @@ class LanguageModelPredictor:
             cached,
         )
 
-    def _completing(self, reading: Reading, completion: Completion, width: int) -> Expansion[Floats]:
-        """The likeliest of what a word being typed may become; over all of that the probabilities sum to 1."""
-        assert reading.distribution is not None
-        if completion.candidates is None:
-            total = _log_sum_exp(reading.distribution[self._suggestable])
-            first = self._expansion(reading, self._never)
-            return first._replace(log_probabilities=first.log_probabilities - total)
-        candidates = np.sort(np.array(completion.candidates, np.int64))
-        allowed = reading.distribution[candidates]
-        best = likeliest(allowed, width)
-        return Expansion(allowed[best] - _log_sum_exp(allowed), reading.state, candidates[best].tolist())
+    def _candidates(self, completion: Completion) -> Ids:
+        """What the word being typed may become, in the order of the ids."""
+        return self._suggestable if completion.candidates is None else np.sort(completion.candidates)
 
     def _expansion(self, reading: Reading, never: Sequence[int]) -> Expansion[Floats]:
         """The likeliest words but those `never` suggested."""
@@ -377,6 +371,14 @@ def _words(first: Expansion[Floats]) -> Iterator[Found]:
     return zip(((token,) for token in first.tokens), first.log_probabilities.tolist(), strict=True)
 
 
+def _completing(reading: Reading, candidates: Ids, width: int) -> Expansion[Floats]:
+    """The likeliest of the candidates; over all of these the probabilities sum to 1."""
+    assert reading.candidates is not None
+    best = likeliest(reading.candidates, width)
+    log_probabilities = reading.candidates[best] - _log_sum_exp(reading.candidates)
+    return Expansion(log_probabilities, reading.state, candidates[best].tolist())
+
+
 def _unknown_words(text: str, tokens: Sequence[Token], ids: Sequence[int], unknown: int) -> list[str]:
     """The words of `text` that the model reads as `<unk>`, as sent, each once."""
     words = (text[token.start : token.end] for token, found in zip(tokens, ids, strict=True) if found == unknown)
@@ -385,7 +387,7 @@ def _unknown_words(text: str, tokens: Sequence[Token], ids: Sequence[int], unkno
 
 def _cost(segments: Sequence[Segment]) -> int:
     """What a turn of these segments costs, in tokens."""
-    return sum([len(segment.tokens) + FOLLOWING * (segment.likeliest > 0) for segment in segments])
+    return sum([len(segment.tokens) + FOLLOWING * segment.looks_on for segment in segments])
 
 
 def _require_some(field: str, value: int) -> None:

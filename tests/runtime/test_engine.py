@@ -24,6 +24,7 @@ from app.runtime.engine import (
     likeliest,
     session,
 )
+from app.text import Ids
 from training.export.language_model import export_language_model
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -55,24 +56,29 @@ def opened(model: LanguageModel, folder: Path) -> RecurrentEngine:
     return RecurrentEngine(session(folder / "recurrent.int8.onnx", 1), session(folder / "softmax.int8.onnx", 1))
 
 
+def everything(engine: RecurrentEngine) -> Ids:
+    """The whole vocabulary."""
+    return np.arange(engine.vocabulary_size)
+
+
 def random_segments(engine: RecurrentEngine, lengths: Sequence[int], seed: int = 0) -> list[Segment]:
     """Segments that want everything, each from a state of its own, over the first thirty tokens."""
     generator = np.random.default_rng(seed)
     states = generator.uniform(-1, 1, (len(lengths), engine.state_size)).astype(np.float32)
     tokens = [generator.integers(30, size=length).tolist() for length in lengths]
     return [
-        Segment(state, part, score=True, details=3, likeliest=5, distribution=True)
+        Segment(state, part, score=True, details=3, likeliest=5, candidates=everything(engine))
         for state, part in zip(states, tokens, strict=True)
     ]
 
 
 def numbers(reading: Reading) -> Floats:
     """Every figure of a reading."""
-    assert reading.distribution is not None
+    assert reading.candidates is not None
     assert reading.likeliest is not None
     alternatives = [value for details in reading.details for value in details.alternatives.log_probabilities]
     told = np.array([*reading.scores, *alternatives, *reading.likeliest.log_probabilities], np.float32)
-    return np.concatenate([reading.state, reading.distribution, told])
+    return np.concatenate([reading.state, reading.candidates, told])
 
 
 def same(one: Reading, other: Reading) -> bool:
@@ -141,10 +147,12 @@ def test_readings_come_in_the_order_of_their_segments(int8: RecurrentEngine) -> 
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_distribution_sums_to_1(engines: dict[Precision, RecurrentEngine], precision: Precision) -> None:
+def test_the_probabilities_of_all_candidates_sum_to_1(
+    engines: dict[Precision, RecurrentEngine], precision: Precision
+) -> None:
     for reading in engines[precision].run(random_segments(engines[precision], LENGTHS)):
-        assert reading.distribution is not None
-        assert np.exp(reading.distribution, dtype=np.float64).sum() == pytest.approx(1, abs=1e-6)
+        assert reading.candidates is not None
+        assert np.exp(reading.candidates, dtype=np.float64).sum() == pytest.approx(1, abs=1e-6)
 
 
 def test_a_token_is_scored_by_the_distribution_that_stood_before_it(int8: RecurrentEngine) -> None:
@@ -152,18 +160,19 @@ def test_a_token_is_scored_by_the_distribution_that_stood_before_it(int8: Recurr
     (whole,) = int8.run([segment])
     for place, (token, score, details) in enumerate(zip(segment.tokens, whole.scores, whole.details, strict=True)):
         (before,) = int8.run([segment._replace(tokens=segment.tokens[:place])])
-        assert before.distribution is not None
-        ranked = sorted(range(len(before.distribution)), key=before.distribution.__getitem__, reverse=True)
-        assert score == before.distribution[token]
+        distribution = before.candidates
+        assert distribution is not None
+        ranked = sorted(range(len(distribution)), key=distribution.__getitem__, reverse=True)
+        assert score == distribution[token]
         assert details.rank == 1 + ranked.index(token)
-        assert details.alternatives == (ranked[:3], before.distribution[ranked[:3]].tolist())
-        assert before.likeliest == (ranked[:5], before.distribution[ranked[:5]].tolist())
+        assert details.alternatives == (ranked[:3], distribution[ranked[:3]].tolist())
+        assert before.likeliest == (ranked[:5], distribution[ranked[:5]].tolist())
 
 
 def test_an_empty_segment_leaves_its_state_and_is_answered_from_it(int8: RecurrentEngine) -> None:
     (segment,) = random_segments(int8, [9])
     (whole,) = int8.run([segment])
-    (again,) = int8.run([Segment(whole.state, [], score=True, likeliest=5, distribution=True)])
+    (again,) = int8.run([Segment(whole.state, [], score=True, likeliest=5, candidates=everything(int8))])
     assert list(again.scores) == []
     assert again.state.tobytes() == whole.state.tobytes()
     assert numbers(again).tobytes() == numbers(whole._replace(scores=[], details=[])).tobytes()
@@ -177,12 +186,18 @@ def test_only_what_is_wanted_is_told_whatever_others_in_the_batch_want(int8: Rec
         Segment(state, tokens, score=True),
         likeliest,
         likeliest._replace(likeliest=4),
-        likeliest._replace(distribution=True),
+        likeliest._replace(candidates=np.array([3, 1, 4])),
+        Segment(state, tokens, candidates=np.array([1])),
+        Segment(state, tokens, candidates=np.empty(0, np.int64)),
     )
-    neither, scored, two, four, both = int8.run(wanted)
-    assert (list(neither.scores), neither.likeliest, neither.distribution) == ([], None, None)
-    assert (len(scored.scores), list(scored.details), scored.likeliest, scored.distribution) == (2, [], None, None)
-    assert (two.distribution, both.distribution is None) == (None, False)
+    neither, scored, two, four, both, one, none = int8.run(wanted)
+    assert (list(neither.scores), neither.likeliest, neither.candidates) == ([], None, None)
+    assert (len(scored.scores), list(scored.details), scored.likeliest, scored.candidates) == (2, [], None, None)
+    assert (two.candidates, one.likeliest) == (None, None)
+    assert both.candidates is not None
+    assert one.candidates is not None
+    assert none.candidates is not None
+    assert (len(both.candidates), list(one.candidates), list(none.candidates)) == (3, [both.candidates[1]], [])
     assert two.likeliest == both.likeliest
     assert two.likeliest is not None
     assert four.likeliest is not None
@@ -205,8 +220,11 @@ def test_a_graph_that_makes_whole_distributions_alone_is_served_the_same(
         session(tiny_bundle.path(f"recurrent.{precision}.onnx"), 1), session(tmp_path / "softmax.onnx", 1)
     )
     segments = random_segments(old, LENGTHS)
-    segments += [segment._replace(details=None, distribution=False) for segment in segments]
+    segments += [segment._replace(details=None, candidates=np.array([7, 3])) for segment in segments]
+    segments += [segment._replace(candidates=None) for segment in segments]
     for one, other in zip(old.run(segments), engines[precision].run(segments), strict=True):
+        told = [None if each.candidates is None else each.candidates.tobytes() for each in (one, other)]
+        assert told[0] == told[1]
         assert (one.scores, one.details, one.likeliest) == (other.scores, other.details, other.likeliest)
         assert one.state.tobytes() == other.state.tobytes()
 
@@ -219,11 +237,11 @@ def test_of_equals_the_graph_tells_those_with_the_least_ids(size: int, tmp_path:
     engine = opened(model, tmp_path)
     state = engine.initial_state()  # all that stands before the bias is 0
     for count in (1, 2, 7, 52, 2000):
-        (reading,) = engine.run([Segment(state, [], likeliest=count, distribution=True)])
-        assert reading.distribution is not None
+        (reading,) = engine.run([Segment(state, [], likeliest=count, candidates=everything(engine))])
+        assert reading.candidates is not None
         assert reading.likeliest is not None
-        assert len(set(reading.distribution.tolist())) == 3
-        assert reading.likeliest.tokens == likeliest(reading.distribution, count).tolist()
+        assert len(set(reading.candidates.tolist())) == 3
+        assert reading.likeliest.tokens == likeliest(reading.candidates, count).tolist()
 
 
 def test_nothing_that_was_given_is_changed(int8: RecurrentEngine) -> None:
@@ -241,10 +259,11 @@ def test_fp32_graphs_agree_with_the_module_they_were_made_from(
         reading = tiny_model(torch.from_numpy(tokens)[:, None], tiny_model.initial_state(1))
         expected = torch.log_softmax(tiny_model.logits(reading.hidden)[:, 0], 1).numpy()  # (T, V), after each token
     engine = engines["fp32"]
-    (whole,) = engine.run([Segment(engine.initial_state(), tokens.tolist(), score=True, distribution=True)])
+    wanted = Segment(engine.initial_state(), tokens.tolist(), score=True, candidates=everything(engine))
+    (whole,) = engine.run([wanted])
     np.testing.assert_allclose(whole.scores[1:], expected[np.arange(499), tokens[1:]], atol=1e-4)
-    assert whole.distribution is not None
-    np.testing.assert_allclose(whole.distribution, expected[-1], atol=1e-4)
+    assert whole.candidates is not None
+    np.testing.assert_allclose(whole.candidates, expected[-1], atol=1e-4)
 
 
 def test_int8_stays_close_to_fp32(engines: dict[Precision, RecurrentEngine]) -> None:

@@ -358,8 +358,9 @@ def test_runs_of_words_are_those_that_exhaustive_search_finds(
     words = [token for token in range(len(vocabulary)) if token not in (vocabulary.end, vocabulary.unknown)]
     engine = RecurrentEngine.open(tiny_bundle, "int8")
     histories = [path for length in range(3) for path in product(words, repeat=length)]
-    segments = [Segment(engine.initial_state(), [*before, *path], distribution=True) for path in histories]
-    values = {path: reading.distribution for path, reading in zip(histories, engine.run(segments), strict=True)}
+    everything = np.arange(len(vocabulary))
+    segments = [Segment(engine.initial_state(), [*before, *path], candidates=everything) for path in histories]
+    values = {path: reading.candidates for path, reading in zip(histories, engine.run(segments), strict=True)}
     total: dict[tuple[int, ...], float] = {(): 0.0}
     found: list[tuple[float, tuple[int, ...]]] = []
     for path, distribution in values.items():

@@ -103,7 +103,7 @@ def test_white_space_words_are_completed_case_and_all() -> None:
     assert isinstance(words, Whitespace)
     assert suggestions(words.complete("a Th"), vocabulary) == {"The", "Then"}
     assert suggestions(words.complete("<"), vocabulary) == {"<u>"}
-    assert words.complete("a (Th").candidates == []
+    assert suggestions(words.complete("a (Th"), vocabulary) == set()
     assert words.complete("a ").candidates is None
     assert words.complete("a Th").text(["The", "'s"]) == "The 's"
     assert [token.text for token in words.complete("\na Th").context] == ["<eos>", "a"]

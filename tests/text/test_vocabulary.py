@@ -26,7 +26,9 @@ def test_a_vocabulary_with_a_repeated_or_missing_token_is_refused(tokens: list[s
 def test_every_normaliser_works_with_a_vocabulary_of_specials_alone(name: str) -> None:
     made = normaliser(name, Vocabulary(["<eos>", "<unk>"]))
     assert [token.text for token in made.tokens("a word")] == ["a", "word"]
-    assert made.complete("a wo").candidates == []
+    candidates = made.complete("a wo").candidates
+    assert candidates is not None
+    assert not len(candidates)
 
 
 def test_an_unknown_normaliser_is_refused_by_name() -> None:

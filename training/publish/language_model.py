@@ -98,15 +98,16 @@ def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[s
 def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> float:
     """Largest difference of the module's and the fp32 graphs' log-probabilities: all words, PARITY_TOKENS tokens."""
     engine = RecurrentEngine.open(draft, "fp32")
+    everything = np.arange(engine.vocabulary_size)
     state, graph_state, largest = model.initial_state(1), engine.initial_state(), 0.0
     for start in range(0, min(PARITY_TOKENS, len(corpus.valid)), PARITY_CHUNK):
         tokens = corpus.valid[start : start + PARITY_CHUNK].tolist()
         hidden, _, state = model(torch.tensor(tokens)[:, None], state)
         expected = model.logits(hidden).log_softmax(-1)[:, 0].numpy()  # (T, V)
         for token, row in zip(tokens, expected, strict=True):
-            (reading,) = engine.run([Segment(graph_state, [token], distribution=True)])
+            (reading,) = engine.run([Segment(graph_state, [token], candidates=everything)])
             graph_state = reading.state
-            largest = max(largest, float(np.abs(reading.distribution - row).max()))
+            largest = max(largest, float(np.abs(reading.candidates - row).max()))
     return largest
 
 
