@@ -31,7 +31,7 @@ POUND = "#"  # the pound sterling; in everyday text the same sign before figures
 CLITICS = frozenset({"n't", "'s", "'re", "'ve", "'m", "'ll", "'d", "'"})
 
 _LONGEST = 1000  # characters of a chunk that is looked into: no word is longer, and a megabyte would take seconds
-_PATIENCE = 32  # lines without tokens, about 1 us each, before who waits for a sentence is told
+_PATIENCE = 16  # lines without tokens, about 1 us each, before who waits for a sentence is told
 _SHORT, _REMEMBERED = 32, 4096  # chunks of so many characters are remembered with their tokens, so many of them
 
 # Folding, a character at a time: what compatibility decomposition (NFKD) does not make plain.
@@ -173,12 +173,13 @@ class Completion:
     def text(self, tokens: Sequence[str]) -> str:
         """`tokens`, whose first is a candidate, as they would be typed on: always begins with `typed`."""
         first = self.normaliser.join(tokens[:1])
-        rest = self.normaliser.join(tokens)[len(first) :]
-        if first.startswith(self.prefix):
-            word = first
-        else:
-            word = first.upper() if len(self.prefix) > 1 and self.prefix.isupper() else first.lower()
-        return self.typed + word[len(self.prefix) :] + rest
+        return self.word(first) + self.normaliser.join(tokens)[len(first) :]
+
+    def word(self, written: str) -> str:
+        """The same of a candidate alone, as it is written elsewhere."""
+        if not written.startswith(self.prefix):
+            written = written.upper() if len(self.prefix) > 1 and self.prefix.isupper() else written.lower()
+        return self.typed + written[len(self.prefix) :]
 
 
 def normaliser(name: str, vocabulary: Vocabulary) -> Normaliser:

@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from email.message import Message as Headers
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, cast
 
 from fastapi import Depends, Header, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, WithJsonSchema
 from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -38,6 +40,7 @@ PROBLEMS: Final = problems.documented(
 )  # of a route that asks a model
 
 Arrived = TypeVar("Arrived")
+Fields: TypeAlias = dict[bytes, bytes]
 
 
 def json_route(max_body_bytes: int) -> type[APIRoute]:
@@ -53,19 +56,19 @@ def json_route(max_body_bytes: int) -> type[APIRoute]:
             if scope["method"] not in (self.methods or ()):
                 await super().handle(scope, receive, send)
                 return
-            _require_json(_header(scope, b"content-type"))
-            _set_deadline(scope)
-            request = Request(scope, _counted(scope, receive, max_body_bytes))
-            content = await _in_time(scope, request.body())
-            asked = self._read(content) if _is_plain(scope) else None
-            document = await _parsed(request) if asked is None else asked
+            fields = _fields(scope)
+            _require_json(fields.get(b"content-type"))
+            _set_deadline(scope, fields)
+            content = await _in_time(scope, _body(_counted(scope, receive, max_body_bytes)))
+            asked = self._read(content) if _is_plain(scope, fields) else None
+            document = _parsed(content) if asked is None else asked
             await _charge(scope, lambda: prices.of_text(document))
             if asked is None:
-                scope["state"]["received"] = request
+                scope["state"]["received"] = Request(scope, _again(content))
                 await super().handle(scope, receive, send)
             else:
                 (body,) = self.dependant.body_params
-                response = await while_connected(scope, receive, _answer(self, request, **{body.name: asked}))
+                response = await while_connected(scope, receive, _answer(self, scope, **{body.name: asked}))
                 await response(scope, receive, send)
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -97,18 +100,19 @@ def image_route(max_upload_bytes: int, most: int) -> type[APIRoute]:
             if scope["method"] not in (self.methods or ()):
                 await super().handle(scope, receive, send)
                 return
-            form = uploads.is_form(_header(scope, b"content-type"))
-            _set_deadline(scope)
+            fields = _fields(scope)
+            form = uploads.is_form(_text(fields.get(b"content-type")))
+            _set_deadline(scope, fields)
             request = Request(scope, _counted(scope, receive, max_upload_bytes))
             with contextlib.ExitStack() as files:
                 arriving = uploads.received(request, most, files, form=form)
                 scope["state"]["images"] = await _in_time(scope, arriving)
                 images, query = len(scope["state"]["images"]), QueryParams(scope["query_string"])
                 await _charge(scope, lambda: prices.of_images(images, query))
-                if not _is_plain(scope):
+                if not _is_plain(scope, fields):
                     await super().handle(scope, receive, send)
                     return
-                response = await while_connected(scope, receive, _answer(self, request))
+                response = await while_connected(scope, receive, _answer(self, scope))
             await response(scope, receive, send)
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -123,13 +127,14 @@ def image_route(max_upload_bytes: int, most: int) -> type[APIRoute]:
     return ImageRoute
 
 
-def _is_plain(scope: Scope) -> bool:
+def _is_plain(scope: Scope, fields: Fields) -> bool:
     """Whether there is nothing to be checked but the body."""
-    return not (scope["path_params"] or scope["query_string"] or _header(scope, TIMEOUT_FIELD) is not None)
+    return not (scope["path_params"] or scope["query_string"] or TIMEOUT_FIELD in fields)
 
 
-async def _answer(route: APIRoute, request: Request, **asked: BaseModel) -> Response:
+async def _answer(route: APIRoute, scope: Scope, **asked: BaseModel) -> Response:
     """The endpoint's response, without FastAPI's look at what it takes: its dependencies ask for the request alone."""
+    request = Request(scope)
     given = {each.name: await each.call(request) for each in route.dependant.dependencies if each.name and each.call}
     response: Response = await route.endpoint(**asked, **given)
     return response
@@ -154,7 +159,7 @@ async def _deadline(
         ),
     ] = None,
 ) -> float:
-    deadline: float = request.state.deadline
+    deadline: float = request.scope["state"]["deadline"]
     return deadline
 
 
@@ -162,24 +167,49 @@ Deadline = Annotated[float, Depends(_deadline)]  # a time of time.monotonic
 Images = Annotated[list[uploads.Upload], Depends(_images)]  # on an image_route alone
 
 
-def _require_json(content_type: str | None) -> None:
+def _require_json(content_type: bytes | None) -> None:
     if not _is_json(content_type):
-        found = repr(content_type[:80]) if content_type else "none"
+        found = repr(_text(content_type[:80])) if content_type else "none"
         raise UnsupportedType(f"Content-Type: expected application/json in UTF-8, found {found}")
 
 
 @lru_cache(64)  # callers say it in few ways
-def _is_json(content_type: str | None) -> bool:
+def _is_json(content_type: bytes | None) -> bool:
     headers = Headers()
-    headers["content-type"] = content_type or ""
+    headers["content-type"] = _text(content_type) or ""
     main, sub = headers.get_content_maintype(), headers.get_content_subtype()
     charset = headers.get_content_charset("utf-8")
     return main == "application" and (sub == "json" or sub.endswith("+json")) and charset in UTF_8
 
 
-def _header(scope: Scope, wanted: bytes) -> str | None:
-    """The value of the first field of this name, in lower case."""
-    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), None)
+def _fields(scope: Scope) -> Fields:
+    """The header, its names in lower case; of several fields of a name the first."""
+    return dict(reversed(scope["headers"]))
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+async def _body(receive: Receive) -> bytes:
+    """The whole body. Raise ClientDisconnect if its sender leaves before."""
+    pieces = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+def _again(content: bytes) -> Receive:
+    """A `receive` that gives a body which is here."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    return receive
 
 
 def _counted(scope: Scope, receive: Receive, limit: int) -> Receive:
@@ -188,7 +218,7 @@ def _counted(scope: Scope, receive: Receive, limit: int) -> Receive:
     What is about to come is read and dropped first: a client that sends before it listens would find the connection
     reset, and never see the answer.
     """
-    told = int(_header(scope, b"content-length") or 0)
+    told = int(_fields(scope).get(b"content-length", 0))
     received = 0
 
     async def receive_counted() -> Message:
@@ -215,7 +245,7 @@ async def _drained(receive: Receive, message: Message, most: int) -> bool:
     return not message.get("more_body", False)
 
 
-def _set_deadline(scope: Scope) -> None:
+def _set_deadline(scope: Scope, fields: Fields) -> None:
     """Note by when the request must be answered: its state's `timeout_s` after it came, a time of time.monotonic.
 
     A header that is no number of seconds is told by the route, once the body is here.
@@ -223,7 +253,7 @@ def _set_deadline(scope: Scope) -> None:
     state = scope["state"]
     limit: float = state["request_timeout_s"]
     try:
-        wanted = float(_header(scope, TIMEOUT_FIELD) or limit)
+        wanted = float(fields.get(TIMEOUT_FIELD) or limit)
     except ValueError:
         wanted = limit
     state["timeout_s"] = min(limit, wanted) if wanted > 0 else limit
@@ -242,14 +272,13 @@ async def _in_time(scope: Scope, arriving: Awaitable[Arrived]) -> Arrived:
         raise DeadlineExceeded(told) from error
 
 
-async def _parsed(request: Request) -> Any:
-    """The JSON of a body that is here, which the request keeps. Raise Malformed if it is none."""
-    body = await request.body()
+def _parsed(content: bytes) -> Any:
+    """The JSON of a body. Raise Malformed if it is none."""
     try:
-        body.decode()
-        if b"\0" in body:  # UTF-16 and UTF-32 of JSON are full of them, UTF-8 has none
+        content.decode()
+        if b"\0" in content:  # UTF-16 and UTF-32 of JSON are full of them, UTF-8 has none
             raise ValueError("a NUL byte")
-        document = await request.json()
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"body: expected JSON in UTF-8, found otherwise: {error}") from error
     if isinstance(document, dict) and len(document) > MAX_FIELDS:  # else each would be told to be unknown, for seconds

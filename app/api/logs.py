@@ -78,7 +78,7 @@ class Gathering(logging.StreamHandler[TextIO]):
                 self.flush()
             elif len(self._lines) == 1:
                 loop.call_soon(self._write, record)
-        except Exception:  # as all of logging's handlers do: whoever logs is not to fail by it
+        except Exception:  # noqa: BLE001  # as all of logging's handlers: whoever logs is not to fail by it
             self.handleError(record)
 
     def flush(self) -> None:
@@ -91,7 +91,7 @@ class Gathering(logging.StreamHandler[TextIO]):
     def _write(self, record: logging.LogRecord) -> None:
         try:
             self.flush()
-        except Exception:
+        except Exception:  # noqa: BLE001
             self.handleError(record)
 
 

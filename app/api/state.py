@@ -124,7 +124,7 @@ class State(TypedDict):
 
 
 async def _catalogue(request: Request) -> Catalogue:
-    catalogue: Catalogue = request.state.catalogue
+    catalogue: Catalogue = request.scope["state"]["catalogue"]
     return catalogue
 
 

@@ -1,4 +1,8 @@
-"""One inference thread a model behind a bounded queue, without a timer: while one batch runs, the next gathers."""
+"""A bounded queue before each model, without a timer: while one batch runs, the next gathers.
+
+A model has an inference thread. What is over sooner than the thread would be woken, the event loop does itself: two
+threads that want the interpreter in turns lose more time by it than a keystroke takes.
+"""
 
 import asyncio
 import logging
@@ -64,6 +68,14 @@ class BundlePredictor(Predictor[Payload, Example, Answer], Protocol[Payload, Exa
         """The arithmetic that answers."""
         ...
 
+    @property
+    def is_light(self) -> Callable[[Sequence[Any]], bool] | None:
+        """Tells of examples that had no turn whether one is over so soon that an event loop may give it itself.
+
+        None of a family whose turns never are.
+        """
+        ...
+
     @classmethod
     def open(cls, bundle: Bundle, precision: Precision, resources: Resources) -> Self:
         """The predictor of a bundle, on its graphs of this precision. Raise BundleError if they can't be run."""
@@ -124,15 +136,18 @@ class _Ticket:
 Outcome: TypeAlias = tuple[_Ticket, Any, BaseException | None]  # an answer or an error
 
 
-def _settle(outcomes: Sequence[Outcome]) -> None:
-    """Tell all callers, each loop's at once: to wake a loop costs more than an answer."""
+def _settle(outcomes: Sequence[Outcome], here: asyncio.AbstractEventLoop | None) -> None:
+    """Tell all callers, each loop's at once: to wake a loop costs more than an answer. `here` is the loop that runs."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
     for outcome in outcomes:
         ticket = outcome[0]
         if not ticket.abandoned:  # else the loop may be closed
             by_loop.setdefault(ticket.loop, []).append(outcome)
     for loop, told in by_loop.items():
-        loop.call_soon_threadsafe(_tell, told)
+        if loop is here:
+            _tell(told)
+        else:
+            loop.call_soon_threadsafe(_tell, told)
 
 
 def _tell(outcomes: Sequence[Outcome]) -> None:
@@ -147,6 +162,9 @@ class Batcher:
     examples that have had few turns, in order, and of the long ones, the oldest first: so a keystroke does not wait for
     documents, and of many documents the first are finished before the last, instead of all at once and too late. A
     caller that left, or whose deadline passed, is dropped before the next turn.
+
+    One turn at a time is given, by the inference thread, or by the event loop of the first that waits: newcomers' first
+    turn where that is light.
     """
 
     def __init__(
@@ -157,16 +175,22 @@ class Batcher:
         *,
         queue_size: int,
         batch_size: int,
+        is_light: Callable[[Sequence[Any]], bool] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`predict` is a Predictor's; without `is_light` (see BundlePredictor) no turn is light."""
         self._name = name
         self._predict = predict
+        self._is_light = is_light
         self._observer = observer
         self._queue_size = queue_size
         self._batch_size = batch_size
         self._now = now
         self._short: list[_Ticket] = []  # so far, in the order of their turns
         self._long: list[_Ticket] = []  # had SHORT turns and want another, oldest first
+        self._called = False  # an event loop is about to look at what waits
+        self._busy = False  # a batch has its turn, or is about to
+        self._handed: list[_Ticket] = []  # the batch that an event loop took and leaves to the thread
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"inference-{name}", daemon=True)
@@ -208,7 +232,11 @@ class Batcher:
             if ticket.account:
                 ticket.account.accept(ticket.accepted)
             self._short.append(ticket)
-            self._changed.notify()
+            if self._is_light is None:
+                self._changed.notify()
+            elif not self._called and not self._busy:
+                self._called = True
+                ticket.loop.call_soon(self._look, ticket.loop, 0)
 
     def _leave(self, ticket: _Ticket) -> None:
         """Give the place of a caller who left to others, unless it is having its turn."""
@@ -220,24 +248,58 @@ class Batcher:
                     queue.remove(ticket)
             self._observer.set_queue(self._name, self.depth)
 
+    def _look(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+        """In an event loop, once no more wait than were `seen`: give these their turn, or leave that to the thread."""
+        with self._changed:
+            if not self._busy and seen < self.depth < self._batch_size:
+                loop.call_soon(self._look, loop, self.depth)
+                return
+            self._called = False
+            batch = [] if self._busy else self._take()
+        if batch:
+            self._turn(batch, loop)
+
     def _run(self) -> None:
         while batch := self._gather():
+            self._turn(batch)
+
+    def _turn(self, batch: Sequence[_Ticket], here: asyncio.AbstractEventLoop | None = None) -> None:
+        """Give a batch its turn, if it may be given where we are: in the event loop `here`, or in the thread."""
+        examples = [ticket.example for ticket in batch]
+        try:
+            if here and not (self._is_light and self._is_light(examples)):
+                self._hand(batch)
+                return
             self._begin(batch)
             started = self._now()
-            try:
-                answers = self._predict([ticket.example for ticket in batch])
-                turns = list(zip(batch, answers, strict=True))
-            except Exception as error:
-                log.exception("%s: a batch of %d failed", self._name, len(batch))
-                _settle([(ticket, None, error) for ticket in batch])
-                continue
-            ended = self._now()
-            self._observer.observe_batch(self._name, len(batch), ended - started)
-            for account in {ticket.account for ticket in batch if ticket.account}:
-                account.take_turn(started, ended)
-            _settle([(ticket, answer, None) for ticket, answer in turns if answer is not None])
-            if unfinished := [ticket for ticket, answer in turns if answer is None]:
-                self._keep(unfinished)
+            turns = list(zip(batch, self._predict(examples), strict=True))
+        except Exception as error:
+            log.exception("%s: a batch of %d failed", self._name, len(batch))
+            _settle([(ticket, None, error) for ticket in batch], here)
+            self._end([])
+            return
+        ended = self._now()
+        self._observer.observe_batch(self._name, len(batch), ended - started)
+        for account in {ticket.account for ticket in batch if ticket.account}:
+            account.take_turn(started, ended)
+        _settle([(ticket, answer, None) for ticket, answer in turns if answer is not None], here)
+        self._end([ticket for ticket, answer in turns if answer is None])
+
+    def _hand(self, batch: Sequence[_Ticket]) -> None:
+        with self._changed:
+            self._handed = [*batch]
+            self._changed.notify()
+
+    def _end(self, unfinished: Sequence[_Ticket]) -> None:
+        """A turn is over; some want another, which the thread will give."""
+        with self._changed:
+            self._busy = False
+            kept = [ticket for ticket in unfinished if not ticket.abandoned]
+            self._short += [ticket for ticket in kept if ticket.turns < SHORT]
+            self._long += [ticket for ticket in kept if ticket.turns >= SHORT]
+            self._long.sort(key=lambda ticket: ticket.accepted)
+            if self.depth:
+                self._changed.notify()
 
     def _begin(self, batch: Sequence[_Ticket]) -> None:
         """Count a turn of each, and tell how long those have waited who have their first."""
@@ -247,18 +309,23 @@ class Batcher:
             ticket.turns += 1
 
     def _gather(self) -> list[_Ticket]:
-        """The next batch; waits for one; empty when closed and all is done."""
+        """The next batch for the thread; waits for one; empty when closed and all is done."""
         with self._changed:
             while True:
-                while not self.depth and not self._closing:
-                    self._changed.wait()
-                if not self.depth:
-                    return []
-                self._drop_late()
-                batch = self._next()
-                self._observer.set_queue(self._name, self.depth)
-                if batch:
+                if batch := self._handed or ([] if self._busy else self._take()):
+                    self._handed = []
                     return batch
+                if self._closing and not self.depth and not self._busy:
+                    return []
+                self._changed.wait()
+
+    def _take(self) -> list[_Ticket]:
+        """Begin a turn with the next batch; empty if nothing waits any more. For who holds the lock."""
+        self._drop_late()
+        batch = self._next()
+        self._busy = bool(batch)
+        self._observer.set_queue(self._name, self.depth)
+        return batch
 
     def _next(self) -> list[_Ticket]:
         """Take a batch's worth: short ones half of it at most while there are long ones to have the rest.
@@ -282,14 +349,7 @@ class Batcher:
         for _ in late:
             self._observer.count_refusal(self._name, "deadline")
         error = f"{self._name}: the deadline passed before the answer was ready"
-        _settle([(ticket, None, DeadlineExceeded(error)) for ticket in late])
-
-    def _keep(self, unfinished: Sequence[_Ticket]) -> None:
-        with self._changed:
-            kept = [ticket for ticket in unfinished if not ticket.abandoned]
-            self._short += [ticket for ticket in kept if ticket.turns < SHORT]
-            self._long += [ticket for ticket in kept if ticket.turns >= SHORT]
-            self._long.sort(key=lambda ticket: ticket.accepted)
+        _settle([(ticket, None, DeadlineExceeded(error)) for ticket in late], None)
 
 
 def answer_all(predictor: Predictor[Any, Any, Any], examples: Sequence[Any]) -> list[Any]:

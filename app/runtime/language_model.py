@@ -32,15 +32,18 @@ from app.text import (
 
 Mode: TypeAlias = Literal["document", "sentence"]
 Turns: TypeAlias = Generator[list[Segment], list[Reading], Any]
+Likely: TypeAlias = tuple[int, float]  # a token and its log-probability
 Found: TypeAlias = tuple[tuple[int, ...], float]  # a run of tokens and its log-probability
 
 CHUNK = 32  # tokens of one sequence read in a turn: alone about 3 ms, so nobody waits long for a document's next turn
 SENTENCES = 8  # sentences of one text read side by side in a turn
+LIGHT = 64  # what a turn may cost that is given in an event loop: about 3 ms
 TURN = 512  # what all examples may cost in a turn: about 25 ms, and no more would make a token cheaper
 FOLLOWING = 1  # tokens that finding the likeliest of the whole vocabulary costs as much as
 BEAM = 10  # least width of the search for runs of several words
 LONG_TEXT = 10_000  # characters; a longer one is slow to check
 LONG_LINES = 1_000  # the same of its line breaks: of lines without words each is looked into
+SHORT_CONTEXT = 500  # tokens whose remembered states are looked for in no time
 LONG_CONTEXT = 2_000  # the same of a text to go on from, which is split into words at once: at worst in 3 ms
 
 
@@ -94,7 +97,9 @@ class Suggestions(NamedTuple):
 class Example:
     """A request in progress: its turns, and the segments whose readings it waits for."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, *, short: bool = False) -> None:
+        """`short`: it takes no time to find out what is wanted first."""
+        self.short = short
         self._turns = turns
         self._wanted: list[Segment] | None = None
         self.answer: Any = None
@@ -180,7 +185,8 @@ class LanguageModelPredictor:
         if isinstance(payload, Suggest):
             _require_some("top_k", payload.top_k)
             _require_some("words", payload.words)
-            return Example(self._suggest(payload, self._context(payload)))
+            before = self._context(payload)
+            return Example(self._suggest(payload, before), short=len(before.ids) <= SHORT_CONTEXT)
         found = chain.from_iterable(sentences(self._lines(payload), self.normaliser))
         if not payload.text.strip() or next(found, None) is None:
             raise InvalidField("text", f"expected some words, found {_shortened(payload.text)!r}")
@@ -205,6 +211,12 @@ class LanguageModelPredictor:
             example.take(list(islice(readings, len(example.wanted()))))
         self._tell_cache()
         return [example.answer for example in examples]
+
+    def is_light(self, examples: Sequence[Example]) -> bool:
+        """Whether all of these want no more than the next few words read, as those do who type."""
+        if not all(example.short for example in examples):
+            return False
+        return _cost(chain.from_iterable(example.wanted() for example in examples)) <= LIGHT
 
     def _tell_cache(self) -> None:
         if self._looked_up:
@@ -258,8 +270,10 @@ class LanguageModelPredictor:
         self._cache.put(ids, reading.state)
         self._looked_up.append((cached, len(ids) - cached))
 
-        first = self._expansion(reading, self._never) if candidates is None else _completing(reading, candidates, width)
-        found = _words(first) if payload.words == 1 else (yield from self._search(first, width, payload.words))
+        first = _likely(reading, self._never) if candidates is None else _completing(reading, candidates, width)
+        found: Iterable[Found] = (((token,), value) for token, value in first)
+        if payload.words > 1:
+            found = yield from self._search(_expansion(first, reading), width, payload.words)
         return Suggestions(
             [self._suggestion(tokens, value, completion) for tokens, value in islice(found, payload.top_k)],
             len(ids),
@@ -271,13 +285,6 @@ class LanguageModelPredictor:
         """What the word being typed may become, in the order of the ids."""
         return self._suggestable if completion.candidates is None else np.sort(completion.candidates)
 
-    def _expansion(self, reading: Reading, never: Sequence[int]) -> Expansion[Floats]:
-        """The likeliest words but those `never` suggested."""
-        assert reading.likeliest is not None
-        allowed = [(token, value) for token, value in zip(*reading.likeliest, strict=True) if token not in never]
-        values = np.array([value for _, value in allowed], np.float32)
-        return Expansion(values, reading.state, [token for token, _ in allowed])
-
     def _search(
         self, start: Expansion[Floats], width: int, length: int
     ) -> Generator[list[Segment], list[Reading], Iterable[Found]]:
@@ -288,17 +295,17 @@ class LanguageModelPredictor:
             hypotheses = next(search)
             while True:
                 readings = yield [Segment(h.state, h.tokens[-1:], likeliest=count) for h in hypotheses]
-                expansions = [self._expansion(reading, (self.vocabulary.unknown,)) for reading in readings]
-                hypotheses = search.send(expansions)
+                unknown = (self.vocabulary.unknown,)
+                hypotheses = search.send([_expansion(_likely(reading, unknown), reading) for reading in readings])
         except StopIteration as stop:
             return [(hypothesis.tokens, hypothesis.log_probability) for hypothesis in stop.value]
 
     def _suggestion(self, tokens: Sequence[int], log_probability: float, completion: Completion | None) -> Suggestion:
-        if completion or len(tokens) > 1:
+        if len(tokens) > 1:
             words = [self.vocabulary.tokens[token] for token in tokens]
             text = completion.text(words) if completion else self.normaliser.join(words)
         else:
-            text = self._alone[tokens[0]]
+            text = completion.word(self._alone[tokens[0]]) if completion else self._alone[tokens[0]]
         return Suggestion(text, math.exp(log_probability), log_probability)
 
     def _score(self, text: Iterable[tuple[str, int]], payload: Score) -> Turns:
@@ -365,18 +372,24 @@ def _chunks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
     return [ids[start : start + size] for start in range(0, len(ids), size)] or [ids]
 
 
-def _words(first: Expansion[Floats]) -> Iterator[Found]:
-    """Each of the likeliest words as a run of its own."""
-    assert first.tokens is not None
-    return zip(((token,) for token in first.tokens), first.log_probabilities.tolist(), strict=True)
+def _likely(reading: Reading, never: Sequence[int]) -> list[Likely]:
+    """The likeliest words but those `never` suggested."""
+    assert reading.likeliest is not None
+    return [likely for likely in zip(*reading.likeliest, strict=True) if likely[0] not in never]
 
 
-def _completing(reading: Reading, candidates: Ids, width: int) -> Expansion[Floats]:
+def _completing(reading: Reading, candidates: Ids, width: int) -> list[Likely]:
     """The likeliest of the candidates; over all of these the probabilities sum to 1."""
     assert reading.candidates is not None
     best = likeliest(reading.candidates, width)
     log_probabilities = reading.candidates[best] - _log_sum_exp(reading.candidates)
-    return Expansion(log_probabilities, reading.state, candidates[best].tolist())
+    return list(zip(candidates[best].tolist(), log_probabilities.tolist(), strict=True))
+
+
+def _expansion(found: Sequence[Likely], reading: Reading) -> Expansion[Floats]:
+    """What a search goes on from."""
+    values = np.array([value for _, value in found], np.float32)
+    return Expansion(values, reading.state, [token for token, _ in found])
 
 
 def _unknown_words(text: str, tokens: Sequence[Token], ids: Sequence[int], unknown: int) -> list[str]:
@@ -385,7 +398,7 @@ def _unknown_words(text: str, tokens: Sequence[Token], ids: Sequence[int], unkno
     return list(dict.fromkeys(words))
 
 
-def _cost(segments: Sequence[Segment]) -> int:
+def _cost(segments: Iterable[Segment]) -> int:
     """What a turn of these segments costs, in tokens."""
     return sum([len(segment.tokens) + FOLLOWING * segment.looks_on for segment in segments])
 

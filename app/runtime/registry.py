@@ -183,7 +183,12 @@ class Registry:
         name, version = manifest.model, manifest.version
         former = self._served.get(name)
         batcher = Batcher(
-            name, staged.predictor.predict, self.metrics, queue_size=self._queue_size, batch_size=self._batch_size
+            name,
+            staged.predictor.predict,
+            self.metrics,
+            queue_size=self._queue_size,
+            batch_size=self._batch_size,
+            is_light=staged.predictor.is_light,
         )
         model = Served(name, version, manifest, staged.bundle, staged.predictor, batcher, self._preparing)
         self._served = dict(sorted({**self._served, name: model}.items()))
