@@ -47,7 +47,8 @@ class Application(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """The middleware that was added, around FastAPI's inner two: of its outer three, Unexpected has the office."""
-        app: ASGIApp = ExceptionMiddleware(AsyncExitStackMiddleware(self.router), self.exception_handlers)
+        app: ASGIApp = guard.Direct(AsyncExitStackMiddleware(self.router), self.routes)
+        app = ExceptionMiddleware(app, self.exception_handlers)
         for wrap, arguments, options in reversed(self.user_middleware):
             app = wrap(app, *arguments, **options)
         return app
