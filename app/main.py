@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,6 +26,7 @@ from app.api.middleware import Edge, Head, Unexpected
 from app.api.rates import Rated
 from app.api.state import Catalogue, State
 from app.api.traces import Traced
+from app.runtime.batching import FEW
 from app.runtime.metrics import Metrics
 from app.runtime.registry import Registry, settle
 from app.runtime.worker import Worker
@@ -146,8 +148,13 @@ def _reload_when_told(catalogue: Catalogue) -> None:
 
 
 def sizes(settings: Settings) -> dict[str, int]:
-    """What a registry may use of the machine."""
+    """What a registry may use of the machine.
+
+    Where each processor has a worker, no inference thread has one to itself: the event loops give all light turns.
+    """
+    alone = settings.workers < (os.cpu_count() or 1)
     return {
+        "light_size": FEW if alone else settings.batch_size,
         "threads": settings.threads,
         "queue_size": settings.queue_size,
         "batch_size": settings.batch_size,

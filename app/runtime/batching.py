@@ -22,6 +22,7 @@ Example = TypeVar("Example")
 Answer = TypeVar("Answer")
 ObserveCache: TypeAlias = Callable[[int, int], None]
 
+FEW = 8  # examples that an event loop gives a light turn, where the thread has a processor of its own
 SHORT = 8  # turns: a run of five words takes five, a page as context eight
 
 log = logging.getLogger(__name__)
@@ -163,8 +164,8 @@ class Batcher:
     documents, and of many documents the first are finished before the last, instead of all at once and too late. A
     caller that left, or whose deadline passed, is dropped before the next turn.
 
-    One turn at a time is given, by the inference thread, or by the event loop of the first that waits: newcomers' first
-    turn where that is light.
+    One turn at a time is given, by the inference thread, or, to no more than `light_size` newcomers, by the event loop
+    of the first that waits where that is light.
     """
 
     def __init__(
@@ -176,12 +177,14 @@ class Batcher:
         queue_size: int,
         batch_size: int,
         is_light: Callable[[Sequence[Any]], bool] | None = None,
+        light_size: int = FEW,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`predict` is a Predictor's; without `is_light` (see BundlePredictor) no turn is light."""
         self._name = name
         self._predict = predict
         self._is_light = is_light
+        self._light_size = light_size
         self._observer = observer
         self._queue_size = queue_size
         self._batch_size = batch_size
@@ -234,9 +237,8 @@ class Batcher:
             self._short.append(ticket)
             if self._is_light is None:
                 self._changed.notify()
-            elif not self._called and not self._busy:
-                self._called = True
-                ticket.loop.call_soon(self._look, ticket.loop, 0)
+            elif not self._busy:
+                self._call(ticket.loop)
 
     def _leave(self, ticket: _Ticket) -> None:
         """Give the place of a caller who left to others, unless it is having its turn."""
@@ -248,10 +250,16 @@ class Batcher:
                     queue.remove(ticket)
             self._observer.set_queue(self._name, self.depth)
 
+    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the event loop that runs look at what waits. For who holds the lock."""
+        if self.depth and not self._called:
+            self._called = True
+            loop.call_soon(self._look, loop, 0)
+
     def _look(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
         """In an event loop, once no more wait than were `seen`: give these their turn, or leave that to the thread."""
         with self._changed:
-            if not self._busy and seen < self.depth < self._batch_size:
+            if not self._busy and seen < self.depth < self._light_size:
                 loop.call_soon(self._look, loop, self.depth)
                 return
             self._called = False
@@ -267,7 +275,7 @@ class Batcher:
         """Give a batch its turn, if it may be given where we are: in the event loop `here`, or in the thread."""
         examples = [ticket.example for ticket in batch]
         try:
-            if here and not (self._is_light and self._is_light(examples)):
+            if here and not self._may_be_given_here(examples):
                 self._hand(batch)
                 return
             self._begin(batch)
@@ -276,21 +284,24 @@ class Batcher:
         except Exception as error:
             log.exception("%s: a batch of %d failed", self._name, len(batch))
             _settle([(ticket, None, error) for ticket in batch], here)
-            self._end([])
+            self._end([], here)
             return
         ended = self._now()
         self._observer.observe_batch(self._name, len(batch), ended - started)
         for account in {ticket.account for ticket in batch if ticket.account}:
             account.take_turn(started, ended)
         _settle([(ticket, answer, None) for ticket, answer in turns if answer is not None], here)
-        self._end([ticket for ticket, answer in turns if answer is None])
+        self._end([ticket for ticket, answer in turns if answer is None], here)
+
+    def _may_be_given_here(self, examples: Sequence[Any]) -> bool:
+        return len(examples) <= self._light_size and self._is_light is not None and self._is_light(examples)
 
     def _hand(self, batch: Sequence[_Ticket]) -> None:
         with self._changed:
             self._handed = [*batch]
             self._changed.notify()
 
-    def _end(self, unfinished: Sequence[_Ticket]) -> None:
+    def _end(self, unfinished: Sequence[_Ticket], here: asyncio.AbstractEventLoop | None) -> None:
         """A turn is over; some want another, which the thread will give."""
         with self._changed:
             self._busy = False
@@ -298,7 +309,9 @@ class Batcher:
             self._short += [ticket for ticket in kept if ticket.turns < SHORT]
             self._long += [ticket for ticket in kept if ticket.turns >= SHORT]
             self._long.sort(key=lambda ticket: ticket.accepted)
-            if self.depth:
+            if here and not kept:
+                self._call(here)
+            elif self.depth:
                 self._changed.notify()
 
     def _begin(self, batch: Sequence[_Ticket]) -> None:

@@ -20,7 +20,7 @@ from app import bundle as bundles
 from app.bundle import Bundle, Family, Manifest
 from app.errors import BundleError, NotReady, UnknownModel, UnknownVersion
 from app.runtime.account import ACCOUNT, Account
-from app.runtime.batching import Batcher, BundlePredictor, ObserveCache, Resources, ignore
+from app.runtime.batching import FEW, Batcher, BundlePredictor, ObserveCache, Resources, ignore
 from app.runtime.captions import CaptionsPredictor, Description
 from app.runtime.digits import Classification, DigitsPredictor
 from app.runtime.engine import Precision
@@ -122,6 +122,7 @@ class Registry:
         queue_size: int,
         batch_size: int,
         cache_bytes: int,
+        light_size: int = FEW,
         metrics: Metrics,
     ) -> None:
         """Nothing is served yet; `load` serves what there is."""
@@ -132,6 +133,7 @@ class Registry:
         self._queue_size = queue_size
         self._batch_size = batch_size
         self._cache_bytes = cache_bytes
+        self._light_size = light_size
         self._preparing = Preparing(metrics, queue_size=queue_size)
         self._served: dict[str, Served] = {}  # in the order of the names; replaced, not changed: threads read it too
         self._refused: dict[str, str] = {}  # why, by name; replaced too
@@ -189,6 +191,7 @@ class Registry:
             queue_size=self._queue_size,
             batch_size=self._batch_size,
             is_light=staged.predictor.is_light,
+            light_size=self._light_size,
         )
         model = Served(name, version, manifest, staged.bundle, staged.predictor, batcher, self._preparing)
         self._served = dict(sorted({**self._served, name: model}.items()))

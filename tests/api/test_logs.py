@@ -1,5 +1,6 @@
 """What the log tells, and how."""
 
+import asyncio
 import io
 import json
 import logging
@@ -27,6 +28,77 @@ def record(message: str = "request", **values: Any) -> logging.LogRecord:
 def written(form: LogFormat, stream: io.StringIO, one: logging.LogRecord) -> str:
     logs.handler(form, stream).emit(one)
     return stream.getvalue()
+
+
+class Counted(io.StringIO):
+    """A stream that remembers what was written at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[str] = []
+
+    def write(self, text: str) -> int:
+        if text:
+            self.written.append(text)
+        return super().write(text)
+
+
+@pytest.mark.anyio
+async def test_what_a_loop_logs_in_one_of_its_turns_is_written_together() -> None:
+    stream = Counted()
+    handler = logs.handler("text", stream)
+    for message in ("one", "two"):
+        handler.handle(record(message))
+    assert stream.written == []
+    await asyncio.sleep(0)
+    (together,) = stream.written
+    assert [line.rpartition(" ")[2] for line in together.splitlines()] == ["one", "two"]
+    handler.handle(record("three"))
+    await asyncio.sleep(0)
+    assert len(stream.written) == 2
+
+
+@pytest.mark.anyio
+async def test_a_warning_is_written_at_once_after_what_was_gathered() -> None:
+    stream = Counted()
+    handler = logs.handler("text", stream)
+    handler.handle(record("first"))
+    warning = record("second")
+    warning.levelno = logging.WARNING
+    handler.handle(warning)
+    assert [line.rpartition(" ")[2] for line in stream.getvalue().splitlines()] == ["first", "second"]
+    await asyncio.sleep(0)
+    assert len(stream.written) == 1
+
+
+def test_without_a_loop_a_line_is_written_at_once() -> None:
+    stream = Counted()
+    logs.handler("text", stream).handle(record("alone"))
+    assert len(stream.written) == 1
+
+
+def test_what_a_loop_that_ended_left_is_written_at_the_end() -> None:
+    stream = Counted()
+    handler = logs.handler("text", stream)
+
+    async def log_last() -> None:
+        handler.handle(record("last"))
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(log_last())
+    loop.close()
+    handler.flush()  # as logging does when the process ends
+    assert stream.getvalue().endswith("last\n")
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_is_gone_harms_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    handler = logs.handler("text", stream)
+    handler.handle(record("lost"))
+    stream.close()
+    await asyncio.sleep(0)
+    assert "Logging error" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

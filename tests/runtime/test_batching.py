@@ -424,6 +424,163 @@ async def test_closing_an_idle_batcher_ends_its_thread() -> None:
     assert "inference-idle" not in {thread.name for thread in threading.enumerate()}
 
 
+class Turns:
+    """A predict function whose turns tell who had them, and in which thread; that of a name with a `?` is not light."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[list[str], bool]] = []  # the names, and whether it was the main thread's
+        self.asked = 0
+
+    def __call__(self, batch: Sequence[Work]) -> list[str | None]:
+        self.given.append(([work.name for work in batch], threading.current_thread() is threading.main_thread()))
+        for work in batch:
+            work.turns -= 1
+            if work.name == "bad":
+                raise ArithmeticError("bad numbers")
+        return [None if work.turns else work.name.upper() for work in batch]
+
+    def is_light(self, batch: Sequence[Work]) -> bool:
+        self.asked += 1
+        if any(work.name == "unclear" for work in batch):
+            raise ArithmeticError("no telling")
+        return not any(work.name.endswith("?") for work in batch)
+
+
+@asynccontextmanager
+async def in_turns(light_size: int = 3) -> AsyncIterator[tuple[Turns, Batcher]]:
+    turns = Turns()
+    batcher = Batcher(
+        "m", turns, Recorder(), queue_size=100, batch_size=10, is_light=turns.is_light, light_size=light_size
+    )
+    try:
+        yield turns, batcher
+    finally:
+        await batcher.close()
+
+
+async def ask(batcher: Batcher, *work: Work) -> list[Any]:
+    return await answers(*(asyncio.create_task(batcher.submit(each)) for each in work))
+
+
+async def test_a_light_turn_is_given_in_the_event_loop_to_all_that_have_come() -> None:
+    async with in_turns() as (turns, batcher):
+        assert await ask(batcher, *map(Work, "abc")) == ["A", "B", "C"]
+        assert await batcher.submit(Work("d")) == "D"
+    assert turns.given == [(["a", "b", "c"], True), (["d"], True)]
+
+
+async def test_those_who_come_while_others_are_taken_in_share_their_turn() -> None:
+    async with in_turns() as (turns, batcher):
+        loop = asyncio.get_running_loop()
+        first = asyncio.create_task(batcher.submit(Work("a")))
+        later = loop.create_future()
+        loop.call_soon(lambda: later.set_result(asyncio.create_task(batcher.submit(Work("b")))))
+        assert await answers(first, await later) == ["A", "B"]
+    assert turns.given == [(["a", "b"], True)]
+
+
+async def test_what_are_too_many_for_a_light_turn_are_the_threads() -> None:
+    async with in_turns(light_size=2) as (turns, batcher):
+        assert await ask(batcher, *map(Work, "abc")) == ["A", "B", "C"]
+    assert turns.given == [(["a", "b", "c"], False)]
+
+
+async def test_a_turn_that_is_not_light_is_given_in_the_thread() -> None:
+    async with in_turns() as (turns, batcher):
+        assert await ask(batcher, Work("a"), Work("b?")) == ["A", "B?"]
+        assert await batcher.submit(Work("c")) == "C"
+    assert turns.given == [(["a", "b?"], False), (["c"], True)]
+
+
+async def test_further_turns_are_given_in_the_thread() -> None:
+    async with in_turns() as (turns, batcher):
+        assert await ask(batcher, Work("a", turns=3), Work("b")) == ["A", "B"]
+    assert turns.given == [(["a", "b"], True), (["a"], False), (["a"], False)]
+
+
+async def test_what_comes_while_the_thread_works_is_the_threads() -> None:
+    gate = Gate()
+    batcher = Batcher(
+        "m", gate, Recorder(), queue_size=9, batch_size=9, is_light=lambda batch: batch[0].name != "heavy"
+    )
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(batcher.close)
+        stack.callback(gate.opened.set)
+        heavy = asyncio.create_task(batcher.submit(Work("heavy")))
+        assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
+        light = asyncio.create_task(batcher.submit(Work("light")))
+        for _ in range(5):  # it is not given a turn here: two are never given at once
+            await asyncio.sleep(0)
+        assert gate.batches == [["heavy"]]
+        gate.opened.set()
+        assert await answers(heavy, light) == ["HEAVY", "LIGHT"]
+    assert gate.batches == [["heavy"], ["light"]]
+
+
+@pytest.mark.parametrize("name", ["bad", "unclear"])
+async def test_a_light_turn_that_fails_fails_its_batch_alone(name: str) -> None:
+    async with in_turns() as (_, batcher):
+        failing = [asyncio.create_task(batcher.submit(Work(each))) for each in (name, "mate")]
+        assert [type(await failure(task)) for task in failing] == [ArithmeticError, ArithmeticError]
+        assert await batcher.submit(Work("later")) == "LATER"
+
+
+async def test_a_light_turn_counts_as_any_other() -> None:
+    account = Account()
+    token = ACCOUNT.set(account)
+    try:
+        async with in_turns() as (_, batcher):
+            await batcher.submit(Work("a"))
+    finally:
+        ACCOUNT.reset(token)
+    assert account.begun is not None
+    assert account.ended is not None
+    assert account.engine_s == account.ended - account.begun
+
+
+async def test_who_leaves_before_a_light_turn_gets_none() -> None:
+    async with in_turns() as (turns, batcher):
+        leaving, staying = (asyncio.create_task(batcher.submit(Work(name))) for name in ("leaving", "staying"))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert await staying == "STAYING"
+    assert turns.given == [(["staying"], True)]
+
+
+async def test_closing_finishes_what_waits_for_a_light_turn() -> None:
+    async with in_turns() as (turns, batcher):
+        waiting = asyncio.create_task(batcher.submit(Work("a")))
+        await asyncio.sleep(0)
+        await batcher.close()
+        assert await waiting == "A"
+    assert len(turns.given) == 1
+
+
+async def test_light_turns_of_two_event_loops_are_never_given_at_once() -> None:
+    busy_now, most = [0], [0]
+    lock = threading.Lock()
+
+    def turn(batch: Sequence[Work]) -> list[str]:
+        with lock:
+            busy_now[0] += 1
+            most[0] = max(most[0], busy_now[0])
+        names = [work.name for work in batch]
+        with lock:
+            busy_now[0] -= 1
+        return names
+
+    batcher = Batcher("m", turn, Recorder(), queue_size=1000, batch_size=4, is_light=lambda _: True)
+
+    async def many(prefix: str) -> list[Any]:
+        return [await batcher.submit(Work(f"{prefix}{place}")) for place in range(200)]
+
+    here, there = await asyncio.gather(many("here"), asyncio.to_thread(asyncio.run, many("there")))
+    assert here == [f"here{place}" for place in range(200)]
+    assert there == [f"there{place}" for place in range(200)]
+    assert most == [1]
+    await batcher.close()
+
+
 class Countdown:
     """A predictor whose example is a number of turns; its answer is that number."""
 

@@ -522,6 +522,30 @@ def test_a_long_context_is_read_a_chunk_a_turn(watched: LanguageModelPredictor, 
     assert [[len(segment.tokens) for segment in segments] for segments in engine.asked] == [[CHUNK], [CHUNK], [1]]
 
 
+@pytest.mark.parametrize(
+    ("payloads", "light"),
+    [
+        ([Suggest("the company ")], True),
+        ([Suggest("the comp", complete=True)] * 20, True),
+        ([Suggest("the company ")] * 20, True),
+        ([Suggest("the company ")] * 22, False),  # each costs two words and what may follow
+        ([Suggest("the " * 30)] * 3, False),
+        ([Suggest("the " * 600)], False),
+        ([Suggest("the company ", words=3)], True),
+        ([Score("the company")], False),
+        ([Suggest("the company "), Score("the company")], False),
+    ],
+)
+def test_a_turn_is_light_that_reads_a_few_words(
+    watched: LanguageModelPredictor, engine: Watched, payloads: list[Suggest | Score], light: bool
+) -> None:
+    examples = [watched.prepare(payload) for payload in payloads]
+    assert watched.is_light(examples) == light
+    assert engine.asked == []
+    expected = ask(watched, *payloads)
+    assert answer_all(watched, examples) == expected  # to have been asked changes nothing
+
+
 def test_sentences_are_read_side_by_side_so_many_a_turn(watched: LanguageModelPredictor, engine: Watched) -> None:
     score(watched, "the company\n" * (SENTENCES + 1), mode="sentence")
     assert [len(segments) for segments in engine.asked] == [SENTENCES, 1]
