@@ -22,7 +22,7 @@ Example = TypeVar("Example")
 Answer = TypeVar("Answer")
 ObserveCache: TypeAlias = Callable[[int, int], None]
 
-FEW = 8  # examples that an event loop gives a light turn, where the thread has a processor of its own
+FEW = 16  # examples that an event loop gives a light turn, where the thread has a processor of its own
 SHORT = 8  # turns: a run of five words takes five, a page as context eight
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ import httpx
 import tyro
 
 from tests.bench.serving import checks, limits, report, wrk
-from tests.bench.serving.contenders import OURS, Contender, NotStarted, chosen, ours, running
-from tests.bench.serving.figures import Cell, Figure, Limits, Tally, ratios, told
+from tests.bench.serving.contenders import Contender, NotStarted, chosen, ours, running
+from tests.bench.serving.figures import OURS, Cell, Figure, Limits, Tally, ratios, told
 from tests.bench.serving.processes import Server
 from tests.bench.serving.workloads import Workload, long_document, workloads
 
@@ -43,7 +43,7 @@ class Options:
     seconds: int = 3  # that a peer is measured for under each load
     peer_threads: int = 1  # of inference in each process of a peer
     peer_workers: int = 1  # processes of inference of each peer with batching
-    ours_workers: int = 1  # more: ours with so many workers is measured as well
+    ours_workers: int = 2  # more than 1: ours with so many workers is measured as well
     limits: bool = True  # measure the engines in a loop, and the long document
     results: Path = HERE / "results.md"  # the picture is written beside it
 
@@ -132,13 +132,18 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder), asked)
         figures, found = bench.run(others)
-    lines = ratios(figures, found)
+    lines = {each.name: ratios(figures, found, each.name) for each in (ours(), *several)}
     limit_part = [("limits", report.limit_table(found))] if found else []
-    parts = [*report.tables(figures).items(), *limit_part, ("what must hold", report.ratio_table(lines))]
+    held = [(f"what must hold of {name}", report.ratio_table(each)) for name, each in lines.items()]
+    parts = [*report.tables(figures).items(), *limit_part, *held]
     print(*(f"\n{title}\n{report.plain(table)}" for title, table in parts), sep="\n")
     options.results.write_text(page(parts, bench.failures))
     report.picture(figures, options.results.with_suffix(".png"))
-    summary = {"figures": told(figures), "limits": found, "ratios": [each._asdict() for each in lines]}
+    summary = {
+        "figures": told(figures),
+        "limits": found,
+        "ratios": {name: [one._asdict() for one in each] for name, each in lines.items()},
+    }
     print(json.dumps(summary | {"not started": bench.failures}))
     return bool(bench.failures)
 

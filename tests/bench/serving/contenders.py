@@ -11,11 +11,11 @@ from typing import Final
 
 import httpx
 
+from tests.bench.serving.figures import OURS
 from tests.bench.serving.processes import Server
 from tests.bench.serving.workloads import Workload
 from tests.e2e.conftest import ENVIRONMENT
 
-OURS: Final = "ours"
 PEERS: Final = Path(".venv-bench/bin")
 PACKAGE: Final = "tests.bench.serving.peers"
 UVICORN: Final = (sys.executable, "-m", "uvicorn", "--log-level", "warning", "--no-access-log")

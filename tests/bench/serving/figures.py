@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from tests.bench.serving.wrk import Load
 
+OURS: Final = "ours"  # begins the names of our contenders
 DOCUMENT_TOKENS: Final = 201  # of a document of the scoring workload: its words and an end
 
 
@@ -77,8 +78,8 @@ class Ratio(NamedTuple):
         return self.found >= self.required if self.sign == ">=" else self.found <= self.required
 
 
-def ratios(figures: Figures, limits: Limits) -> list[Ratio]:
-    """All lines that a bench can decide."""
+def ratios(figures: Figures, limits: Limits, ours: str = OURS) -> list[Ratio]:
+    """All lines that a bench can decide about the contender `ours`."""
 
     def best(workload: str, engine: str) -> float | None:
         """Requests a second of the best of the peers with batching, at 16 connections."""
@@ -97,23 +98,22 @@ def ratios(figures: Figures, limits: Limits) -> list[Ratio]:
         figure = figures.get(Cell("typing", contender, 1))
         return figure.p50_ms if figure else None
 
-    typing = rate("typing", "ours")
-    documents = rate("scoring", "ours")
+    typing = rate("typing", ours)
+    documents = rate("scoring", ours)
     tokens = documents and documents * DOCUMENT_TOKENS
     lines = [
         Ratio("typing, 16 connections: plain FastAPI with torch", ">=", 25, _of(typing, rate("typing", "plain"))),
         Ratio("typing, 16 connections: the best peer with torch", ">=", 8, _of(typing, best("typing", "torch"))),
         Ratio("typing, 16 connections: the best peer with our graph", ">=", 2, _of(typing, best("typing", "int8"))),
         Ratio("typing, 16 connections: the echo limit", ">=", 0.40, _of(typing, rate("typing", "echo"))),
-        Ratio("typing, 1 connection, p50: plain FastAPI with torch", "<=", 1 / 8, _of(p50("ours"), p50("plain"))),
+        Ratio("typing, 1 connection, p50: plain FastAPI with torch", "<=", 1 / 8, _of(p50(ours), p50("plain"))),
         Ratio("scoring, tokens: eager torch in a loop", ">=", 3, _of(tokens, limits.get("torch", {}).get("scoring"))),
         Ratio("scoring, tokens: the bare engine", ">=", 0.8, _of(tokens, limits.get("int8", {}).get("scoring"))),
     ]
     for workload, required in (("cold", 4), ("digits", 2), ("captions", 2)):
-        ours = rate(workload, "ours")
         for engine, name in (("torch", "torch"), ("int8", "our graph")):
             what = f"{workload}, 16 connections: the best peer with {name}"
-            lines.append(Ratio(what, ">=", required, _of(ours, best(workload, engine))))
+            lines.append(Ratio(what, ">=", required, _of(rate(workload, ours), best(workload, engine))))
     return lines
 
 
@@ -128,7 +128,7 @@ def told(figures: Figures) -> list[dict[str, object]]:
 def of_workload(figures: Figures, workload: str) -> dict[str, dict[int, Figure]]:
     """By contender and connections, ours first, the others as they were measured."""
     found: dict[str, dict[int, Figure]] = {}
-    for cell, figure in sorted(figures.items(), key=lambda each: not each[0].contender.startswith("ours")):
+    for cell, figure in sorted(figures.items(), key=lambda each: not each[0].contender.startswith(OURS)):
         if cell.workload == workload:
             found.setdefault(cell.contender, {})[cell.connections] = figure
     return found

@@ -31,7 +31,7 @@ def tables(figures: Figures) -> dict[str, list[list[str]]]:
 def ratio_table(ratios: Sequence[Ratio]) -> list[list[str]]:
     """What is required, what was found."""
     words = {True: "met", False: "not met", None: "not measured"}
-    head = ["ours against", "required", "found", ""]
+    head = ["against", "required", "found", ""]
     return [
         head,
         *([each.what, f"{each.sign} {each.required:.3g}", _or_dash(each.found), words[each.met]] for each in ratios),
