@@ -36,7 +36,7 @@ class _Refused(Exception):  # it ends the parsing and no more
     """The head is not taken."""
 
 
-class _Answering(asyncio.Transport):
+class Answering(asyncio.Transport):
     """The transport for one answer: its head goes out with what follows it, where that is already made.
 
     To send costs more than to make either. An answer of unknown length may come long after its head, which does not
@@ -216,7 +216,7 @@ class Bounded(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answered = cycle
-        cycle.transport = self._answering = _Answering(cycle)
+        cycle.transport = self._answering = Answering(cycle)
         super()._start_asgi_task(cycle, app)
 
     def _feed(self, data: bytes) -> None:

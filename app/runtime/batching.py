@@ -164,8 +164,8 @@ class Batcher:
     documents, and of many documents the first are finished before the last, instead of all at once and too late. A
     caller that left, or whose deadline passed, is dropped before the next turn.
 
-    One turn at a time is given, by the inference thread, or, to no more than `light_size` newcomers, by the event loop
-    of the first that waits where that is light.
+    One turn at a time is given: by the inference thread, or, to no more than `light_size` examples, by the event loop of
+    the first that waits, where that is light.
     """
 
     def __init__(
@@ -309,9 +309,9 @@ class Batcher:
             self._short += [ticket for ticket in kept if ticket.turns < SHORT]
             self._long += [ticket for ticket in kept if ticket.turns >= SHORT]
             self._long.sort(key=lambda ticket: ticket.accepted)
-            if here and not kept:
+            if here and not kept and not self._closing:
                 self._call(here)
-            elif self.depth:
+            else:
                 self._changed.notify()
 
     def _begin(self, batch: Sequence[_Ticket]) -> None:
