@@ -36,43 +36,6 @@ class _Refused(Exception):  # it ends the parsing and no more
     """The head is not taken."""
 
 
-class Answering(asyncio.Transport):
-    """The transport for one answer: its head goes out with what follows it, where that is already made.
-
-    To send costs more than to make either. An answer of unknown length may come long after its head, which does not
-    wait for it then.
-    """
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
-        self._transport = cycle.transport
-        self._head: bytes | None = None  # what waits; empty once there was one
-
-    def is_closing(self) -> bool:
-        """Whether nothing more is sent."""
-        return self._transport.is_closing()
-
-    def write(self, data: Any) -> None:
-        """Send it, unless it is a head that is to wait."""
-        cycle = self._cycle
-        if self._head is None and cycle.response_started and not cycle.chunked_encoding:
-            self._head = data
-        else:
-            self._transport.write(self._head + data if self._head else data)
-            self._head = b"" if cycle.response_started else None
-
-    def flush(self) -> None:
-        """Send a head that nothing followed."""
-        if self._head:
-            self._transport.write(self._head)
-            self._head = b""
-
-    def close(self) -> None:
-        """Close the connection, once all is sent."""
-        self.flush()
-        self._transport.close()
-
-
 class _Flow(FlowControl):
     """Uvicorn's, which many may tell to go on reading, but no more than there is room for."""
 
@@ -190,7 +153,6 @@ class Bounded(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The next may come."""
-        self._answering.flush()
         super().on_response_complete()
         if self._refusal and not self._is_answering():
             self._close(*self._refusal)
@@ -216,7 +178,6 @@ class Bounded(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answered = cycle
-        cycle.transport = self._answering = Answering(cycle)
         super()._start_asgi_task(cycle, app)
 
     def _feed(self, data: bytes) -> None:

@@ -164,8 +164,8 @@ class Batcher:
     documents, and of many documents the first are finished before the last, instead of all at once and too late. A
     caller that left, or whose deadline passed, is dropped before the next turn.
 
-    One turn at a time is given: by the inference thread, or, to no more than `light_size` examples, by the event loop of
-    the first that waits, where that is light.
+    One turn at a time is given: by the inference thread, or, to no more than `light_size` examples and where it is
+    light, by the event loop of the first that waits.
     """
 
     def __init__(

@@ -6,12 +6,11 @@ import json
 import socket
 import struct
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from app.api.connections import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, PIECE, Answering, bounded
+from app.api.connections import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, PIECE, bounded
 from tests.api.conftest import FakeServed, listening, service
 
 ASK = b"GET /livez HTTP/1.1\r\nHost: service\r\n"
@@ -238,51 +237,6 @@ def test_who_leaves_files_unread_that_it_asked_for_at_once_leaves_no_trace_in_th
         connection.close()
         assert left.wait(30)
     assert not [record for record in caplog.records if record.exc_info]
-
-
-class Wire:
-    """A transport that remembers what was sent at once."""
-
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-        self.closed = False
-
-    def write(self, data: bytes) -> None:
-        assert not self.closed
-        self.sent.append(data)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@pytest.mark.parametrize(
-    ("chunked", "pieces", "sent"),
-    [
-        (False, [b"body"], [b"headbody"]),
-        (False, [b"one", b"two"], [b"headone", b"two"]),
-        (False, [b""], [b"head"]),
-        (True, [b"piece", b"end"], [b"head", b"piece", b"end"]),
-        (None, [], [b"head"]),  # HEAD, 204, 304
-    ],
-    ids=["a body", "pieces", "empty", "of unknown length", "none"],
-)
-@pytest.mark.parametrize("ended", ["complete", "closed"])
-def test_a_head_is_sent_with_what_follows_it(
-    chunked: bool | None, pieces: list[bytes], sent: list[bytes], ended: str
-) -> None:
-    wire = Wire()
-    cycle: Any = SimpleNamespace(transport=wire, response_started=False, chunked_encoding=None)
-    answering = Answering(cycle)
-    answering.write(b"HTTP/1.1 100 Continue")
-    cycle.response_started, cycle.chunked_encoding = True, chunked
-    for piece in [b"head", *pieces]:
-        answering.write(piece)
-    if ended == "closed":
-        answering.close()
-    else:
-        answering.flush()
-    assert [piece for piece in wire.sent if piece] == [b"HTTP/1.1 100 Continue", *sent]
-    assert wire.closed == (ended == "closed")
 
 
 def test_answers_without_a_body_go_out_in_their_order(served: FakeServed) -> None:
