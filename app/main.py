@@ -152,14 +152,18 @@ def sizes(settings: Settings) -> dict[str, int]:
 
     Where each processor has a worker, no inference thread has one to itself: the event loops give all light turns.
     """
-    alone = settings.workers < (os.cpu_count() or 1)
     return {
-        "light_size": FEW if alone else settings.batch_size,
+        "light_size": FEW if settings.workers < _processors() else settings.batch_size,
         "threads": settings.threads,
         "queue_size": settings.queue_size,
         "batch_size": settings.batch_size,
         "cache_bytes": settings.cache_mb * 2**20,
     }
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @asynccontextmanager

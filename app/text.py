@@ -243,6 +243,7 @@ class _WordList:
         ordered = sorted(words)
         self._words = [word for word, _ in ordered]
         self._ids = np.array([place for _, place in ordered], np.int64)
+        self._ids.setflags(write=False)  # parts of it are given away
         self.longest = max(map(len, self._words), default=0)
 
     def starting(self, prefix: str) -> Ids:

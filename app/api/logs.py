@@ -68,6 +68,7 @@ class Gathering(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._lines: list[str] = []
+        self._called: asyncio.AbstractEventLoop | None = None  # it is about to write them
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line, or keep it until the loop has done what it has to do now."""
@@ -76,7 +77,8 @@ class Gathering(logging.StreamHandler[TextIO]):
             loop = _running_loop() if record.levelno < logging.WARNING else None
             if loop is None:
                 self.flush()
-            elif len(self._lines) == 1:
+            elif self._called is not loop:
+                self._called = loop
                 loop.call_soon(self._write, record)
         except Exception:  # noqa: BLE001  # as all of logging's handlers: whoever logs is not to fail by it
             self.handleError(record)
@@ -84,7 +86,7 @@ class Gathering(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         """Write what was gathered."""
         with self.lock or nullcontext():
-            lines, self._lines = self._lines, []
+            lines, self._lines, self._called = self._lines, [], None
             self.stream.write("".join(lines))
             super().flush()
 

@@ -9,7 +9,7 @@ from typing import Final
 class Account:
     """One request's share of a model; of several examples the tokens, images and turns add up.
 
-    Times are those of the batcher's clock. An inference thread writes here before it hands over the answer, and whoever
+    Times are those of the batcher's clock. Who gives a turn writes here before it hands over the answer, and whoever
     waits for the answer reads after that.
     """
 

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 
@@ -71,7 +72,7 @@ class BundlePredictor(Predictor[Payload, Example, Answer], Protocol[Payload, Exa
 
     @property
     def is_light(self) -> Callable[[Sequence[Any]], bool] | None:
-        """Tells of examples that had no turn whether one is over so soon that an event loop may give it itself.
+        """Tells of examples whether a turn of all is over so soon that an event loop may give it itself.
 
         None of a family whose turns never are.
         """
@@ -148,7 +149,8 @@ def _settle(outcomes: Sequence[Outcome], here: asyncio.AbstractEventLoop | None)
         if loop is here:
             _tell(told)
         else:
-            loop.call_soon_threadsafe(_tell, told)
+            with suppress(RuntimeError):  # it is closed: nobody is left to be told
+                loop.call_soon_threadsafe(_tell, told)
 
 
 def _tell(outcomes: Sequence[Outcome]) -> None:
@@ -191,7 +193,7 @@ class Batcher:
         self._now = now
         self._short: list[_Ticket] = []  # so far, in the order of their turns
         self._long: list[_Ticket] = []  # had SHORT turns and want another, oldest first
-        self._called = False  # an event loop is about to look at what waits
+        self._called: asyncio.AbstractEventLoop | None = None  # the loop that is about to look at what waits
         self._busy = False  # a batch has its turn, or is about to
         self._handed: list[_Ticket] = []  # the batch that an event loop took and leaves to the thread
         self._closing = False
@@ -251,9 +253,16 @@ class Batcher:
             self._observer.set_queue(self._name, self.depth)
 
     def _call(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have the event loop that runs look at what waits. For who holds the lock."""
-        if self.depth and not self._called:
-            self._called = True
+        """Have the event loop that runs look at what waits. For who holds the lock.
+
+        What another loop waits for is the thread's: a loop may end before it looks.
+        """
+        if self._called is loop or not self.depth:
+            return
+        if self._called or any(ticket.loop is not loop for ticket in (*self._short, *self._long)):
+            self._changed.notify()
+        else:
+            self._called = loop
             loop.call_soon(self._look, loop, 0)
 
     def _look(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
@@ -262,7 +271,7 @@ class Batcher:
             if not self._busy and seen < self.depth < self._light_size:
                 loop.call_soon(self._look, loop, self.depth)
                 return
-            self._called = False
+            self._called = None
             batch = [] if self._busy else self._take()
         if batch:
             self._turn(batch, loop)
@@ -281,15 +290,12 @@ class Batcher:
             self._begin(batch)
             started = self._now()
             turns = list(zip(batch, self._predict(examples), strict=True))
+            self._account(batch, started, self._now())
         except Exception as error:
             log.exception("%s: a batch of %d failed", self._name, len(batch))
             _settle([(ticket, None, error) for ticket in batch], here)
             self._end([], here)
             return
-        ended = self._now()
-        self._observer.observe_batch(self._name, len(batch), ended - started)
-        for account in {ticket.account for ticket in batch if ticket.account}:
-            account.take_turn(started, ended)
         _settle([(ticket, answer, None) for ticket, answer in turns if answer is not None], here)
         self._end([ticket for ticket, answer in turns if answer is None], here)
 
@@ -302,7 +308,7 @@ class Batcher:
             self._changed.notify()
 
     def _end(self, unfinished: Sequence[_Ticket], here: asyncio.AbstractEventLoop | None) -> None:
-        """A turn is over; some want another, which the thread will give."""
+        """A turn is over; some want another."""
         with self._changed:
             self._busy = False
             kept = [ticket for ticket in unfinished if not ticket.abandoned]
@@ -320,6 +326,12 @@ class Batcher:
             if not ticket.turns:
                 self._observer.observe_wait(self._name, self._now() - ticket.accepted)
             ticket.turns += 1
+
+    def _account(self, batch: Sequence[_Ticket], started: float, ended: float) -> None:
+        """Tell what a turn took."""
+        self._observer.observe_batch(self._name, len(batch), ended - started)
+        for account in {ticket.account for ticket in batch if ticket.account}:
+            account.take_turn(started, ended)
 
     def _gather(self) -> list[_Ticket]:
         """The next batch for the thread; waits for one; empty when closed and all is done."""

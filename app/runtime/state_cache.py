@@ -14,7 +14,7 @@ OVERHEAD = 300  # bytes of bookkeeping an entry, about
 class StateCache:
     """Least-recently-used map from a prefix of token ids to the state (S,) after it, bounded in bytes.
 
-    One cache belongs to one model version and to one thread.
+    One cache belongs to one model version, whose turns it is used in, one at a time.
     """
 
     def __init__(self, capacity: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tests.api.conftest import FakeServed, connect, listening, plausible, service
@@ -40,6 +41,24 @@ async def test_a_body_is_json_and_says_so(served: FakeServed, path: str, sent: s
         response = await client.post(path, content=b'{"text": "a"}', headers=headers)
     assert response.status_code == status
     assert status == 200 or "expected application/json in UTF-8" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(("query", "found"), [("", []), ("?unknown=1", ["/next-word"])])
+@pytest.mark.anyio
+async def test_only_what_is_not_plain_goes_by_the_router(served: FakeServed, query: str, found: list[str]) -> None:
+    app, routed = service(served), list[str]()
+    by_router = app.router.app
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            routed.append(scope["path"])
+        await by_router(scope, receive, send)
+
+    app.router.middleware_stack = watched
+    async with connect(app) as client:
+        response = await client.post(f"/next-word{query}", content=b'{"text": "a"}', headers=JSON)
+    assert response.status_code == 200
+    assert routed == found
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,27 @@ def test_what_a_loop_that_ended_left_is_written_at_the_end() -> None:
 
 
 @pytest.mark.anyio
+async def test_what_a_loop_that_ended_left_is_written_with_the_next_loops() -> None:
+    stream = Counted()
+    handler = logs.handler("text", stream)
+
+    async def log_last() -> None:
+        handler.handle(record("last"))
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(log_last())
+    loop.call_soon(loop.stop)
+    await asyncio.to_thread(loop.run_forever)
+    loop.close()
+    assert task.done()
+    assert stream.written == []
+    handler.handle(record("next"))
+    await asyncio.sleep(0)
+    (together,) = stream.written
+    assert [line.rpartition(" ")[2] for line in together.splitlines()] == ["last", "next"]
+
+
+@pytest.mark.anyio
 async def test_a_stream_that_is_gone_harms_nobody(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     handler = logs.handler("text", stream)

@@ -1,9 +1,9 @@
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -556,29 +556,97 @@ async def test_closing_finishes_what_waits_for_a_light_turn() -> None:
     assert len(turns.given) == 1
 
 
-async def test_light_turns_of_two_event_loops_are_never_given_at_once() -> None:
-    busy_now, most = [0], [0]
-    lock = threading.Lock()
+class Elsewhere:
+    """An event loop in a thread of its own."""
 
-    def turn(batch: Sequence[Work]) -> list[str]:
-        with lock:
-            busy_now[0] += 1
-            most[0] = max(most[0], busy_now[0])
-        names = [work.name for work in batch]
-        with lock:
-            busy_now[0] -= 1
-        return names
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
 
-    batcher = Batcher("m", turn, Recorder(), queue_size=1000, batch_size=4, is_light=lambda _: True)
+    def __enter__(self) -> "Elsewhere":
+        self._thread.start()
+        return self
 
-    async def many(prefix: str) -> list[Any]:
-        return [await batcher.submit(Work(f"{prefix}{place}")) for place in range(200)]
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(PATIENCE)
+        self.loop.close()
 
-    here, there = await asyncio.gather(many("here"), asyncio.to_thread(asyncio.run, many("there")))
-    assert here == [f"here{place}" for place in range(200)]
-    assert there == [f"there{place}" for place in range(200)]
-    assert most == [1]
-    await batcher.close()
+    def run(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Future[Any]":
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+
+
+@asynccontextmanager
+async def light_turn_under_way() -> AsyncIterator[tuple[Gate, Batcher, "asyncio.Future[Any]"]]:
+    """A batcher whose first turn is held, in another event loop than the one that runs."""
+    gate = Gate()
+    batcher = Batcher("m", gate, Recorder(), queue_size=9, batch_size=9, is_light=lambda _: True)
+    with Elsewhere() as elsewhere:
+        first = elsewhere.run(batcher.submit(Work("first")))
+        assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
+        try:
+            yield gate, batcher, first
+        finally:
+            gate.opened.set()
+            async with asyncio.timeout(PATIENCE):
+                await batcher.close()
+
+
+async def test_while_an_event_loop_gives_a_turn_nobody_else_does() -> None:
+    async with light_turn_under_way() as (gate, batcher, first):
+        second = asyncio.create_task(batcher.submit(Work("second")))
+        await asyncio.sleep(0)
+        with batcher._changed:  # noqa: SLF001
+            batcher._changed.notify_all()  # noqa: SLF001  # as may happen for no reason
+        batcher._look(asyncio.get_running_loop(), 0)  # noqa: SLF001  # as one that was called before the turn
+        for _ in range(50):  # the inference thread has had the time to take it
+            await asyncio.to_thread(lambda: None)
+        assert batcher.depth == 1
+        assert gate.batches == [["first"]]
+        gate.opened.set()
+        assert await answers(cast("asyncio.Task[Any]", first), second) == ["FIRST", "SECOND"]
+    assert gate.batches == [["first"], ["second"]]
+
+
+async def test_closing_waits_for_the_turn_of_another_event_loop_and_ends() -> None:
+    async with light_turn_under_way() as (gate, batcher, first):
+        closing = asyncio.create_task(batcher.close())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not closing.done()
+        gate.opened.set()
+        async with asyncio.timeout(PATIENCE):
+            await closing
+            assert await first == "FIRST"
+
+
+async def test_a_loop_that_ends_before_it_looks_leaves_no_one_waiting() -> None:
+    async with in_turns() as (turns, batcher):
+        gone = asyncio.new_event_loop()
+        task = gone.create_task(batcher.submit(Work("gone")))
+        gone.call_soon(gone.stop)  # when the submission has run, and before the look
+        await asyncio.to_thread(gone.run_forever)
+        gone.close()
+        async with asyncio.timeout(PATIENCE):
+            assert await batcher.submit(Work("here")) == "HERE"
+            assert await batcher.submit(Work("again")) == "AGAIN"
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  # it never ends
+    assert turns.given[0][0] == ["gone", "here"]
+
+
+async def test_an_observer_that_fails_fails_one_batch_alone() -> None:
+    class Failing(Recorder):
+        def observe_batch(self, _model: str, size: int, _seconds: float) -> None:
+            self.batches.append(size)
+            if len(self.batches) == 1:
+                raise ArithmeticError("no counting")
+
+    batcher = Batcher("m", Turns(), Failing(), queue_size=9, batch_size=9, is_light=lambda _: True)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(ArithmeticError, match="no counting"):
+            await batcher.submit(Work("a"))
+        assert await batcher.submit(Work("b")) == "B"
+        await batcher.close()
 
 
 class Countdown:

@@ -546,6 +546,13 @@ def test_a_turn_is_light_that_reads_a_few_words(
     assert answer_all(watched, examples) == expected  # to have been asked changes nothing
 
 
+def test_what_is_no_light_turn_is_known_after_a_few_looks(watched: LanguageModelPredictor) -> None:
+    examples = [watched.prepare(Suggest("the " * 30)) for _ in range(100)]
+    for example in examples[3:]:
+        example.wanted = None  # type: ignore[assignment,method-assign]  # nobody is to ask
+    assert not watched.is_light(examples)
+
+
 def test_sentences_are_read_side_by_side_so_many_a_turn(watched: LanguageModelPredictor, engine: Watched) -> None:
     score(watched, "the company\n" * (SENTENCES + 1), mode="sentence")
     assert [len(segments) for segments in engine.asked] == [SENTENCES, 1]
