@@ -1,7 +1,7 @@
 """A bounded queue before each model, without a timer: while one batch runs, the next gathers.
 
-A model has an inference thread. What is over sooner than the thread would be woken, the event loop does itself: two
-threads that want the interpreter in turns lose more time by it than a keystroke takes.
+A model has an inference thread. A light turn the event loop gives itself: two threads that want the interpreter in
+turns lose more by it than a keystroke costs (training/LOG.md).
 """
 
 import asyncio

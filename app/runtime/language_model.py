@@ -213,7 +213,7 @@ class LanguageModelPredictor:
         return [example.answer for example in examples]
 
     def is_light(self, examples: Sequence[Example]) -> bool:
-        """Whether a turn of all these costs no more than LIGHT; found out in no time."""
+        """Whether a turn of all these costs no more than LIGHT; no more of them are looked at than tell."""
         room = LIGHT
         for example in examples:
             if room <= 0 or not example.short:

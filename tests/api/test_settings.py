@@ -1,11 +1,14 @@
 """SEQSERVE_* variables."""
 
+import os
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from app.errors import SettingsError
+from app.main import sizes
+from app.runtime.batching import FEW
 from app.settings import Settings
 
 
@@ -14,6 +17,14 @@ def test_the_environment_is_read_and_a_value_given_goes_before_it(monkeypatch: p
     monkeypatch.setenv("seqserve_queue_size", "7")
     settings = Settings(port=9001)
     assert (settings.port, settings.queue_size, settings.threads) == (9001, 7, 1)
+
+
+@pytest.mark.parametrize(("workers", "light_size"), [(1, FEW), (2, 40), (3, 40)])
+def test_event_loops_give_all_light_turns_where_each_processor_has_a_worker(
+    monkeypatch: pytest.MonkeyPatch, workers: int, light_size: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert sizes(Settings(workers=workers, batch_size=40))["light_size"] == light_size
 
 
 @pytest.mark.parametrize(
