@@ -15,10 +15,10 @@ from app.errors import BundleError, CorpusError, Malformed, SeqserveError, Setti
 from app.settings import Settings
 
 if TYPE_CHECKING:  # what is slow to import, each command imports for itself
-    from app.runtime.batching import Predictor
-    from app.runtime.captions import Description
-    from app.runtime.digits import Classification
-    from app.runtime.language_model import LanguageModelPredictor
+    from app.runtime.families.captions import Description
+    from app.runtime.families.digits import Classification
+    from app.runtime.families.language_model import LanguageModelPredictor
+    from app.runtime.scheduler import Predictor
     from app.runtime.scores import TextScore
 
 MAX_LINE: Final = 2**22  # characters; a line is read as a whole
@@ -34,9 +34,9 @@ FIGURES: Final = {  # which of a manifest's metrics its family is judged by
 
 def serve(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> int:
     """Start the server. Each option may also be given as SEQSERVE_…; the option goes before the environment."""
-    from app import serving
+    from app.server import serve
 
-    return serving.serve(settings)
+    return serve.serve(settings)
 
 
 def suggest(
@@ -59,8 +59,8 @@ def suggest(
         complete: The text's last word is still being typed.
         model: Which model; by default the first by name.
     """
-    from app.runtime.batching import answer_all
-    from app.runtime.language_model import Suggest
+    from app.runtime.families.language_model import Suggest
+    from app.runtime.scheduler import answer_all
 
     predictor: LanguageModelPredictor = _predictor(store, "language_model", model, threads)
     payload = Suggest(_standard_input() if text == "-" else text, top_k, words, complete)
@@ -106,7 +106,7 @@ def classify(files: tyro.conf.Positional[tuple[Path, ...]], store: Path, threads
         threads: Threads of inference.
         model: Which model; by default the first by name.
     """
-    from app.runtime.digits import Classify
+    from app.runtime.families.digits import Classify
 
     _require_files("classify", files)
     predictor = _predictor(store, "digits", model, threads)
@@ -137,7 +137,7 @@ def caption(
         alternatives: Further captions of each image at most.
         model: Which model; by default the first by name.
     """
-    from app.runtime.captions import Describe
+    from app.runtime.families.captions import Describe
 
     _require_files("caption", files)
     Describe(b"", beam=beam, alternatives=alternatives).require_ranges()  # before any file is told
@@ -197,7 +197,7 @@ def keys(
         scope: What it is good for: admin may also read /metrics and change versions.
         expires: Date or time (ISO 8601) from which on it is refused; by default it never is.
     """
-    from app.api.keys import create, moment
+    from app.api.http.keys import create, moment
 
     if file is None:
         raise SettingsError(f"keys {action}: expected SEQSERVE_API_KEYS_FILE or --file, found neither")
@@ -285,7 +285,7 @@ def _answer_files(
     show: Callable[[Path, Any], None],
 ) -> int:
     """Show the answer to each image; a file that is none is told, and then the status is FAILED."""
-    from app.runtime.batching import answer_all
+    from app.runtime.scheduler import answer_all
 
     status = 0
     for start in range(0, len(files), BATCH):

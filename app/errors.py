@@ -1,4 +1,4 @@
-"""Every error that seqserve raises on purpose. What each means is said here; how HTTP tells it, in `app.api.problems`.
+"""The errors of seqserve by meaning; `app.api.http.problems` maps each to an HTTP status.
 
 SeqserveError
 |- InvalidField       one field of a request is wrong

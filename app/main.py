@@ -19,16 +19,19 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from app import bundle
-from app.api import access, guard, language, operations, page, problems, rates, traces, vision
-from app.api.access import Access
-from app.api.keys import Keys
-from app.api.middleware import Edge, Head, Unexpected
-from app.api.rates import Rated
-from app.api.state import Catalogue, State
-from app.api.traces import Traced
-from app.runtime.batching import FEW
+from app.api.http import authorization, bodies, problems, rate_limits, tracing
+from app.api.http.authorization import Access
+from app.api.http.keys import Keys
+from app.api.http.middleware import Edge, Head, Unexpected
+from app.api.http.rate_limits import Rated
+from app.api.http.state import Catalogue, State
+from app.api.http.tracing import Traced
+from app.api.native import language, vision
+from app.api.operations import routes as operations
+from app.api.web import page
 from app.runtime.metrics import Metrics
 from app.runtime.registry import Registry, settle
+from app.runtime.scheduler import FEW
 from app.runtime.worker import Worker
 from app.settings import Settings
 
@@ -44,12 +47,12 @@ class Application(FastAPI):
         """The OpenAPI document."""
         document = super().openapi()
         document["components"]["schemas"].update(problems.schemas())
-        access.document(document, with_keys=self.with_keys)
+        authorization.document(document, with_keys=self.with_keys)
         return document
 
     def build_middleware_stack(self) -> ASGIApp:
         """The middleware that was added, around FastAPI's inner two: of its outer three, Unexpected has the office."""
-        app: ASGIApp = guard.Direct(AsyncExitStackMiddleware(self.router), self.routes)
+        app: ASGIApp = bodies.Direct(AsyncExitStackMiddleware(self.router), self.routes)
         app = ExceptionMiddleware(app, self.exception_handlers)
         for wrap, arguments, options in reversed(self.user_middleware):
             app = wrap(app, *arguments, **options)
@@ -65,8 +68,10 @@ def create_app(settings: Settings, registry: Registry | None = None, worker: Wor
     """
     metrics = worker.registry.metrics if worker else Metrics(CollectorRegistry())
     keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
-    limits = rates.open_rates(settings.rate_limit, settings.rate_storage, metrics) if settings.rate_limit else None
-    tracing = traces.exporting(settings.traces_endpoint) if settings.traces_endpoint else None
+    limits = (
+        rate_limits.open_rates(settings.rate_limit, settings.rate_storage, metrics) if settings.rate_limit else None
+    )
+    tracer_provider = tracing.exporting(settings.traces_endpoint) if settings.traces_endpoint else None
     names = bundle.models(settings.store) if registry is None else []
 
     @asynccontextmanager
@@ -85,8 +90,8 @@ def create_app(settings: Settings, registry: Registry | None = None, worker: Wor
             await catalogue.close()
         if limits:
             await limits.close()
-        if tracing:
-            await asyncio.to_thread(tracing.shutdown)  # what is left of the spans is sent
+        if tracer_provider:
+            await asyncio.to_thread(tracer_provider.shutdown)  # what is left of the spans is sent
 
     app = Application(
         title="seqserve",
@@ -109,11 +114,11 @@ def create_app(settings: Settings, registry: Registry | None = None, worker: Wor
     app.with_keys = keys is not None
     app.user_middleware += [
         Middleware(Edge, metrics=metrics),
-        *([Middleware(Traced, provider=tracing)] if tracing else []),
+        *([Middleware(Traced, provider=tracer_provider)] if tracer_provider else []),
         *([_cors(settings.origins)] if settings.origins else []),
         Middleware(Head),
         Middleware(Unexpected),
-        Middleware(Access, keys=keys, paths=access.templates(app.routes)),
+        Middleware(Access, keys=keys, paths=authorization.templates(app.routes)),
         *([Middleware(Rated, rates=limits)] if limits else []),
     ]  # outermost first
     return app
@@ -125,7 +130,7 @@ def _cors(origins: Sequence[str]) -> Middleware:
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=("GET", "POST"),
-        allow_headers=("Authorization", "X-API-Key", "X-Request-Id", guard.TIMEOUT),
+        allow_headers=("Authorization", "X-API-Key", "X-Request-Id", bodies.TIMEOUT),
         expose_headers=("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy"),
     )
 

@@ -11,10 +11,10 @@ import torch
 from app import bundle as bundles
 from app.bundle import CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
-from app.runtime.batching import Resources
-from app.runtime.language_model import LanguageModelPredictor
-from training.export.language_model import export_language_model
-from training.publish.manifest import PRECISIONS, probe
+from app.runtime.families.language_model import LanguageModelPredictor
+from app.runtime.scheduler import Resources
+from training.language_model.export import export_language_model
+from training.publishing import PRECISIONS, probe
 
 WORDS = (
     "<eos> <unk> N $ 's n't the a of to in company profits rose fell shares market says said do does it its is was"

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from training.data.digits import DigitCorpus, Digits
+from training.digits.data import DigitCorpus, Digits
 
 SIDE, HEIGHT, WIDTH = 28, 20, 12
 STROKES = {  # of a display of seven strokes: rows and columns of each

@@ -12,26 +12,26 @@ import tyro
 
 from app import bundle as bundles
 from app.errors import CorpusError, SeqserveError
-from app.runtime.digits import DigitsPredictor
-from app.runtime.language_model import LanguageModelPredictor
+from app.runtime.families.digits import DigitsPredictor
+from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.registry import load_predictor
-from training import captions as captions_recipe
-from training import digits as digits_recipe
-from training import language_model as language_model_recipe
-from training import report
+from training import plots as report
+from training.captions import data as photographs_data
+from training.captions import recipe as captions_recipe
+from training.captions.features import backbone
+from training.captions.publish import publish as publish_captions
 from training.cells.comparison import PARTS, Comparison, Corpora, Part, measure
 from training.cells.report import write
-from training.data import captions as photographs_data
-from training.data import digits as mnist
-from training.data import texts
+from training.digits import data as mnist
+from training.digits import recipe as digits_recipe
+from training.digits.negatives import photographs_in
+from training.digits.publish import benchmark
+from training.digits.publish import publish as publish_digits
+from training.digits.robustness import table
 from training.evaluate import score_files
-from training.features import backbone
-from training.negatives import photographs_in
-from training.publish.captions import publish as publish_captions
-from training.publish.digits import benchmark
-from training.publish.digits import publish as publish_digits
-from training.publish.language_model import publish as publish_language_model
-from training.robustness import table
+from training.language_model import data as texts
+from training.language_model import recipe as language_model_recipe
+from training.language_model.publish import publish as publish_language_model
 from training.run import Run, RunError
 
 if TYPE_CHECKING:

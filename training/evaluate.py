@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.errors import CorpusError, InvalidField
-from app.runtime.batching import answer_all
-from app.runtime.language_model import Example, LanguageModelPredictor, Score
+from app.runtime.families.language_model import Example, LanguageModelPredictor, Score
+from app.runtime.scheduler import answer_all
 from app.runtime.scores import TextScore
-from training.data.texts import open_text
+from training.corpora.files import open_text
 
 
 def score_files(predictor: LanguageModelPredictor, paths: Sequence[Path]) -> list[TextScore]:

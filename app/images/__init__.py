@@ -7,7 +7,7 @@ Training, evaluation and the server call these same functions.
 """
 
 from app.images.decoding import MAX_PIXELS, decoded, is_small
-from app.images.framing import BOX, SIDE, Framed, framed, framed_array, turned
+from app.images.digits.framing import BOX, SIDE, Framed, framed, framed_array, turned
 from app.images.photographs import PHOTO_SIZE, normalised, photo
 from app.images.pixels import Bytes, Floats, Mask, png
 

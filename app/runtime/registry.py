@@ -19,15 +19,15 @@ from typing import Any, Protocol, TypeAlias
 from app import bundle as bundles
 from app.bundle import Bundle, Family, Manifest
 from app.errors import BundleError, NotReady, UnknownModel, UnknownVersion
-from app.runtime.account import ACCOUNT, Account
-from app.runtime.batching import FEW, Batcher, BundlePredictor, ObserveCache, Resources, ignore
-from app.runtime.captions import CaptionsPredictor, Description
-from app.runtime.digits import Classification, DigitsPredictor
-from app.runtime.engine import Precision
-from app.runtime.language_model import LanguageModelPredictor, Suggestions
+from app.runtime.families.captions import CaptionsPredictor, Description
+from app.runtime.families.digits import Classification, DigitsPredictor
+from app.runtime.families.language_model import LanguageModelPredictor, Suggestions
 from app.runtime.metrics import Metrics
-from app.runtime.preparing import Preparing
+from app.runtime.onnx_session import Precision
+from app.runtime.preprocessing import Preparing
+from app.runtime.scheduler import FEW, Batcher, BundlePredictor, ObserveCache, Resources, ignore
 from app.runtime.scores import TextScore
+from app.runtime.usage import ACCOUNT, Account
 
 AnyPredictor: TypeAlias = LanguageModelPredictor | DigitsPredictor | CaptionsPredictor
 PREDICTORS: dict[Family, type[AnyPredictor]] = {  # by family

@@ -26,9 +26,9 @@ from pydantic import TypeAdapter, ValidationError
 from app import bundle as bundles
 from app import errors
 from app.errors import BundleError, NotReady, SeqserveError
-from app.runtime import activation
-from app.runtime.activation import Activated, counted
+from app.runtime import versions
 from app.runtime.registry import Registry, Staged
+from app.runtime.versions import Activated, counted
 
 Line: TypeAlias = "Connection[Any, Any]"
 Message: TypeAlias = dict[str, Any]
@@ -162,7 +162,7 @@ class Worker:
 
     async def reload(self, registry: Registry) -> None:
         """As `activation.reload`, in all workers."""
-        await activation.reload(registry, partial(self._ask, save=False))
+        await versions.reload(registry, partial(self._ask, save=False))
 
     async def _refuse_impossible(self, name: str, version: str) -> None:
         """Raise UnknownModel or UnknownVersion for what no store can hold: it might not even fit into a message."""

@@ -16,13 +16,13 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
-from app.api import connections
 from app.bundle import Bundle, CorpusEntry, FileEntry, Manifest
 from app.errors import NotReady, UnknownModel
 from app.main import create_app
-from app.runtime.language_model import Score, Suggest, Suggestion, Suggestions
+from app.runtime.families.language_model import Score, Suggest, Suggestion, Suggestions
 from app.runtime.registry import Registry
 from app.runtime.scores import TextScore, TokenScore
+from app.server import protocol
 from app.settings import Settings
 
 Answer = Callable[[Any, float | None], Awaitable[Any]]
@@ -116,11 +116,11 @@ def talk(app: FastAPI, state: Any) -> httpx.AsyncClient:
 
 
 @contextmanager
-def listening(app: FastAPI, protocol: type[asyncio.Protocol] | None = None) -> Iterator[socket.socket]:
+def listening(app: FastAPI, http: type[asyncio.Protocol] | None = None) -> Iterator[socket.socket]:
     """A connection to a real server of `app`, with the program's own bounds unless a protocol has others."""
     config = uvicorn.Config(
         app,
-        http=protocol or connections.bounded(100),
+        http=http or protocol.bounded(100),
         ws="none",
         log_config=None,
         server_header=False,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from app.api.schemas import NextWord, Perplexity
+from app.api.native.schemas import NextWord, Perplexity
 from tests.api.conftest import FakeServed, connect, service
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from app.errors import SettingsError
 from app.main import sizes
-from app.runtime.batching import FEW
+from app.runtime.scheduler import FEW
 from app.settings import Settings
 
 

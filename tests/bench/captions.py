@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.images import PHOTO_SIZE, decoded, normalised, photo
-from app.runtime.batching import answer_all
-from app.runtime.captions import CaptionsPredictor, Describe
+from app.runtime.families.captions import CaptionsPredictor, Describe
 from app.runtime.registry import load_predictor
+from app.runtime.scheduler import answer_all
 from app.text import Vocabulary
 from tests.bench.serving.peers.eager import captioner_of, network_of
-from training.captions import beam_search
+from training.captions.recipe import beam_search
 
 STORE, MODEL = Path("models_store"), "captions"
 ROUNDS = 60

@@ -22,11 +22,11 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.images import png
 from app.models.digits import ReNet, RowReader
-from app.runtime.batching import answer_all
-from app.runtime.digits import Classify, DigitsPredictor
+from app.runtime.families.digits import Classify, DigitsPredictor
 from app.runtime.registry import load_predictor
-from training.digits import as_input, build
-from training.publish.digits import read_config
+from app.runtime.scheduler import answer_all
+from training.digits.publish import read_config
+from training.digits.recipe import as_input, build
 
 STORE, MODEL = Path("models_store"), "digits"
 ROUNDS, BATCH, SINGLES = 15, 32, 20

@@ -27,13 +27,14 @@ from safetensors.torch import load_file
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.models.language_model import LanguageModel
-from app.runtime.batching import answer_all
-from app.runtime.engine import SOFTMAX_ROWS, TARGETS, RecurrentEngine, session
-from app.runtime.language_model import CHUNK, LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import CHUNK, LanguageModelPredictor, Score, Suggest
+from app.runtime.onnx_session import session
+from app.runtime.recurrent_engine import SOFTMAX_ROWS, TARGETS, RecurrentEngine
+from app.runtime.scheduler import answer_all
 from app.runtime.state_cache import StateCache
 from app.text import Vocabulary, normaliser
-from training.language_model import build
-from training.publish.language_model import read_config
+from training.language_model.publish import read_config
+from training.language_model.recipe import build
 
 STORE, MODEL = Path("models_store"), "ptb"
 ROUNDS = 5

@@ -31,14 +31,15 @@ from uvicorn.server import ServerState
 ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from app.api import connections, keys, logs, rates  # noqa: E402  # of this tree, however it is run
-from app.api.access import NEEDED, Access  # noqa: E402
-from app.api.keys import Keys  # noqa: E402
-from app.api.middleware import Edge  # noqa: E402
-from app.api.rates import Rated  # noqa: E402
-from app.runtime.account import ACCOUNT, Account  # noqa: E402
-from app.runtime.language_model import Suggestion, Suggestions  # noqa: E402
+from app.api.http import keys, logs, rate_limits  # noqa: E402  # of this tree, however it is run
+from app.api.http.authorization import NEEDED, Access  # noqa: E402
+from app.api.http.keys import Keys  # noqa: E402
+from app.api.http.middleware import Edge  # noqa: E402
+from app.api.http.rate_limits import Rated  # noqa: E402
+from app.runtime.families.language_model import Suggestion, Suggestions  # noqa: E402
 from app.runtime.metrics import Metrics  # noqa: E402
+from app.runtime.usage import ACCOUNT, Account  # noqa: E402
+from app.server import protocol  # noqa: E402
 from tests.api.conftest import FakeServed, service  # noqa: E402
 
 ROUNDS: Final = 15
@@ -155,8 +156,8 @@ async def path_us(app: FastAPI, protocol: type[HttpToolsProtocol]) -> float:
 
 async def whole() -> dict[str, float]:
     return {
-        "the whole path": await path_us(ours(), connections.bounded(1)),
-        "the whole path, with rates": await path_us(ours(rate_limit="1000000000/hour"), connections.bounded(1)),
+        "the whole path": await path_us(ours(), protocol.bounded(1)),
+        "the whole path, with rates": await path_us(ours(rate_limit="1000000000/hour"), protocol.bounded(1)),
         "the echo's whole path": await path_us(echo(), HttpToolsProtocol),
     }
 
@@ -206,7 +207,7 @@ async def measured(folder: Path) -> dict[str, float]:
         keys.create(folder / "keys", f"other-{place}", "predict", None)
     metrics = Metrics(CollectorRegistry())
     paths, keyed = list(NEEDED), [*HEADERS, (b"authorization", f"Bearer {secret}".encode())]
-    limits = rates.open_rates("1000000000/hour", "memory://", metrics)
+    limits = rate_limits.open_rates("1000000000/hour", "memory://", metrics)
     found = Keys(folder / "keys")
     stacks: dict[str, tuple[ASGIApp, list[tuple[bytes, bytes]]]] = {
         "nothing": (answer, HEADERS),

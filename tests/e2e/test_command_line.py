@@ -19,8 +19,8 @@ from app import bundle as bundles
 from app.__main__ import BATCH, main
 from app.bundle import Bundle
 from app.images import decoded
-from app.runtime.captions import Alternative, Describe, Description
-from app.runtime.digits import Classification, Classify
+from app.runtime.families.captions import Alternative, Describe, Description
+from app.runtime.families.digits import Classification, Classify
 from tests.e2e.conftest import ENVIRONMENT, seqserve
 
 Command = Callable[..., tuple[Any, str, str]]

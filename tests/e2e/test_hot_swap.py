@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from app import bundle as bundles
-from app.runtime.batching import Resources, answer_all
-from app.runtime.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.scheduler import Resources, answer_all
 from tests.e2e.conftest import serving
 
 pytestmark = pytest.mark.anyio

@@ -86,7 +86,7 @@ def test_the_log_of_a_terminal_is_for_people(tiny_store: Path) -> None:
     with serving(tiny_store, log, SEQSERVE_LOG_FORMAT="text") as (client, _):
         client.post("/next-word", json=TEXT)
     (line,) = log
-    assert re.search(r" INFO app.api.middleware: request id=\w{32} method=POST route=/next-word status=200 ", line)
+    assert re.search(r" INFO app.api.http.middleware: request id=\w{32} method=POST route=/next-word status=200 ", line)
 
 
 def test_only_a_named_proxy_is_believed(tiny_store: Path) -> None:

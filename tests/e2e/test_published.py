@@ -13,8 +13,8 @@ import pytest
 
 from app import bundle as bundles
 from app.bundle import Bundle
-from app.runtime.batching import Resources, answer_all
-from app.runtime.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.scheduler import Resources, answer_all
 from app.runtime.scores import TextScore
 from tests.e2e.conftest import serving
 

@@ -9,13 +9,13 @@ import pytest
 
 from app import bundle as bundles
 from app.bundle import Bundle
-from app.runtime.batching import answer_all
-from app.runtime.captions import CaptionsPredictor, Describe, Description
+from app.runtime.families.captions import CaptionsPredictor, Describe, Description
 from app.runtime.registry import load_predictor
+from app.runtime.scheduler import answer_all
 from tests.e2e.conftest import serving
-from training.caption_scores import score
-from training.data import captions as data
-from training.data.captions import Photo, words
+from training.captions import data as data
+from training.captions.data import Photo, words
+from training.captions.scores import score
 
 STORE = Path(__file__).parents[2] / "models_store"
 FLICKR8K = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "flickr8k"

@@ -15,11 +15,11 @@ from PIL import Image
 
 from app import bundle as bundles
 from app.images import framed_array, png
-from app.runtime.batching import answer_all
-from app.runtime.digits import Classification, DigitsPredictor
+from app.runtime.families.digits import Classification, DigitsPredictor
 from app.runtime.registry import load_predictor
+from app.runtime.scheduler import answer_all
 from tests.e2e.conftest import serving
-from training.data.digits import Digits, load
+from training.digits.data import Digits, load
 
 STORE = Path(__file__).parents[2] / "models_store"
 CORPUS = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mnist"

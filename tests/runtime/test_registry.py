@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.errors import BundleError, InvalidField, NotReady, UnknownModel
-from app.runtime.batching import Resources
-from app.runtime.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
 from app.runtime.metrics import Metrics
 from app.runtime.registry import Registry, load_predictor
+from app.runtime.scheduler import Resources
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.runtime.engine import Floats
+from app.runtime.recurrent_engine import Floats
 from app.runtime.state_cache import StateCache
 
 SIZE = 4

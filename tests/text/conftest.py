@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.text import PennTreebank, Vocabulary
+from app.text import Vocabulary
+from app.text.penn_treebank import PennTreebank
 
 WORDS = """
 the of a in to and or i it he she company companies computer compared do did is ca can wo would not let workers cents

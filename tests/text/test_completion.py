@@ -1,6 +1,8 @@
 import pytest
 
-from app.text import Completion, PennTreebank, Vocabulary, Whitespace, normaliser
+from app.text import Completion, Vocabulary, normaliser
+from app.text.penn_treebank import PennTreebank
+from app.text.whitespace import Whitespace
 
 
 def suggestions(completion: Completion, vocabulary: Vocabulary) -> set[str]:

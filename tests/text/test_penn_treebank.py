@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from app.text import PennTreebank, Token, Vocabulary, lines, sentences
+from app.text import Token, Vocabulary, lines, sentences
+from app.text.penn_treebank import PennTreebank
 
 CORPUS = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ptb"
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.text import PennTreebank, Token, Vocabulary, context, context_texts, lines, normaliser, sentences
+from app.text import Token, Vocabulary, context, context_texts, lines, normaliser, sentences
+from app.text.penn_treebank import PennTreebank
 
 settings.register_profile("text", deadline=None, derandomize=True, max_examples=300)
 anything = settings.get_profile("text")

@@ -2,7 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.text import WORDLESS, PennTreebank, Token, Vocabulary, Whitespace, context, lines, sentences
+from app.text import WORDLESS, Token, Vocabulary, context, lines, sentences
+from app.text.penn_treebank import PennTreebank
+from app.text.whitespace import Whitespace
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-from training.data import texts
-from training.data.texts import Corpus, Source
-from training.language_model import PRESETS, LanguageModelConfig, train
+from training.language_model import data as texts
+from training.language_model.data import Corpus, Source
+from training.language_model.recipe import PRESETS, LanguageModelConfig, train
 from training.run import Run
 
 WORDS = """

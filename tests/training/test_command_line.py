@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from app import bundle as bundles
-from app.runtime.language_model import LanguageModelPredictor
+from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.registry import load_predictor
 from tests.drawn_digits import corpus as drawn_corpus
-from training import robustness
 from training.__main__ import PUBLISH, main
-from training.data.digits import DigitCorpus
-from training.data.texts import SPLITS, Corpus, Source
+from training.digits import robustness
+from training.digits.data import DigitCorpus
 from training.evaluate import score_files
+from training.language_model.data import SPLITS, Corpus, Source
 from training.run import Run
 
 SIZES = ["--embedding-size", 12, "--hidden-sizes", 16, 12, "--batch-size", 4, "--steps", 6, "--epochs", 2]
@@ -209,8 +209,8 @@ def test_a_folder_without_the_penn_treebank_is_named(refusal: Callable[..., str]
 def test_without_a_network_a_download_is_told(
     refusal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.data.texts.CACHE", tmp_path)
-    monkeypatch.setattr("training.data.texts.PTB_URL", "http://127.0.0.1:1/")  # nobody listens there
+    monkeypatch.setattr("training.language_model.data.CACHE", tmp_path)
+    monkeypatch.setattr("training.language_model.data.PTB_URL", "http://127.0.0.1:1/")  # nobody listens there
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     told = refusal("language-model", "chapter", "--run", tmp_path / "run")
     assert told.startswith("error: http://127.0.0.1:1/: can't be downloaded: ")
@@ -262,7 +262,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
         folders.append(folder)
         return drawn_corpus()
 
-    monkeypatch.setattr("training.data.digits.load", load)
+    monkeypatch.setattr("training.digits.data.load", load)
     monkeypatch.setattr(robustness, "measure", partial(robustness.measure, negatives=2))
     return folders
 

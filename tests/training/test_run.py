@@ -14,8 +14,8 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from training.data.texts import SPLITS, Corpus, Source
-from training.language_model import PRESETS, LanguageModelConfig, train
+from training.language_model.data import SPLITS, Corpus, Source
+from training.language_model.recipe import PRESETS, LanguageModelConfig, train
 from training.run import Run, RunError
 
 Shrink = Callable[[str], LanguageModelConfig]

@@ -20,20 +20,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from app.models.recurrent import CELLS, Cell
-from training import digits, language_model
 from training.cells import adding
 from training.cells.adding import Adder, AddingConfig
 from training.cells.gradients import adding_gradients, language_model_gradients
 from training.cells.latency import step_milliseconds
 from training.cells.sizes import matched, parameters
-from training.data import digits as mnist
-from training.data import texts
-from training.data.digits import DigitCorpus
-from training.data.texts import Corpus
-from training.digits import DigitsConfig
-from training.language_model import LanguageModelConfig
-from training.publish.digits import trained as trained_reader
-from training.publish.language_model import trained as trained_language_model
+from training.digits import data as mnist
+from training.digits import recipe as digits
+from training.digits.data import DigitCorpus
+from training.digits.publish import trained as trained_reader
+from training.digits.recipe import DigitsConfig
+from training.language_model import data as texts
+from training.language_model import recipe as language_model
+from training.language_model.data import Corpus
+from training.language_model.publish import trained as trained_language_model
+from training.language_model.recipe import LanguageModelConfig
 from training.ranges import Range, require_ranges
 from training.run import Run, RunError, environment
 

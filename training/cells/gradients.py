@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from app.models.language_model import LanguageModel
 from app.models.recurrent import Recurrent
-from training import language_model
 from training.cells import adding
 from training.cells.adding import TEST_SEED, Adder, AddingConfig, sequences
-from training.data.texts import Ids
-from training.language_model import LanguageModelConfig
+from training.language_model import recipe as language_model
+from training.language_model.data import Ids
+from training.language_model.recipe import LanguageModelConfig
 
 SEQUENCES = 32  # looked at
 TOKENS = 100  # of a sequence of text

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from app.models.language_model import LanguageModel
-from app.runtime.engine import RecurrentEngine, Segment, session
-from training.data.texts import Ids
-from training.export.language_model import export_language_model
+from app.runtime.onnx_session import session
+from app.runtime.recurrent_engine import RecurrentEngine, Segment
+from training.language_model.data import Ids
+from training.language_model.export import export_language_model
 
 WARM = 50  # steps before the clock runs
 TIMED = 500  # steps

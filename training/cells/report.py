@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app.models.recurrent import Cell
-from training.cells import pictures
+from training.cells import plots as pictures
 from training.cells.adding import BASELINE, SOLVED
 from training.cells.comparison import (
     PARTS,
@@ -24,9 +24,9 @@ from training.cells.comparison import (
     plan,
 )
 from training.cells.gradients import SEQUENCES
-from training.cells.pictures import NAMES
+from training.cells.plots import NAMES
 from training.cells.statistics import Sample, least_difference, welch
-from training.language_model import LanguageModelConfig
+from training.language_model.recipe import LanguageModelConfig
 
 SIGNIFICANT = 0.05  # p of Welch's test below which a difference counts, as in Greff et al. 2015
 MISSING = "not measured"

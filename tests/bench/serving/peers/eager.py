@@ -18,8 +18,8 @@ from app.images import normalised
 from app.models.captioner import Captioner
 from app.models.digits import ReNet, RowReader
 from app.models.language_model import LanguageModel
-from app.runtime.captions import CaptionsPredictor
-from app.runtime.digits import DigitsPredictor, calibration
+from app.runtime.families.captions import CaptionsPredictor
+from app.runtime.families.digits import DigitsPredictor, calibration
 from app.runtime.scores import TextScore
 from app.text import Completion, Token, Vocabulary, context, lines, normaliser, sentences
 from tests.bench.serving.peers.engines import told_score

@@ -12,11 +12,11 @@ from typing import Any, Final, TypeAlias
 
 from app import bundle as bundles
 from app.bundle import Bundle, Family
-from app.runtime.batching import answer_all
-from app.runtime.captions import Describe, Description
-from app.runtime.digits import Classification, Classify
-from app.runtime.language_model import Score, Suggest, Suggestions
+from app.runtime.families.captions import Describe, Description
+from app.runtime.families.digits import Classification, Classify
+from app.runtime.families.language_model import Score, Suggest, Suggestions
 from app.runtime.registry import AnyPredictor, load_predictor
+from app.runtime.scheduler import answer_all
 from app.runtime.scores import TextScore
 from tests.bench.serving.peers.routes import Kind
 

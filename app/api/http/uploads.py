@@ -1,0 +1,135 @@
+"""The images of a request as they arrive: the parts of a form, or one raw body. Large ones wait on disk."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, Final, cast
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from app.api.http.problems import MAX_SHOWN
+from app.errors import InvalidField, Malformed, TooLarge, UnsupportedType
+
+PART: Final = "image"
+MAX_IMAGE_BYTES: Final = 16 * 2**20
+AT_HAND_BYTES: Final = 16 * 1024  # read without a thread
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One image as sent; `name` is what errors call it: `image`, or `image.3` where there are several."""
+
+    name: str
+    file: UploadFile
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether it is read in no time."""
+        return (self.file.size or 0) <= AT_HAND_BYTES
+
+    def read(self) -> bytes:
+        """The whole of it; unless it is `at_hand` a matter for a thread, since it may be on disk."""
+        self.file.file.seek(0)
+        return self.file.file.read()
+
+
+def is_form(content_type: str | None) -> bool:
+    """Whether the body is a form of images, or else one image. Raise UnsupportedType if it is neither."""
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        return True
+    if media_type.count("/") != 1 or not media_type.startswith("image/"):
+        found = repr(content_type[:MAX_SHOWN]) if content_type else "none"
+        raise UnsupportedType(f"Content-Type: expected multipart/form-data or image/*, found {found}")
+    return False
+
+
+async def received(request: Request, most: int, files: ExitStack, *, form: bool) -> list[Upload]:
+    """The images of a body, one to `most`, in their order; their files are open as long as `files` is.
+
+    What is in them is not looked at, but for their size. Raise Malformed for a form that is none (RFC 7578) and for an
+    empty image, InvalidField for a part of another name or no part, TooLarge for more than `most` parts or
+    MAX_IMAGE_BYTES.
+    """
+    async with aclosing(request.stream()) as stream:
+        found = await _parts(request, stream, most) if form else [await _raw(stream, files)]
+    for file in found:
+        files.callback(file.file.close)
+    if not found:
+        raise InvalidField(PART, f"expected 1 to {most} images, found none")
+    uploads = [Upload(f"{PART}.{place}" if len(found) > 1 else PART, file) for place, file in enumerate(found)]
+    for upload in uploads:
+        _require_size(upload)
+    return uploads
+
+
+async def _parts(request: Request, stream: AsyncGenerator[bytes, None], most: int) -> list[UploadFile]:
+    try:
+        parts = await _Parts(request, stream, most).parse()
+    except MultiPartException as error:
+        raise Malformed(f"body: expected multipart/form-data, found otherwise: {error.message}") from error
+    except ValueError as error:  # a character set that its own codec can't do anything with
+        raise Malformed(f"body: expected multipart/form-data, found otherwise: {error}") from error
+    return [part for _, part in parts.multi_items() if isinstance(part, UploadFile)]
+
+
+async def _raw(stream: AsyncIterator[bytes], files: ExitStack) -> UploadFile:
+    file = _spooled()
+    files.callback(file.file.close)
+    async for chunk in stream:
+        await file.write(chunk)
+    return file
+
+
+def _spooled() -> UploadFile:
+    """An empty file, in memory while it is small."""
+    return UploadFile(cast(BinaryIO, SpooledTemporaryFile(MultiPartParser.spool_max_size)), size=0)
+
+
+def _require_size(upload: Upload) -> None:
+    size = upload.file.size or 0
+    if not size:
+        raise Malformed(f"{upload.name}: expected an image, found nothing")
+    if size > MAX_IMAGE_BYTES:
+        raise TooLarge(f"{upload.name}: expected at most {MAX_IMAGE_BYTES} bytes, found {size}", hopeless=False)
+
+
+class _Parts(MultiPartParser):
+    """Starlette's parser, which closes its files when it fails, for parts that are images all."""
+
+    def __init__(self, request: Request, stream: AsyncGenerator[bytes, None], most: int) -> None:
+        super().__init__(request.headers, self._whole(stream), max_files=most, max_fields=most)
+        self._most = most
+        self._begun = 0
+        self._ended = False
+
+    async def _whole(self, stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Every chunk; a form that then lacks its end was cut off, and its last image with it."""
+        async for chunk in stream:
+            yield chunk
+        if not self._ended:
+            raise Malformed("body: expected multipart/form-data, found no end of it")
+
+    def on_part_begin(self) -> None:
+        """Count the parts, before anything is kept of one too many."""
+        super().on_part_begin()
+        self._begun += 1
+        if self._begun > self._most:
+            raise TooLarge(f"{PART}: expected at most {self._most} images, found more", hopeless=False)
+
+    def on_headers_finished(self) -> None:
+        """Refuse other names. A part is a file whether or not it says what the file was called."""
+        super().on_headers_finished()
+        part = self._current_part
+        if part.field_name != PART:
+            raise InvalidField(part.field_name[:MAX_SHOWN], f"no such part; expected parts named {PART}")
+        if part.file is None:
+            part.file = _spooled()
+            self._files_to_close_on_error.append(cast("SpooledTemporaryFile[bytes]", part.file.file))
+
+    def on_end(self) -> None:
+        """Note that the form is whole."""
+        self._ended = True

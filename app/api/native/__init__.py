@@ -1,0 +1,1 @@
+"""The service's own API: /next-word, /perplexity, /digits and /captions."""

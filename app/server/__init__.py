@@ -1,0 +1,1 @@
+"""Processes and sockets: the server, its connection limits, shutdown and workers."""

@@ -1,0 +1,275 @@
+"""The Penn Treebank tokenizer: everyday text in the conventions of Mikolov's preparation of the corpus."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+from app.text.tokenizer import END, UNKNOWN, Completion, Token, Vocabulary, split_typed
+from app.text.word_list import NO_IDS, WordList
+
+_WORDED = re.compile(r"[^\W_]")
+
+# The Penn Treebank's conventions.
+NUMBER = "N"  # stands for every number
+PERCENT = "%"  # `12 %` became `N N` when the corpus was made: its `rose N N` stands there 322 times, `rose N in` never
+POUND = "#"  # the pound sterling; in everyday text the same sign before figures is short for `no.`
+CLITICS = frozenset({"n't", "'s", "'re", "'ve", "'m", "'ll", "'d", "'"})
+
+_LONGEST = 1000  # characters of a chunk that is looked into: no word is longer, and a megabyte would take seconds
+_SHORT, _REMEMBERED = 32, 4096  # chunks of so many characters are remembered with their tokens, so many of them
+
+# Folding, a character at a time: what compatibility decomposition (NFKD) does not make plain.
+_FOLDS = (
+    dict.fromkeys("\u2018\u2019\u201b\u02bb\u02bc\u00b4\u2032", "'")
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
+    | {"\u2026": "...", "\u2044": "/"}
+)
+_DROPPED = ("Mn", "Mc", "Me", "Cf")  # accents, joiners, soft hyphens, byte order marks
+
+# A chunk is one unknown word if it holds a letter that is not Latin, or is an address on the net.
+_FOREIGN = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff\u2150-\u215f]")
+_ADDRESS = re.compile(r"://|@|\bwww\.|\.(?:com|org|net|edu|gov)\b", re.IGNORECASE)
+
+# Any other chunk is signs and words; what stands between them is dropped. A word may hold `-` `/` `'` and the like
+# between two letters or figures, `,` and `:` between two figures, and end with one period or apostrophe.
+_LETTER, _FIGURE = r"[^\W_]", r"[\d\u00bc-\u00be\u2150-\u215e]"  # figures are fractions too
+_MONEY = r"$\u00a2-\u00a5\u20a0-\u20c0"
+_PIECE = re.compile(
+    rf"(?P<sign>(?:us|hk|[acm])?\$|[{_MONEY}]|{POUND}(?=\d)|(?<=\d)%|^%$|&|{UNKNOWN})"
+    rf"|(?P<word>'?{_LETTER}+(?:(?:\.?-|\\?/|[.&'_]|(?<=\d)[,:](?=\d)){_LETTER}+)*[.']?)",
+    re.IGNORECASE,
+)
+_SIGNS = {"\u00a3": POUND, POUND: "no.", PERCENT: NUMBER}
+_CURRENCY = re.compile(rf"[a-z]*[{_MONEY}]|{POUND}")
+_NUMBER = re.compile(rf"{_FIGURE}+(?:(?:\\?/|[-.,:]){_FIGURE}+)*k?")
+_DOTTED = re.compile(r"(?:[a-z]\.)+[a-z]?")
+_CLITIC = re.compile(r"n't|'(?:[smd]|re|ve|ll)|(?<=^can)not", re.IGNORECASE)
+_UNITS = {"am": "a.m.", "pm": "p.m.", "m": "million", "mn": "million", "b": "billion", "bn": "billion"}
+_MONEY_UNITS = ("m", "b")  # metres or bytes, unless a currency sign stands before the figures
+_AMOUNT = re.compile(rf"(?P<figures>\d[\d.,:]*)(?P<unit>{'|'.join(_UNITS)})", re.IGNORECASE)
+_SLASHED = re.compile(r"[^\\/]+")
+
+# How a person types a token. Abbreviations are names and titles and have a capital, but for the few ruled out here. May
+# and March are left out of the months: they are words too.
+_CAPITALISED = re.compile(
+    r"i|(?:mon|tues|wednes|thurs|fri|satur|sun)day|january|february|april|june|july|august|(?:sept|nov|dec)ember|october"
+    r"|(?!etc|vs)[a-z]+\."
+)
+_CAPITALS = re.compile(r"(?![ap]\.m)(?:[a-z]\.)+[a-z]?|at&t|[a-z]&[a-z]|[a-z]{1,2}\$")  # u.s. n.j s&p us$
+
+# Where a word being typed may begin inside a chunk.
+_OPENING = re.compile(rf"""["“„«(\[{{<—*{_MONEY}]|/(?={_LETTER})|(?<![^\W_.])'""")
+_CLITIC_BEGUN = re.compile(rf"(?:(?<={_LETTER})|(?<={_LETTER}\.))('[a-z]{{0,2}})$", re.IGNORECASE)
+_NEGATION_BEGUN = re.compile(
+    r"\b(?:is|are|was|were|do|does|did|has|have|had|ca|could|wo|would|should|might|must|need|ai)(n't?)$", re.IGNORECASE
+)
+
+
+class PennTreebank:
+    """Everyday English -> the conventions of the Penn Treebank as Mikolov prepared it.
+
+    Lower case; numbers are `N`, and so is the sign of percent; clitics stand alone (`do n't`, `company 's`);
+    punctuation is dropped but for currency signs, `&` and the periods of abbreviations. What the vocabulary knows as
+    it stands passes unchanged, so the corpus does. A word in no known spelling keeps its own in lower case, to be
+    told to the user: its id is that of `<unk>`. An unknown compound (`computer-aided`) stays one word, as in the
+    corpus: split, it would make even the words after it less likely.
+    """
+
+    keeps_blank_lines = False
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._known = vocabulary.index.keys() - {END}  # an `<eos>` that somebody typed ends nothing
+        words = {token: place for token, place in vocabulary.index.items() if token not in (END, UNKNOWN, NUMBER)}
+        signs = {character for token in self._known if not _WORDED.search(token) for character in token}
+        worded = rf"(?:{_WORDED.pattern}|[{re.escape(''.join(signs))}{_MONEY}%&#']|[^\x00-\x7f\u2000-\u206f])"
+        # Chunks that may hold a token: all but those of ASCII's and Unicode's general punctuation, megabytes of which
+        # would take seconds one by one. Atomic, so that each character of a long run of dashes is looked at once
+        # (possessive, it loses chunks of one character on Python 3.11.2).
+        self._worded = re.compile(rf"(?<!\S)(?>(?:(?!{worded})\S)*){worded}\S*")
+        self._words = WordList((_written(token).lower(), place) for token, place in words.items())
+        self._clitics = WordList((token, place) for token, place in words.items() if token in CLITICS)
+        self._remembered = lru_cache(_REMEMBERED)(lambda chunk: tuple(self._read(chunk)))
+
+    def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
+        """The tokens of each chunk in turn; a chunk of mere punctuation has none, one of great length is one."""
+        known = self._known
+        for match in self._worded.finditer(line):
+            chunk, at = match[0], offset + match.start()
+            if chunk in known or len(chunk) > _LONGEST:
+                yield Token(chunk, at, at + len(chunk))
+            else:
+                yield from self._chunk(chunk, at)
+
+    def texts(self, line: str) -> list[str]:
+        """The same without their places."""
+        if self._known.issuperset(chunks := line.split()):
+            return chunks
+        found: list[str] = []
+        for chunk in self._worded.findall(line):
+            if chunk in self._known or len(chunk) > _LONGEST:
+                found.append(chunk)
+            else:
+                found += [text for text, _, _ in self._pieces_of(chunk)]
+        return found
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Clitics and the figures after a currency sign attached; what English always capitalises, capitalised."""
+        typed: list[str] = []
+        previous = ""
+        for token in tokens:
+            price = _CURRENCY.fullmatch(previous) and (token == NUMBER or token[:1].isdigit())
+            typed.append(_written(token) if price or token in CLITICS or not typed else " " + _written(token))
+            previous = token
+        return "".join(typed)
+
+    def complete(self, text: str) -> Completion:
+        """Words that begin with what was typed, in any case, be it after an opening quote or a clitic's word."""
+        before, typed = split_typed(text)
+        if len(typed) > _LONGEST:
+            return Completion(before, [], NO_IDS, typed, typed, self)
+        folded, origin = _fold(typed)
+        for cut, words in self._cuts(folded):
+            prefix = folded[cut:]
+            candidates = words.starting(prefix.lower()) if prefix else None
+            if candidates is None or len(candidates):
+                begun = list(self._chunk(typed[: origin[cut]], len(before)))
+                return Completion(before, begun, candidates, typed, prefix, self)
+        return Completion(before, [], NO_IDS, typed, folded, self)
+
+    def _cuts(self, folded: str) -> Iterator[tuple[int, WordList]]:
+        """Where the word being typed may begin, the longest reading first, and the list to find it in."""
+        window = max(0, len(folded) - self._words.longest)  # no word that begins before it could be known
+        if not window:
+            yield 0, self._words
+        for begun in (_NEGATION_BEGUN, _CLITIC_BEGUN):
+            if match := begun.search(folded, window):
+                yield match.start(1), self._clitics
+        for match in _OPENING.finditer(folded, window):
+            yield match.end(), self._words
+
+    def _chunk(self, chunk: str, at: int) -> Iterator[Token]:
+        """The tokens of a chunk that is not known as it stands; `at` is where it begins in its text."""
+        for text, start, end in self._pieces_of(chunk):
+            yield Token(text, at + start, at + end)
+
+    def _pieces_of(self, chunk: str) -> Iterable[Token]:
+        """The same with offsets into the chunk."""
+        return self._remembered(chunk) if len(chunk) <= _SHORT else self._read(chunk)
+
+    def _read(self, chunk: str) -> Iterator[Token]:
+        """The same, found out."""
+        folded, origin = _fold(chunk)
+        whole = _FOREIGN.search(folded) or _ADDRESS.search(folded)
+        for text, start, end in _whole(chunk, folded, origin) if whole else self._pieces(folded):
+            yield Token(text, origin[start], origin[end])
+
+    def _pieces(self, folded: str) -> Iterator[Token]:
+        """The signs and words of a folded chunk, with offsets into it."""
+        money = -1  # where the last currency sign ended: figures that begin there are an amount
+        for match in _PIECE.finditer(folded):
+            piece, start, end = match[0], match.start(), match.end()
+            if match.lastgroup == "word":
+                yield from self._word(piece, start, money == start)
+            else:
+                sign = _SIGNS.get(piece, piece.lower())
+                money = end if _CURRENCY.fullmatch(sign) else -1
+                yield Token(sign, start, end)
+
+    def _word(self, word: str, at: int, money: bool) -> Iterator[Token]:
+        """A word's tokens: its known spelling, else that without period and quotes, else its parts."""
+        if spelling := self._spelling(word):
+            yield Token(spelling, at, at + len(word))
+        elif word.endswith("."):
+            yield from self._word(word[:-1], at, money)
+        elif word.endswith("'"):
+            yield from self._word(word[:-1], at, money)
+            if word[-2] in "sS" and word[0] != "'":  # workers', but not 'workers'
+                yield Token("'", at + len(word) - 1, at + len(word))
+        elif word[0] == "'":
+            yield from self._word(word[1:], at + 1, money)
+        else:
+            yield from self._parts(word, at, money)
+
+    def _parts(self, word: str, at: int, money: bool) -> Iterator[Token]:
+        """Host and clitics, figures and unit, or what slashes part; else the word itself, unknown."""
+        end = at + len(word)
+        if cuts := _clitic_cuts(word):
+            yield from self._word(word[: cuts[0]], at, money)
+            for first, last in pairwise([*cuts, len(word)]):
+                yield Token(word[first:last].lower(), at + first, at + last)
+        elif (amount := _AMOUNT.fullmatch(word)) and (money or amount["unit"].lower() not in _MONEY_UNITS):
+            yield Token(NUMBER, at, at + amount.end("figures"))
+            yield Token(_UNITS[amount["unit"].lower()], at + amount.end("figures"), end)
+        elif "/" in word:
+            for part in _SLASHED.finditer(word):
+                yield from self._word(part[0], at + part.start(), money=False)
+        else:
+            yield Token(word.lower(), at, end)
+
+    def _spelling(self, word: str) -> str | None:
+        """The word as the corpus spells it, if it knows it."""
+        known = (spelling for spelling in _spellings(word) if spelling in self._known)
+        return next(known, NUMBER if _NUMBER.fullmatch(word.lower()) else None)
+
+
+def _fold(chunk: str) -> tuple[str, Sequence[int]]:
+    """The chunk in plain characters, and for each of them (and the end) where it comes from in the chunk."""
+    if chunk.isascii():
+        return chunk, range(len(chunk) + 1)
+    folded = [_fold_character(character) for character in chunk]
+    return "".join(folded), [*(place for place, plain in enumerate(folded) for _ in plain), len(chunk)]
+
+
+@lru_cache(maxsize=4096)
+def _fold_character(character: str) -> str:
+    """Its plain form: an ASCII quote or hyphen, a letter without its accent, nothing for what is only an accent."""
+    if character in _FOLDS:
+        return _FOLDS[character]
+    kept = [c for c in unicodedata.normalize("NFKD", character) if unicodedata.category(c) not in _DROPPED]
+    plain = "".join(kept)
+    splits = len(kept) > 1 and not plain.isalnum()  # one character must not become two tokens
+    return character if splits or plain.isspace() else plain
+
+
+def _whole(chunk: str, folded: str, origin: Sequence[int]) -> Iterator[Token]:
+    """One token from the first letter or figure to the last, in the chunk's own characters."""
+    letters = [place for place, character in enumerate(folded) if character.isalnum()]
+    if letters:
+        start, end = letters[0], letters[-1] + 1
+        yield Token(chunk[origin[start] : origin[end]].lower(), start, end)
+
+
+def _clitic_cuts(word: str) -> list[int]:
+    """Where the clitics at the word's end begin: 5 and 8 in wouldn't've."""
+    cuts = [len(word)]
+    for match in reversed(list(_CLITIC.finditer(word, 1))):
+        if match.end() != cuts[-1]:
+            break
+        cuts.append(match.start())
+    return cuts[:0:-1]
+
+
+def _spellings(word: str) -> Iterator[str]:
+    """How the corpus may spell a word, the likeliest first."""
+    lower = word.lower()
+    dotted = "".join(f"{letter}." for letter in lower) if 1 < len(word) <= 4 else lower
+    yield word  # N
+    if word.isupper():
+        yield dotted  # US is the country
+    yield lower
+    yield lower + "."  # Mr, U.S
+    yield dotted  # uk, pm
+    if _DOTTED.fullmatch(lower):
+        yield lower.replace(".", "")  # I.B.M.
+    yield lower.replace("/", r"\/")  # property/casualty
+
+
+def _written(token: str) -> str:
+    """A token as a person types it."""
+    if _CAPITALS.fullmatch(token):
+        return token.upper()
+    if _CAPITALISED.fullmatch(token):
+        return token.capitalize()
+    return "\u00a3" if token == POUND else token.replace("\\", "")

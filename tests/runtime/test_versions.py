@@ -1,0 +1,427 @@
+"""Versions are exchanged while they are asked, and nobody notices but by the answer."""
+
+import asyncio
+import errno
+import gc
+import json
+import logging
+import os
+import shutil
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from app import bundle as bundles
+from app.errors import BundleError, NotReady, SeqserveError, UnknownModel, UnknownVersion
+from app.runtime.families.language_model import LanguageModelPredictor, Suggest, Suggestion
+from app.runtime.metrics import Metrics
+from app.runtime.registry import Registry, Served
+from app.runtime.scheduler import Resources, answer_all
+from app.runtime.versions import Activated, activate, reload, save
+
+pytestmark = pytest.mark.anyio
+
+ASKED = Suggest("the company said", top_k=5)
+LONG = Suggest("the company said profits rose " * 100)  # many turns
+
+
+@pytest.fixture
+def store(two_versions: Path, tmp_path: Path) -> Path:
+    """A store of its own for this test: `tiny` 1, which is current, and 2."""
+    return Path(shutil.copytree(two_versions, tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def answers(two_versions: Path) -> dict[str, list[Suggestion]]:
+    """What each version answers to ASKED."""
+    found = {version: bundles.read(two_versions / "tiny" / version) for version in ("1", "2")}
+    opened = {version: LanguageModelPredictor.open(bundle, "int8", Resources()) for version, bundle in found.items()}
+    return {version: answer_all(one, [one.prepare(ASKED)])[0].suggestions for version, one in opened.items()}
+
+
+@pytest.fixture
+def figures() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+async def registry(store: Path, figures: CollectorRegistry) -> AsyncIterator[Registry]:
+    registry = load(store, figures)
+    yield registry
+    await registry.close()
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """What is let go goes at once, not whenever the collector comes by."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def load(store: Path, figures: CollectorRegistry) -> Registry:
+    return Registry(store, threads=1, queue_size=64, batch_size=4, cache_bytes=1 << 20, metrics=Metrics(figures)).load()
+
+
+def tiny(registry: Registry) -> Served:
+    return registry.get("tiny", "language_model")
+
+
+async def answered(registry: Registry) -> list[Suggestion]:
+    found: list[Suggestion] = (await tiny(registry).answer(ASKED)).suggestions
+    return found
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let others run until it holds."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  (what ends in a thread or by a collection sets no event)
+            await asyncio.sleep(0)
+
+
+def inference_threads() -> int:
+    return sum(thread.name == "inference-tiny" for thread in threading.enumerate())
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def change(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def unlist_the_probe(folder: Path) -> None:
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    change(folder, files={name: entry for name, entry in files.items() if name != "probe.json"})
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "a flipped bit": flip_a_bit,
+    "another family": lambda folder: change(folder, family="digits"),
+    "another vocabulary": lambda folder: change(folder, vocabulary_sha256="0" * 64),
+    "another name": lambda folder: change(folder, version="3"),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "no probe": unlist_the_probe,
+}
+
+
+def test_the_versions_of_these_tests_answer_otherwise(answers: dict[str, list[Suggestion]]) -> None:
+    assert answers["1"] != answers["2"]
+
+
+async def test_a_version_that_is_activated_answers_from_then_on_and_after_a_restart(
+    registry: Registry, store: Path, answers: dict[str, list[Suggestion]]
+) -> None:
+    assert await answered(registry) == answers["1"]
+    assert await activate(registry, "tiny", "2") == Activated("tiny", "2", "1", None)
+    assert (tiny(registry).version, await answered(registry)) == ("2", answers["2"])
+    assert bundles.current(store, "tiny") == "2"
+    assert await activate(registry, "tiny", "1") == Activated("tiny", "1", "2", None)
+    assert await answered(registry) == answers["1"]
+    assert bundles.current(store, "tiny") == "1"
+
+
+async def test_the_version_that_serves_stays_where_it_is_and_current_is_mended(registry: Registry, store: Path) -> None:
+    serving = tiny(registry)
+    bundles.activate(store, "tiny", "2")
+    assert await activate(registry, "tiny", "1") == Activated("tiny", "1", "1", None)
+    assert tiny(registry) is serving
+    assert bundles.current(store, "tiny") == "1"
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+async def test_a_version_that_cannot_be_trusted_is_refused_and_the_old_one_goes_on(
+    registry: Registry, store: Path, damage: Callable[[Path], None], answers: dict[str, list[Suggestion]]
+) -> None:
+    damage(store / "tiny" / "2")
+    with pytest.raises(BundleError, match="tiny/2"):
+        await activate(registry, "tiny", "2")
+    assert (await answered(registry), registry.refused) == (answers["1"], {})
+    assert bundles.current(store, "tiny") == "1"
+
+
+async def test_a_version_of_another_family_is_refused_even_if_it_is_sound(registry: Registry, store: Path) -> None:
+    change(store / "tiny" / "2", family="captions")
+    with pytest.raises(BundleError, match="expected the family that serves, language_model, found captions"):
+        await activate(registry, "tiny", "2")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "error"),
+    [
+        ("tiny", "3", UnknownVersion),
+        ("tiny", "../1", UnknownVersion),
+        ("tiny", "", UnknownVersion),
+        ("other", "1", UnknownModel),
+        ("../store/tiny", "1", UnknownModel),
+        ("\ud800", "1", UnknownModel),
+    ],
+)
+async def test_what_is_not_in_the_store_is_told_to_be_unknown(
+    registry: Registry, name: str, version: str, error: type[SeqserveError]
+) -> None:
+    with pytest.raises(error, match=r"there are: (1, 2|tiny)"):
+        await activate(registry, name, version)
+    assert tiny(registry).version == "1"
+
+
+async def test_what_was_begun_with_a_version_is_finished_with_it(
+    registry: Registry, answers: dict[str, list[Suggestion]]
+) -> None:
+    former = tiny(registry)
+    waiting = [asyncio.ensure_future(former.answer(one)) for one in (LONG, *[ASKED] * 20)]
+    await asyncio.sleep(0)
+    await activate(registry, "tiny", "2")
+    assert [answer.suggestions for answer in (await asyncio.gather(*waiting))[1:]] == [answers["1"]] * 20
+    assert (await former.answer(ASKED)).suggestions == answers["1"]  # as the next of many texts is asked
+    assert await answered(registry) == answers["2"]
+
+
+async def test_a_former_version_ends_and_gives_its_memory_back_once_nobody_holds_it(
+    registry: Registry, without_collector: None
+) -> None:
+    threads = inference_threads()
+    former = tiny(registry)
+    predictor = weakref.ref(former.predictor)
+    await activate(registry, "tiny", "2")
+    await former.answer(ASKED)
+    assert inference_threads() == threads + 1
+    del former
+    await until(lambda: inference_threads() == threads and predictor() is None)
+
+
+async def test_garbage_holds_a_former_version_until_the_next_change_at_most(
+    registry: Registry, without_collector: None
+) -> None:
+    predictor = weakref.ref(tiny(registry).predictor)
+    for version in ("2", "1"):
+        garbage: list[object] = [tiny(registry)]
+        garbage.append(garbage)  # as an error and its traceback hold each other
+        del garbage
+        await activate(registry, "tiny", version)
+    await until(lambda: predictor() is None)
+
+
+async def test_a_former_version_that_is_held_still_ends_with_the_registry(store: Path) -> None:
+    registry = load(store, CollectorRegistry())
+    former, threads = tiny(registry), inference_threads()
+    await activate(registry, "tiny", "2")
+    await registry.close()
+    assert inference_threads() == threads - 1
+    with pytest.raises(NotReady, match="tiny: is shutting down"):
+        await former.answer(ASKED)
+
+
+async def test_of_two_changes_at_once_the_second_waits(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, began, go = registry.stage, list[str](), threading.Event()
+
+    def slow(name: str, version: str) -> Any:
+        began.append(version)
+        go.wait()
+        return stage(name, version)
+
+    monkeypatch.setattr(registry, "stage", slow)
+    both = asyncio.gather(activate(registry, "tiny", "2"), activate(registry, "tiny", "1"))
+    await until(lambda: began)
+    assert (tiny(registry).version, began) == ("1", ["2"])
+    go.set()
+    assert [(one.previous, one.version) for one in await both] == [("1", "2"), ("2", "1")]
+    assert began == ["2", "1"]
+
+
+async def test_while_a_version_is_tried_the_old_one_answers(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[Suggestion]]
+) -> None:
+    stage, go = registry.stage, threading.Event()
+
+    def slow(name: str, version: str) -> Any:
+        staged = stage(name, version)
+        go.wait()
+        return staged
+
+    monkeypatch.setattr(registry, "stage", slow)
+    activating = asyncio.ensure_future(activate(registry, "tiny", "2"))
+    assert [await answered(registry) for _ in range(10)] == [answers["1"]] * 10
+    go.set()
+    await activating
+    assert await answered(registry) == answers["2"]
+
+
+async def test_where_the_store_cannot_be_written_the_version_serves_and_why_is_told(
+    registry: Registry, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(bundles, "activate", refuse)
+    done = await activate(registry, "tiny", "2")
+    assert tiny(registry).version == done.version == "2"
+    assert done.unsaved == f"{store / 'tiny' / 'CURRENT'}: can't be written: Read-only file system"
+    assert done.unsaved in caplog.text
+    assert bundles.current(store, "tiny") == "1"
+
+
+def test_a_current_that_is_broken_is_written_anew(store: Path) -> None:
+    (store / "tiny" / "CURRENT").write_text("nonsense")
+    assert save(store, "tiny", "2") is None
+    assert bundles.current(store, "tiny") == "2"
+
+
+def test_a_current_that_says_so_already_is_left_alone(store: Path) -> None:
+    before = (store / "tiny" / "CURRENT").stat()
+    assert save(store, "tiny", "1") is None
+    assert (store / "tiny" / "CURRENT").stat().st_ino == before.st_ino
+
+
+async def test_a_model_that_was_refused_at_start_is_healed_by_an_activation(
+    store: Path, answers: dict[str, list[Suggestion]]
+) -> None:
+    flip_a_bit(store / "tiny" / "1")
+    figures = CollectorRegistry()
+    registry = load(store, figures)
+    assert list(registry.refused) == ["tiny"]
+    assert await activate(registry, "tiny", "2") == Activated("tiny", "2", None, None)
+    assert (registry.refused, await answered(registry)) == ({}, answers["2"])
+    assert figures.get_sample_value("seqserve_model_ready", {"model": "tiny", "version": "1"}) is None
+    await registry.close()
+
+
+async def test_versions_that_are_published_meanwhile_are_told(registry: Registry, store: Path) -> None:
+    shutil.copytree(store / "tiny" / "1", store / "tiny" / "4")
+    assert tiny(registry).versions == ["1", "2", "4"]
+    shutil.rmtree(store / "tiny")
+    assert tiny(registry).versions == []
+
+
+async def test_the_figures_are_those_of_the_version_that_answers(
+    registry: Registry, store: Path, figures: CollectorRegistry
+) -> None:
+    def swaps(outcome: str) -> float | None:
+        return figures.get_sample_value("seqserve_swaps_total", {"model": "tiny", "outcome": outcome})
+
+    def ready(version: str) -> float | None:
+        return figures.get_sample_value("seqserve_model_ready", {"model": "tiny", "version": version})
+
+    info = {"model": "tiny", "version": "2", "family": "language_model", "precision": "int8"}
+    assert (swaps("switched"), swaps("refused"), ready("1"), ready("2")) == (0, 0, 1, None)
+    await activate(registry, "tiny", "2")
+    assert (swaps("switched"), swaps("refused"), ready("1"), ready("2")) == (1, 0, None, 1)
+    assert figures.get_sample_value("seqserve_model_info", info) == 1
+    assert figures.get_sample_value("seqserve_model_info", info | {"version": "1"}) is None
+    flip_a_bit(store / "tiny" / "1")
+    with pytest.raises(BundleError):
+        await activate(registry, "tiny", "1")
+    await activate(registry, "tiny", "2")
+    assert (swaps("switched"), swaps("refused"), ready("1"), ready("2")) == (1, 1, None, 1)
+
+
+async def test_a_reload_serves_what_current_names(
+    registry: Registry, store: Path, answers: dict[str, list[Suggestion]], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundles.activate(store, "tiny", "2")
+    with caplog.at_level(logging.INFO):
+        await reload(registry)
+        assert "tiny: 2 serves, before it 1" in caplog.text
+        serving = tiny(registry)
+        assert (await serving.answer(ASKED)).suggestions == answers["2"]
+        await reload(registry)
+    assert "tiny: 2 serves as before" in caplog.text
+    assert tiny(registry) is serving
+
+
+async def test_a_reload_takes_up_new_models_and_heals_refused_ones(store: Path, tmp_path: Path) -> None:
+    weights = store / "tiny" / "1" / "weights.safetensors"
+    whole = weights.read_bytes()
+    flip_a_bit(store / "tiny" / "1")
+    registry = load(store, CollectorRegistry())
+    assert registry.served() == []
+    weights.write_bytes(whole)
+    shutil.copytree(store / "tiny", tmp_path / "another")
+    for version in ("1", "2"):
+        change(tmp_path / "another" / version, model="another")
+    (tmp_path / "another").rename(store / "another")
+    await reload(registry)
+    assert [(model.name, model.version) for model in registry.served()] == [("another", "1"), ("tiny", "1")]
+    assert registry.refused == {}
+    await registry.close()
+
+
+async def test_a_reload_that_finds_a_bad_version_leaves_the_old_one_serving_and_says_so(
+    registry: Registry, store: Path, answers: dict[str, list[Suggestion]], caplog: pytest.LogCaptureFixture
+) -> None:
+    flip_a_bit(store / "tiny" / "2")
+    bundles.activate(store, "tiny", "2")
+    await reload(registry)
+    assert (await answered(registry), registry.refused) == (answers["1"], {})
+    assert "weights.safetensors: sha256 is" in caplog.text
+    assert "1 goes on serving" in caplog.text
+
+
+async def test_a_new_model_that_is_bad_does_not_make_a_ready_service_unready(
+    registry: Registry, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (store / "bad" / "1").mkdir(parents=True)
+    await reload(registry)
+    assert registry.refused == {}
+    assert "bad: refused" in caplog.text
+    assert "nothing serves it" in caplog.text
+
+
+async def test_a_model_that_is_still_refused_says_why_it_is_now(store: Path) -> None:
+    (store / "tiny" / "1" / "probe.json").unlink()
+    registry = load(store, CollectorRegistry())
+    assert "probe.json" in registry.refused["tiny"]
+    (store / "tiny" / "CURRENT").write_text("nonsense")
+    await reload(registry)
+    assert "nonsense" in registry.refused["tiny"]
+    await registry.close()
+
+
+async def test_a_model_whose_folder_is_gone_goes_on_serving_and_the_log_says_so(
+    registry: Registry, store: Path, answers: dict[str, list[Suggestion]], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(store / "tiny")
+    await reload(registry)
+    assert await answered(registry) == answers["1"]
+    assert f"tiny: is gone from {store}; 1 goes on serving" in caplog.text
+    with pytest.raises(UnknownVersion, match="tiny: no version '2'; there are: none"):
+        await activate(registry, "tiny", "2")
+
+
+async def test_a_refused_model_whose_folder_is_gone_is_forgotten(store: Path) -> None:
+    (store / "bad" / "1").mkdir(parents=True)
+    figures = CollectorRegistry()
+    registry = load(store, figures)
+    assert list(registry.refused) == ["bad"]
+    shutil.rmtree(store / "bad")
+    await reload(registry)
+    assert registry.refused == {}
+    assert figures.get_sample_value("seqserve_model_ready", {"model": "bad", "version": ""}) is None
+    await registry.close()
+
+
+async def test_a_reload_raises_nothing(
+    registry: Registry, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    bundles.activate(store, "tiny", "2")
+    monkeypatch.setattr(registry, "stage", fail)
+    await reload(registry)
+    assert "tiny: could not be reloaded; 1 goes on serving" in caplog.text
+    assert "no room" in caplog.text
+    shutil.rmtree(store)
+    await reload(registry)
+    assert "nothing is reloaded" in caplog.text
+    assert tiny(registry).version == "1"

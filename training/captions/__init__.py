@@ -1,0 +1,1 @@
+"""The captioning recipe: data, training, export and publishing."""

@@ -1,0 +1,233 @@
+"""Export of captioners and their CNNs to ONNX; app.runtime.families.captions documents the graphs.
+
+The decoder is there in int8, with a scale a row as training.onnx.graph makes it, and in float32. The network is there
+in float32 alone: what int8 would save is little beside what it costs in captions, see training/LOG.md.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch import fx, nn
+from torch.nn import functional as F
+
+from app.errors import SettingsError
+from app.images import PHOTO_SIZE, normalised
+from app.models.captioner import Captioner
+from app.runtime.onnx_session import Precision
+from app.runtime.recurrent_engine import WEIGHTS
+from training.onnx.cells import carried, recall, step
+from training.onnx.graph import LINEAR, Array, Graph, Place, layout
+
+CNN = "cnn."  # begins the names of the network's weights beside those of the captioner
+
+
+def export_captions(model: Captioner, network: fx.GraphModule) -> dict[str, bytes]:
+    """Weights (float16) and graphs of a captioner and of the network that sees for it, file name -> content.
+
+    `network` takes what `app.images.normalised` returns. Raise SettingsError for one with a layer that is not known
+    here.
+    """
+    weights = _halves(model) | {f"{CNN}{name}": value for name, value in _halves(network).items()}
+    if model.output.weight is model.embedding.weight:
+        del weights["output.weight"]
+    stored = save(weights)
+    places = layout(stored)
+    files = {WEIGHTS: stored, "cnn.fp32.onnx": _cnn(network, weights, places)}
+    for precision in LINEAR:
+        files[f"begin.{precision}.onnx"] = _begin(model, weights, places, precision)
+        files[f"step.{precision}.onnx"] = _step(model, weights, places, precision)
+    return files
+
+
+def _halves(module: nn.Module) -> dict[str, Array]:
+    return {name: tensor.detach().contiguous().half().numpy() for name, tensor in module.state_dict().items()}
+
+
+# the network that sees
+
+
+def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], places: Mapping[str, Place]) -> bytes:
+    """The graph of pixels (B, 224, 224, 3) uint8 -> features (B, F)."""
+    graph = Graph("fp32", weights)
+    black, white = (normalised(np.full((1, 1, 3), level, np.uint8))[:, 0, 0] for level in (0, 255))
+    graph.constant("contrast", (white - black) / np.float32(255))
+    graph.constant("black", black)
+    graph.lines += [
+        "real = Cast <to = 1> (pixels)",
+        "scaled = Mul (real, contrast)",
+        "normal = Add (scaled, black)",
+        "photograph = Transpose <perm = [0, 3, 1, 2]> (normal)",
+    ]
+    features = _Translation(graph).of(network)
+    graph.lines.append(f"features = Identity ({features})")
+    size = _feature_size(network)
+    signature = f"cnn (uint8[B,{PHOTO_SIZE},{PHOTO_SIZE},3] pixels) => (float[B,{size}] features)"
+    return graph.model(signature, places)
+
+
+@torch.inference_mode()
+def _feature_size(network: fx.GraphModule) -> int:
+    return int(network(torch.zeros(1, 3, PHOTO_SIZE, PHOTO_SIZE)).shape[-1])
+
+
+class _Translation:
+    """Writes the lines of a traced torch module, node by node."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def of(self, network: fx.GraphModule) -> str:
+        """The graph's name of what the network returns for `photograph`."""
+        names: dict[fx.Node, str] = {}
+        for node in network.graph.nodes:
+            if node.op == "placeholder":
+                names[node] = "photograph"
+            elif node.op == "output":
+                return names[node.args[0]]
+            else:
+                names[node] = self._node(network, node, [names[arg] for arg in node.args if isinstance(arg, fx.Node)])
+        raise AssertionError("a traced module returns something")
+
+    def _node(self, network: fx.GraphModule, node: fx.Node, inputs: list[str]) -> str:
+        layer = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        kind: Any = node.target if layer is None else type(layer)
+        if kind not in LAYERS:
+            raise SettingsError(f"backbone: expected layers of {', '.join(_known())}; found {kind} at {node.name}")
+        call = LAYERS[kind](self, layer, str(node.target), inputs)
+        self._graph.lines.append(f"{node.name} = {call}")
+        return node.name
+
+    def conv(self, layer: nn.Conv2d, name: str, inputs: list[str]) -> str:
+        padding = [int(size) for size in layer.padding]
+        attributes = {
+            "strides": list(layer.stride),
+            "pads": [*padding, *padding],
+            "dilations": list(layer.dilation),
+            "group": layer.groups,
+        }
+        told = ", ".join(f"{key} = {value}" for key, value in attributes.items())
+        parameters = [self._weight(f"{CNN}{name}.{part}") for part, _ in layer.named_parameters()]
+        return f"Conv <{told}> ({', '.join([*inputs, *parameters])})"
+
+    def clip(self, inputs: list[str], most: float) -> str:
+        low = self._graph.constant("none", np.array(0, np.float32))
+        high = self._graph.constant("most", np.array(most, np.float32))
+        return f"Clip ({inputs[0]}, {low}, {high})"
+
+    def _weight(self, name: str) -> str:
+        short = name.replace(".", "_")
+        self._graph.lines.append(f"{short} = Cast <to = 1> ({self._graph.outside(name)})")
+        return short
+
+
+# What a torch layer or function is in ONNX: the call, from (translation, layer, its name, names of inputs).
+LAYERS: dict[Any, Callable[[_Translation, Any, str, list[str]], str]] = {
+    nn.Conv2d: lambda to, layer, name, x: to.conv(layer, name, x),
+    nn.ReLU6: lambda to, layer, name, x: to.clip(x, 6),
+    nn.ReLU: lambda to, layer, name, x: f"Relu ({x[0]})",
+    nn.MaxPool2d: lambda to, layer, name, x: (
+        f"MaxPool <kernel_shape = [{layer.kernel_size}, {layer.kernel_size}],"
+        f" strides = [{layer.stride}, {layer.stride}], pads = {[layer.padding] * 4}> ({x[0]})"
+    ),
+    operator.add: lambda to, layer, name, x: f"Add ({x[0]}, {x[1]})",
+    nn.AdaptiveAvgPool2d: lambda to, layer, name, x: f"GlobalAveragePool ({x[0]})",
+    F.adaptive_avg_pool2d: lambda to, layer, name, x: f"GlobalAveragePool ({x[0]})",
+    torch.flatten: lambda to, layer, name, x: f"Flatten ({x[0]})",
+    nn.Dropout: lambda to, layer, name, x: f"Identity ({x[0]})",
+    nn.Identity: lambda to, layer, name, x: f"Identity ({x[0]})",
+}
+
+
+def _known() -> list[str]:
+    return sorted(kind.__name__ for kind in LAYERS)
+
+
+# the network that tells
+
+
+def _begin(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, Place], precision: Precision) -> bytes:
+    """The graph of features (B, F) -> state (B, S) before the first word."""
+    graph = Graph(precision, weights)
+    _biased(graph, "image", graph.linear("features", "image.weight"), weights.get("image.bias"))
+    match model.inject:
+        case "chapter":
+            _zeros(graph, "features", model.kept_size)
+            graph.lines.append("state = Concat <axis = 1> (image, zeros)")
+        case "init":
+            graph.lines.append("state = Tanh (image)")
+        case "pre":
+            _zeros(graph, "features", model.hidden_size)
+            after = _advance(graph, model, "image", ["zeros"] * len(carried(model.cell)), None)
+            graph.lines.append(f"state = Concat <axis = 1> ({', '.join(after)})")
+    seen = weights["image.weight"].shape[1]
+    return graph.model(f"begin (float[B,{seen}] features) => (float[B,{model.state_size}] state)", places)
+
+
+def _step(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, Place], precision: Precision) -> bytes:
+    """The graph of tokens (B,), state (B, S) -> log_probabilities (B, V), state_after (B, S)."""
+    graph = Graph(precision, weights)
+    term = model.state_size - model.kept_size  # numbers of V X, chapter only
+    parts = ["term", *carried(model.cell)] if term else carried(model.cell)
+    sizes = graph.constant("sizes", np.array([term, *[model.hidden_size] * len(carried(model.cell))][-len(parts) :]))
+    product = graph.linear("h_next", _output(weights))  # first, so that a tied matrix is there in float32 as well
+    graph.lines += [
+        f"rows = Gather ({graph.outside('embedding.weight')}, tokens)",
+        "word = Cast <to = 1> (rows)",
+        f"{', '.join(parts)} = Split <axis = 1> (state, {sizes})",
+    ]
+    after = _advance(graph, model, "word", carried(model.cell), "term" if term else None)
+    if term:
+        _zeros(graph, "state", term)
+    _biased(graph, "logits", product, weights["output.bias"])
+    graph.lines += [
+        "log_probabilities = LogSoftmax <axis = 1> (logits)",
+        f"state_after = Concat <axis = 1> ({', '.join(['zeros', *after] if term else after)})",
+    ]
+    words, size = len(weights["output.bias"]), model.state_size
+    signature = (
+        f"step (int64[B] tokens, float[B,{size}] state)"
+        f" => (float[B,{words}] log_probabilities, float[B,{size}] state_after)"
+    )
+    return graph.model(signature, places)
+
+
+def _output(weights: Mapping[str, Array]) -> str:
+    return "output.weight" if "output.weight" in weights else "embedding.weight"
+
+
+def _advance(graph: Graph, model: Captioner, x: str, parts: list[str], term: str | None) -> list[str]:
+    """The equations of Captioner: the names of [c] h after the input `x`; `term` is what of V X has yet to enter."""
+    layer, after = "recurrent.layers.0", [f"{part}_next" for part in carried(model.cell)]
+    read = _biased(graph, "read", graph.linear(x, f"{layer}.weight_ih"), graph.weights[f"{layer}.bias"])
+    if term:
+        graph.lines.append(f"read_seen = Add ({read}, {term})")
+        read = "read_seen"
+    graph.lines += [
+        recall(graph, model.cell, layer, parts[-1]),
+        f"{', '.join(after)} = {step(graph, model.cell, layer, read, 'recalled', parts)}",
+    ]
+    return after
+
+
+def _biased(graph: Graph, name: str, product: str, bias: Array | None) -> str:
+    """Write the product that a call makes, with a bias added if there is one; `name`."""
+    if bias is None:
+        graph.lines.append(f"{name} = {product}")
+        return name
+    graph.constant(f"{name}_bias", bias.astype(np.float32))
+    graph.lines += [f"{name}_product = {product}", f"{name} = Add ({name}_product, {name}_bias)"]
+    return name
+
+
+def _zeros(graph: Graph, like: str, size: int) -> None:
+    """Write `zeros` (B, size), as many rows as `like` has."""
+    graph.constant("zeros_size", np.array([size]))
+    graph.lines += [
+        f"zeros_count = Shape <start = 0, end = 1> ({like})",
+        "zeros_shape = Concat <axis = 0> (zeros_count, zeros_size)",
+        "zeros = ConstantOfShape <value = float[1] {0.0}> (zeros_shape)",
+    ]

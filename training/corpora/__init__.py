@@ -1,0 +1,1 @@
+"""Corpus files: cache folder, checksums, reading."""

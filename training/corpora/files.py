@@ -1,0 +1,42 @@
+"""Corpus files: the cache folder, checksums, and reading text that may be compressed."""
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import pooch  # type: ignore[import-untyped]
+
+from app.errors import CorpusError
+
+CACHE = Path(pooch.os_cache("seqserve"))
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A text file, gzipped or not, for reading its lines; CorpusError for whatever keeps it from being read.
+
+    Line breaks are those of `app.text.lines`: the server reads the same sentences.
+    """
+    try:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig") as text:
+            yield text
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CorpusError(f"{path}: expected gzip: {error}") from error
+    except OSError as error:
+        raise CorpusError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes; CorpusError if there is no such file."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CorpusError(f"{path}: can't be read: {error.strerror}") from error

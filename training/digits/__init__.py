@@ -1,0 +1,1 @@
+"""The digit-reader recipe: data, training, export and publishing."""

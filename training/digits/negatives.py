@@ -1,0 +1,316 @@
+"""What is no digit: pictures to train a reader's rejection with, and others to measure it by.
+
+Two families that share no typeface, no shape and no recipe of noise, so that the benchmark asks for what was
+understood, not for what was seen. Left out of both are characters that are a digit to the eye: O o Q (0), I l | (1).
+By hand the training family also spares the twins that are written as a digit is (S Z b g q a B D G r y): MNIST holds
+a 5 written S and a 2 written Z, and a reader told that they are no digits would reject those. In print they differ.
+"""
+
+import math
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from skimage import data
+
+from app.errors import CorpusError
+from app.images import decoded
+from training.digits.drawing import (
+    Grey,
+    Place,
+    Points,
+    canvas_side,
+    drawn,
+    font,
+    grained,
+    on_paper,
+    pick,
+    place,
+    placed,
+    printed,
+)
+from training.digits.shapes import BENCHMARK_SHAPES, TRAINING_SHAPES, Figure, glyph, handwritten, ring
+
+Draw: TypeAlias = Callable[[np.random.Generator], Grey]
+Picture: TypeAlias = Grey | bytes  # grey levels (H, W), or an encoded image
+
+TILT = 0.35  # radians: more would make an N a Z, an M a 3
+TRAINING_FONTS = (
+    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
+    *("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10", "DejaVuSansMono", "DejaVuSansMono-Bold"),
+)
+TRAINING_PRINT = "ABCDEFGHJKLMNPRSTUVWXYZabcdefghijkmnpqrstuvwxyz&?#%+*=$"
+PICTURES = (
+    *("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field"),
+    *("immunohistochemistry", "moon", "retina", "rocket"),
+)
+BENCHMARK_FONTS = (
+    *("pillow", "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique"),
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic"),
+)
+BENCHMARK_PRINT = "ABCDEFGHJKLMNPRSTUVWXYZabcdefghijkmnpqrstuvwxyz&?#%+*=@$"
+
+
+def training_negative(rng: np.random.Generator, photographs: Sequence[bytes] = ()) -> Grey:
+    """A picture (H, W) of 28 to 200 pixels a side with no digit on it, of any kind in TRAINING_NEGATIVES.
+
+    With `photographs` (encoded images) a part of one of them is as likely as each other kind.
+    """
+    kinds = list(TRAINING_NEGATIVES.values())
+    if photographs:
+        kinds.append(lambda rng: photograph_part(decoded(pick(photographs, rng)), rng))
+    return pick(kinds, rng)(rng)
+
+
+def benchmark_negative(rng: np.random.Generator, photographs: Sequence[bytes]) -> Picture:
+    """A picture with no digit on it, of any kind that `benchmark_negatives` names."""
+    return pick(list(benchmark_negatives(photographs).values()), rng)(rng)
+
+
+def benchmark_negatives(photographs: Sequence[bytes]) -> Mapping[str, Callable[[np.random.Generator], Picture]]:
+    """The benchmark's kinds: those that are drawn, and photographs (encoded images) as they are, if there are some."""
+    if not photographs:
+        return BENCHMARK_NEGATIVES
+    return BENCHMARK_NEGATIVES | {"photographs": lambda rng: pick(photographs, rng)}
+
+
+def photographs_in(path: Path) -> list[bytes]:
+    """The JPEG files, still encoded, of a folder or a tar, by name; CorpusError if it has none or can't be read."""
+    try:
+        found = _in_folder(path) if path.is_dir() else _in_tar(path)
+    except (OSError, tarfile.TarError) as error:
+        raise CorpusError(f"{path}: expected a folder or a tar of photographs: {error}") from error
+    if not found:
+        raise CorpusError(f"{path}: expected photographs (*.jpg), found none")
+    return [found[name] for name in sorted(found)]
+
+
+def photograph_part(image: Image.Image, rng: np.random.Generator) -> Grey:
+    """A part of a photograph in grey levels (H, W), maybe mirrored, its longer side of 28 to 200 pixels."""
+    width, height = (round(length * rng.uniform(0.3, 1)) for length in image.size)
+    left, top = (int(rng.integers(whole - part + 1)) for whole, part in zip(image.size, (width, height), strict=True))
+    scale = canvas_side(rng) / max(width, height)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    part = image.convert("L").resize(size, Image.Resampling.BILINEAR, (left, top, left + width, top + height), 3.0)
+    return np.asarray(ImageOps.mirror(part) if rng.random() < 0.5 else part)
+
+
+def _in_folder(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.glob("*.jpg")}
+
+
+def _in_tar(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as archive:
+        opened = {member.name: archive.extractfile(member) for member in archive if member.name.endswith(".jpg")}
+        return {name: file.read() for name, file in opened.items() if file}
+
+
+def _training_blank(rng: np.random.Generator) -> Grey:
+    """Paper: one shade, or a light that falls off to one side."""
+    side = canvas_side(rng)
+    fall = rng.uniform(0, 80) * rng.integers(2)
+    shade = rng.uniform(fall, 255 - fall) + fall * _slope(side, rng.uniform(0, math.tau))
+    return grained(shade, rng.uniform(0, 4) * rng.integers(2), rng)
+
+
+def _benchmark_blank(rng: np.random.Generator) -> Grey:
+    """Paper: one shade, the light of a lamp, or its shadow's soft edge, in a grain of its own."""
+    side = canvas_side(rng)
+    light = pick((_flat, _lamp, _shadow), rng)(side, rng)
+    grain = Image.fromarray(grained(np.full((side, side), 128.0), rng.uniform(0, 8), rng))
+    coarse = np.asarray(grain.filter(ImageFilter.BoxBlur(pick((0, 1), rng))), np.float32) - 128
+    return np.clip(light + coarse, 0, 255).astype(np.uint8)
+
+
+def _flat(side: int, rng: np.random.Generator) -> Points:
+    return np.full((side, side), rng.uniform(0, 255))
+
+
+def _lamp(side: int, rng: np.random.Generator) -> Points:
+    x, y = (np.linspace(-1, 1, side) - middle for middle in rng.uniform(-1, 1, 2))
+    light: Points = rng.uniform(120, 255) - rng.uniform(5, 30) * (x**2 + y[:, None] ** 2)
+    return light
+
+
+def _shadow(side: int, rng: np.random.Generator) -> Points:
+    edge = np.tanh(_slope(side, rng.uniform(0, math.tau)) * rng.uniform(0.5, 3))
+    return rng.uniform(100, 200) + rng.uniform(10, 50) * edge
+
+
+def _training_noise(rng: np.random.Generator) -> Grey:
+    """Single pixels, even, normal or on and off; blurred, they are clouds, and with a threshold blots."""
+    side = canvas_side(rng)
+    field = pick((_even, _normal, _on_and_off), rng)(side, rng)
+    image = Image.fromarray(field).filter(ImageFilter.GaussianBlur(pick((0, 0, 1, 2, side / 12), rng)))
+    levels = _stretched(np.asarray(image, np.float32))
+    return on_paper(_blots(levels) if rng.random() < 0.3 else levels, rng)
+
+
+def _even(side: int, rng: np.random.Generator) -> Grey:
+    return rng.integers(0, 256, (side, side), np.uint8)
+
+
+def _normal(side: int, rng: np.random.Generator) -> Grey:
+    return grained(np.full((side, side), 128.0), rng.uniform(10, 90), rng)
+
+
+def _on_and_off(side: int, rng: np.random.Generator) -> Grey:
+    return np.where(rng.random((side, side), np.float32) < rng.uniform(0.02, 0.5), 255, 0).astype(np.uint8)
+
+
+def _stretched(levels: npt.NDArray[np.float32]) -> Grey:
+    low, high = float(levels.min()), float(levels.max())
+    stretched: Grey = ((levels - low) * (255 / max(high - low, 1))).astype(np.uint8)
+    return stretched
+
+
+def _blots(levels: Grey) -> Grey:
+    return np.where(levels > 128, 255, 0).astype(np.uint8)
+
+
+def _benchmark_noise(rng: np.random.Generator) -> Grey:
+    """Few quanta of light, heavy tails, rows out of step, tiles, hills of several sizes, or drops."""
+    side = canvas_side(rng)
+    return pick((_quanta, _tails, _rows, _tiles, _hills, _drops), rng)(side, rng)
+
+
+def _quanta(side: int, rng: np.random.Generator) -> Grey:
+    mean = rng.uniform(0.5, 20)
+    light = rng.poisson(mean, (side, side)).astype(np.float64) * (128 / mean)
+    return np.minimum(light, 255).astype(np.uint8)
+
+
+def _tails(side: int, rng: np.random.Generator) -> Grey:
+    return np.clip(rng.laplace(128, rng.uniform(15, 60), (side, side)), 0, 255).astype(np.uint8)
+
+
+def _rows(side: int, rng: np.random.Generator) -> Grey:
+    streaks = rng.uniform(40, 215, (side, 1)) + rng.normal(0, 15, (side, side))
+    return np.clip(streaks, 0, 255).astype(np.uint8)
+
+
+def _tiles(side: int, rng: np.random.Generator) -> Grey:
+    return _enlarged(int(rng.integers(4, 20)), side, Image.Resampling.NEAREST, rng)
+
+
+def _hills(side: int, rng: np.random.Generator) -> Grey:
+    octaves = [_enlarged(count, side, Image.Resampling.BICUBIC, rng) / share for count, share in _OCTAVES]
+    return _stretched(np.sum(octaves, axis=0, dtype=np.float32))
+
+
+_OCTAVES = ((3, 2), (6, 3), (12, 5), (24, 9))  # knots a side, and what their heights are divided by
+
+
+def _enlarged(count: int, side: int, resampling: Image.Resampling, rng: np.random.Generator) -> Grey:
+    return np.asarray(Image.fromarray(_even(count, rng)).resize((side, side), resampling))
+
+
+def _drops(side: int, rng: np.random.Generator) -> Grey:
+    paper, pen = rng.permutation([rng.integers(0, 90), rng.integers(150, 256)]).tolist()
+    image = Image.new("L", (side, side), paper)
+    for x, y in rng.uniform(0, side, (rng.integers(10, 60), 2)).tolist():
+        ImageDraw.Draw(image).circle((x, y), side * rng.uniform(0.01, 0.04), pen)
+    return np.asarray(image)
+
+
+def _training_letter(rng: np.random.Generator) -> Grey:
+    return on_paper(drawn(handwritten(rng), place(rng, TILT), rng.uniform(0.08, 0.4)), rng)
+
+
+def _training_print(rng: np.random.Generator) -> Grey:
+    return print_of(TRAINING_PRINT, TRAINING_FONTS, rng, bold=0.1)
+
+
+def _benchmark_letter(rng: np.random.Generator) -> Grey:
+    return print_of(BENCHMARK_PRINT, BENCHMARK_FONTS, rng, bold=0.08)
+
+
+def print_of(characters: str, fonts: Sequence[str], rng: np.random.Generator, *, bold: float) -> Grey:
+    """One of the characters in one of the fonts, tilted, on a canvas (H, W), thickened by up to `bold` of its reach."""
+    where = place(rng, TILT)
+    face = font(pick(fonts, rng), round(where.reach * 2))
+    return on_paper(printed(pick(characters, rng), face, where, rng.uniform(0, bold)), rng)
+
+
+def _training_shape(rng: np.random.Generator) -> Grey:
+    return _shape(rng, TRAINING_SHAPES)
+
+
+def _benchmark_shape(rng: np.random.Generator) -> Grey:
+    return _shape(rng, BENCHMARK_SHAPES)
+
+
+def _shape(rng: np.random.Generator, shapes: Mapping[str, Figure]) -> Grey:
+    strokes = pick(list(shapes.values()), rng)(rng)
+    return on_paper(drawn(strokes, place(rng, math.pi), rng.uniform(0.08, 0.35)), rng)
+
+
+def _training_glyph(rng: np.random.Generator) -> Grey:
+    """Strokes that make no sign: what a hand draws that is neither letter nor digit."""
+    return on_paper(drawn(glyph(rng), place(rng, math.pi), rng.uniform(0.08, 0.35)), rng)
+
+
+def _training_scene(rng: np.random.Generator) -> Grey:
+    """Things of all sizes that hide each other, as photographs show them (the dead leaves model: Lee et al. 2001)."""
+    side = canvas_side(rng)
+    image = Image.new("L", (side, side), int(rng.integers(256)))
+    pen = ImageDraw.Draw(image)
+    for _ in range(int(rng.integers(10, 80))):
+        reach = side * 0.04 / max(rng.random(), 0.06) ** rng.uniform(0.5, 1)  # few are large
+        where = Place(side, reach, (rng.uniform(0, side), rng.uniform(0, side)), rng.uniform(0, math.tau))
+        leaf = placed(ring(int(rng.integers(3, 12))) * (1, rng.uniform(0.2, 1)), where)
+        pen.polygon([(x, y) for x, y in leaf.tolist()], int(rng.integers(256)))
+    lit = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, side / 40))), np.float32)
+    return grained(lit, rng.uniform(0, 12), rng)
+
+
+def _training_picture(rng: np.random.Generator) -> Grey:
+    return photograph_part(pick(library_photographs(), rng), rng)
+
+
+@lru_cache(maxsize=1)
+def library_photographs() -> list[Image.Image]:
+    """The photographs that scikit-image carries, all free of rights, in grey."""
+    return [Image.fromarray(np.asarray(getattr(data, name)())).convert("L") for name in PICTURES]
+
+
+def _training_texture(rng: np.random.Generator) -> Grey:
+    """Stripes, straight or winding, a lattice or a chessboard: what repeats."""
+    side = canvas_side(rng)
+    turn, period = rng.uniform(0, math.tau), rng.uniform(3, 24) * math.pi
+    winding = rng.uniform(0, 3) * rng.integers(2) * np.sin(_slope(side, rng.uniform(0, math.tau)) * rng.uniform(2, 9))
+    along = np.sin(_slope(side, turn) * period + winding)
+    athwart = np.sin(_slope(side, turn + math.pi / 2) * period)
+    wave = pick((along, np.maximum(along, athwart), along * athwart), rng)
+    return on_paper((127.5 + 127.5 * np.clip(wave * pick((1, 3, 20), rng), -1, 1)).astype(np.uint8), rng)
+
+
+def _slope(side: int, turn: float) -> Points:
+    """Rises (side, side) from about -1 to 1 in the direction `turn`, in radians."""
+    x = np.linspace(-1, 1, side)
+    slope: Points = (math.cos(turn) * x + math.sin(turn) * x[:, None]) / math.sqrt(2)
+    return slope
+
+
+TRAINING_NEGATIVES: dict[str, Draw] = {
+    "blanks": _training_blank,
+    "noise": _training_noise,
+    "letters": _training_letter,
+    "print": _training_print,
+    "shapes": _training_shape,
+    "glyphs": _training_glyph,
+    "textures": _training_texture,
+    "scenes": _training_scene,
+    "pictures": _training_picture,
+}
+BENCHMARK_NEGATIVES: dict[str, Draw] = {
+    "blanks": _benchmark_blank,
+    "noise": _benchmark_noise,
+    "letters": _benchmark_letter,
+    "shapes": _benchmark_shape,
+}

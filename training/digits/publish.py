@@ -1,0 +1,269 @@
+"""A digit reader's run -> bundle: export, calibrate, measure through the served path, write down what it can't do."""
+
+import base64
+import json
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from app import bundle as bundles
+from app.bundle import Bundle, CorpusEntry, Manifest
+from app.images import framed_array, png
+from app.models.digits import ReNet, RowReader
+from app.models.language_model import parameter_count
+from app.runtime.families.digits import DIGITS, Calibration, Classification, DigitsPredictor, confidences
+from app.runtime.onnx_session import Precision, session
+from app.runtime.recurrent_engine import Floats
+from app.runtime.scheduler import answer_all
+from training import plots as report
+from training.digits import data as mnist
+from training.digits import robustness
+from training.digits.data import Digits
+from training.digits.export import export_digits
+from training.digits.negatives import Picture, photographs_in
+from training.digits.recipe import NO_DIGIT, DigitsConfig, as_input, build
+from training.digits.robustness import Robustness, framed_picture
+from training.publishing import CELL_NAMES, PRECISIONS, drafted, free_names, probe, unmeasured
+from training.run import Run, RunError
+
+INT8_MAY_COST = 0.0005  # of the validation accuracy
+REJECTED_AT_MOST = 0.001  # of plain validation digits
+PARITY = 2_000  # validation images
+BATCH = 250
+TITLE = "digits"
+
+
+def publish(
+    run: Run, store: Path, *, name: str | None = None, version: str | None = None, photographs: Path | None = None
+) -> Path:
+    """Write `run` as a bundle into `store` and make it the current version; the bundle's folder.
+
+    Temperature and rejection are chosen on the validation part; the test part, corrupted, deformed and plain, is read
+    once, through the framing and the graph that the server runs. `photographs`, a folder or a tar, are pictures of no
+    digit to be rejected. int8 serves if it costs at most INT8_MAY_COST of the validation accuracy. Raise BundleError if
+    the version exists already.
+    """
+    config = read_config(run.read("config.json"))
+    name, version = free_names(store, name, version, corpus=TITLE)
+    shown = photographs_in(photographs) if photographs else ()
+    source = run.read("source.json")
+    corpus = mnist.load(Path(source["folder"]) if source["folder"] else None)
+    model = trained(run, config)
+    contents: dict[str, bytes | Path] = dict(export_digits(model))
+    entry = CorpusEntry(name=source["name"], terms=source["terms"], sha256=source["sha256"])
+    manifest = unmeasured(run, "digits", name, version, corpus=entry, parameters=parameter_count(model))
+    manifest = manifest.model_copy(update={"calibration": {"temperature": 1.0, "rejection_threshold": 1.0}})
+    with drafted(manifest, contents) as (draft, pictures):
+        metrics = parity(model, draft, corpus.valid)
+        served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
+        calibration = calibrated(opened(draft, served), corpus.valid)
+        manifest = manifest.model_copy(update={"calibration": asdict(calibration), "served": served})
+        predictors = {p: opened(draft, p, calibration) for p in PRECISIONS}
+        answers = read(predictors[served], corpus.test)
+        stood = benchmark(predictors[served], corpus.test, shown)
+        metrics |= measured(stood) | {"valid_accuracy": metrics[f"valid_accuracy_{served}"]}
+        manifest = manifest.model_copy(update={"metrics": metrics})
+        payload = {"image": base64.b64encode(png(drawn_digit())).decode()}
+        contents |= {"probe.json": json.dumps(probe(predictors, payload)).encode()}
+        contents |= drawings(run, config, corpus.test, answers, pictures)
+        contents["README.md"] = model_card(manifest, config, stood).encode()
+        return bundles.publish(store, manifest, contents)
+
+
+def read_config(stored: Mapping[str, Any]) -> DigitsConfig:
+    """A configuration as a run or a manifest keeps it."""
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    return DigitsConfig(**values)
+
+
+def trained(run: Run, config: DigitsConfig) -> RowReader | ReNet:
+    """The run's model, with its averaged weights. Raise RunError if it is not finished."""
+    if not run.checkpoint.exists():
+        raise RunError(f"{run.checkpoint}: no such file: has the run begun?")
+    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    seen = state["progress"]["step"] * config.batch_size
+    if seen < config.samples:
+        raise RunError(f"{run.folder}: expected {config.samples} samples seen, found {seen}; go on with --resume")
+    model = build(config)
+    model.load_state_dict(
+        {key.removeprefix("module."): value for key, value in state["averaged"].items() if key.startswith("module.")}
+    )
+    return model.eval()
+
+
+def opened(draft: Bundle, precision: Precision, calibration: Calibration | None = None) -> DigitsPredictor:
+    """The draft's predictor, with another calibration than the draft's if one is given."""
+    reader = session(draft.path(f"reader.{precision}.onnx"), 1)
+    return DigitsPredictor(reader, calibration or Calibration(1.0, 1.0), precision=precision)
+
+
+@torch.inference_mode()
+def parity(model: RowReader | ReNet, draft: Bundle, valid: Digits) -> dict[str, float]:
+    """How far the graphs are from the torch module, in probabilities of PARITY validation images, and int8's cost.
+
+    The int8 graph is held against the module computing in eight bits as well (`torch_difference`), and, for what that
+    costs, against the module in float32 (`int8_difference`).
+    """
+    some = Digits(valid.images[:PARITY], valid.labels[:PARITY])
+    plain, found = _module_probabilities(model, some), dict[str, float]()
+    model.eight_bit = True
+    eight_bit = _module_probabilities(model, some)
+    model.eight_bit = False
+    graphs = {p: opened(draft, p) for p in PRECISIONS}
+    of_graph = {p: _softmax(_logits(graph, some)) for p, graph in graphs.items()}
+    found["torch_difference"] = _largest(of_graph["int8"], eight_bit)
+    found["torch_difference_fp32"] = _largest(of_graph["fp32"], plain)
+    found["int8_difference"] = _largest(of_graph["int8"], plain)
+    for precision, graph in graphs.items():
+        right = _logits(graph, valid)[:, :DIGITS].argmax(1) == valid.labels.numpy()
+        found[f"valid_accuracy_{precision}"] = float(right.mean())
+    found["int8_cost"] = found["valid_accuracy_fp32"] - found["valid_accuracy_int8"]
+    return found
+
+
+def calibrated(predictor: DigitsPredictor, valid: Digits) -> Calibration:
+    """The temperature that fits validation digits best, and the strictest threshold that rejects REJECTED_AT_MOST."""
+    logits = torch.from_numpy(_logits(predictor, valid)[:, :DIGITS].copy())
+    fitted = Calibration(_temperature(logits, valid.labels), 1.0)
+    doubts = 1 - confidences(predictor.recalibrated(fitted).probabilities(valid.images.numpy()))
+    return replace(fitted, rejection_threshold=float(np.quantile(doubts, 1 - REJECTED_AT_MOST, method="higher")))
+
+
+def read(predictor: DigitsPredictor, digits: Digits) -> list[Classification]:
+    """The answers to images framed as the server frames them."""
+    framed = [framed_array(image) for image in digits.images.numpy()]
+    batches = (framed[start : start + BATCH] for start in range(0, len(framed), BATCH))
+    return [answer for batch in batches for answer in answer_all(predictor, batch)]
+
+
+def benchmark(
+    predictor: DigitsPredictor, digits: Digits, photographs: Sequence[bytes], limit: int | None = None
+) -> Robustness:
+    """Measure `predictor` on corrupted MNIST and non-digits, framed as in the server; see `robustness`."""
+
+    def classify(pictures: list[Picture]) -> list[Classification]:
+        return answer_all(predictor, [framed_picture(picture) for picture in pictures])
+
+    return robustness.measure(classify, digits.images.numpy(), digits.labels.numpy(), photographs, limit=limit)
+
+
+def measured(stood: Robustness) -> dict[str, float]:
+    """The figures of a manifest."""
+    return {
+        "test_accuracy": stood.accuracy,
+        "test_wrongly_rejected": stood.wrongly_rejected,
+        "test_calibration_error": stood.calibration_error,
+        "corrupted_accuracy": stood.corrupted_accuracy,
+        "variant_accuracy": stood.variant_accuracy,
+        "least_variant_accuracy": min(stood.variants.values()),
+        "negatives_rejected": stood.negatives_rejected,
+    }
+
+
+def drawings(
+    run: Run, config: DigitsConfig, test: Digits, answers: Sequence[Classification], folder: Path
+) -> dict[str, bytes | Path]:
+    """The pictures of a model card, file name -> where it stands in `folder`."""
+    names = ("curves.png", "confusion.png", "errors.png", "reliability.png")
+    curves, confusion, errors, reliability = (folder / name for name in names)
+    labels = test.labels.tolist()
+    parts = [
+        "train",
+        "valid",
+        *(["valid_soiled"] if config.soiled else []),
+        *(["valid_no_digit"] if config.negatives else []),
+    ]
+    report.learning_curve(run.metrics(), curves, TITLE, figure="accuracy", parts=parts, logarithmic=False)
+    given = [NO_DIGIT if answer.digit is None else answer.digit for answer in answers]
+    report.confusion_matrix(labels, given, [*map(str, range(DIGITS)), "none"], confusion)
+    wrong = [place for place, (label, digit) in enumerate(zip(labels, given, strict=True)) if label != digit]
+    report.contact_sheet(
+        [test.images[place].numpy() for place in wrong],
+        [f"{labels[place]} read {'none' if given[place] == NO_DIGIT else given[place]}" for place in wrong],
+        errors,
+    )
+    likeliest = [int(np.argmax(answer.probabilities)) for answer in answers]
+    right = [label == digit for label, digit in zip(labels, likeliest, strict=True)]
+    report.reliability_diagram([answer.confidence for answer in answers], right, reliability)
+    return {name: folder / name for name in names}
+
+
+def model_card(manifest: Manifest, config: DigitsConfig, stood: Robustness) -> str:
+    """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
+    template = string.Template(resources.files("training").joinpath("digits_card.md").read_text())
+    metrics = manifest.metrics
+    sweeps = ", ".join(
+        f"{h} units on patches of {p} x {p}" for p, h in zip(config.patches, config.hidden_sizes, strict=True)
+    )
+    cell = CELL_NAMES[config.cell]
+    reader = f"a ReNet of bidirectional {cell}s ({sweeps})"
+    return template.substitute(
+        model=manifest.model,
+        version=manifest.version,
+        reader=reader
+        if config.reader == "renet"
+        else f"one bidirectional {cell} of {config.hidden_sizes[0]} units, row by row",
+        parameters=f"{manifest.parameters:,}",
+        samples=f"{config.samples:,}",
+        terms=manifest.corpus.terms,
+        table=robustness.table(stood),
+        served=manifest.served,
+        temperature=f"{manifest.calibration['temperature']:.3f}",
+        threshold=f"{manifest.calibration['rejection_threshold']:.3f}",
+        valid=f"{metrics['valid_accuracy']:.2%}",
+        cost=f"{metrics['int8_cost']:+.2%}",
+        **{key: f"{metrics[key]:.1e}" for key in ("torch_difference", "torch_difference_fp32", "int8_difference")},
+    )
+
+
+def drawn_digit() -> npt.NDArray[np.uint8]:
+    """A seven, as a probe: two strokes on a canvas."""
+    canvas = np.zeros((28, 28), np.uint8)
+    canvas[6:9, 8:20] = 255
+    for row in range(8, 23):
+        column = 18 - (row - 8) // 2
+        canvas[row, column - 1 : column + 2] = 255
+    return canvas
+
+
+def _temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature of the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599)."""
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        cost = F.cross_entropy(logits.double() / log_temperature.exp(), labels)
+        cost.backward()  # type: ignore[no-untyped-call]
+        return cost
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return float(log_temperature.detach().exp())
+
+
+def _module_probabilities(model: RowReader | ReNet, digits: Digits) -> Floats:
+    parts = [model(as_input(digits.images[start : start + BATCH])) for start in range(0, len(digits), BATCH)]
+    return _softmax(torch.cat(parts).numpy())
+
+
+def _logits(predictor: DigitsPredictor, digits: Digits) -> Floats:
+    starts = range(0, len(digits), BATCH)
+    return np.concatenate([predictor.logits(digits.images[start : start + BATCH].numpy()) for start in starts])
+
+
+def _softmax(logits: Floats) -> Floats:
+    """Of the ten digits."""
+    return torch.from_numpy(logits[:, :DIGITS]).softmax(1).numpy()
+
+
+def _largest(found: Floats, expected: Floats) -> float:
+    return float(np.abs(found - expected).max())

@@ -1,0 +1,322 @@
+"""The digit recipe: readers of handwriting from MNIST, from the chapter's to one that stands a phone's photograph.
+
+    config = PRESETS["best"]
+    train(config, corpus, Run(Path("runs/best")))
+
+A batch is plain digits, digits as paper, pens and cameras soil them, and pictures of no digit; the last two pass
+through the framing that the server applies to whatever it is sent.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from app.errors import SettingsError
+from app.images import framed_array
+from app.models.digits import ReNet, RowReader
+from app.models.recurrent import Cell
+from training.digits.augmentation import Pixels, rewritten, soiled
+from training.digits.data import DigitCorpus, Digits
+from training.digits.negatives import TRAINING_FONTS, print_of, training_negative
+from training.ranges import Range, require_ranges
+from training.run import Run
+
+DIGITS = 10
+NO_DIGIT = DIGITS  # the class of what is none
+LOGGED_EVERY = 10  # steps
+DRAWS = 8  # of a picture that the framing refuses
+CHECK = 2_000  # validation images, and pictures of no digit, that measure each epoch's robustness
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """All that decides what a run learns. Defaults are the chapter's (CHAPTER.md: digit classifier).
+
+    Raise SettingsError that names every field out of its range.
+    """
+
+    reader: Literal["rows", "renet"] = "rows"  # one sweep from top to bottom, or sweeps over the plane
+    cell: Cell = "lstm"  # of the recurrent layers: see app.models.recurrent
+    hidden_sizes: tuple[int, ...] = (256,)  # units a direction, of each layer
+    patches: tuple[int, ...] = (1,)  # side of the patches that each layer of a renet cuts its plane into
+    dropout: float = 0.0  # before the linear layer of a renet
+
+    samples: int = 400_000  # images seen
+    batch_size: int = 128  # images of a step
+    rewritten: float = 0.0  # the share of digits bent and slanted as another hand would write them
+    soiled: float = 0.0  # the share of digits that come from paper or through a lens
+    printed: float = 0.0  # the share of digits that come from a press
+    negatives: float = 0.0  # the share of images that hold no digit; the reader has a class for them if above 0
+    label_smoothing: float = 0.0  # probability taken from the label and spread over all classes
+
+    optimiser: Literal["adam", "adamw"] = "adam"  # adamw: betas 0.9 and 0.98
+    learning_rate: float = 0.01  # one-cycle: its peak
+    schedule: Literal["constant", "one-cycle"] = "constant"  # of the learning rate
+    weight_decay: float = 0.0  # decoupled, for adamw
+    clip: float | None = None  # global gradient norm
+    average: float = 0.0  # decay a step of the average of weights that is validated and published; 0: none
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # of the products
+    seed: int = 1  # of weights, order, dropout and augmentation
+
+    def __post_init__(self) -> None:
+        further = []
+        if len(self.patches) != len(self.hidden_sizes):
+            further.append(f"patches: expected one a layer of hidden_sizes {self.hidden_sizes}, found {self.patches}")
+        require_ranges(self, _RANGES, *further)
+
+    @property
+    def outputs(self) -> int:
+        """Classes: the digits, and perhaps NO_DIGIT."""
+        return NO_DIGIT + 1 if self.negatives else NO_DIGIT
+
+
+_RANGES: tuple[Range, ...] = (
+    ("1 or more", lambda value: value >= 1, ("hidden_sizes", "patches", "samples", "batch_size")),
+    (
+        "0 or more and below 1",
+        lambda value: 0 <= value < 1,
+        ("dropout", "soiled", "printed", "negatives", "label_smoothing", "average"),
+    ),
+    ("0 to 1", lambda value: 0 <= value <= 1, ("rewritten",)),
+    ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate",)),
+    ("above 0", lambda value: value is None or value > 0, ("clip",)),
+    ("a number from 0", lambda value: 0 <= value < math.inf, ("weight_decay",)),
+    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
+)
+
+PRESETS = {
+    "chapter": DigitsConfig(),
+    "best": DigitsConfig(
+        reader="renet",
+        cell="gru",
+        hidden_sizes=(48, 96),
+        patches=(2, 2),
+        dropout=0.3,
+        samples=16 * 55_000,
+        rewritten=0.7,
+        soiled=0.3,
+        printed=0.04,
+        negatives=0.2,
+        label_smoothing=0.02,
+        optimiser="adamw",
+        learning_rate=4e-3,
+        schedule="one-cycle",
+        weight_decay=0.02,
+        clip=1.0,
+        average=0.998,
+        precision="bf16-mixed",
+    ),
+}
+
+
+def train(
+    config: DigitsConfig,
+    corpus: DigitCorpus,
+    run: Run,
+    *,
+    photographs: Sequence[bytes] = (),
+    resume: bool = False,
+    minutes: float = math.inf,
+) -> bool:
+    """Train into `run`, with `resume` from its checkpoint if there is one; True when the last sample has been seen.
+
+    Every draw of a step depends on the seed and the step's number alone, so a resumed run ends with the weights of an
+    undisturbed one. `photographs` (encoded images) are shown as pictures of no digit, where the configuration has
+    negatives. `minutes` bounds this piece of the work.
+    """
+    fabric = Fabric(
+        devices=1, precision=config.precision, loggers=TensorBoardLogger(run.folder, name="", version="tensorboard")
+    )
+    torch.manual_seed(config.seed)
+    model = build(config)
+    optimiser = _optimiser(model, config)
+    steps = math.ceil(config.samples / config.batch_size)
+    schedule = _schedule(optimiser, config, steps)
+    wrapped, optimiser = fabric.setup(model, optimiser)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))  # type: ignore[no-untyped-call]
+    progress: dict[str, Any] = {"step": 0, "cost": 0.0, "right": 0}
+    state = {"model": wrapped, "averaged": averaged, "optimiser": optimiser, "schedule": schedule, "progress": progress}
+    if resume and run.checkpoint.exists():
+        run.check_config(config)
+        fabric.load(run.checkpoint, state)
+        progress = state["progress"]
+    else:
+        run.start("digits", config, corpus.describe() | {"photographs": len(photographs)})
+    deadline, started, first = time.monotonic() + 60 * minutes, time.monotonic(), progress["step"]
+    epoch_steps = max(len(corpus.train) // config.batch_size, 1)
+    measured_on = checks(corpus.valid, config)
+
+    for step in tqdm(range(progress["step"], steps), "steps", total=steps, initial=progress["step"], mininterval=1):
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        images, labels = _batch(corpus.train, config, step, photographs)
+        model.train()
+        with fabric.autocast():
+            logits = model(fabric.to_device(images))  # (B, 28, 28) -> (B, outputs)
+        targets = fabric.to_device(labels)
+        cost = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+        optimiser.zero_grad()
+        fabric.backward(cost)
+        if config.clip is not None:
+            fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
+        optimiser.step()
+        rate = float(optimiser.param_groups[0]["lr"])
+        schedule.step()
+        averaged.update_parameters(model)
+
+        right = int((logits.argmax(1) == targets).sum())
+        progress.update(step=step + 1, cost=progress["cost"] + cost.item(), right=progress["right"] + right)
+        if step % LOGGED_EVERY == 0:
+            fabric.log_dict({"cost/train": cost, "accuracy/train": right / len(labels), "rate": rate}, step)
+        if (step + 1) % epoch_steps == 0 or step + 1 == steps:
+            seen = (step % epoch_steps) + 1
+            metrics = {
+                "epoch": math.ceil((step + 1) / epoch_steps),
+                "train_cost": progress["cost"] / seen,
+                "train_accuracy": progress["right"] / seen / config.batch_size,
+                **_validated(averaged.module, measured_on),
+                "learning_rate": rate,
+                "images_per_second": (step + 1 - first) * config.batch_size / (time.monotonic() - started),
+            }
+            fabric.log_dict({f"{k}": v for k, v in metrics.items() if k.startswith("valid")}, step)
+            fabric.print(", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+            run.record(metrics)
+            progress.update(cost=0.0, right=0)
+            run.save(fabric, state)
+        run.save_when_due(fabric, state)
+        if step + 1 < steps and time.monotonic() > deadline:
+            run.save(fabric, state)
+            return False
+    run.finish(_validated(averaged.module, measured_on))
+    return True
+
+
+def build(config: DigitsConfig) -> RowReader | ReNet:
+    """The module that `config` describes, freshly initialised; SettingsError if there can be none."""
+    if config.reader == "rows":
+        return RowReader(hidden_size=config.hidden_sizes[0], cell=config.cell, outputs=config.outputs)
+    layers = list(zip(config.patches, config.hidden_sizes, strict=True))
+    try:
+        return ReNet(layers, cell=config.cell, outputs=config.outputs, dropout=config.dropout)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, digits: Digits, batch_size: int = 500) -> float:
+    """The share of `digits` whose label the model's largest output is."""
+    model.eval()
+    device = next(model.parameters()).device
+    right = 0
+    for start in range(0, len(digits), batch_size):
+        part = slice(start, start + batch_size)
+        answers = model(as_input(digits.images[part]).to(device)).argmax(1).cpu()
+        right += int((answers == digits.labels[part]).sum())
+    return right / len(digits)
+
+
+def as_input(images: Tensor) -> Tensor:
+    """uint8 pixels -> what a reader reads: 0..1."""
+    return images.float() / 255
+
+
+def framed_batch(draws: Iterable[Callable[[], Pixels]]) -> Tensor:
+    """Pictures framed as the server would frame them: (B, 28, 28) uint8.
+
+    One that the framing refuses would teach nothing: it is drawn again, up to DRAWS times in all.
+    """
+    return torch.from_numpy(np.stack([_framed(draw) for draw in draws]))
+
+
+def _framed(draw: Callable[[], Pixels]) -> Pixels:
+    for _ in range(DRAWS):
+        framed = framed_array(draw())
+        if framed.reason is None:
+            break
+    return framed.pixels
+
+
+def _batch(digits: Digits, config: DigitsConfig, step: int, photographs: Sequence[bytes]) -> tuple[Tensor, Tensor]:
+    """The step's images (B, 28, 28) in 0..1 and labels (B,): every epoch each digit once, in another order."""
+    chosen = _chosen(len(digits), config, step)
+    rng = np.random.default_rng([config.seed, step])
+    images, labels = as_input(digits.images[chosen]), digits.labels[chosen]
+    count = len(chosen)
+    shares = (config.rewritten, config.soiled, config.printed, config.negatives)
+    other, dirty, press, none = (round(share * count) for share in shares)
+    if other:
+        images[count - other :] = rewritten(images[count - other :])
+    if dirty:
+        start = count - other - dirty // 3  # a third of the soiled ones are as MNIST's hands wrote them
+        start = max(min(start, count - none - dirty), 0)
+        part = slice(start, start + dirty)
+        pixels = (images[part] * 255).byte().numpy()
+        images[part] = as_input(framed_batch(partial(soiled, image, rng) for image in pixels))
+    if press:
+        images[:press], labels[:press] = _printed(press, rng)
+    if none:
+        images[count - none :] = as_input(framed_batch([partial(training_negative, rng, photographs)] * none))
+        labels[count - none :] = NO_DIGIT
+    return images, labels
+
+
+def _printed(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Digits (count, 28, 28) in the fonts of training's letters, framed, and their labels (count,)."""
+    labels = rng.integers(DIGITS, size=count).tolist()
+    images = framed_batch(partial(print_of, str(digit), TRAINING_FONTS, rng, bold=0.1) for digit in labels)
+    return as_input(images), torch.tensor(labels)
+
+
+def _chosen(count: int, config: DigitsConfig, step: int) -> Tensor:
+    """Which digits make the step's batch; the last, incomplete batch of an epoch is left out."""
+    batch = min(config.batch_size, count)
+    epoch, place = divmod(step, count // batch)
+    order = torch.from_numpy(np.random.default_rng([config.seed, epoch, count]).permutation(count))
+    return order[place * batch : (place + 1) * batch]
+
+
+def checks(valid: Digits, config: DigitsConfig) -> dict[str, Digits]:
+    """What an epoch is measured on: plain digits, and where they are trained on soiled ones and pictures of none."""
+    parts = {"valid": valid}
+    rng = np.random.default_rng(0)
+    some = Digits(valid.images[:CHECK], valid.labels[:CHECK])
+    if config.soiled:
+        images = framed_batch(partial(soiled, image, rng) for image in some.images.numpy())
+        parts["valid_soiled"] = Digits(images, some.labels)
+    if config.negatives:
+        images = framed_batch([partial(training_negative, rng)] * len(some))
+        parts["valid_no_digit"] = Digits(images, torch.full((len(some),), NO_DIGIT))
+    return parts
+
+
+def _validated(model: nn.Module, parts: dict[str, Digits]) -> dict[str, float]:
+    return {f"{name}_accuracy": accuracy(model, digits) for name, digits in parts.items()}
+
+
+def _optimiser(model: nn.Module, config: DigitsConfig) -> torch.optim.Optimizer:
+    if config.optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), config.learning_rate)
+    return torch.optim.AdamW(
+        model.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
+
+
+def _schedule(
+    optimiser: torch.optim.Optimizer, config: DigitsConfig, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, config.learning_rate, steps, pct_start=0.2, base_momentum=0.85, max_momentum=0.9
+        )
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 1.0)

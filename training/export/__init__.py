@@ -1,1 +1,0 @@
-"""Torch modules -> ONNX graphs: what all exporters build on, and one module a family."""

