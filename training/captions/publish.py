@@ -164,7 +164,7 @@ def drawings(run: Run, test: Told, title: str, folder: Path) -> dict[str, bytes 
 
 def model_card(manifest: Manifest, corpus: CaptionCorpus) -> str:
     """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
-    template = string.Template(resources.files("training").joinpath("captions_card.md").read_text())
+    template = string.Template(resources.files("training.captions").joinpath("card.md").read_text())
     metrics, config = manifest.metrics, manifest.config
     return template.substitute(
         model=manifest.model,

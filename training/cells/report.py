@@ -46,7 +46,7 @@ def write(comparison: Comparison, root: Path, folder: Path) -> list[str]:
     measured = measured_of(jobs, root)
     missing = [job.name for job in jobs if job not in measured]
     folder.mkdir(parents=True, exist_ok=True)
-    template = string.Template(resources.files("training").joinpath("cells_card.md").read_text())
+    template = string.Template(resources.files("training.cells").joinpath("card.md").read_text())
     page = template.substitute(
         made_of=_made_of(measured, missing),
         seeds=", ".join(map(str, comparison.seeds)),

@@ -199,7 +199,7 @@ def drawings(
 
 def model_card(manifest: Manifest, config: DigitsConfig, stood: Robustness) -> str:
     """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
-    template = string.Template(resources.files("training").joinpath("digits_card.md").read_text())
+    template = string.Template(resources.files("training.digits").joinpath("card.md").read_text())
     metrics = manifest.metrics
     sweeps = ", ".join(
         f"{h} units on patches of {p} x {p}" for p, h in zip(config.patches, config.hidden_sizes, strict=True)

@@ -114,7 +114,7 @@ def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> flo
 
 def model_card(manifest: Manifest, caveats: Iterable[str] = ()) -> str:
     """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
-    template = string.Template(resources.files("training").joinpath("language_model_card.md").read_text())
+    template = string.Template(resources.files("training.language_model").joinpath("card.md").read_text())
     metrics, config, epochs = manifest.metrics, manifest.config, manifest.config["epochs"]
     return template.substitute(
         model=manifest.model,
