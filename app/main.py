@@ -71,7 +71,7 @@ def create_app(settings: Settings, registry: Registry | None = None, worker: Wor
     limits = (
         rate_limits.open_rates(settings.rate_limit, settings.rate_storage, metrics) if settings.rate_limit else None
     )
-    tracer_provider = tracing.exporting(settings.traces_endpoint) if settings.traces_endpoint else None
+    tracer_provider = tracing.tracer_provider(settings.traces_endpoint) if settings.traces_endpoint else None
     names = bundle.models(settings.store) if registry is None else []
 
     @asynccontextmanager

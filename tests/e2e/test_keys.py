@@ -55,7 +55,7 @@ def test_keys_that_were_made_are_asked_for_and_one_made_later_is_taken(tiny_stor
         (["new", "a"], "expected SEQSERVE_API_KEYS_FILE or --file"),
         (["new", "a b", "--file", "keys"], "expected a name"),
         (["new", "a", "--file", "keys", "--expires", "soon"], "--expires: expected a date"),
-        (["new", "a", "--file", "keys", "--expires", "2020-01-01"], "expires: expected a time to come"),
+        (["new", "a", "--file", "keys", "--expires", "2020-01-01"], "expires: expected a time in the future"),
         (["new", "a", "--file", "/nowhere/keys"], "can't be written"),
     ],
 )

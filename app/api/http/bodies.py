@@ -329,7 +329,7 @@ async def refuse(error: SeqserveError, scope: Scope, receive: Receive, send: Sen
 
     A caller who waits to be told to send its body, as `Expect: 100-continue` says, is not told.
     """
-    answer = problems.told(error)
+    answer = problems.from_error(error)
     headers = {name for name, _ in scope["headers"]}
     if headers & {b"content-length", b"transfer-encoding"}:
         start: Message = {"type": "http.request", "more_body": True}

@@ -12,7 +12,7 @@ def _unicode(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PydanticCustomError("unicode", "expected whole characters") from error
+        raise PydanticCustomError("unicode", "expected valid Unicode, found an unpaired surrogate") from error
     return text
 
 
@@ -23,19 +23,19 @@ def _not_blank(text: str) -> str:
 
 
 def _whole(number: Any) -> Any:
-    """JSON Schema, unlike a strict reader, takes 2.0 for an integer."""
+    """Convert 2.0 to 2: JSON Schema, unlike pydantic's strict mode, counts it as an integer."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 Count = Annotated[int, BeforeValidator(_whole)]
-Text = Annotated[str, AfterValidator(_unicode)]  # JSON can spell half of a surrogate pair
+Text = Annotated[str, AfterValidator(_unicode)]  # JSON can escape an unpaired surrogate
 Words = Annotated[Text, AfterValidator(_not_blank), Field(json_schema_extra={"minLength": 1, "pattern": NOT_BLANK})]
-ModelName = Annotated[Text | None, Field(description="Which model answers; by default the first by name.")]
+ModelName = Annotated[Text | None, Field(description="The model to use; by default the first by name.")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 LogProbability = Annotated[float, Field(le=0, description="Natural logarithm of the probability.")]
 
 
 class RequestModel(BaseModel):
-    """No unknown fields, no conversions."""
+    """Base of request models: unknown fields and conversions between types are rejected."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

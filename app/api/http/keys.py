@@ -1,8 +1,8 @@
-"""API keys: a file of names, scopes, expiries and hashes, a key a line, read anew when it changes.
+"""API keys: a file with one key a line (name, scope, expiry, hash), reloaded when it changes.
 
-A key is 256 random bits, so that its sha256 tells nobody anything and needs no salt and no slow hash. A line is
-`name scope expiry sha256:digest`, with `-` for a key that never expires; what follows a `#` in the first column is a
-comment. To revoke a key is to delete its line.
+A key is 256 random bits: its sha256 reveals nothing and needs neither a salt nor a slow hash. A line is
+`name scope expiry sha256:digest`, with `-` for a key that never expires; a line that starts with `#` is a comment.
+Deleting a line revokes its key.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from app.errors import SettingsError
 
-KeyScope: TypeAlias = Literal["predict", "admin"]  # admin may do all that predict may
+KeyScope: TypeAlias = Literal["predict", "admin"]  # admin includes predict
 
-PREFIX: Final = "seqserve_"  # by which scanners of leaked secrets know one
+PREFIX: Final = "seqserve_"  # lets scanners for leaked secrets recognise a key
 SECRET_BYTES: Final = 32
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -39,7 +39,7 @@ def _today() -> datetime:
 
 @dataclass(frozen=True)
 class Key:
-    """One line of the file: who may do what until when. The key itself is known to its owner alone."""
+    """One line of the file. Only the hash is stored; the key itself is known to its owner alone."""
 
     name: str
     scope: KeyScope
@@ -47,19 +47,19 @@ class Key:
     digest: bytes  # sha256 of the key
 
     def allows(self, needed: KeyScope) -> bool:
-        """Whether its scope covers `needed`."""
+        """Return whether the key's scope covers `needed`."""
         return self.scope in ("admin", needed)
 
     def line(self) -> str:
-        """As it stands in the file."""
+        """Return the key's line in the file."""
         expires = self.expires.isoformat() if self.expires else NEVER
         return f"{self.name} {self.scope} {expires} sha256:{self.digest.hex()}"
 
 
 class Keys:
-    """The keys of a file. Whoever deletes a line has revoked the key a second later; nothing need be restarted.
+    """The keys of a file. Deleting a line revokes the key within a second, without a restart.
 
-    A file that can't be read or has a wrong line changes nothing but the log: the last good one stays in force.
+    A file that can't be read or has an invalid line is logged and ignored: the last valid keys stay in force.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Keys:
         now: Callable[[], float] = time.monotonic,
         today: Callable[[], datetime] = _today,
     ) -> None:
-        """Read the file. Raise SettingsError if it is not to be used."""
+        """Read the file. Raise SettingsError if it can't be read or has an invalid line."""
         self._file = file
         self._now = now
         self._today = today
@@ -80,18 +80,18 @@ class Keys:
         return len(self._keys)
 
     def find(self, sent: str) -> Key | None:
-        """The key that was sent, or None. Only a hash is looked up and compared: time tells nothing about keys."""
-        self._renew()
+        """Return the key with this secret, or None. Hashes are looked up and compared, so timing reveals nothing."""
+        self._reload_if_changed()
         digest = _digest(sent)
         key = self._keys.get(digest)
         return key if key and hmac.compare_digest(key.digest, digest) else None
 
     def expired(self, key: Key) -> bool:
-        """Whether its time is over."""
+        """Return whether the key has expired."""
         return key.expires is not None and key.expires <= self._today()
 
-    def _renew(self) -> None:
-        """Read the file again if it changed; look at most every RELOAD_S seconds."""
+    def _reload_if_changed(self) -> None:
+        """Reload the file if it changed; check at most every RELOAD_S seconds."""
         now = self._now()
         if now - self._checked < RELOAD_S:
             return
@@ -103,7 +103,7 @@ class Keys:
         try:
             self._keys = _by_digest(read(self._file))
         except SettingsError as error:
-            log.error("%s; the keys read before stay in force", error)
+            log.error("%s; the keys loaded before stay in force", error)
         else:
             log.info("%s: %d keys are in force", self._file, len(self))
 
@@ -115,12 +115,12 @@ def create(
     expires: datetime | None,
     today: Callable[[], datetime] = _today,
 ) -> str:
-    """A new key, its hash appended to `file`, which is made with MODE if there is none.
+    """Return a new key's secret; append its hash to `file`, which is created with MODE if missing.
 
-    Raise SettingsError if the name is taken or no name, the key would have expired, or the file is not to be used.
+    Raise SettingsError if the name is invalid or taken, the expiry has passed, or the file can't be read or written.
     """
     if expires and expires <= today():
-        raise SettingsError(f"expires: expected a time to come, found {expires.isoformat()}")
+        raise SettingsError(f"expires: expected a time in the future, found {expires.isoformat()}")
     if not NAME.fullmatch(name):
         raise SettingsError(f"{name[:80]!r}: expected a name of up to 64 letters, digits, dots, dashes and underscores")
     if file.exists() and name in {key.name for key in read(file)}:
@@ -131,34 +131,36 @@ def create(
 
 
 def read(file: Path) -> list[Key]:
-    """All keys of the file, expired ones too. Raise SettingsError if it can't be read or a line is wrong."""
+    """Return all keys of the file, expired ones too. Raise SettingsError if it can't be read or a line is invalid."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: the keys can't be read: {error}") from error
-    places = [(place, line.split()) for place, line in enumerate(lines, 1) if line.strip()]
-    keys = [_key(columns, f"{file}:{place}") for place, columns in places if not columns[0].startswith("#")]
+    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    keys = [_key(columns, f"{file}:{number}") for number, columns in rows if not columns[0].startswith("#")]
     _require_distinct(file, "name", [key.name for key in keys])
     _require_distinct(file, "hash", [key.digest.hex() for key in keys])
     return keys
 
 
 def moment(text: str) -> datetime:
-    """An ISO 8601 date or time, in UTC if it names no zone. Raise ValueError if it is none."""
+    """Parse an ISO 8601 date or time, in UTC if it names no zone. Raise ValueError if it is invalid."""
     parsed = datetime.fromisoformat(text)
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-def _key(columns: Sequence[str], place: str) -> Key:
+def _key(columns: Sequence[str], location: str) -> Key:
     match columns:
         case [name, "predict" | "admin" as scope, expires, digest] if NAME.fullmatch(name) and DIGEST.fullmatch(digest):
             try:
                 until = None if expires == NEVER else moment(expires)
             except ValueError as error:
-                raise SettingsError(f"{place}: expected an ISO 8601 time or {NEVER}, found {expires[:80]!r}") from error
+                raise SettingsError(
+                    f"{location}: expected an ISO 8601 time or {NEVER}, found {expires[:80]!r}"
+                ) from error
             return Key(name, scope, until, bytes.fromhex(digest.removeprefix("sha256:")))
     scopes = " or ".join(get_args(KeyScope))
-    raise SettingsError(f"{place}: expected a name, {scopes}, an expiry or {NEVER}, and sha256:…, found otherwise")
+    raise SettingsError(f"{location}: expected a name, {scopes}, an expiry or {NEVER}, and sha256:…, found otherwise")
 
 
 def _require_distinct(file: Path, what: str, values: Sequence[str]) -> None:
@@ -186,7 +188,7 @@ def _digest(secret: str) -> bytes:
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
-    """What changes with the file: its time, its size, and which file it is; None if there is none."""
+    """Return the modification time, size and inode of the file, or None if it is missing."""
     try:
         found = file.stat()
     except OSError:

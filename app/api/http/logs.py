@@ -1,4 +1,4 @@
-"""The log, on stderr: JSON, an object a line, for machines; or text, for people at a terminal."""
+"""Log handlers and formats: JSON lines for machines, text for a terminal."""
 
 import asyncio
 import json
@@ -15,12 +15,12 @@ TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def fields(values: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The `extra` of a record that has these fields beside its message; None is left out."""
+    """Return the `extra` of a log record with these fields; fields that are None are left out."""
     return {FIELDS: {name: value for name, value in values.items() if value is not None}}
 
 
 def inform(log: logging.Logger, message: str, values: Mapping[str, Any]) -> None:
-    """Log `message` with these fields at INFO, without the search for the line that calls: no form of ours tells it."""
+    """Log `message` with these fields at INFO, without looking up the calling line, which neither format shows."""
     if log.isEnabledFor(logging.INFO):
         log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, message, (), None, extra=fields(values)))
 
@@ -29,8 +29,8 @@ class Json(logging.Formatter):
     """`time` (UTC, RFC 3339), `level`, `logger`, `message`, the record's fields, and `exception` if there was one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One object in one line, in ASCII."""
-        told = {
+        """Return one JSON object in one line, in ASCII."""
+        entry = {
             "time": f"{_utc(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -38,8 +38,8 @@ class Json(logging.Formatter):
             **getattr(record, FIELDS, {}),
         }
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return json.dumps(told)
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
 
 
 class Text(logging.Formatter):
@@ -49,44 +49,44 @@ class Text(logging.Formatter):
         super().__init__(TEXT)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
-        """The line without a traceback."""
+        """Return the line without a traceback."""
         pairs = [f"{name}={value}" for name, value in getattr(record, FIELDS, {}).items()]
         return " ".join([super().formatMessage(record), *pairs])
 
 
-@lru_cache(maxsize=1)  # of a busy second there are thousands
+@lru_cache(maxsize=1)  # a busy second has thousands of lines
 def _utc(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
-class Gathering(logging.StreamHandler[TextIO]):
-    """Writes together what an event loop logs in one of its turns: to write costs more than the line itself.
+class BufferedHandler(logging.StreamHandler[TextIO]):
+    """Write all lines of one event-loop iteration with one call: a write costs more than formatting a line.
 
-    Warnings, and what is logged where no loop runs, are written at once, after what was gathered.
+    Warnings, and records logged outside an event loop, are written at once, after the buffered lines.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._lines: list[str] = []
-        self._called: asyncio.AbstractEventLoop | None = None  # it is about to write them
+        self._scheduled: asyncio.AbstractEventLoop | None = None  # loop that will write the buffered lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record's line, or keep it until the loop has done what it has to do now."""
+        """Write the record's line, or buffer it until the end of the event loop's iteration."""
         try:
             self._lines.append(self.format(record) + self.terminator)
             loop = _running_loop() if record.levelno < logging.WARNING else None
             if loop is None:
                 self.flush()
-            elif self._called is not loop:
-                self._called = loop
+            elif self._scheduled is not loop:
+                self._scheduled = loop
                 loop.call_soon(self._write, record)
-        except Exception:  # noqa: BLE001  # as all of logging's handlers: whoever logs is not to fail by it
+        except Exception:  # noqa: BLE001  # as in logging's own handlers: a failing log must not fail its caller
             self.handleError(record)
 
     def flush(self) -> None:
-        """Write what was gathered."""
+        """Write the buffered lines."""
         with self.lock or nullcontext():
-            lines, self._lines, self._called = self._lines, [], None
+            lines, self._lines, self._scheduled = self._lines, [], None
             self.stream.write("".join(lines))
             super().flush()
 
@@ -105,8 +105,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def handler(form: LogFormat, stream: TextIO) -> logging.Handler:
-    """What writes to `stream`; `auto` is text on a terminal and JSON elsewhere."""
-    chosen = Gathering(stream)
+    """Return a handler that writes to `stream`; `auto` is text on a terminal and JSON elsewhere."""
+    chosen = BufferedHandler(stream)
     as_text = form == "text" or (form == "auto" and stream.isatty())
     chosen.setFormatter(Text() if as_text else Json())
     return chosen

@@ -69,7 +69,7 @@ class Edge:
         """Count the request, and log its line."""
         route = getattr(scope.get("route"), "path", None) or state.get("template", "unknown")
         method = scope["method"] if scope["method"] in METHODS else "other"
-        status = state.get("status", problems.LEFT)
+        status = state.get("status", problems.CLIENT_CLOSED_REQUEST)
         seconds = self.now() - state["started"]
         self.metrics.observe_request(route, method, status, seconds)
         logs.inform(log, "request", _line(state, route, method, status, seconds))
@@ -115,7 +115,7 @@ class Unexpected:
         except asyncio.CancelledError:  # the server's grace is over
             if "status" in scope["state"]:
                 raise
-            await problems.told(NotReady("the server is shutting down"))(scope, receive, send)
+            await problems.from_error(NotReady("the server is shutting down"))(scope, receive, send)
         except Exception:
             log.exception("request %s: unexpected error", scope["state"]["request_id"])
             if "status" in scope["state"]:  # can't be taken back: let the server break the connection off

@@ -1,4 +1,4 @@
-"""How HTTP tells errors: problem documents (RFC 9457), and the one table from error to status."""
+"""Problem documents (RFC 9457), and the table from error to HTTP status."""
 
 import json
 from collections.abc import Mapping
@@ -35,9 +35,9 @@ from app.errors import (
 )
 
 MEDIA_TYPE: Final = "application/problem+json"
-LEFT: Final = 499  # the caller left before the answer; nobody reads this status but the metrics
+CLIENT_CLOSED_REQUEST: Final = 499  # the client disconnected before the response; seen in metrics and logs only
 NOT_READY_RETRY_S: Final = 2  # loading takes about a second
-MAX_FIELDS: Final = 20  # a body can be wrong in a million places; so many are told
+MAX_FIELDS: Final = 20  # a body can have a million invalid fields; more are not reported
 MAX_SHOWN: Final = 80  # characters of what was found
 
 
@@ -88,23 +88,26 @@ class Problem(TypedDict):
 
 
 def problem(kind: Kind, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
-    """The problem document as a response, in ASCII, since it may quote half a surrogate; `more` are further members."""
+    """Return a problem document as a response, in ASCII, since it may quote an unpaired surrogate.
+
+    `more` are extension members.
+    """
     document = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": detail, **more}
     return Response(json.dumps(document), kind.status, headers, MEDIA_TYPE)
 
 
-def told(error: SeqserveError) -> Response:
-    """The problem document of one of our errors."""
+def from_error(error: SeqserveError) -> Response:
+    """Return the problem document of an error of `app.errors`."""
     return problem(KINDS[type(error)], str(error), _headers(error))
 
 
 def blank(status: int) -> Kind:
-    """A problem that its status says all about."""
+    """Return the kind of a problem without a type of its own."""
     return Kind(HTTPStatus(status), "about:blank", HTTPStatus(status).phrase)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
-    """What every error that reaches a route's edge is told as."""
+    """Convert an error raised by a route to a problem document."""
     match error:
         case InvalidField():
             errors: list[FieldError] = [{"field": error.field, "message": error.message}]
@@ -114,12 +117,12 @@ async def answer_error(request: Request, error: Exception) -> Response:
             detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
             return problem(KINDS[InvalidField], detail, errors=errors)
         case SeqserveError():
-            return told(error)
+            return from_error(error)
         case HTTPException():
             detail = f"{request.method} {request.url.path[:MAX_SHOWN]}: {error.detail}"
             return problem(blank(error.status_code), detail, error.headers)
         case ClientDisconnect():
-            return Response(status_code=LEFT)
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
     raise error
 
 
@@ -127,13 +130,13 @@ HANDLED: Final[tuple[type[Exception], ...]] = (RequestValidationError, SeqserveE
 
 
 def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """The entries of a route's OpenAPI `responses` for the problems that it tells."""
+    """Return the entries of a route's OpenAPI `responses` for these problem statuses."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {int(status): {"description": status.phrase, "content": content} for status in statuses}
 
 
 def schemas() -> dict[str, Any]:
-    """The OpenAPI components that `documented` refers to."""
+    """Return the OpenAPI components that `documented` refers to."""
     schema = TypeAdapter(Problem).json_schema(ref_template="#/components/schemas/{model}")
     return {"Problem": schema, **schema.pop("$defs")}
 
@@ -152,8 +155,8 @@ def _headers(error: SeqserveError) -> dict[str, str]:
 
 
 def _field_error(fault: Mapping[str, Any]) -> FieldError:
-    place, *inner = fault["loc"]
-    name = ".".join(str(part) for part in inner) or str(place)
+    location, *path = fault["loc"]
+    name = ".".join(str(part) for part in path) or str(location)
     if fault["type"] in ("missing", "extra_forbidden"):
         return {"field": name[:MAX_SHOWN], "message": fault["msg"]}
     return {"field": name[:MAX_SHOWN], "message": f"{fault['msg']}, found {_shown(fault['input'])}"}

@@ -1,4 +1,4 @@
-"""Headers that tell browsers to be careful with what the server says (OWASP's REST security cheat sheet)."""
+"""Security headers of responses (OWASP REST security cheat sheet)."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 Header: TypeAlias = tuple[bytes, bytes]
 
-# Where a response does not say otherwise: the page and the documentation have policies of their own.
+# Defaults; the page and the documentation have policies of their own.
 HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -19,7 +19,7 @@ INLINE_SCRIPT: Final = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 def documentation_policy(page: bytes) -> str:
-    """The Content-Security-Policy of Swagger UI: our own files, its inline scripts by their hash, its inline styles."""
+    """Return the Content-Security-Policy of Swagger UI: own files, inline scripts by hash, inline styles."""
     hashes = [b64encode(hashlib.sha256(script).digest()).decode() for script in INLINE_SCRIPT.findall(page)]
     scripts = " ".join(["'self'", *(f"'sha256-{found}'" for found in hashes)])
     return (
@@ -29,6 +29,6 @@ def documentation_policy(page: bytes) -> str:
 
 
 def secured(headers: Collection[Header]) -> Collection[Header]:
-    """The headers of a response, and HEADERS where these do not say otherwise."""
-    told = {name.lower() for name, _ in headers}
-    return (*headers, *(pair for pair in HEADERS if pair[0] not in told))
+    """Return a response's headers, completed by those of HEADERS that it lacks."""
+    present = {name.lower() for name, _ in headers}
+    return (*headers, *(pair for pair in HEADERS if pair[0] not in present))

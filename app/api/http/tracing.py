@@ -1,7 +1,7 @@
-"""Traces for OpenTelemetry (OTLP over HTTP): a span a request, and in it one for the queue and one for the engine.
+"""OpenTelemetry traces (OTLP over HTTP): a span a request, with child spans for the queue and the engine.
 
-W3C Trace Context: a caller's `traceparent` is the parent, and the response names the request's own. The packages are
-those of the extra `traces`, imported only where an endpoint is set.
+W3C Trace Context: the request's `traceparent` is the parent, and the response has the span's own. The packages of the
+extra `traces` are imported only if an endpoint is set.
 """
 
 import time
@@ -21,8 +21,8 @@ TRACED: Final = frozenset({b"traceparent", b"tracestate"})
 SERVICE: Final = "seqserve"
 
 
-def exporting(endpoint: str) -> "TracerProvider":
-    """What sends spans to `endpoint`, in a thread. Raise SettingsError if the extra `traces` is not installed."""
+def tracer_provider(endpoint: str) -> "TracerProvider":
+    """Return a provider that exports spans to `endpoint`. Raise SettingsError without the extra `traces`."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -38,7 +38,7 @@ def exporting(endpoint: str) -> "TracerProvider":
 
 
 class Traced:
-    """Every request is a span, under its method and its route's template."""
+    """Middleware that records a span for every request, named by its method and its route's template."""
 
     def __init__(
         self,
@@ -66,13 +66,13 @@ class Traced:
         parent = self._propagator.extract(sent)
         span = self._tracer.start_span(scope["method"], parent, SpanKind.SERVER, start_time=self._epoch_ns())
         scope["state"]["trace"] = format_trace_id(span.get_span_context().trace_id)
-        scope["state"]["more_headers"].append(lambda: self._told(span))
+        scope["state"]["more_headers"].append(lambda: self._response_headers(span))
         try:
             await self.app(scope, receive, send)
         finally:
             self._end(span, scope)
 
-    def _told(self, span: "Span") -> list[tuple[bytes, bytes]]:
+    def _response_headers(self, span: "Span") -> list[tuple[bytes, bytes]]:
         from opentelemetry.trace import set_span_in_context
 
         carrier: dict[str, str] = {}
@@ -101,7 +101,7 @@ class Traced:
 
 
 def _share(account: Account) -> dict[str, str | int | float]:
-    """What the models gave, as a span's attributes."""
+    """Return the usage of the models as span attributes."""
     shares = {"model": account.model, "tokens": account.tokens, "cached": account.cached, "images": account.images}
-    told = {f"seqserve.{name}": value for name, value in shares.items() if value is not None}
-    return {**told, "seqserve.engine_s": account.engine_s}
+    attributes = {f"seqserve.{name}": value for name, value in shares.items() if value is not None}
+    return {**attributes, "seqserve.engine_s": account.engine_s}

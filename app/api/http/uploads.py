@@ -1,4 +1,4 @@
-"""The images of a request as they arrive: the parts of a form, or one raw body. Large ones wait on disk."""
+"""Uploaded images: the parts of a multipart form, or one raw body. Large ones are spooled to disk."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing
@@ -15,29 +15,29 @@ from app.errors import InvalidField, Malformed, TooLarge, UnsupportedType
 
 PART: Final = "image"
 MAX_IMAGE_BYTES: Final = 16 * 2**20
-AT_HAND_BYTES: Final = 16 * 1024  # read without a thread
+IN_MEMORY_BYTES: Final = 16 * 1024  # read without a thread
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One image as sent; `name` is what errors call it: `image`, or `image.3` where there are several."""
+    """One uploaded image; `name` identifies it in errors: `image`, or `image.3` among several."""
 
     name: str
     file: UploadFile
 
     @property
-    def at_hand(self) -> bool:
-        """Whether it is read in no time."""
-        return (self.file.size or 0) <= AT_HAND_BYTES
+    def in_memory(self) -> bool:
+        """Return whether the image is small enough to be read without a thread."""
+        return (self.file.size or 0) <= IN_MEMORY_BYTES
 
     def read(self) -> bytes:
-        """The whole of it; unless it is `at_hand` a matter for a thread, since it may be on disk."""
+        """Return the content; unless `in_memory`, call this in a thread, since it may be on disk."""
         self.file.file.seek(0)
         return self.file.file.read()
 
 
 def is_form(content_type: str | None) -> bool:
-    """Whether the body is a form of images, or else one image. Raise UnsupportedType if it is neither."""
+    """Return whether the body is a form of images or, if not, one image. Raise UnsupportedType for other types."""
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         return True
@@ -48,11 +48,10 @@ def is_form(content_type: str | None) -> bool:
 
 
 async def received(request: Request, most: int, files: ExitStack, *, form: bool) -> list[Upload]:
-    """The images of a body, one to `most`, in their order; their files are open as long as `files` is.
+    """Return the images of a body, one to `most`, in order; their files stay open as long as `files` is.
 
-    What is in them is not looked at, but for their size. Raise Malformed for a form that is none (RFC 7578) and for an
-    empty image, InvalidField for a part of another name or no part, TooLarge for more than `most` parts or
-    MAX_IMAGE_BYTES.
+    Only sizes are checked, not the content. Raise Malformed for an invalid form (RFC 7578) or an empty image,
+    InvalidField for a part of another name or no part, TooLarge for more than `most` parts or MAX_IMAGE_BYTES.
     """
     async with aclosing(request.stream()) as stream:
         found = await _parts(request, stream, most) if form else [await _raw(stream, files)]
@@ -60,7 +59,7 @@ async def received(request: Request, most: int, files: ExitStack, *, form: bool)
         files.callback(file.file.close)
     if not found:
         raise InvalidField(PART, f"expected 1 to {most} images, found none")
-    uploads = [Upload(f"{PART}.{place}" if len(found) > 1 else PART, file) for place, file in enumerate(found)]
+    uploads = [Upload(f"{PART}.{index}" if len(found) > 1 else PART, file) for index, file in enumerate(found)]
     for upload in uploads:
         _require_size(upload)
     return uploads
@@ -71,7 +70,7 @@ async def _parts(request: Request, stream: AsyncGenerator[bytes, None], most: in
         parts = await _Parts(request, stream, most).parse()
     except MultiPartException as error:
         raise Malformed(f"body: expected multipart/form-data, found otherwise: {error.message}") from error
-    except ValueError as error:  # a character set that its own codec can't do anything with
+    except ValueError as error:  # a charset whose codec can't decode the headers
         raise Malformed(f"body: expected multipart/form-data, found otherwise: {error}") from error
     return [part for _, part in parts.multi_items() if isinstance(part, UploadFile)]
 
@@ -85,7 +84,7 @@ async def _raw(stream: AsyncIterator[bytes], files: ExitStack) -> UploadFile:
 
 
 def _spooled() -> UploadFile:
-    """An empty file, in memory while it is small."""
+    """Return an empty file, in memory while it is small."""
     return UploadFile(cast(BinaryIO, SpooledTemporaryFile(MultiPartParser.spool_max_size)), size=0)
 
 
@@ -98,30 +97,30 @@ def _require_size(upload: Upload) -> None:
 
 
 class _Parts(MultiPartParser):
-    """Starlette's parser, which closes its files when it fails, for parts that are images all."""
+    """Starlette's parser, which closes its files when it fails, for forms whose parts are all images."""
 
     def __init__(self, request: Request, stream: AsyncGenerator[bytes, None], most: int) -> None:
         super().__init__(request.headers, self._whole(stream), max_files=most, max_fields=most)
         self._most = most
-        self._begun = 0
-        self._ended = False
+        self._started = 0
+        self._finished = False
 
     async def _whole(self, stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Every chunk; a form that then lacks its end was cut off, and its last image with it."""
+        """Yield every chunk; raise Malformed if the form was cut off before its end."""
         async for chunk in stream:
             yield chunk
-        if not self._ended:
+        if not self._finished:
             raise Malformed("body: expected multipart/form-data, found no end of it")
 
     def on_part_begin(self) -> None:
-        """Count the parts, before anything is kept of one too many."""
+        """Count the parts; raise TooLarge before anything of a surplus part is stored."""
         super().on_part_begin()
-        self._begun += 1
-        if self._begun > self._most:
+        self._started += 1
+        if self._started > self._most:
             raise TooLarge(f"{PART}: expected at most {self._most} images, found more", hopeless=False)
 
     def on_headers_finished(self) -> None:
-        """Refuse other names. A part is a file whether or not it says what the file was called."""
+        """Raise InvalidField for other names. A part is a file whether or not it has a file name."""
         super().on_headers_finished()
         part = self._current_part
         if part.field_name != PART:
@@ -131,5 +130,5 @@ class _Parts(MultiPartParser):
             self._files_to_close_on_error.append(cast("SpooledTemporaryFile[bytes]", part.file.file))
 
     def on_end(self) -> None:
-        """Note that the form is whole."""
-        self._ended = True
+        """Record that the form is complete."""
+        self._finished = True

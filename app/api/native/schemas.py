@@ -1,4 +1,4 @@
-"""What goes over the wire: requests, checked strictly, and answers, plain dicts whose keys and types stand here."""
+"""Requests and answers of the native API: pydantic models for requests, TypedDicts for answers."""
 
 from typing import Annotated, Literal, NotRequired, Self
 
@@ -10,7 +10,7 @@ from app.errors import InvalidField
 
 
 class NextWord(RequestModel):
-    """How may this text go on?"""
+    """A request for suggestions of the next words of a text."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -21,17 +21,19 @@ class NextWord(RequestModel):
         }
     )
 
-    text: Text = Field(description="What was written so far, in everyday or in the corpus's spelling. May be empty.")
-    top_k: Count = Field(5, ge=1, le=50, description="Suggestions wanted at most.")
-    words: Count = Field(1, ge=1, le=5, description="Words of a suggestion at most; more than one is a beam search.")
+    text: Text = Field(description="The text written so far, in everyday or in the corpus's spelling. May be empty.")
+    top_k: Count = Field(5, ge=1, le=50, description="Largest number of suggestions.")
+    words: Count = Field(
+        1, ge=1, le=5, description="Largest number of words in a suggestion; more than one takes a beam search."
+    )
     complete: bool = Field(
-        False, description="Is the text's last run of non-space characters a word being typed? It is completed then."
+        False, description="Treat the text's last run of non-space characters as a partly typed word, and complete it."
     )
     model: ModelName = None
 
 
 class Suggestion(TypedDict):
-    """One way to go on, as a person would type it."""
+    """One continuation, as a person would type it."""
 
     text: str
     probability: Probability
@@ -44,13 +46,13 @@ class NextWordAnswer(TypedDict):
     model: str
     version: str
     suggestions: list[Suggestion]
-    context_tokens: Annotated[int, Field(description="Tokens of the text that the suggestions follow.")]
-    unknown_words: Annotated[list[str], Field(description="Words of the text that the model doesn't know.")]
-    cached_tokens: Annotated[int, Field(description="How many of context_tokens were remembered from before.")]
+    context_tokens: Annotated[int, Field(description="Number of tokens in the context of the suggestions.")]
+    unknown_words: Annotated[list[str], Field(description="Words of the text outside the vocabulary.")]
+    cached_tokens: Annotated[int, Field(description="Number of context_tokens whose state was cached.")]
 
 
 class Perplexity(RequestModel):
-    """How likely is this text, or are these texts?"""
+    """A request to score one text or several."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -67,18 +69,20 @@ class Perplexity(RequestModel):
         default_factory=list,
         min_length=1,
         max_length=256,
-        description="Or several texts, each scored by itself and all of them together.",
+        description="Several texts, each scored separately and all together.",
     )
     mode: Literal["document", "sentence"] = Field(
-        "document", description="Whether a sentence is read knowing those before it."
+        "document", description="document: a sentence is scored given the sentences before it; sentence: each alone."
     )
-    per_token: bool = Field(False, description="Is the score of each token wanted?")
-    alternatives: Count = Field(0, ge=0, le=10, description="With per_token: likeliest tokens told in each place.")
+    per_token: bool = Field(False, description="Return the score of each token.")
+    alternatives: Count = Field(
+        0, ge=0, le=10, description="With per_token: number of likeliest tokens returned at each position."
+    )
     model: ModelName = None
 
     @model_validator(mode="after")
     def _either(self) -> Self:
-        """What was sent is not empty, so what is empty was not sent."""
+        """Require exactly one of text and texts; neither can be sent empty, so an empty one was not sent."""
         if bool(self.text) == bool(self.texts):
             field, found = ("texts", "both") if self.text else ("text", "neither")
             raise InvalidField(field, f"expected exactly one of text and texts, found {found}")
@@ -86,43 +90,43 @@ class Perplexity(RequestModel):
 
 
 class Alternative(TypedDict):
-    """A likely token in the place of another."""
+    """A likely token at the position of another."""
 
     token: str
     log_probability: LogProbability
 
 
 class TokenScore(TypedDict):
-    """How likely one token was after those before it."""
+    """The log-probability of one token given those before it."""
 
-    token: Annotated[str, Field(description="As the model reads it: normalised, `<eos>` at the end of a sentence.")]
+    token: Annotated[str, Field(description="The normalised token; `<eos>` at the end of a sentence.")]
     start: Annotated[int, Field(description="Offset in characters of the text as sent.")]
     end: Annotated[int, Field(description="Offset of the end; that of an `<eos>` is its start.")]
     log_probability: LogProbability
-    rank: Annotated[int, Field(description="1 if no token was likelier.")]
-    unknown: Annotated[bool, Field(description="Was the token read as `<unk>`?")]
+    rank: Annotated[int, Field(description="Rank by probability; 1 is the likeliest.")]
+    unknown: Annotated[bool, Field(description="The token is outside the vocabulary and was scored as `<unk>`.")]
     alternatives: list[Alternative]
 
 
 class Score(TypedDict):
-    """How likely a text was."""
+    """The score of a text."""
 
     perplexity: Annotated[float, Field(description="exp(-log_likelihood / tokens).")]
     perplexity_excluding_unknown: Annotated[
-        float | None, Field(description="The same over the known tokens alone; null if there are none.")
+        float | None, Field(description="Perplexity of the tokens in the vocabulary; null if there are none.")
     ]
-    tokens: Annotated[int, Field(description="Counts each `<eos>`.")]
+    tokens: Annotated[int, Field(description="Number of tokens, each `<eos>` included.")]
     sentences: int
     unknown_tokens: int
     characters: int
     log_likelihood: Annotated[float, Field(description="Nats.")]
-    cross_entropy: Annotated[float, Field(description="Bits a token.")]
+    cross_entropy: Annotated[float, Field(description="Bits per token.")]
     bits_per_character: float
-    token_scores: Annotated[list[TokenScore] | None, Field(description="Null unless per_token was asked for.")]
+    token_scores: Annotated[list[TokenScore] | None, Field(description="Null unless per_token is set.")]
 
 
 class PerplexityAnswer(TypedDict):
-    """The score of each text, in their order, and of all tokens pooled."""
+    """The score of each text, in order, and of all tokens pooled."""
 
     model: str
     version: str
@@ -131,22 +135,22 @@ class PerplexityAnswer(TypedDict):
 
 
 class Digit(TypedDict):
-    """The digit that an image shows."""
+    """The digit in an image."""
 
     digit: Annotated[int | None, Field(ge=0, le=9, description="Null if the image was rejected.")]
-    confidence: Annotated[float, Field(ge=0, le=1, description="Calibrated: of those with 0.9, nine in ten are right.")]
+    confidence: Annotated[float, Field(ge=0, le=1, description="Calibrated probability that the digit is correct.")]
     probabilities: Annotated[
         list[Probability], Field(min_length=10, max_length=10, description="Of the digits 0 to 9.")
     ]
-    rejected: Annotated[bool, Field(description="Is there no digit to be seen?")]
-    reason: Annotated[str | None, Field(description="Why it was rejected.")]
+    rejected: Annotated[bool, Field(description="No digit was recognised in the image.")]
+    reason: Annotated[str | None, Field(description="Reason of the rejection.")]
     framed: NotRequired[
-        Annotated[str, Field(description="With framed=true: the 28x28 PNG that the model saw, as a data URL.")]
+        Annotated[str, Field(description="With framed=true: the model's 28x28 input, a PNG as a data URL.")]
     ]
 
 
 class DigitsAnswer(TypedDict):
-    """The digit of each image, in their order."""
+    """The digit of each image, in order."""
 
     model: str
     version: str
@@ -161,18 +165,18 @@ class OtherCaption(TypedDict):
 
 
 class Caption(TypedDict):
-    """The likeliest caption of an image, and those next to it."""
+    """The best caption of an image, and its alternatives."""
 
     caption: str
     log_probability: LogProbability
     alternatives: Annotated[
         list[OtherCaption],
-        Field(description="In the order in which the search prefers them, which weighs in their length."),
+        Field(description="In the order of the beam search's length-normalised score."),
     ]
 
 
 class CaptionsAnswer(TypedDict):
-    """The caption of each image, in their order."""
+    """The caption of each image, in order."""
 
     model: str
     version: str
@@ -180,6 +184,6 @@ class CaptionsAnswer(TypedDict):
 
 
 class CaptionWord(TypedDict):
-    """The data of an event `word`: the next word of the caption that is being made."""
+    """The data of an event `word`: the next word of the caption in progress."""
 
     word: str

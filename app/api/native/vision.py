@@ -139,7 +139,7 @@ class _Asking:
 
     def _is_quick(self) -> bool:
         """Whether the event loop can spare the time to prepare it: no more than one such image of a request."""
-        return self.alone and self.image.at_hand and not self._payload().slow
+        return self.alone and self.image.in_memory and not self._payload().slow
 
     def _payload(self) -> Payload:
         return self.ask(self.image.read(), self.image.name)
@@ -185,7 +185,7 @@ async def _told(first: bytes, others: AsyncGenerator[bytes, None]) -> AsyncGener
         async for event in others:
             yield event
     except SeqserveError as error:
-        yield format_sse_event(event="error", data_str=bytes(problems.told(error).body).decode())
+        yield format_sse_event(event="error", data_str=bytes(problems.from_error(error).body).decode())
 
 
 def _event(name: str, data: CaptionWord | CaptionsAnswer) -> bytes:

@@ -1,4 +1,4 @@
-"""What an operator asks: does it live, is it ready, what does it measure, which models does it have?"""
+"""Operations endpoints: health, readiness, metrics, models, versions and documentation."""
 
 from http import HTTPStatus
 from typing import Final
@@ -24,7 +24,7 @@ from app.runtime import metrics as runtime_metrics
 from app.runtime.registry import Served
 
 CARD = "README.md"
-PICTURE = "image/png"
+IMAGE_TYPE = "image/png"
 DOCS_FILES = "/docs/files"
 ACTIVATE_BYTES: Final = 4096
 
@@ -33,7 +33,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> Response:
-    """The OpenAPI document, for people."""
+    """Serve Swagger UI."""
     page = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="seqserve",
@@ -47,19 +47,19 @@ async def docs() -> Response:
 
 @router.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request) -> Response:
-    """The OpenAPI document."""
+    """Serve the OpenAPI document."""
     return JSONResponse(request.app.openapi())
 
 
 @router.get("/livez")
 async def livez() -> Alive:
-    """Does the process answer? It does, even while models load."""
+    """Answer while the process is alive, even while models load."""
     return {"status": "alive"}
 
 
 @router.get("/readyz", response_model=Readiness, responses=problems.documented(HTTPStatus.SERVICE_UNAVAILABLE))
 async def readyz(catalogue: CatalogueOf) -> Readiness | Response:
-    """Does every model answer? A 503 says for each one that does not why; a service without any is never ready."""
+    """Report whether every model is ready; a 503 gives each reason. A service without models is never ready."""
     models = states(catalogue)
     if catalogue.ready:
         return {"status": "ready", "models": models}
@@ -77,14 +77,14 @@ async def readyz(catalogue: CatalogueOf) -> Readiness | Response:
     response_class=Response,
     responses={200: {"content": {runtime_metrics.CONTENT_TYPE: {"schema": {"type": "string"}}}}},
 )
-async def metrics(figures: MetricsOf) -> Response:
-    """All figures, in Prometheus's text format."""
-    return Response(figures.render(), headers={"Content-Type": runtime_metrics.CONTENT_TYPE})
+async def metrics(registered: MetricsOf) -> Response:
+    """Return all metrics in Prometheus's text format."""
+    return Response(registered.render(), headers={"Content-Type": runtime_metrics.CONTENT_TYPE})
 
 
 @router.get("/models")
 def models(catalogue: CatalogueOf) -> ModelList:
-    """All models of the store: those that answer, and those that were refused, with the reason."""
+    """List all models of the store: those served, and those rejected with the reason."""
     known = [_summary(served) for served in catalogue.served()]
     known += [_unready(name, reason) for name, reason in catalogue.not_ready().items()]
     return {"models": sorted(known, key=lambda model: model["name"])}
@@ -97,16 +97,16 @@ def models(catalogue: CatalogueOf) -> ModelList:
     ),
 )
 def model(model: str, catalogue: CatalogueOf) -> Model:
-    """What the model's bundle says of it: configuration, data, figures, sizes, versions and the model card."""
+    """Return the model's manifest: configuration, data, metrics, sizes, versions and the model card."""
     return _described(_named(model, catalogue))
 
 
 async def activate(model: str, body: Activate, catalogue: CatalogueOf) -> ActivateAnswer:
-    """Let another version of the model answer, without a pause: a newer one, or for a way back an older one.
+    """Serve another version of the model, newer or older, without downtime.
 
-    It is read, verified and tried while the old one serves; a request is answered by one of the two, whose name is in
-    the answer. A version that can't be served is a 409 that says why, and the old one goes on. If the store can't be
-    written, the new one serves until the next restart, and `persisted` is false.
+    The new version is loaded, verified and probed while the old one serves; every answer names the version that
+    produced it. A version that can't be served is a 409 with the reason, and the old one stays. If the store can't be
+    written, the new version is served until the next restart, and `persisted` is false.
     """
     try:
         done = await catalogue.activate(model, body.version)
@@ -134,23 +134,23 @@ router.add_api_route(
     "/models/{model}/files/{name}",
     response_class=Response,
     responses={
-        200: {"content": {PICTURE: {"schema": {"type": "string", "contentMediaType": PICTURE}}}},
-        304: {"description": "The caller has it already: its ETag came as If-None-Match."},
+        200: {"content": {IMAGE_TYPE: {"schema": {"type": "string", "contentMediaType": IMAGE_TYPE}}}},
+        304: {"description": "Not modified: If-None-Match has the ETag."},
         **problems.documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
     },
 )
-def picture(model: str, name: str, catalogue: CatalogueOf, request: Request) -> Response:
-    """A picture of the model card. No other file of the bundle is handed out."""
+def image(model: str, name: str, catalogue: CatalogueOf, request: Request) -> Response:
+    """Return an image of the model card. Other files of the bundle are not served."""
     served = _named(model, catalogue)
     if name not in served.manifest.files or not name.endswith(".png"):
-        raise HTTPException(HTTPStatus.NOT_FOUND, "no such picture")
+        raise HTTPException(HTTPStatus.NOT_FOUND, "no such image")
     return static_files.answer(
-        request, lambda: served.bundle.content(name), PICTURE, served.manifest.files[name].sha256
+        request, lambda: served.bundle.content(name), IMAGE_TYPE, served.manifest.files[name].sha256
     )
 
 
 def _named(name: str, catalogue: Catalogue) -> Served:
-    """The model of that name. Raise UnknownModel or NotReady."""
+    """Return the model of that name. Raise UnknownModel or NotReady."""
     for served in catalogue.registry.served():
         if served.name == name:
             return served
@@ -160,7 +160,7 @@ def _named(name: str, catalogue: Catalogue) -> Served:
 
 
 def states(catalogue: Catalogue) -> list[ModelState]:
-    """Every model and whether it answers, by name."""
+    """Return the readiness of every model, sorted by name."""
     answering: dict[str, str | None] = dict.fromkeys((served.name for served in catalogue.served()), None)
     known = answering | catalogue.not_ready()
     return [{"name": name, "ready": known[name] is None, "reason": known[name]} for name in sorted(known)]

@@ -9,13 +9,13 @@ from app.api.http.fields import RequestModel, Text
 
 
 class Alive(TypedDict):
-    """The process answers."""
+    """The answer of /livez: the process is alive."""
 
     status: Literal["alive"]
 
 
 class ModelState(TypedDict):
-    """Whether a model answers, and why not."""
+    """The readiness of one model, with the reason if it is not ready."""
 
     name: str
     ready: bool
@@ -23,21 +23,21 @@ class ModelState(TypedDict):
 
 
 class Readiness(TypedDict):
-    """Every model answers."""
+    """The answer of /readyz: every model is ready."""
 
     status: Literal["ready"]
     models: list[ModelState]
 
 
 class ModelSummary(ModelState):
-    """One model of the list; of one that is not ready, nothing but its name and the reason is known."""
+    """One model of the list; a model that is not ready has only a name and a reason."""
 
     family: str | None
-    version: Annotated[str | None, Field(description="The version that answers.")]
+    version: Annotated[str | None, Field(description="The served version.")]
     versions: Annotated[list[str] | None, Field(description="The versions on disk.")]
-    cell: Annotated[str | None, Field(description="The recurrent cell that the model is made of.")]
+    cell: Annotated[str | None, Field(description="The model's recurrent cell.")]
     parameters: int | None
-    served: Annotated[Literal["int8", "fp32"] | None, Field(description="The arithmetic that answers.")]
+    served: Annotated[Literal["int8", "fp32"] | None, Field(description="The served precision.")]
     metrics: dict[str, float] | None
 
 
@@ -48,7 +48,7 @@ class ModelList(TypedDict):
 
 
 class Activate(RequestModel):
-    """Which version of a model shall answer?"""
+    """A request to serve another version of a model."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": "20261124"}]})
 
@@ -56,15 +56,15 @@ class Activate(RequestModel):
 
 
 class ActivateAnswer(TypedDict):
-    """What answers from now on."""
+    """The version served from now on."""
 
     model: str
     version: str
     previous: Annotated[
-        str | None, Field(description="The version that answered before, if one did; the same if nothing was to do.")
+        str | None, Field(description="The version served before, if any; the same version if nothing changed.")
     ]
-    persisted: Annotated[bool, Field(description="Whether it answers after a restart too.")]
-    reason: Annotated[str | None, Field(description="Why it wouldn't.")]
+    persisted: Annotated[bool, Field(description="The version will be served after a restart too.")]
+    reason: Annotated[str | None, Field(description="Reason why the choice could not be persisted.")]
 
 
 class Sizes(TypedDict):
@@ -75,7 +75,7 @@ class Sizes(TypedDict):
 
 
 class Model(TypedDict):
-    """What a model's bundle says of it."""
+    """The contents of a model's manifest."""
 
     name: str
     family: str
@@ -86,9 +86,11 @@ class Model(TypedDict):
     config: dict[str, Any]
     normalisation: str | None
     vocabulary_sha256: str | None
-    data: Annotated[dict[str, Any], Field(description="The corpus: its name, its terms, checksums of its files.")]
+    data: Annotated[dict[str, Any], Field(description="The corpus: name, terms of use, checksums of its files.")]
     metrics: dict[str, float]
-    calibration: Annotated[dict[str, float], Field(description="What turns the graph's numbers into answers.")]
+    calibration: Annotated[
+        dict[str, float], Field(description="Calibration parameters, applied to the graph's outputs.")
+    ]
     parameters: int
     served: Literal["int8", "fp32"]
     sizes: Sizes

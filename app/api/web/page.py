@@ -1,4 +1,4 @@
-"""GET / and GET /web/{name}: the page, and the files that it is made of. Nothing of it comes from another host."""
+"""GET / and GET /web/{name}: the web page and its static files, all served from here."""
 
 import hashlib
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ POLICY: Final = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' data: blob:",  # what the digit reader saw; a photograph, before it is sent
+        "img-src 'self' data: blob:",  # the digit reader's input; a photograph before its upload
         "connect-src 'self'",
         "form-action 'none'",
         "base-uri 'none'",
@@ -35,7 +35,7 @@ HEADERS: Final = {"Content-Security-Policy": POLICY}
 
 
 @dataclass(frozen=True)
-class Part:
+class StaticFile:
     """One file of the page."""
 
     content: bytes
@@ -44,29 +44,29 @@ class Part:
 
 
 def routes(folder: Path = FOLDER) -> APIRouter:
-    """The page's routes; its files, some 100 kB, are read now and kept."""
-    parts = {path.name: _part(path) for path in sorted(folder.iterdir()) if path.suffix in TYPES}
+    """Return the page's routes; its files, some 100 kB, are read once and kept in memory."""
+    files = {path.name: _load(path) for path in sorted(folder.iterdir()) if path.suffix in TYPES}
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
     async def page(request: Request) -> Response:
-        """The page: all three models, to be played with."""
-        return _answer(request, parts[INDEX])
+        """Serve the page."""
+        return _answer(request, files[INDEX])
 
     @router.get("/web/{name}")
-    async def part(name: str, request: Request) -> Response:
-        """One of its files."""
-        if name not in parts:
+    async def file(name: str, request: Request) -> Response:
+        """Serve one of the page's files."""
+        if name not in files:
             raise HTTPException(HTTPStatus.NOT_FOUND)
-        return _answer(request, parts[name])
+        return _answer(request, files[name])
 
     return router
 
 
-def _part(path: Path) -> Part:
+def _load(path: Path) -> StaticFile:
     content = path.read_bytes()
-    return Part(content, TYPES[path.suffix], hashlib.sha256(content).hexdigest())
+    return StaticFile(content, TYPES[path.suffix], hashlib.sha256(content).hexdigest())
 
 
-def _answer(request: Request, part: Part) -> Response:
-    return static_files.answer(request, lambda: part.content, part.media_type, part.sha256, HEADERS)
+def _answer(request: Request, file: StaticFile) -> Response:
+    return static_files.answer(request, lambda: file.content, file.media_type, file.sha256, HEADERS)

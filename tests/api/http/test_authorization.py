@@ -260,7 +260,7 @@ def test_a_file_that_breaks_leaves_the_last_good_one_in_force_and_is_told_once(
     for _ in range(3):
         clock.time += keys.RELOAD_S
         assert found.find(SECRETS["reader"])
-    assert caplog.text.count("the keys read before stay in force") == 1
+    assert caplog.text.count("the keys loaded before stay in force") == 1
     file.write_text(good + "\n" + line("revoked", "predict"))
     clock.time += keys.RELOAD_S
     assert found.find(SECRETS["revoked"])
@@ -331,7 +331,7 @@ def test_a_new_key_is_appended_to_a_last_line_that_has_no_end(file: Path) -> Non
 @pytest.mark.parametrize("expires", [TODAY, TODAY - timedelta(days=1)])
 def test_a_key_that_would_never_be_good_for_anything_is_not_made(tmp_path: Path, expires: datetime) -> None:
     file = tmp_path / "keys"
-    with pytest.raises(SettingsError, match="expected a time to come, found"):
+    with pytest.raises(SettingsError, match="expected a time in the future, found"):
         keys.create(file, "late", "predict", expires, today=lambda: TODAY)
     assert not file.exists()
     keys.create(file, "late", "predict", TODAY + timedelta(seconds=1), today=lambda: TODAY)
