@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 from skimage.feature import canny
 
 Digit: TypeAlias = npt.NDArray[np.uint8]  # (28, 28)
