@@ -292,7 +292,7 @@ def test_each_word_stands_over_its_surprisal(opened: Opened, size: ViewportSize)
     expect(page.locator("#totals")).to_contain_text("1 unknown")
     words.nth(3).hover()
     expect(page.locator("#detail")).to_contain_text(
-        re.compile(r"profits.*bits · its guess no\. \d+.*expected here", re.S)
+        re.compile(r"profits.*bits · its guess no\. \d+.*Expected here", re.S)
     )
     expect(page.locator("#detail .rows li")).to_have_count(5)
     tall = [words.nth(place).evaluate("word => word.style.getPropertyValue('--tall')") for place in (1, 6)]
@@ -399,7 +399,7 @@ def test_no_older_answer_stays_beside_a_file_that_can_not_be_read_and_the_drawin
     drop(page, "#board", "one.png", PNG, written_one())
     expect(page.locator("#digit")).to_have_text("1")
     drop(page, "#board", "notes.txt", "text/plain", b"one")
-    expect(page.locator("#draw-notice")).to_contain_text("is no picture")
+    expect(page.locator("#draw-notice")).to_contain_text("is not an image")
     expect(page.locator("#digit")).to_be_empty()
     expect(page.locator("#framed")).to_be_hidden()
     expect(page.locator("#digit-photo")).to_be_hidden()
@@ -526,7 +526,7 @@ def test_a_card_s_text_stays_text(opened: Opened, context: BrowserContext) -> No
 # --- What may go wrong
 
 
-@pytest.mark.parametrize(("status", "words"), [(503, "The server is busy"), (429, "more than this server lets")])
+@pytest.mark.parametrize(("status", "words"), [(503, "The server is busy"), (429, "The rate limit")])
 def test_who_has_to_wait_is_told_so_and_then_answered(opened: Opened, status: int, words: str) -> None:
     page = opened("write")
     page.route("**/next-word", failing(status, 1, **{"Retry-After": "2"}))
@@ -567,7 +567,7 @@ def test_what_may_pass_is_said_and_can_be_tried_again(opened: Opened, status: in
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(400, "no picture that can be read"), (413, "Up to 16 MB"), (415, "PNG, JPEG, WebP, BMP and GIF can be read")],
+    [(400, "not an image"), (413, "Up to 16 MB"), (415, "PNG, JPEG, WebP, BMP and GIF can be read")],
 )
 def test_for_what_will_fail_again_another_file_can_be_chosen(opened: Opened, status: int, words: str) -> None:
     page = opened("draw")
@@ -587,9 +587,9 @@ def test_for_what_will_fail_again_another_file_can_be_chosen(opened: Opened, sta
     [
         ("IMG_1.HEIC", "", "“IMG_1.HEIC” is a HEIC photograph"),
         ("a.heif", "image/heif", "Save it as JPEG"),
-        ("notes.txt", "text/plain", "“notes.txt” is no picture that can be read. PNG, JPEG, WebP, BMP and GIF"),
-        ("scan.tiff", "image/tiff", "“scan.tiff” is no picture that can be read"),
-        ("damaged.png", PNG, "a damaged one"),
+        ("notes.txt", "text/plain", "“notes.txt” is not an image that can be read. PNG, JPEG, WebP, BMP and GIF"),
+        ("scan.tiff", "image/tiff", "“scan.tiff” is not an image that can be read"),
+        ("damaged.png", PNG, "it is damaged"),
     ],
 )
 @pytest.mark.parametrize(("view", "zone"), [("caption", "#photo"), ("draw", "#board")])
