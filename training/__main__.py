@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +16,17 @@ from app.errors import CorpusError, SeqserveError
 from app.runtime.digits import DigitsPredictor
 from app.runtime.language_model import LanguageModelPredictor
 from app.runtime.registry import load_predictor
+from app.subword import SubwordTokenizer
 from training import captions as captions_recipe
 from training import digits as digits_recipe
 from training import language_model as language_model_recipe
 from training import report
+from training import subword_language_model as subword_recipe
 from training.cells.comparison import PARTS, Comparison, Corpora, Part, measure
 from training.cells.report import write
 from training.data import captions as photographs_data
 from training.data import digits as mnist
-from training.data import texts
+from training.data import documents, texts
 from training.evaluate import score_files
 from training.features import backbone
 from training.negatives import photographs_in
@@ -33,15 +36,18 @@ from training.publish.digits import publish as publish_digits
 from training.publish.language_model import publish as publish_language_model
 from training.robustness import table
 from training.run import Run, RunError
+from training.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
     LanguageModelPreset = language_model_recipe.LanguageModelConfig
+    SubwordPreset = subword_recipe.SubwordLanguageModelConfig
     DigitsPreset = digits_recipe.DigitsConfig
     CaptionsPreset = captions_recipe.CaptionsConfig
 else:
     LanguageModelPreset = tyro.extras.subcommand_type_from_defaults(
         language_model_recipe.PRESETS, sort_subcommands=False
     )
+    SubwordPreset = tyro.extras.subcommand_type_from_defaults(subword_recipe.PRESETS, sort_subcommands=False)
     DigitsPreset = tyro.extras.subcommand_type_from_defaults(digits_recipe.PRESETS, sort_subcommands=False)
     CaptionsPreset = tyro.extras.subcommand_type_from_defaults(captions_recipe.PRESETS, sort_subcommands=False)
 
@@ -84,6 +90,54 @@ def language_model(
     done = language_model_recipe.train(config, corpus, job, resume=resume, minutes=minutes)
     if metrics := job.metrics():
         report.learning_curve(metrics, run / "curves.png", run.resolve().name)
+    _tell_rest(run, done, minutes)
+
+
+def tokenizer(
+    data: tuple[Path, ...], output: Path = Path("tokenizer.json"), pieces: int = 16_384, every: int = 2
+) -> None:
+    """Train a byte-level BPE tokenizer on the training texts of some folders.
+
+    Args:
+        data: Folders with NAME.train.txt, plain, .gz or .xz, a blank line between documents.
+        output: The file to write.
+        pieces: Size of the vocabulary.
+        every: Train on every so-many-th document.
+    """
+    trained = train_tokenizer(data, output, pieces=pieces, every=every)
+    print(f"{output}: {len(trained)} pieces")
+
+
+def subword_language_model(
+    config: tyro.conf.OmitArgPrefixes[SubwordPreset],
+    run: Path,
+    data: tuple[Path, ...],
+    tokenizer_file: Annotated[Path | None, tyro.conf.arg(name="tokenizer")] = None,
+    resume: bool = False,
+    minutes: float = math.inf,
+) -> None:
+    """Train an open-vocabulary language model on documents of many sources.
+
+    Args:
+        config: What to train; every field of a preset can be set.
+        run: Folder for the checkpoint, the metrics, the configuration and the tokenizer.
+        data: Folders with NAME.train.txt and NAME.valid.txt, plain, .gz or .xz, a blank line between documents.
+        tokenizer_file: A tokenizer.json of `tokenizer`; left out, one is trained on the data.
+        resume: Continue from the run's checkpoint; `--steps` may differ until the decay begins.
+        minutes: Stop after this long; continue with --resume.
+    """
+    kept = run / "tokenizer.json"
+    if not kept.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        if tokenizer_file:
+            shutil.copyfile(tokenizer_file, kept)
+        else:
+            train_tokenizer(data, kept, pieces=config.vocabulary_size)
+    encoder = SubwordTokenizer.read(kept)
+    config = dataclasses.replace(config, vocabulary_size=len(encoder))
+    corpus = documents.load(data, encoder, lowered=config.lowered)
+    job = Run(run, saved_every=600)
+    done = subword_recipe.train(config, corpus, job, resume=resume, minutes=minutes)
     _tell_rest(run, done, minutes)
 
 
@@ -245,6 +299,8 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(
             {
                 "language-model": language_model,
+                "subword-language-model": subword_language_model,
+                "tokenizer": tokenizer,
                 "digits": digits,
                 "captions": captions,
                 "cells": cells,

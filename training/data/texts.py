@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import lzma
 import shutil
 import tempfile
 import zlib
@@ -98,18 +99,18 @@ def load(source: Source, vocabulary_size: int, cache: Path = CACHE) -> Corpus:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """A text file, gzipped or not, for reading its lines; CorpusError for whatever keeps it from being read.
+    """A text file, plain, .gz or .xz, for reading its lines; CorpusError for whatever keeps it from being read.
 
     Line breaks are those of `app.text.lines`: the server reads the same sentences.
     """
     try:
-        opened = gzip.open if path.suffix == ".gz" else open
+        opened = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
         with opened(path, "rt", encoding="utf-8-sig") as text:
             yield text
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CorpusError(f"{path}: expected gzip: {error}") from error
+    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error) as error:
+        raise CorpusError(f"{path}: expected {'xz' if path.suffix == '.xz' else 'gzip'}: {error}") from error
     except OSError as error:
         raise CorpusError(f"{path}: can't be read: {error.strerror}") from error
 
