@@ -10,6 +10,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from app.models import native
+
 BlockState: TypeAlias = tuple[Tensor, Tensor]
 """h (B, H) in float32 and the last inputs of the convolution (K - 1, B, D)."""
 
@@ -26,36 +28,22 @@ class GatedRecurrence(Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, c: Tensor, h: Tensor, keep: Tensor | None) -> Tensor:  # noqa: D102
         wide = torch.promote_types(z.dtype, torch.float32)
-        update, candidate, before = z.to(wide).sigmoid_(), c.to(wide), h.to(wide)
-        outputs = torch.empty_like(candidate)
-        resets = _resets(keep)
-        for t in range(len(z)):
-            if keep is not None and t in resets:
-                before = before * keep[t]
-            before = torch.lerp(before, candidate[t], update[t], out=outputs[t])
-        ctx.save_for_backward(update, candidate, h, keep, outputs)
-        ctx.kind = z.dtype, c.dtype
+        if keep is None:
+            keep = h.new_ones(*z.shape[:2], 1)
+        before, kept = h.to(wide).contiguous(), keep.to(wide).contiguous()
+        read = torch.ops.seqserve.linear_read if _native(z) else _read
+        outputs: Tensor = read(z, c, before, kept)
+        ctx.save_for_backward(z, c, before, kept, outputs)
+        ctx.kind = h.dtype
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: D102
-        update, candidate, h, keep, outputs = ctx.saved_tensors
-        decay = 1 - update  # (T, B, H)
-        resets = _resets(keep)
-        for t in resets:
-            decay[t] *= keep[t]
-        total = torch.empty_like(outputs)  # the gradient of each h_t
-        total[-1] = gradient[-1]
-        for t in range(len(outputs) - 2, -1, -1):
-            torch.addcmul(gradient[t], total[t + 1], decay[t + 1], out=total[t])
-        candidate = candidate.clone()
-        candidate[1:] -= outputs[:-1] if keep is None else outputs[:-1] * keep[1:]
-        candidate[0] -= h if keep is None else h * keep[0]
-        to_c = total * update
-        to_z = candidate.mul_(to_c).mul_(1 - update)
-        z_kind, c_kind = ctx.kind
-        return to_z.to(z_kind), to_c.to(c_kind), (total[0] * decay[0]).to(h.dtype), None
+        z = ctx.saved_tensors[0]
+        trace = torch.ops.seqserve.linear_trace if _native(z) else _trace
+        to_z, to_c, to_h = trace(*ctx.saved_tensors, gradient.contiguous())
+        return to_z, to_c, to_h.to(ctx.kind), None
 
 
 class GateInput(nn.Module):
@@ -212,9 +200,32 @@ def detached(state: Sequence[BlockState]) -> list[BlockState]:
     return [(h.detach(), tail.detach()) for h, tail in state]
 
 
-def _resets(keep: Tensor | None) -> list[int]:
-    """The steps at which some state is set to zero."""
-    return [] if keep is None else (keep == 0).flatten(1).any(1).nonzero().flatten().tolist()
+def _native(z: Tensor) -> bool:
+    return z.device.type == "cpu" and native.loaded()
+
+
+def _read(z: Tensor, c: Tensor, h: Tensor, keep: Tensor) -> Tensor:
+    """`GatedRecurrence` step by step; h and keep are of the outputs' type."""
+    update, candidate = z.to(h.dtype).sigmoid(), c.to(h.dtype)
+    outputs = torch.empty_like(candidate)
+    for t in range(len(z)):
+        h = torch.lerp(h * keep[t], candidate[t], update[t], out=outputs[t])
+    return outputs
+
+
+def _trace(
+    z: Tensor, c: Tensor, h: Tensor, keep: Tensor, outputs: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of z, c and h."""
+    update = z.to(h.dtype).sigmoid()
+    decay = (1 - update) * keep  # (T, B, H)
+    total = torch.empty_like(outputs)  # the gradient of each h_t
+    total[-1] = gradient[-1]
+    for t in range(len(outputs) - 2, -1, -1):
+        torch.addcmul(gradient[t], total[t + 1], decay[t + 1], out=total[t])
+    to_c = total * update
+    to_z = to_c * (1 - update) * (c - torch.cat([h[None], outputs[:-1]]) * keep)
+    return to_z.to(z.dtype), to_c.to(c.dtype), total[0] * decay[0]
 
 
 def _masks(keep: Tensor, tail: int) -> list[Tensor]:
