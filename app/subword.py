@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -208,9 +209,7 @@ class SubwordTokenizer:
         ids = [self._bytes[value] for value in token.encode("utf-8", "surrogatepass")]
         ranks, none = self._ranks, (len(self._ranks), -1)
         while len(ids) > 1:
-            (_, merged), at = min(
-                (ranks.get(pair, none), at) for at, pair in enumerate(zip(ids, ids[1:], strict=False))
-            )
+            (_, merged), at = min((ranks.get(pair, none), at) for at, pair in enumerate(pairwise(ids)))
             if merged < 0:
                 break
             ids[at : at + 2] = [merged]

@@ -3,8 +3,8 @@
     corpus = documents.load([Path("everyday2")], tokenizer)
     train(PRESETS["everyday"], corpus, Run(Path("runs/everyday")))
 
-A run of unknown length: warm-up, a constant rate, then a decay over the last fifth of `steps` (Hägele et al. 2024, arXiv
-2405.18392). Until the decay begins nothing depends on `steps`, so that a resumed run may be given more or fewer.
+A run of unknown length: warm-up, a constant rate, then a decay over the last fifth of `steps` (Hägele et al. 2024,
+arXiv 2405.18392). Until the decay begins nothing depends on `steps`: a resumed run may be given more or fewer.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from app.errors import CorpusError, SettingsError
-from app.models.gated_recurrence import Block, BlockState, GatedRecurrentLanguageModel, detached
+from app.errors import CorpusError
+from app.models.gated_recurrence import Block, GatedRecurrentLanguageModel, detached
 from training.data.documents import (
     TEMPLATED,
     DocumentCorpus,
@@ -87,8 +87,12 @@ _RANGES: tuple[Range, ...] = (
     (
         "1 or more",
         lambda value: value >= 1,
-        ("embedding_size", "width", "layers", "hidden_size", "inner_size", "kernel", "batch_size", "window", "steps")
-        + ("negatives", "average_every", "validate_every", "validation_pieces"),
+        ("embedding_size", "width", "layers", "hidden_size", "inner_size", "kernel", "batch_size", "window"),
+    ),
+    (
+        "1 or more",
+        lambda value: value >= 1,
+        ("steps", "negatives", "average_every", "validate_every", "validation_pieces"),
     ),
     ("0 or more and below 1", lambda value: 0 <= value < 1, ("dropout", "average_decay", "beta2")),
     ("0 to 1", lambda value: 0 <= value <= 1, ("p_reset", "lowered", "decay", "full_softmax", "source_power")),
@@ -122,7 +126,7 @@ def train(
     optimiser = _optimiser(model, config)
     wrapped, optimiser = fabric.setup(model, optimiser)
     average = {name: value.clone() for name, value in model.state_dict().items()}
-    progress: dict[str, Any] = {"step": 0, "epoch": 0, "window": 0, "updates": 0, "carried": None, "seconds": 0.0}
+    progress: dict[str, Any] = {"step": 0, "epoch": 0, "window": 0, "updates": 0, "carried": None}
     state = {"model": wrapped, "optimiser": optimiser, "average": average, "progress": progress}
     if resume and run.checkpoint.exists():
         run.check_texts(corpus.sha256)
@@ -131,60 +135,42 @@ def train(
         _check_config(config, run, progress["step"])
     else:
         run.start("language_model", config, corpus.describe())
-    counts = repeats(corpus.train, config.source_power, config.most_repeats)
     sampler = _sampler(corpus, config)
     costs = _costs(sampler, model, config)
     if config.compiled:
         _compile(model)
     carried = progress["carried"] or model.initial_state(config.batch_size)
-    stop = _Stop()
-    deadline = time.monotonic() + 60 * minutes
-    lap, lap_step, lap_cost = time.monotonic(), progress["step"], 0.0
+    stop = _Stop(time.monotonic() + 60 * minutes)
+    lap = _Lap(config)
 
-    while progress["step"] < config.steps:
-        stream = epoch_stream(corpus.train, counts, config.seed, progress["epoch"])
-        windows = _window_count(len(stream), config)
-        for inputs, targets in _windows(stream, config, progress["window"]):
-            step = progress["step"]
-            torch.manual_seed(config.seed * 1_000_003 + step)
-            model.train()
-            resets = (inputs == corpus.tokenizer.document) & (torch.rand(inputs.shape) < config.p_reset)
-            with fabric.autocast():
-                hidden, carried = model(inputs, carried, resets)  # (T, B) -> (T, B, E)
-                cost = costs(hidden.flatten(0, 1), targets.flatten(), step).mean()
-            optimiser.zero_grad()
-            fabric.backward(cost)
-            fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
-            for group in optimiser.param_groups:
-                group["lr"] = rate(config, step)
-            optimiser.step()
-            carried = detached(carried)
-            lap_cost += cost.item()
-            progress.update(step=step + 1, window=progress["window"] + 1, carried=carried)
-            if (step + 1) % config.average_every == 0:
-                progress["updates"] += 1
-                _update_average(average, model, progress["updates"], config.average_decay)
-            if (step + 1) % 100 == 0:
-                seconds, count = time.monotonic() - lap, step + 1 - lap_step
-                speed = count * config.batch_size * config.window / seconds
-                fabric.print(
-                    f"step {step + 1}/{config.steps}: cost {lap_cost / count:.4f}, rate {rate(config, step):.2e},"
-                    f" {speed:.0f} pieces/s",
-                    flush=True,
-                )
-                progress["seconds"] += seconds
-                lap, lap_step, lap_cost = time.monotonic(), step + 1, 0.0
-            if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-                _validate(fabric, model, average, corpus, config, run, progress)
-                lap = time.monotonic()
-            run.save_when_due(fabric, state)
-            if step + 1 == config.steps:
-                break
-            if time.monotonic() > deadline or stop.asked:
-                run.save(fabric, state)
-                return False
-        if progress["window"] == windows:
-            progress.update(epoch=progress["epoch"] + 1, window=0)
+    for inputs, targets in _batches(corpus, config, progress):
+        step = progress["step"]
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        model.train()
+        resets = (inputs == corpus.tokenizer.document) & (torch.rand(inputs.shape) < config.p_reset)
+        with fabric.autocast():
+            hidden, carried = model(inputs, carried, resets)  # (T, B) -> (T, B, E)
+            cost = costs(hidden.flatten(0, 1), targets.flatten(), step).mean()
+        optimiser.zero_grad()
+        fabric.backward(cost)
+        fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = rate(config, step)
+        optimiser.step()
+        carried = detached(carried)
+        progress.update(step=step + 1, carried=carried)
+        if (step + 1) % config.average_every == 0:
+            progress["updates"] += 1
+            _update_average(average, model, progress["updates"], config.average_decay)
+        lap.add(cost.item())
+        if (step + 1) % 100 == 0:
+            fabric.print(f"step {step + 1}/{config.steps}: {lap.report()}, rate {rate(config, step):.2e}", flush=True)
+        if (step + 1) % config.validate_every == 0:
+            _validate(fabric, model, average, corpus, config, run, progress)
+        run.save_when_due(fabric, state)
+        if stop.due() and step + 1 < config.steps:
+            run.save(fabric, state)
+            return False
     run.save(fabric, state)
     final = evaluate(model, average, corpus, None, config)
     fabric.print(f"valid bits a byte {final['macro']:.4f}")
@@ -324,7 +310,22 @@ def _validate(
     fabric.print(f"step {step}: valid " + ", ".join(f"{name} {value:.4f}" for name, value in bits.items()), flush=True)
     metrics = {f"valid_bits_per_byte/{name}": value for name, value in bits.items()}
     pieces = step * config.batch_size * config.window
-    run.record({"epoch": step, "pieces": pieces, "seconds": progress["seconds"], **metrics})
+    run.record({"epoch": step, "pieces": pieces, **metrics})
+
+
+def _batches(
+    corpus: DocumentCorpus, config: SubwordLanguageModelConfig, progress: dict[str, Any]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The windows of all epochs from `progress` on, which is moved on before each, until the last step is done."""
+    counts = repeats(corpus.train, config.source_power, config.most_repeats)
+    while progress["step"] < config.steps:
+        stream = epoch_stream(corpus.train, counts, config.seed, progress["epoch"])
+        for batch in _windows(stream, config, progress["window"]):
+            progress["window"] += 1
+            yield batch
+            if progress["step"] == config.steps:
+                return
+        progress.update(epoch=progress["epoch"] + 1, window=0)
 
 
 def _windows(stream: PieceIds, config: SubwordLanguageModelConfig, first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -403,12 +404,35 @@ def _check_config(config: SubwordLanguageModelConfig, run: Run, step: int) -> No
 
 
 class _Stop:
-    """SIGTERM, remembered: `asked` is True after one."""
+    """The end of this part of the work: a deadline (time.monotonic) or SIGTERM."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._ask)
 
+    def due(self) -> bool:
+        """Return whether to stop now."""
+        return time.monotonic() > self.deadline
+
     def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.asked = True
+        self.deadline = -math.inf
+
+
+class _Lap:
+    """Mean cost and speed since the last report."""
+
+    def __init__(self, config: SubwordLanguageModelConfig) -> None:
+        self.pieces = config.batch_size * config.window
+        self.steps, self.cost, self.started = 0, 0.0, time.monotonic()
+
+    def add(self, cost: float) -> None:
+        """Count a step."""
+        self.steps, self.cost = self.steps + 1, self.cost + cost
+
+    def report(self) -> str:
+        """Return the text, and start over."""
+        speed = self.steps * self.pieces / (time.monotonic() - self.started)
+        text = f"cost {self.cost / self.steps:.4f}, {speed:.0f} pieces/s"
+        self.steps, self.cost, self.started = 0, 0.0, time.monotonic()
+        return text

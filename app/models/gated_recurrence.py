@@ -40,9 +40,9 @@ class GatedRecurrence(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: D102
-        z = ctx.saved_tensors[0]
+        z, c, h, keep, outputs = ctx.saved_tensors
         trace = torch.ops.seqserve.linear_trace if _native(z) else _trace
-        to_z, to_c, to_h = trace(*ctx.saved_tensors, gradient.contiguous())
+        to_z, to_c, to_h = trace(z, c, h, keep, outputs, gradient.contiguous())
         return to_z, to_c, to_h.to(ctx.kind), None
 
 
@@ -85,8 +85,8 @@ class Mixing(nn.Module):
     def forward(self, x: Tensor, h: Tensor, g: Tensor) -> Tensor:  # noqa: D102
         x = x + self.out(h * F.silu(g))
         a, b = self.up(self.norm(x)).chunk(2, -1)
-        x = x + self.down(a * F.silu(b))
-        return x
+        mixed: Tensor = x + self.down(a * F.silu(b))
+        return mixed
 
 
 class Block(nn.Module):
@@ -230,7 +230,7 @@ def _trace(
 
 def _masks(keep: Tensor, tail: int) -> list[Tensor]:
     """For 1 to `tail` steps back (T, B, 1): 0 where a reset lies between that step and this one."""
-    masks = []
+    masks: list[Tensor] = []
     for back in range(1, tail + 1):
         before = masks[-1] if masks else torch.ones_like(keep)
         shifted = torch.ones_like(keep)

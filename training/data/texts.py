@@ -104,7 +104,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
     Line breaks are those of `app.text.lines`: the server reads the same sentences.
     """
     try:
-        opened = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+        opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
         with opened(path, "rt", encoding="utf-8-sig") as text:
             yield text
     except UnicodeDecodeError as error:
