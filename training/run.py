@@ -57,6 +57,10 @@ class Run:
         if changed:
             raise RunError(f"{self.folder}: started with another configuration: {'; '.join(changed)}")
 
+    def record_config(self, config: Any) -> None:
+        """Replace the written configuration, where a resumed run may have another."""
+        self._write("config.json", asdict(config))
+
     def check_texts(self, sha256: Mapping[str, str]) -> None:
         """Raise RunError unless the run was started on the texts with these checksums, by split."""
         was = self.read("source.json")["sha256"]
