@@ -34,7 +34,7 @@ from training.digits.robustness import table
 from training.evaluate import score_files
 from training.language_model import data as texts
 from training.language_model import recipe as language_model_recipe
-from training.language_model import subword_recipe
+from training.language_model import subword_recipe, typing_evaluation
 from training.language_model.publish import publish as publish_language_model
 from training.language_model.tokenizer import train_tokenizer
 from training.run import Run, RunError
@@ -232,14 +232,32 @@ def evaluate(
     """
     if not files:
         raise CorpusError("evaluate: expected a file, found none")
-    predictor = load_predictor(_current(store, model))
-    if not isinstance(predictor, LanguageModelPredictor):
-        raise CorpusError(f"evaluate: expected a language model, found {model}, which is none")
-    scores = score_files(predictor, files)
+    scores = score_files(_language_model(store, model), files)
     print("file", "tokens", "unknown", "perplexity", "perplexity excluding unknown", sep="\t")
     for file, score in zip(files, scores, strict=True):
         perplexities = (f"{score.perplexity:.2f}", f"{score.perplexity_excluding_unknown:.2f}")
         print(file, score.tokens, score.unknown_tokens, *perplexities, sep="\t")
+
+
+def typing(
+    data: tuple[Path, ...],
+    words: int = 10_000,
+    source: tuple[str, ...] = (),
+    store: Path = Path("models_store"),
+    model: str = "ptb",
+) -> None:
+    """Measure next-word suggestions with simulated writers: top-1, top-3 and keystroke savings by register.
+
+    Args:
+        data: Folders with NAME.valid.txt, plain, .gz or .xz, a blank line between documents.
+        words: Words typed of each source, about; 0 for all.
+        source: Names of the sources; left out, all of them.
+        store: The folder of all models.
+        model: The model's name.
+    """
+    suggest = typing_evaluation.suggest_with(_language_model(store, model))
+    found = typing_evaluation.evaluate_typing(suggest, data, most_words=words or None, only=source)
+    print(typing_evaluation.table(found))
 
 
 def robustness(
@@ -307,6 +325,7 @@ def main() -> None:
                 "cells": cells,
                 "publish": publish,
                 "evaluate": evaluate,
+                "typing": typing,
                 "robustness": robustness,
             },
             prog="python -m training",
@@ -315,6 +334,13 @@ def main() -> None:
         )
     except SeqserveError as error:
         sys.exit(f"error: {error}")
+
+
+def _language_model(store: Path, model: str) -> LanguageModelPredictor:
+    predictor = load_predictor(_current(store, model))
+    if not isinstance(predictor, LanguageModelPredictor):
+        raise CorpusError(f"model: expected a language model, found {model}, which is none")
+    return predictor
 
 
 def _current(store: Path, model: str) -> bundles.Bundle:
