@@ -16,7 +16,7 @@ END = "<eos>"
 UNKNOWN = "<unk>"
 _LINE = re.compile(r"([^\r\n]+)(?:\r\n?|\n)?|\r\n?|\n")
 _WRITTEN_LINE = re.compile(r"(\S[^\r\n]*)")  # from a line's first character that is no space: the last took its line
-_PATIENCE = 16  # lines without tokens, about 1 us each, before who waits for a sentence is told
+_YIELD_EVERY = 16  # lines without tokens, about 1 us each, before who waits for a sentence is told
 
 
 class Vocabulary:
@@ -59,10 +59,10 @@ class Token(NamedTuple):
     end: int
 
 
-WORDLESS: Final[Iterator[Token]] = iter(())  # stands among sentences for lines without tokens
+BLANK: Final[Iterator[Token]] = iter(())  # stands among sentences for lines without tokens
 
 
-class Normaliser(Protocol):
+class Tokenizer(Protocol):
     """One corpus's conventions. The tokens of a chunk (a run of non-space characters) depend on that chunk alone."""
 
     keeps_blank_lines: bool  # whether a line without tokens is a sentence of its own, an `<eos>`
@@ -96,22 +96,22 @@ class Completion:
     candidates: Ids | None  # of the words that it may become; None: any word
     typed: str  # the last run of non-space characters, as sent; it may begin before the word
     prefix: str  # the word's beginning, in the characters that the vocabulary is written in
-    normaliser: Normaliser
+    tokenizer: Tokenizer
 
     @property
     def context(self) -> list[Token]:
         """What stands before the word."""
-        return [*context(self.before, self.normaliser), *self.begun]
+        return [*context(self.before, self.tokenizer), *self.begun]
 
     @property
     def context_texts(self) -> list[str]:
         """The texts of `context`."""
-        return [*context_texts(self.before, self.normaliser), *(token.text for token in self.begun)]
+        return [*context_texts(self.before, self.tokenizer), *(token.text for token in self.begun)]
 
     def text(self, tokens: Sequence[str]) -> str:
         """`tokens`, whose first is a candidate, as they would be typed on: always begins with `typed`."""
-        first = self.normaliser.join(tokens[:1])
-        return self.word(first) + self.normaliser.join(tokens)[len(first) :]
+        first = self.tokenizer.join(tokens[:1])
+        return self.word(first) + self.tokenizer.join(tokens)[len(first) :]
 
     def word(self, written: str) -> str:
         """The same of a candidate alone, as it is written elsewhere."""
@@ -129,38 +129,38 @@ def lines(text: str, *, blank: bool = True) -> Iterator[tuple[str, int]]:
         yield match[1] or "", match.start()
 
 
-def sentences(lines: Iterable[tuple[str, int]], normaliser: Normaliser) -> Iterator[Iterator[Token]]:
+def sentences(lines: Iterable[tuple[str, int]], tokenizer: Tokenizer) -> Iterator[Iterator[Token]]:
     """The tokens of each line and the `<eos>` at its end, one line and one token at a time.
 
-    After so many lines without tokens comes `WORDLESS`, so that nobody waits without limit for the next that has some.
+    After so many lines without tokens comes `BLANK`, so that nobody waits without limit for the next that has some.
     """
     wordless = 0
     for line, offset in lines:
-        tokens = normaliser.tokens(line, offset)
+        tokens = tokenizer.tokens(line, offset)
         first = list(islice(tokens, 1))
-        if first or normaliser.keeps_blank_lines:
+        if first or tokenizer.keeps_blank_lines:
             end = offset + len(line)
             yield chain(first, tokens, [Token(END, end, end)])
         else:
             wordless += 1
-            if wordless % _PATIENCE == 0:
-                yield WORDLESS
+            if wordless % _YIELD_EVERY == 0:
+                yield BLANK
 
 
-def context(text: str, normaliser: Normaliser) -> list[Token]:
+def context(text: str, tokenizer: Tokenizer) -> list[Token]:
     """The tokens before the next word: those of all sentences, the last not ended unless `text` ends with a break."""
-    tokens = list(chain.from_iterable(sentences(lines(text, blank=normaliser.keeps_blank_lines), normaliser)))
+    tokens = list(chain.from_iterable(sentences(lines(text, blank=tokenizer.keeps_blank_lines), tokenizer)))
     if tokens and tokens[-1].start == len(text):  # the `<eos>` of a last line that goes on
         tokens.pop()
     return tokens
 
 
-def context_texts(text: str, normaliser: Normaliser) -> list[str]:
+def context_texts(text: str, tokenizer: Tokenizer) -> list[str]:
     """The texts of `context`."""
     found: list[str] = []
-    for line, offset in lines(text, blank=normaliser.keeps_blank_lines):
-        texts = normaliser.texts(line)
-        if texts or normaliser.keeps_blank_lines:
+    for line, offset in lines(text, blank=tokenizer.keeps_blank_lines):
+        texts = tokenizer.texts(line)
+        if texts or tokenizer.keeps_blank_lines:
             goes_on = offset + len(line) == len(text)
             found += texts if goes_on else [*texts, END]
     return found

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.text import WORDLESS, Token, Vocabulary, context, lines, sentences
+from app.text import BLANK, Token, Vocabulary, context, lines, sentences
 from app.text.penn_treebank import PennTreebank
 from app.text.whitespace import Whitespace
 
@@ -63,9 +63,9 @@ def test_who_waits_for_a_sentence_is_told_of_many_lines_without_words(penn: Penn
         yield "the", 20_000
 
     found = sentences(wordless(), penn)
-    assert next(found) is WORDLESS
+    assert next(found) is BLANK
     assert len(read) < 100
-    assert [list(sentence) for sentence in found if sentence is not WORDLESS] == [
+    assert [list(sentence) for sentence in found if sentence is not BLANK] == [
         [Token("the", 20_000, 20_003), Token("<eos>", 20_003, 20_003)]
     ]
 

@@ -1,6 +1,6 @@
 import pytest
 
-from app.text import NORMALISERS, Vocabulary, normaliser
+from app.text import TOKENIZERS, Vocabulary, make_tokenizer
 
 
 def test_ids_are_places_and_unknown_tokens_share_one() -> None:
@@ -22,15 +22,15 @@ def test_a_vocabulary_with_a_repeated_or_missing_token_is_refused(tokens: list[s
         Vocabulary(tokens)
 
 
-@pytest.mark.parametrize("name", NORMALISERS)
-def test_every_normaliser_works_with_a_vocabulary_of_specials_alone(name: str) -> None:
-    made = normaliser(name, Vocabulary(["<eos>", "<unk>"]))
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_tokenizer_works_with_a_vocabulary_of_specials_alone(name: str) -> None:
+    made = make_tokenizer(name, Vocabulary(["<eos>", "<unk>"]))
     assert [token.text for token in made.tokens("a word")] == ["a", "word"]
     candidates = made.complete("a wo").candidates
     assert candidates is not None
     assert not len(candidates)
 
 
-def test_an_unknown_normaliser_is_refused_by_name() -> None:
+def test_an_unknown_tokenizer_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="expected one of ptb, whitespace, found 'klingon'"):
-        normaliser("klingon", Vocabulary(["<eos>", "<unk>"]))
+        make_tokenizer("klingon", Vocabulary(["<eos>", "<unk>"]))

@@ -24,7 +24,7 @@ from app.runtime.beam_search import Expansion, Hypothesis, beam_search
 from app.runtime.onnx_session import Precision, session
 from app.runtime.recurrent_engine import WEIGHTS, Floats
 from app.runtime.scheduler import Resources, answer_all
-from app.text import Normaliser, Vocabulary, normaliser
+from app.text import Tokenizer, Vocabulary, make_tokenizer
 
 MOST_BEAMS: Final = 10
 MOST_ALTERNATIVES: Final = 9
@@ -116,7 +116,7 @@ class CaptionsPredictor:
         begin: ort.InferenceSession,
         step: ort.InferenceSession,
         vocabulary: Vocabulary,
-        normaliser: Normaliser,
+        tokenizer: Tokenizer,
         *,
         precision: Precision,
         length: int,
@@ -128,7 +128,7 @@ class CaptionsPredictor:
         self._cnn = cnn
         self._begin = begin
         self._step = step
-        self._normaliser = normaliser
+        self._tokenizer = tokenizer
         self._length = length
         self._length_penalty = length_penalty
 
@@ -147,7 +147,7 @@ class CaptionsPredictor:
             begin,
             step,
             vocabulary,
-            normaliser(bundle.manifest.normalisation or "whitespace", vocabulary),
+            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary),
             precision=precision,
             length=bundle.manifest.config["length"],
             length_penalty=bundle.manifest.config["length_penalty"],
@@ -254,10 +254,10 @@ class CaptionsPredictor:
             return found
 
     def _caption(self, hypothesis: Hypothesis[int]) -> str:
-        return self._normaliser.join([self.vocabulary.tokens[token] for token in hypothesis.tokens])
+        return self._tokenizer.join([self.vocabulary.tokens[token] for token in hypothesis.tokens])
 
     def _word(self, token: int) -> str:
-        return self._normaliser.join([self.vocabulary.tokens[token]])
+        return self._tokenizer.join([self.vocabulary.tokens[token]])
 
 
 class _Telling:

@@ -18,16 +18,16 @@ from app.runtime.scheduler import ObserveCache, Resources, answer_all, ignore
 from app.runtime.scores import TextScore, TokenScore
 from app.runtime.state_cache import StateCache
 from app.text import (
-    WORDLESS,
+    BLANK,
     Completion,
     Ids,
-    Normaliser,
     Token,
+    Tokenizer,
     Vocabulary,
     context,
     context_texts,
     lines,
-    normaliser,
+    make_tokenizer,
     sentences,
 )
 
@@ -133,7 +133,7 @@ class LanguageModelPredictor:
         self,
         engine: RecurrentEngine,
         vocabulary: Vocabulary,
-        normaliser: Normaliser,
+        tokenizer: Tokenizer,
         *,
         precision: Precision,
         cache: StateCache,
@@ -142,7 +142,7 @@ class LanguageModelPredictor:
     ) -> None:
         """`observe_cache` is told, turn by turn, how many tokens of contexts were remembered and how many were read."""
         self.vocabulary = vocabulary
-        self.normaliser = normaliser
+        self.tokenizer = tokenizer
         self.precision = precision
         self._engine = engine
         self._cache = cache
@@ -153,7 +153,7 @@ class LanguageModelPredictor:
         self._start = engine.run([after_end])[0].state
         self._never = (vocabulary.end, vocabulary.unknown)
         self._suggestable = np.delete(np.arange(len(vocabulary)), self._never)
-        self._alone = [normaliser.join([token]) for token in vocabulary.tokens]
+        self._alone = [tokenizer.join([token]) for token in vocabulary.tokens]
 
     @classmethod
     def open(
@@ -174,7 +174,7 @@ class LanguageModelPredictor:
         return cls(
             engine,
             vocabulary,
-            normaliser(bundle.manifest.normalisation or "whitespace", vocabulary),
+            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary),
             precision=precision,
             cache=StateCache(resources.cache_bytes),
             chunk=chunk,
@@ -188,7 +188,7 @@ class LanguageModelPredictor:
             _require_some("words", payload.words)
             before = self._context(payload)
             return Example(self._suggest(payload, before), short=len(before.ids) <= SHORT_CONTEXT)
-        found = chain.from_iterable(sentences(self._lines(payload), self.normaliser))
+        found = chain.from_iterable(sentences(self._lines(payload), self.tokenizer))
         if not payload.text.strip() or next(found, None) is None:
             raise InvalidField("text", f"expected some words, found {_shortened(payload.text)!r}")
         return Example(self._score(self._lines(payload), payload))
@@ -246,16 +246,16 @@ class LanguageModelPredictor:
         return replace(score, characters=characters)
 
     def _lines(self, payload: Score) -> Iterator[tuple[str, int]]:
-        return lines(payload.text, blank=self.normaliser.keeps_blank_lines)
+        return lines(payload.text, blank=self.tokenizer.keeps_blank_lines)
 
     def _context(self, payload: Suggest) -> "_Context":
         """What stands before the next word, or before the one being typed."""
-        completion = self.normaliser.complete(payload.text) if payload.complete else None
-        texts = completion.context_texts if completion else context_texts(payload.text, self.normaliser)
+        completion = self.tokenizer.complete(payload.text) if payload.complete else None
+        texts = completion.context_texts if completion else context_texts(payload.text, self.tokenizer)
         ids = self.vocabulary.ids(texts)
         unknown = list[str]()
         if self.vocabulary.unknown in ids:
-            tokens = completion.context if completion else context(payload.text, self.normaliser)
+            tokens = completion.context if completion else context(payload.text, self.tokenizer)
             unknown = _unknown_words(payload.text, tokens, ids, self.vocabulary.unknown)
         return _Context(ids, unknown, completion)
 
@@ -307,14 +307,14 @@ class LanguageModelPredictor:
     def _suggestion(self, tokens: Sequence[int], log_probability: float, completion: Completion | None) -> Suggestion:
         if len(tokens) > 1:
             words = [self.vocabulary.tokens[token] for token in tokens]
-            text = completion.text(words) if completion else self.normaliser.join(words)
+            text = completion.text(words) if completion else self.tokenizer.join(words)
         else:
             text = completion.word(self._alone[tokens[0]]) if completion else self._alone[tokens[0]]
         return Suggestion(text, math.exp(log_probability), log_probability)
 
     def _score(self, text: Iterable[tuple[str, int]], payload: Score) -> Turns:
         # None stands for lines without words, so that looking for some ends a turn too.
-        found = (iter([None]) if tokens is WORDLESS else tokens for tokens in sentences(text, self.normaliser))
+        found = (iter([None]) if tokens is BLANK else tokens for tokens in sentences(text, self.tokenizer))
         streams = iter([chain.from_iterable(found)]) if payload.mode == "document" else found
         details = payload.alternatives if payload.per_token else None
         total, kept = TextScore(), list[TokenScore]()

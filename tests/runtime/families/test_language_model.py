@@ -29,7 +29,7 @@ from app.runtime.recurrent_engine import Reading, RecurrentEngine, Segment
 from app.runtime.scheduler import Resources, answer_all
 from app.runtime.scores import TextScore, TokenScore, pooled
 from app.runtime.state_cache import StateCache
-from app.text import Token, Vocabulary, context, lines, normaliser, sentences
+from app.text import Token, Vocabulary, context, lines, make_tokenizer, sentences
 
 EVERYDAY = "Mr. Zork said the company's profits fell 12%.\nHe said he could, they don't: it's <unk> in New York\n"
 EVERYTHING = 1000  # more suggestions than there are words
@@ -76,7 +76,7 @@ def engine(tiny_bundle: Bundle) -> Watched:
 @pytest.fixture
 def watched(engine: Watched, vocabulary: Vocabulary) -> LanguageModelPredictor:
     """A predictor on `engine`, which has not been asked for anything yet."""
-    penn = normaliser("ptb", vocabulary)
+    penn = make_tokenizer("ptb", vocabulary)
     predictor = LanguageModelPredictor(engine, vocabulary, penn, precision="fp32", cache=StateCache(0))
     engine.asked.clear()
     return predictor
@@ -321,7 +321,7 @@ def test_every_word_of_a_text_is_suggested_with_the_probability_that_scoring_giv
     answers = ask(predictor, *(Suggest(text[: row.start], top_k=EVERYTHING) for row in rows))
     assert len(rows) > 40
     for row, answer in zip(rows, answers, strict=True):
-        found = log_probabilities(answer.suggestions)[predictor.normaliser.join([row.token])]
+        found = log_probabilities(answer.suggestions)[predictor.tokenizer.join([row.token])]
         assert found == pytest.approx(row.log_probability, abs=0 if precision == "int8" else 1e-5)
 
 
@@ -330,7 +330,7 @@ def test_all_words_but_unk_and_the_end_of_a_sentence_are_suggested(
 ) -> None:
     everything = suggest(int8, "the company", top_k=EVERYTHING)
     assert {suggestion.text for suggestion in everything} == {
-        int8.normaliser.join([token]) for token in vocabulary.tokens if token not in ("<eos>", "<unk>")
+        int8.tokenizer.join([token]) for token in vocabulary.tokens if token not in ("<eos>", "<unk>")
     }
     (row,) = token_scores(int8, "the company rose", alternatives=EVERYTHING)[2:3]
     never = sum(math.exp(value) for word, value in row.alternatives if word in ("<eos>", "<unk>"))
@@ -374,7 +374,7 @@ def test_runs_of_words_are_those_that_exhaustive_search_finds(
     found.sort(key=lambda pair: (-pair[0], pair[1]))
     suggestions = suggest(int8, "the company", top_k=2000, words=3)
     assert [(suggestion.log_probability, suggestion.text) for suggestion in suggestions] == [
-        (value, int8.normaliser.join([vocabulary.tokens[token] for token in path])) for value, path in found[:2000]
+        (value, int8.tokenizer.join([vocabulary.tokens[token] for token in path])) for value, path in found[:2000]
     ]
     assert {len(path) for _, path in found[:2000]} == {1, 2, 3}  # some ended early
 
@@ -564,14 +564,14 @@ def test_lines_without_words_hold_nobody_up(
     watched: LanguageModelPredictor, monkeypatch: pytest.MonkeyPatch, line: str, most: int, mode: Mode
 ) -> None:
     looked_into = list[str]()
-    tokens = watched.normaliser.tokens
+    tokens = watched.tokenizer.tokens
 
     def counted(line: str, offset: int = 0) -> Iterator[Token]:
         looked_into.append(line)
         return tokens(line, offset)
 
     example = watched.prepare(Score(line * 20_000 + "company", mode))
-    monkeypatch.setattr(watched.normaliser, "tokens", counted)
+    monkeypatch.setattr(watched.tokenizer, "tokens", counted)
     answer = None
     while answer is None:
         looked_into.clear()
@@ -633,7 +633,7 @@ def test_any_text_is_answered_or_refused_for_its_field(
 ) -> None:
     answer = ask(int8, Suggest(text, words=2, complete=complete))[0]
     assert answer.suggestions or complete
-    has_words = any(sentences(lines(text), int8.normaliser))
+    has_words = any(sentences(lines(text), int8.tokenizer))
     try:
         found = score(int8, text, mode=mode, per_token=True)
     except InvalidField:
@@ -643,7 +643,7 @@ def test_any_text_is_answered_or_refused_for_its_field(
     assert math.isfinite(found.perplexity)
     assert found.token_scores is not None
     assert all(0 <= row.start <= row.end <= len(text) for row in found.token_scores)
-    before: list[Token] = context(text, int8.normaliser)
+    before: list[Token] = context(text, int8.tokenizer)
     assert [row.token for row in found.token_scores[: len(before)]] == [token.text for token in before]
 
 
