@@ -1,4 +1,4 @@
-"""The models that are served: bundles read, proved and put behind a batcher each, and exchanged while they are asked.
+"""The models that are served: bundles read, proved and put behind a scheduler each, and exchanged while they are asked.
 
 A model's version is exchanged in two steps, so that several processes can take the second one together: `stage` does in
 a thread all that takes time and may fail, `switch` is a moment on the event loop. Whoever holds a `Served` is answered
@@ -25,7 +25,7 @@ from app.runtime.families.language_model import LanguageModelPredictor, Suggesti
 from app.runtime.metrics import Metrics
 from app.runtime.onnx_session import Precision
 from app.runtime.preprocessing import Preparing
-from app.runtime.scheduler import FEW, Batcher, BundlePredictor, ObserveCache, Resources, ignore
+from app.runtime.scheduler import MAX_INLINE_BATCH, BundlePredictor, ObserveCache, Resources, Scheduler, ignore
 from app.runtime.scores import TextScore
 from app.runtime.usage import ACCOUNT, Account
 
@@ -65,7 +65,7 @@ class Served:
     manifest: Manifest
     bundle: Bundle
     predictor: BundlePredictor[Any, Any, Any]
-    batcher: Batcher
+    scheduler: Scheduler
     preparing: Preparing
 
     @property
@@ -104,9 +104,9 @@ class Served:
         """The answer to what was prepared."""
         account = ACCOUNT.get()
         if account is None:
-            return await self.batcher.submit(example, deadline)
+            return await self.scheduler.submit(example, deadline)
         account.model = self.name
-        answer = await self.batcher.submit(example, deadline)
+        answer = await self.scheduler.submit(example, deadline)
         _count(account, answer)
         return answer
 
@@ -122,7 +122,7 @@ class Registry:
         queue_size: int,
         batch_size: int,
         cache_bytes: int,
-        light_size: int = FEW,
+        max_inline_batch: int = MAX_INLINE_BATCH,
         metrics: Metrics,
     ) -> None:
         """Nothing is served yet; `load` serves what there is."""
@@ -133,11 +133,11 @@ class Registry:
         self._queue_size = queue_size
         self._batch_size = batch_size
         self._cache_bytes = cache_bytes
-        self._light_size = light_size
+        self._max_inline_batch = max_inline_batch
         self._preparing = Preparing(metrics, queue_size=queue_size)
         self._served: dict[str, Served] = {}  # in the order of the names; replaced, not changed: threads read it too
         self._refused: dict[str, str] = {}  # why, by name; replaced too
-        self._former: dict[Batcher, weakref.finalize[..., Served]] = {}  # what still works, and begins its end
+        self._former: dict[Scheduler, weakref.finalize[..., Served]] = {}  # what still works, and begins its end
         self._ending: set[asyncio.Task[None]] = set()
 
     def load(self) -> "Registry":
@@ -184,16 +184,16 @@ class Registry:
         manifest = staged.bundle.manifest
         name, version = manifest.model, manifest.version
         former = self._served.get(name)
-        batcher = Batcher(
+        scheduler = Scheduler(
             name,
             staged.predictor.predict,
             self.metrics,
             queue_size=self._queue_size,
             batch_size=self._batch_size,
-            is_light=staged.predictor.is_light,
-            light_size=self._light_size,
+            fits_inline=staged.predictor.fits_inline,
+            max_inline_batch=self._max_inline_batch,
         )
-        model = Served(name, version, manifest, staged.bundle, staged.predictor, batcher, self._preparing)
+        model = Served(name, version, manifest, staged.bundle, staged.predictor, scheduler, self._preparing)
         self._served = dict(sorted({**self._served, name: model}.items()))
         self.forget(name)
         self.metrics.set_model(name, version, ready=True)
@@ -247,8 +247,8 @@ class Registry:
         await self._preparing.close()
         for end in self._former.values():
             end.detach()
-        batchers = [*self._former, *(model.batcher for model in self._served.values())]
-        await asyncio.gather(*(batcher.close() for batcher in batchers), *self._ending)
+        schedulers = [*self._former, *(model.scheduler for model in self._served.values())]
+        await asyncio.gather(*(scheduler.close() for scheduler in schedulers), *self._ending)
 
     def _retire(self, former: Served) -> None:
         """Let a model that is asked for no more by name end once the last that holds it has let it go.
@@ -257,18 +257,18 @@ class Registry:
         """
         loop = asyncio.get_running_loop()
         told = f"{former.name}: {former.version} has ended"
-        end = weakref.finalize(former, loop.call_soon_threadsafe, self._begin_end, former.batcher, told)
+        end = weakref.finalize(former, loop.call_soon_threadsafe, self._start_close, former.scheduler, told)
         end.atexit = False
-        self._former[former.batcher] = end
+        self._former[former.scheduler] = end
 
-    def _begin_end(self, batcher: Batcher, told: str) -> None:
-        ending = asyncio.ensure_future(self._end(batcher, told))
+    def _start_close(self, scheduler: Scheduler, told: str) -> None:
+        ending = asyncio.ensure_future(self._end(scheduler, told))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 
-    async def _end(self, batcher: Batcher, told: str) -> None:
-        await batcher.close()
-        del self._former[batcher], batcher  # and with it the predictor
+    async def _end(self, scheduler: Scheduler, told: str) -> None:
+        await scheduler.close()
+        del self._former[scheduler], scheduler  # and with it the predictor
         await asyncio.to_thread(_give_memory_back)
         log.info(told)
 

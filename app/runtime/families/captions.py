@@ -108,7 +108,7 @@ class CaptionsPredictor:
 
     # nats of a caption; what processors' sums differ by, seven digits down, int8's rounding may make 0.015 of
     PROBE_TOLERANCE: ClassVar[float] = 0.05
-    is_light: ClassVar[None] = None
+    fits_inline: ClassVar[None] = None
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ class DigitsPredictor:
     """Reads digits with one model (the seam `Predictor`)."""
 
     PROBE_TOLERANCE: ClassVar[float] = 1e-2  # of a probability
-    is_light: ClassVar[None] = None
+    fits_inline: ClassVar[None] = None
 
     def __init__(self, reader: ort.InferenceSession, calibration: Calibration, *, precision: Precision) -> None:
         """`reader`: the graph of pixels (B, 28, 28) uint8 -> logits (B, 10 or 11), see training.digits.export."""

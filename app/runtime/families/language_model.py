@@ -213,7 +213,7 @@ class LanguageModelPredictor:
         self._tell_cache()
         return [example.answer for example in examples]
 
-    def is_light(self, examples: Sequence[Example]) -> bool:
+    def fits_inline(self, examples: Sequence[Example]) -> bool:
         """Whether a turn of all these costs no more than LIGHT; no more of them are looked at than tell."""
         room = LIGHT
         for example in examples:

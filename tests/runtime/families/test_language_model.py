@@ -540,7 +540,7 @@ def test_a_turn_is_light_that_reads_a_few_words(
     watched: LanguageModelPredictor, engine: Watched, payloads: list[Suggest | Score], light: bool
 ) -> None:
     examples = [watched.prepare(payload) for payload in payloads]
-    assert watched.is_light(examples) == light
+    assert watched.fits_inline(examples) == light
     assert engine.asked == []
     expected = ask(watched, *payloads)
     assert answer_all(watched, examples) == expected  # to have been asked changes nothing
@@ -550,7 +550,7 @@ def test_what_is_no_light_turn_is_known_after_a_few_looks(watched: LanguageModel
     examples = [watched.prepare(Suggest("the " * 30)) for _ in range(100)]
     for example in examples[3:]:
         example.wanted = None  # type: ignore[assignment,method-assign]  # nobody is to ask
-    assert not watched.is_light(examples)
+    assert not watched.fits_inline(examples)
 
 
 def test_sentences_are_read_side_by_side_so_many_a_turn(watched: LanguageModelPredictor, engine: Watched) -> None:
