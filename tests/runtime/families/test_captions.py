@@ -320,12 +320,12 @@ def test_telling_changes_no_caption(int8: CaptionsPredictor) -> None:
         ({"alternatives": 10}, "alternatives: expected 0 to 9, found 10"),
     ],
 )
-def test_a_number_out_of_its_range_is_refused(asked: dict[str, int], message: str, int8: CaptionsPredictor) -> None:
+def test_a_number_out_of_its_range_is_rejected(asked: dict[str, int], message: str, int8: CaptionsPredictor) -> None:
     with pytest.raises(InvalidField, match=f"^{message}$"):
         int8.prepare(Describe(PICTURES[0], **asked))  # type: ignore[arg-type]  # an int is neither name nor callback
 
 
-def test_what_is_no_image_is_refused_by_its_name(int8: CaptionsPredictor) -> None:
+def test_what_is_no_image_is_rejected_by_its_name(int8: CaptionsPredictor) -> None:
     with pytest.raises(Malformed, match=r"^image\.2: expected PNG"):
         int8.prepare(Describe(b"words", "image.2"))
     stream = io.BytesIO()
@@ -352,7 +352,7 @@ def test_a_probe_tells_the_caption_and_the_alternatives(int8: CaptionsPredictor)
     assert len(answer.alternatives) == 1
 
 
-def test_a_vocabulary_of_another_size_is_refused(store: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_vocabulary_of_another_size_is_rejected(store: Path, bundle: Bundle, tmp_path: Path) -> None:
     contents: dict[str, bytes | Path] = {name: bundle.path(name) for name in bundle.manifest.files}
     contents["vocabulary.txt"] = "\n".join(WORDS[:-1]).encode()
     changed = bundles.read(bundles.publish(tmp_path, bundle.manifest, contents))

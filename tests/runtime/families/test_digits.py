@@ -243,7 +243,7 @@ def test_a_picture_is_framed_as_it_is_prepared(predictor: DigitsPredictor) -> No
     np.testing.assert_array_equal(predictor.prepare(Classify(png(seven()))).pixels, seven())
 
 
-def test_what_is_no_picture_is_refused_by_name(predictor: DigitsPredictor) -> None:
+def test_what_is_no_picture_is_rejected_by_name(predictor: DigitsPredictor) -> None:
     with pytest.raises(Malformed, match=r"^image.4: expected PNG"):
         predictor.prepare(Classify(b"none", "image.4"))
     side = math.isqrt(MAX_PIXELS) + 1
@@ -310,7 +310,7 @@ def test_the_probe_tells_each_digits_probability_and_that_of_none(
 @pytest.mark.parametrize(
     "found", [{}, {"temperature": 1.0}, {"rejection_threshold": 0.5}, {**CALIBRATION, "bias": 0.1}], ids=str
 )
-def test_a_bundle_without_its_calibration_is_refused(
+def test_a_bundle_without_its_calibration_is_rejected(
     found: dict[str, float], digits_bundle: Bundle, tmp_path: Path
 ) -> None:
     bundle = published(digits_bundle, tmp_path, calibration=found)
@@ -321,7 +321,7 @@ def test_a_bundle_without_its_calibration_is_refused(
     assert calibration(CALIBRATION, "here") == Calibration(1.5, 0.9)
 
 
-def test_a_bundle_without_its_graph_is_refused(digits_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_without_its_graph_is_rejected(digits_bundle: Bundle, tmp_path: Path) -> None:
     files = {name: entry for name, entry in digits_bundle.manifest.files.items() if name != "reader.int8.onnx"}
     unlisted = Bundle(digits_bundle.folder, digits_bundle.manifest.model_copy(update={"files": files}))
     with pytest.raises(BundleError, match=r"expected a file reader.int8.onnx in the list, found none"):
@@ -331,15 +331,13 @@ def test_a_bundle_without_its_graph_is_refused(digits_bundle: Bundle, tmp_path: 
         load_predictor(broken)
 
 
-def test_int8_serves_where_it_answers_the_probe_as_recorded(
-    digits_bundle: Bundle, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_int8_serves_where_it_passes_the_probe(digits_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     assert load_predictor(digits_bundle).precision == "int8"
     assert caplog.text == ""
 
 
 @pytest.mark.parametrize(("off", "precision"), [(0.009, "int8"), (0.011, "fp32")])
-def test_where_int8_answers_the_probe_otherwise_fp32_serves_and_a_warning_says_so(
+def test_fp32_serves_with_a_warning_where_int8_fails_the_probe(
     off: float, precision: str, digits_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     document = digits_bundle.json("probe.json")
@@ -348,7 +346,7 @@ def test_where_int8_answers_the_probe_otherwise_fp32_serves_and_a_warning_says_s
     with caplog.at_level(logging.WARNING):
         predictor = load_predictor(bundle)
     assert predictor.precision == precision
-    assert ("int8 can't be trusted on this machine, fp32 serves" in caplog.text) is (precision == "fp32")
+    assert ("falling back to fp32 on this machine" in caplog.text) is (precision == "fp32")
     assert predictor.probe(PAYLOAD) == DigitsPredictor.open(digits_bundle, predictor.precision, Resources()).probe(
         PAYLOAD
     )
@@ -366,7 +364,7 @@ async def test_one_store_serves_it_beside_a_language_model(
     published(digits_bundle, store)
     figures = Metrics(CollectorRegistry())
     registry = Registry(store, threads=1, queue_size=8, batch_size=8, cache_bytes=1 << 20, metrics=figures).load()
-    assert registry.refused == {}
+    assert registry.rejected == {}
     assert [(model.name, model.manifest.family) for model in registry.served()] == [
         ("digits", "digits"),
         ("tiny", "language_model"),
