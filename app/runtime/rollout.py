@@ -14,9 +14,7 @@ from typing import Final, TypeAlias
 from app.errors import NotReady
 from app.runtime.worker import Line, Message, described, send
 
-Save: TypeAlias = Callable[
-    [str, str], str | None
-]  # saves a version in the store; returns why not, if so
+Save: TypeAlias = Callable[[str, str], str | None]  # saves a version in the store; returns why not, if so
 
 CHANGE_S: Final = 60.0  # time limit for workers to load a version, and to switch to it
 
