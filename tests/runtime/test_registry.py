@@ -134,7 +134,7 @@ async def test_a_foreign_format_is_rejected_by_its_number(store: Path, number: o
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": number}))
     registry = load(store)
     assert [model.name for model in registry.served()] == ["other"]
-    assert f"format is {number!r}" in registry.rejected["tiny"]
+    assert f"format: expected 1, found {number!r}" in registry.rejected["tiny"]
     await registry.close()
 
 

@@ -363,7 +363,7 @@ async def test_a_reload_that_finds_a_bad_version_keeps_the_old_one_and_logs_why(
     bundles.activate(store, "tiny", "2")
     await reload(registry)
     assert (await answered(registry), registry.rejected) == (answers["1"], {})
-    assert "weights.safetensors: sha256 is" in caplog.text
+    assert "weights.safetensors: expected sha256" in caplog.text
     assert "1 is still served" in caplog.text
 
 

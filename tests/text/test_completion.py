@@ -99,7 +99,7 @@ def test_context_offsets_point_into_the_whole_text(penn: PennTreebank) -> None:
     assert [text[token.start : token.end] for token in penn.complete(text).context] == ["The", "company"]
 
 
-def test_white_space_words_are_completed_case_and_all() -> None:
+def test_whitespace_words_are_completed_case_sensitively() -> None:
     vocabulary = Vocabulary(["<eos>", "<unk>", "The", "Then", "the", "<u>"])
     words = make_tokenizer("whitespace", vocabulary)
     assert isinstance(words, Whitespace)

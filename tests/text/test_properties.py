@@ -1,4 +1,4 @@
-"""What holds for any text, whatever is in it."""
+"""Properties of any text."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -90,6 +90,6 @@ def test_blank_lines_change_nothing_where_they_are_no_sentences(penn: PennTreeba
 
 @anything
 @given(LINES, st.integers(0, 50))
-def test_a_chunk_met_again_has_the_same_tokens_in_its_new_place(penn: PennTreebank, line: str, offset: int) -> None:
+def test_a_repeated_chunk_has_the_same_tokens_at_its_new_offset(penn: PennTreebank, line: str, offset: int) -> None:
     first = [Token(token.text, token.start + offset, token.end + offset) for token in penn.tokens(line)]
     assert list(penn.tokens(line, offset)) == first

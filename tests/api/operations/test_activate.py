@@ -110,7 +110,7 @@ async def test_a_version_that_cannot_be_trusted_is_a_conflict_that_says_why(stor
         figures = (await client.get("/metrics")).text
     told = response.json()
     assert (response.status_code, told["status"], told["type"]) == (409, 409, "/problems/unservable")
-    assert "weights.safetensors: sha256 is" in told["detail"]
+    assert "weights.safetensors: expected sha256" in told["detail"]
     assert 'seqserve_swaps_total{model="tiny",outcome="refused"} 1.0' in figures
     assert bundles.current(store, "tiny") == "1"
 

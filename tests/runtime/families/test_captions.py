@@ -219,9 +219,7 @@ def test_a_caption_does_not_depend_on_the_alternatives(beam: int, int8: Captions
 def test_a_caption_is_the_same_bit_for_bit_whatever_shares_its_steps(
     predictor: CaptionsPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    payloads = [
-        Describe(content, beam=1 + place % 4, alternatives=place % 3) for place, content in enumerate(PHOTOGRAPHS)
-    ]
+    payloads = [Describe(content, beam=1 + i % 4, alternatives=i % 3) for i, content in enumerate(PHOTOGRAPHS)]
     alone = [described(predictor, payload)[0] for payload in payloads]
     assert _alike(described(predictor, *payloads), alone, predictor.precision)
     assert _alike(described(predictor, *payloads[::-1])[::-1], alone, predictor.precision)

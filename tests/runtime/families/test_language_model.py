@@ -433,14 +433,14 @@ def test_cached_or_not_fp32_suggests_the_same(tiny_bundle: Bundle) -> None:
 def test_the_state_of_the_longest_context_answered_before_is_cached(
     tiny_bundle: Bundle, text: str, complete: bool, cached: int
 ) -> None:
-    streamed = []
+    observed = []
     predictor = LanguageModelPredictor.open(
-        tiny_bundle, "int8", Resources(cache_bytes=CACHE, observe_cache=lambda hit, read: streamed.append((hit, read)))
+        tiny_bundle, "int8", Resources(cache_bytes=CACHE, observe_cache=lambda hit, read: observed.append((hit, read)))
     )
     (first,) = ask(predictor, Suggest("the company said"))
     (second,) = ask(predictor, Suggest(text, complete=complete))
     assert (first.cached_tokens, second.cached_tokens) == (0, cached)
-    assert streamed == [(0, 3), (cached, second.context_tokens - cached)]
+    assert observed == [(0, 3), (cached, second.context_tokens - cached)]
 
 
 def test_without_a_cache_no_state_is_kept(int8: LanguageModelPredictor) -> None:
@@ -549,13 +549,11 @@ def test_a_step_that_reads_a_few_words_fits_inline(
 def test_an_expensive_batch_is_recognised_after_a_few_examples(watched: LanguageModelPredictor) -> None:
     examples = [watched.prepare(Suggest("the " * 30)) for _ in range(100)]
     for example in examples[3:]:
-        example.segments = None  # type: ignore[assignment,method-assign]  # nobody is to ask
+        example.segments = None  # type: ignore[assignment,method-assign]  # must not be called
     assert not watched.fits_inline(examples)
 
 
-def test_sentences_are_read_in_parallel_a_limited_number_per_step(
-    watched: LanguageModelPredictor, engine: Watched
-) -> None:
+def test_a_limited_number_of_sentences_is_read_per_step(watched: LanguageModelPredictor, engine: Watched) -> None:
     score(watched, "the company\n" * (SENTENCES + 1), mode="sentence")
     assert [len(segments) for segments in engine.asked] == [SENTENCES, 1]
 
