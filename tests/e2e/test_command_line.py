@@ -188,7 +188,7 @@ def test_caption_prints_the_likeliest_and_those_next_to_it(
         ("--alternatives", 10, "alternatives: expected 0 to 9, found 10"),
     ],
 )
-def test_a_search_that_is_not_made_is_refused_before_any_file_is_told(
+def test_a_search_that_is_not_made_is_rejected_before_any_file_is_reported(
     seers: Path, tmp_path: Path, command: Command, option: str, value: int, message: str
 ) -> None:
     png(tmp_path / "a.png", 7)
@@ -209,7 +209,7 @@ def test_a_command_asks_a_model_of_its_family(seers: Path, tmp_path: Path, comma
     assert (status, output, told) == (1, "", f"seqserve: {seers}: expected a digits model, found none\n")
 
 
-def test_a_damaged_model_on_the_way_to_one_of_the_family_is_told(damaged_store: Path) -> None:
+def test_a_damaged_model_on_the_way_to_one_of_the_family_is_reported(damaged_store: Path) -> None:
     ran = seqserve("suggest", "the company", "--store", damaged_store)
     assert (ran.returncode, len(ran.stdout.splitlines())) == (0, 5)
     assert ran.stderr.startswith("seqserve: broken: damaged: ")
@@ -240,7 +240,7 @@ def test_models_lists_the_store_and_marks_what_is_damaged(damaged_store: Path) -
         (["caption", "a.jpg"], 1, "expected a captions model, found none"),
         (["score", "/nowhere.txt"], 1, "/nowhere.txt"),
         (["score", "/"], 1, "can't be read"),
-        (["suggest", "a", "--model", "other"], 1, "other: no such model; there are: tiny"),
+        (["suggest", "a", "--model", "other"], 1, "other: no such model; available: tiny"),
         (["serve", "--port", "70000"], 2, "SEQSERVE_PORT"),
         (["serve", "--host", "256.0.0.1"], 2, "http://256.0.0.1:8000"),
     ],
@@ -263,7 +263,7 @@ def test_a_file_that_is_no_text_is_named(tiny_store: Path, tmp_path: Path, conte
     assert (run.returncode, run.stderr) == (1, f"seqserve: {file}: {told}\n")
 
 
-def test_an_unknown_variable_is_refused(tiny_store: Path) -> None:
+def test_an_unknown_variable_is_rejected(tiny_store: Path) -> None:
     run = seqserve("models", SEQSERVE_STORES=str(tiny_store))
     assert (run.returncode, run.stderr) == (
         2,

@@ -266,7 +266,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_version_that_is_there_is_refused_before_any_measuring(
     published: Bundle, finished: Run, photographs: Path, unmeasured: None
 ) -> None:
-    with pytest.raises(BundleError, match=f"{published.folder}: this version is published already"):
+    with pytest.raises(BundleError, match=f"{published.folder}: expected an unpublished version"):
         publish(finished, published.folder.parents[1], version="v1", photographs=photographs)
 
 
