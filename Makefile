@@ -18,7 +18,7 @@ DEVELOPMENT = $(VENV)/.development-installed
 # Those that `bench` compares with pin other versions than ours, and are not for an environment that serves.
 PEERS = .venv-bench/.installed
 
-.PHONY: help install serve test check bench bench-cells fuzz audit train-language-model train-digits train-captions publish lock
+.PHONY: help install serve test check docs bench bench-cells fuzz audit train-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -37,6 +37,9 @@ check: $(DEVELOPMENT) ## format, lint, types, imports
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: $(DEVELOPMENT) ## write docs/settings.md and docs/openapi.json from the code
+	$(BIN)/python -m tests.documents
 
 bench: $(DEVELOPMENT) $(PEERS) ## time the models against eager torch, the server against its peers: half an hour, 6 GiB more
 	$(BIN)/python tests/bench/language_model.py
