@@ -237,7 +237,9 @@ def assert_options(program: str, arguments: tuple[str, ...], capsys: pytest.Capt
 
 def assert_targets(targets: list[str]) -> None:
     for target in [word for word in targets if "=" not in word]:
-        assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), target
+        assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), (
+            target
+        )
     subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 
@@ -281,7 +283,9 @@ def test_every_path_and_test_that_is_named_exists(document: Path) -> None:
 def definitions(file: Path) -> frozenset[str]:
     """Return the names that a module defines."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef))
+    return frozenset(
+        node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
