@@ -1,9 +1,10 @@
-"""README.md, CONTRIBUTING.md, CHANGELOG.md and docs/: the commands work, the links lead somewhere, the numbers are current.
+"""Commands, links, names and numbers in README.md, CONTRIBUTING.md, CHANGELOG.md and docs/.
 
-A shell block names after its language how it is tested. `run`: every command is run against a server of the shipped models,
-and what it prints is compared with the lines below it; `...` stands for anything, numbers may differ by 1 %. `parse`: the
-syntax is checked, and for seqserve, `python -m training` and make that the command, its options and its targets exist.
-A third word names the corpus without which the block is skipped.
+The second word of a shell block says how it is tested:
+
+run     Every command is run against a server of the shipped models, and its output is compared with the lines below it.
+        `...` matches anything, numbers may differ by 1 %. A third word names a corpus; without it the block is skipped.
+parse   The syntax is checked; for seqserve, `python -m training` and make, the command, its options and targets exist.
 """
 
 import ast
@@ -11,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+import httpx
 import pytest
 
 from app import __main__ as seqserve
@@ -47,7 +50,7 @@ HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 FOLDERS = "app|training|tests|docs|docker|models_store|requirements|deploy|clients"
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*|[\w-]+\.(?:toml|md|yml))(?:::(\w+))?`")
 INLINE_COMMAND = re.compile(r"`((?:make|seqserve|\.venv/bin/\w+|python -m training) [^`]*)`")
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 MADE_BY_SECRETS = "docker/secrets/"  # docker/secrets.sh writes it
 
 
@@ -113,16 +116,22 @@ def test_every_shell_block_says_how_it_is_tested() -> None:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with serving(STORE) as (client, _):
-        yield client.base_url.netloc.decode()
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the shipped models, which a command may change."""
+    return Path(shutil.copytree(STORE, tmp_path_factory.mktemp("store") / "models_store"))
+
+
+@pytest.fixture(scope="module")
+def client(store: Path) -> Iterator[httpx.Client]:
+    with serving(store) as (client, _):
+        yield client
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checkout(store: Path, tmp_path: Path) -> Path:
     """A folder that looks like a checkout after `make install`, in which commands may write."""
-    for name in ("docs", "models_store"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "models_store").symlink_to(store)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name, module in (("seqserve", "-m app"), ("python", "")):
         program = tmp_path / ".venv" / "bin" / name
@@ -163,11 +172,11 @@ def assert_prints(found: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("block", RUN, ids=str)
-def test_a_command_prints_what_the_document_says(block: Block, address: str, checkout: Path) -> None:
+def test_a_command_prints_what_the_document_says(block: Block, client: httpx.Client, checkout: Path) -> None:
     for corpus in block.words[1:]:
         bring(corpus, checkout)
     for command in commands(block):
-        line = command.line.replace(ADDRESS, address)
+        line = command.line.replace(ADDRESS, client.base_url.netloc.decode())
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", line],
             cwd=checkout,
@@ -207,7 +216,7 @@ def test_a_block_is_valid_shell(block: Block) -> None:
 @pytest.mark.parametrize("line", LINES)
 def test_a_command_and_its_options_exist(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     for part in re.split(r"&&|;|\||\$\(", line):
-        words = [word for word in shlex.split(part.replace(")", " ").replace('"', " "), comments=True)]
+        words = shlex.split(re.sub(r"[)\"]", " ", part), comments=True)
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words.pop(0)
         match words:
@@ -224,12 +233,14 @@ def assert_options(program: str, arguments: tuple[str, ...], capsys: pytest.Capt
     names = [word for word in arguments if word.startswith("--")]
     first = arguments.index(names[0]) if names else len(arguments)
     leading = [word for word in arguments[:first] if word != "-"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+    main = (seqserve if program == "seqserve" else training).main
+    with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(PREFIX)]:
             patch.delenv(name)
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", [program, *leading, "--help"])
-        (seqserve if program == "seqserve" else training).main()
+        with pytest.raises(SystemExit) as ended:
+            main()
     help_text = capsys.readouterr().out
     assert ended.value.code == 0, f"{program} {' '.join(leading)}: no such command"
     assert not [name for name in names if not re.search(rf"{name.partition('=')[0]}\b", help_text)]
@@ -292,6 +303,13 @@ def definitions(file: Path) -> frozenset[str]:
 def test_every_setting_that_is_named_exists(document: Path) -> None:
     named = set(re.findall(rf"{PREFIX}[A-Z_]*[A-Z]", document.read_text(encoding="utf-8")))
     assert named <= {PREFIX + name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_metric_that_is_named_exists(document: Path, client: httpx.Client) -> None:
+    named = set(re.findall(r"`(seqserve_\w+)`", document.read_text(encoding="utf-8")))
+    exposed = set(re.findall(r"^# HELP (\w+)", client.get("/metrics").text, re.MULTILINE))
+    assert named <= exposed
 
 
 def test_the_readme_is_short() -> None:
