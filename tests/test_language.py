@@ -19,13 +19,14 @@ SOURCES: Final = sorted(
 ) + sorted(path for path in ROOT.iterdir() if path.suffix in {".md", ".toml", ".yml"} or path.name == "Makefile")
 PHRASES: Final = (  # each has a standard term: request, client, report, log, reject, cancel, comma-separated, step
     "who asks",
-    "whoever asks",
+    "whoever",
+    "askers?",
     "is told",
     "are told",
     "told by",
-    "what nobody foresaw",
+    "tells of",
     "nobody foresaw",
-    "parted by",
+    "parted",
     "give up",
     "gives up",
     "given up",
@@ -33,7 +34,8 @@ PHRASES: Final = (  # each has a standard term: request, client, report, log, re
     "eats no quota",
     "passed over",
     "what is the operator's",
-    "in clothes",
+    "turned away",
+    "stands in",
 )
 WORDS: Final = re.compile("|".join(rf"\b{phrase}\b".replace(" ", r"\s+") for phrase in PHRASES), re.IGNORECASE)
 
