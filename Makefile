@@ -18,7 +18,7 @@ DEVELOPMENT = $(VENV)/.development-installed
 # Those that `bench` compares with pin other versions than ours, and are not for an environment that serves.
 PEERS = .venv-bench/.installed
 
-.PHONY: help install serve test check docs bench bench-cells fuzz audit train-language-model train-digits train-captions publish lock
+.PHONY: help install serve test check bench bench-cells fuzz audit train-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -38,6 +38,7 @@ check: $(DEVELOPMENT) ## format, lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+.PHONY: docs
 docs: $(DEVELOPMENT) ## write docs/settings.md and docs/openapi.json from the code
 	$(BIN)/python -m tests.documents
 
