@@ -38,10 +38,6 @@ check: $(DEVELOPMENT) ## format, lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-.PHONY: docs
-docs: $(DEVELOPMENT) ## write docs/settings.md and docs/openapi.json from the code
-	$(BIN)/python -m tests.documents
-
 bench: $(DEVELOPMENT) $(PEERS) ## time the models against eager torch, the server against its peers: half an hour, 6 GiB more
 	$(BIN)/python tests/bench/language_model.py
 	$(BIN)/python tests/bench/digits.py
@@ -108,3 +104,7 @@ $(BIN)/python:
 		echo "seqserve needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1); choose one: make PYTHON=python3.11" >&2; \
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+.PHONY: docs
+docs: $(DEVELOPMENT) ## write docs/settings.md and docs/openapi.json from the code
+	$(BIN)/python -m tests.documents
