@@ -251,7 +251,8 @@ def assert_targets(targets: list[str]) -> None:
         assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), (
             target
         )
-    subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, check=True, capture_output=True, timeout=60)
+    command = ["make", "--dry-run", "DATA=corpora", "RUN=runs/mine", *targets]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 
 # --- links, paths and names
