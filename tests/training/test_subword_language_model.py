@@ -2,7 +2,9 @@
 
 import math
 import random
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import torch
 from app.errors import SettingsError
 from app.models.gated_recurrence import GatedRecurrentLanguageModel
 from training import subword_language_model
+from training.__main__ import main
+from training.data import documents as data
 from training.data.documents import DocumentCorpus, load
 from training.run import Run, RunError
 from training.subword_language_model import (
@@ -28,14 +32,19 @@ WORDS = "the bank said Thanks for your help I don't know See you 10 , . café".s
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> DocumentCorpus:
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, draw = tmp_path_factory.mktemp("texts"), random.Random(1)
     for name, lines in (("sms", 40), ("aeslc", 60), ("sgd", 20)):
         for split, count in (("train", lines), ("valid", lines // 4)):
             text = "".join(" ".join(draw.choices(WORDS, k=6)) + "\n" * draw.choice([1, 2]) for _ in range(count))
             (folder / f"{name}.{split}.txt").write_text(text, encoding="utf-8")
-    tokenizer = train_tokenizer([folder], folder / "tokenizer.json", pieces=300, every=1)
-    return load([folder], tokenizer, cache=folder / "cache")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(corpus_folder: Path) -> DocumentCorpus:
+    tokenizer = train_tokenizer([corpus_folder], corpus_folder / "tokenizer.json", pieces=300, every=1)
+    return load([corpus_folder], tokenizer, cache=corpus_folder / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +155,26 @@ def test_a_field_out_of_its_range_is_rejected_by_name(config: SubwordLanguageMod
     for name, wrong in (("vocabulary_size", 70_000), ("dropout", 1.0), ("decay", -0.1), ("most_repeats", 0.5)):
         with pytest.raises(SettingsError, match=f"^{name}: expected .+, found {wrong}$"):
             replace(config, **{name: wrong})  # type: ignore[arg-type]
+
+
+def test_one_command_trains_on_any_folder_and_goes_on(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "load", partial(load, cache=tmp_path / "cache"))
+    sizes = ["--embedding-size", 8, "--width", 8, "--layers", 1, "--hidden-size", 8, "--inner-size", 8, "--steps", 3]
+    sizes += ["--batch-size", 4, "--window", 7, "--negatives", 50, "--validate-every", 3, "--no-compiled"]
+    command("tokenizer", "--data", corpus_folder, "--output", tmp_path / "pieces.json", "--pieces", 300)
+    assert f"{tmp_path / 'pieces.json'}: 300 pieces" in capsys.readouterr().out
+    run, texts = tmp_path / "run", ["--data", corpus_folder, "--tokenizer", tmp_path / "pieces.json"]
+    training = ["subword-language-model", "everyday", "--run", run, *texts, *sizes]
+    command(*training, "--minutes", 0)
+    assert "go on with --resume" in capsys.readouterr().out
+    command(*training, "--resume")
+    assert Run(run).read("result.json")["valid_bits_per_byte/macro"] > 0
+    assert Run(run).read("config.json")["vocabulary_size"] == 300
+
+
+def command(*arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["training", *map(str, arguments)])
+        main()
