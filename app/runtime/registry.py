@@ -27,7 +27,7 @@ from app.runtime.onnx_session import Precision
 from app.runtime.preprocessing import Preparing
 from app.runtime.scheduler import FEW, Batcher, BundlePredictor, ObserveCache, Resources, ignore
 from app.runtime.scores import TextScore
-from app.runtime.usage import ACCOUNT, Account
+from app.runtime.usage import REQUEST_USAGE, RequestUsage
 
 AnyPredictor: TypeAlias = LanguageModelPredictor | DigitsPredictor | CaptionsPredictor
 PREDICTORS: dict[Family, type[AnyPredictor]] = {  # by family
@@ -94,7 +94,7 @@ class Served:
 
         One that is not slow may be made and checked `at_once`, here.
         """
-        if account := ACCOUNT.get():
+        if account := REQUEST_USAGE.get():
             account.model = self.name
         if at_once:
             return self.predictor.prepare(make())
@@ -102,7 +102,7 @@ class Served:
 
     async def submit(self, example: Any, *, deadline: float | None = None) -> Any:
         """The answer to what was prepared."""
-        account = ACCOUNT.get()
+        account = REQUEST_USAGE.get()
         if account is None:
             return await self.batcher.submit(example, deadline)
         account.model = self.name
@@ -291,7 +291,7 @@ def _give_memory_back() -> None:
         libc.malloc_trim(0)
 
 
-def _count(account: Account, answer: Any) -> None:
+def _count(account: RequestUsage, answer: Any) -> None:
     """Note how much an answer is about."""
     match answer:
         case Suggestions():

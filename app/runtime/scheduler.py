@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 from app.bundle import Bundle
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 from app.runtime.onnx_session import Precision
-from app.runtime.usage import ACCOUNT, Account
+from app.runtime.usage import REQUEST_USAGE, RequestUsage
 
 Payload = TypeVar("Payload", contravariant=True)
 Example = TypeVar("Example")
@@ -121,7 +121,7 @@ class _Ticket:
     accepted: float
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
-    account: Account | None  # of the request that it belongs to
+    account: RequestUsage | None  # of the request that it belongs to
     turns: int = 0
     abandoned: bool = False  # the caller left
 
@@ -207,7 +207,7 @@ class Batcher:
         Raise Overloaded if the queue is full, NotReady if it is closed, DeadlineExceeded if the deadline passes first.
         """
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(example, deadline, self._now(), loop.create_future(), loop, ACCOUNT.get())
+        ticket = _Ticket(example, deadline, self._now(), loop.create_future(), loop, REQUEST_USAGE.get())
         self._accept(ticket)
         try:
             return await ticket.future
@@ -331,7 +331,7 @@ class Batcher:
         """Tell what a turn took."""
         self._observer.observe_batch(self._name, len(batch), ended - started)
         for account in {ticket.account for ticket in batch if ticket.account}:
-            account.take_turn(started, ended)
+            account.record_step(started, ended)
 
     def _gather(self) -> list[_Ticket]:
         """The next batch for the thread; waits for one; empty when closed and all is done."""

@@ -38,7 +38,7 @@ from app.api.http.middleware import Edge  # noqa: E402
 from app.api.http.rate_limits import Rated  # noqa: E402
 from app.runtime.families.language_model import Suggestion, Suggestions  # noqa: E402
 from app.runtime.metrics import Metrics  # noqa: E402
-from app.runtime.usage import ACCOUNT, Account  # noqa: E402
+from app.runtime.usage import REQUEST_USAGE, RequestUsage  # noqa: E402
 from app.server import protocol  # noqa: E402
 from tests.api.conftest import FakeServed, service  # noqa: E402
 
@@ -190,14 +190,14 @@ async def microseconds(app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> floa
 
 def batcher_us() -> float:
     """What a request's account costs the batcher: found once, then told of one turn."""
-    ACCOUNT.set(Account())
+    REQUEST_USAGE.set(RequestUsage())
     began = time.perf_counter()
     for _ in range(100_000):
-        account = ACCOUNT.get()
+        account = REQUEST_USAGE.get()
         assert account
         account.accept(1.0)
         for one in {each for each in (account,) if each}:
-            one.take_turn(1.0, 2.0)
+            one.record_step(1.0, 2.0)
     return (time.perf_counter() - began) / 100_000 * 1e6
 
 

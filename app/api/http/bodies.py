@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.http import costs, problems, uploads
-from app.api.http.disconnects import has_sent, while_connected
+from app.api.http.disconnects import is_complete, while_connected
 from app.errors import DeadlineExceeded, InvalidField, Malformed, SeqserveError, TooLarge, UnsupportedType
 
 MAX_FIELDS: Final = 32  # more than any request has
@@ -292,7 +292,7 @@ def _set_deadline(scope: Scope, fields: Fields) -> None:
 
 async def _in_time(scope: Scope, arriving: Awaitable[Arrived]) -> Arrived:
     """What is arriving, as the body does. Raise DeadlineExceeded where that takes too long."""
-    if has_sent(scope):  # then it takes no time, and a timer is saved
+    if is_complete(scope):  # then it takes no time, and a timer is saved
         return await arriving
     try:
         async with asyncio.timeout(scope["state"]["deadline"] - time.monotonic()):

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.http import logs, problems, security_headers
 from app.errors import NotReady
 from app.runtime.metrics import Metrics
-from app.runtime.usage import ACCOUNT, Account
+from app.runtime.usage import REQUEST_USAGE, RequestUsage
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -42,7 +42,7 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        account = Account()
+        account = RequestUsage()
         state: dict[str, Any] = scope.setdefault("state", {})
         name = _sent(scope["headers"]) or next(self._names)
         state.update(request_id=name.decode(), started=self.now(), account=account, more_headers=[])
@@ -58,11 +58,11 @@ class Edge:
                 ]
             await send(message)
 
-        token = ACCOUNT.set(account)
+        token = REQUEST_USAGE.set(account)
         try:
             await self.app(scope, receive, send_told)
         finally:
-            ACCOUNT.reset(token)
+            REQUEST_USAGE.reset(token)
             self._tell(scope, state)
 
     def _tell(self, scope: Scope, state: Mapping[str, Any]) -> None:
@@ -131,7 +131,7 @@ def names(prefix: bytes) -> Iterator[bytes]:
 
 def _line(state: Mapping[str, Any], route: str, method: str, status: int, seconds: float) -> dict[str, Any]:
     """What the log tells of a request."""
-    account: Account = state["account"]
+    account: RequestUsage = state["account"]
     return {
         "id": state["request_id"],
         "trace": state.get("trace"),
@@ -145,7 +145,7 @@ def _line(state: Mapping[str, Any], route: str, method: str, status: int, second
         "cached": account.cached,
         "images": account.images,
         "queue_s": None if account.queue_s is None else round(account.queue_s, 6),
-        "engine_s": round(account.engine_s, 6) if account.ended else None,
+        "engine_s": round(account.engine_s, 6) if account.finished else None,
     }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import SettingsError
-from app.runtime.usage import Account
+from app.runtime.usage import RequestUsage
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -89,9 +89,12 @@ class Traced:
         span.set_attributes({"http.request.method": scope["method"], "seqserve.request_id": state["request_id"]})
         if status := state.get("status"):
             span.set_attribute("http.response.status_code", status)
-        account: Account = state["account"]
+        account: RequestUsage = state["account"]
         offset_ns = self._epoch_ns() - int(self._now() * 1e9)  # between the two clocks
-        for name, begin, end in (("queue", account.accepted, account.begun), ("engine", account.begun, account.ended)):
+        for name, begin, end in (
+            ("queue", account.accepted, account.started),
+            ("engine", account.started, account.finished),
+        ):
             if begin is not None and end is not None:
                 part = self._tracer.start_span(
                     name, set_span_in_context(span), start_time=offset_ns + int(begin * 1e9), attributes=_share(account)
@@ -100,7 +103,7 @@ class Traced:
         span.end(self._epoch_ns())
 
 
-def _share(account: Account) -> dict[str, str | int | float]:
+def _share(account: RequestUsage) -> dict[str, str | int | float]:
     """Return the usage of the models as span attributes."""
     shares = {"model": account.model, "tokens": account.tokens, "cached": account.cached, "images": account.images}
     attributes = {f"seqserve.{name}": value for name, value in shares.items() if value is not None}
