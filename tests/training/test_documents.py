@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from app.errors import CorpusError
 from app.subword import SubwordTokenizer
 from training.data.documents import Documents, documents, epoch_stream, load, register_of, repeats, text_files
 from training.tokenizer import train_tokenizer
+
+from app.errors import CorpusError
 
 
 @pytest.fixture(scope="module")

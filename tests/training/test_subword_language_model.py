@@ -9,14 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from app.errors import SettingsError
-from app.models.gated_recurrence import GatedRecurrentLanguageModel
-from training import subword_language_model
-from training.__main__ import main
-from training.data import documents as data
 from training.data.documents import DocumentCorpus, load
-from training.run import Run, RunError
 from training.subword_language_model import (
     PRESETS,
     SubwordLanguageModelConfig,
@@ -27,6 +20,13 @@ from training.subword_language_model import (
     train,
 )
 from training.tokenizer import train_tokenizer
+
+from app.errors import SettingsError
+from app.models.gated_recurrence import GatedRecurrentLanguageModel
+from training import subword_language_model
+from training.__main__ import main
+from training.data import documents as data
+from training.run import Run, RunError
 
 WORDS = "the bank said Thanks for your help I don't know See you 10 , . café".split()
 
