@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from app.subword import SubwordTokenizer
-from training.data.documents import Documents, documents, epoch_stream, load, register_of, repeats, text_files
-from training.tokenizer import train_tokenizer
 
 from app.errors import CorpusError
+from app.text.subword import SubwordTokenizer
+from training.corpora.documents import Documents, documents, epoch_stream, load, register_of, repeats, text_files
+from training.language_model.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from app.subword import SPECIALS, SubwordTokenizer, spaced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from training.tokenizer import train_tokenizer
 
 from app.errors import BundleError, CorpusError
+from app.text.subword import SPECIALS, SubwordTokenizer, spaced
+from training.language_model.tokenizer import train_tokenizer
 
 LINES = "Thanks for your help, I don't know.\nsee you at 10:30, isn't it? <email>\nÉcole — “naïve” 12345 <url> 🙂\n"
 AWKWARD = [

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from training.sampled_softmax import NegativeSampler, full_costs, sampled_costs
+
+from training.language_model.sampled_softmax import NegativeSampler, full_costs, sampled_costs
 
 PIECES = 50
 

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.data.documents import DocumentCorpus, load
-from training.subword_language_model import (
+
+from app.errors import SettingsError
+from app.models.gated_recurrence import GatedRecurrentLanguageModel
+from training.__main__ import main
+from training.corpora import documents as data
+from training.corpora.documents import DocumentCorpus, load
+from training.language_model import subword_recipe as subword_language_model
+from training.language_model.subword_recipe import (
     PRESETS,
     SubwordLanguageModelConfig,
     bits_per_byte,
@@ -19,13 +25,7 @@ from training.subword_language_model import (
     rate,
     train,
 )
-from training.tokenizer import train_tokenizer
-
-from app.errors import SettingsError
-from app.models.gated_recurrence import GatedRecurrentLanguageModel
-from training import subword_language_model
-from training.__main__ import main
-from training.data import documents as data
+from training.language_model.tokenizer import train_tokenizer
 from training.run import Run, RunError
 
 WORDS = "the bank said Thanks for your help I don't know See you 10 , . café".split()
