@@ -228,6 +228,7 @@ ROUTES: Final[list[BaseRoute]] = [
     Endpoint(
         "/models/{model}/files/{name}",
         image,
+        operation_id="picture_models__model__files__name__get",  # generated clients rely on it
         scope=None,  # a browser's <img> can't send a key, and a model card's images are not secret
         response_class=Response,
         responses={
