@@ -27,7 +27,7 @@ from app.api.native import language, vision
 from app.api.operations import routes as operations
 from app.api.web import page
 from app.runtime.metrics import Metrics
-from app.runtime.registry import Registry, freeze_heap
+from app.runtime.registry import Registry, Sizes, freeze_heap
 from app.runtime.scheduler import MAX_INLINE_BATCH
 from app.runtime.worker import Worker
 from app.settings import Settings
@@ -142,7 +142,7 @@ def _reload_on_sighup(catalogue: Catalogue) -> None:
         log.debug("SIGHUP is ignored: the event loop does not run in the main thread")
 
 
-def sizes(settings: Settings) -> dict[str, int]:
+def sizes(settings: Settings) -> Sizes:
     """What a registry may use of the machine.
 
     Where each processor has a worker, no inference thread has one to itself: the event loops give all light turns.

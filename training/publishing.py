@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app import bundle as bundles
-from app.bundle import Bundle, CorpusEntry, Family, Manifest
+from app.bundle import Bundle, CorpusEntry, FamilyName, Manifest
 from app.runtime.onnx_session import Precision
 from app.runtime.scheduler import BundlePredictor
 from training.run import Run
@@ -36,7 +36,7 @@ def free_names(store: Path, name: str | None, version: str | None, *, corpus: st
 
 def unmeasured(
     run: Run,
-    family: Family,
+    family: FamilyName,
     name: str,
     version: str,
     *,

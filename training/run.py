@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-from app.bundle import Family
+from app.bundle import FamilyName
 from app.errors import SeqserveError
 
 
@@ -36,7 +36,7 @@ class Run:
         """The newest checkpoint's path; it need not exist."""
         return self.folder / "checkpoint.pt"
 
-    def start(self, family: Family, config: Any, source: Mapping[str, Any]) -> None:
+    def start(self, family: FamilyName, config: Any, source: Mapping[str, Any]) -> None:
         """Make the folder and write down what is about to run, on what data; RunError if it holds another run.
 
         `family` is the one that the published bundle will be of.

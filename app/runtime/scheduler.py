@@ -8,15 +8,16 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 
 from app.bundle import Bundle
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 from app.runtime.onnx_session import Precision
 from app.runtime.usage import REQUEST_USAGE, RequestUsage
+from app.text import TOKENIZERS, TokenizerFactory
 
 Payload = TypeVar("Payload", contravariant=True)
 Example = TypeVar("Example")
@@ -57,6 +58,7 @@ class Resources:
 
     threads: int = 1  # of inference
     cache_bytes: int = 0  # of the state cache
+    tokenizers: Mapping[str, TokenizerFactory] = field(default_factory=lambda: TOKENIZERS)  # by name in manifests
     observe_cache: ObserveCache = ignore  # called after a step with the context tokens found in the cache and read
 
 

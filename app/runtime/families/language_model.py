@@ -175,7 +175,7 @@ class LanguageModelPredictor:
         return cls(
             engine,
             vocabulary,
-            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary),
+            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary, resources.tokenizers),
             precision=precision,
             cache=StateCache(resources.cache_bytes),
             chunk=chunk,
@@ -348,6 +348,13 @@ class LanguageModelPredictor:
         alternatives = [(self.vocabulary.tokens[other], value) for other, value in others]
         unknown = token_id == self.vocabulary.unknown
         return TokenScore(token.text, token.start, token.end, log_probability, details.rank, unknown, alternatives)
+
+
+def usage(answer: Suggestions | TextScore) -> dict[str, int]:
+    """Return the tokens read for an answer and, of a context, those that were cached."""
+    if isinstance(answer, TextScore):
+        return {"tokens": answer.tokens}
+    return {"tokens": answer.context_tokens, "cached": answer.cached_tokens}
 
 
 class _Context(NamedTuple):
