@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,11 +26,13 @@ from app.api.http.tracing import Traced
 from app.api.native import language, vision
 from app.api.operations import routes as operations
 from app.api.web import page
+from app.runtime.families import FAMILIES, Family
 from app.runtime.metrics import Metrics
 from app.runtime.registry import Registry, Sizes, freeze_heap
 from app.runtime.scheduler import MAX_INLINE_BATCH
 from app.runtime.worker import Worker
 from app.settings import Settings
+from app.text import TOKENIZERS, TokenizerFactory
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,14 @@ class Application(FastAPI):
         return document
 
 
-def create_app(settings: Settings, registry: Registry | None = None, worker: Worker | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    registry: Registry | None = None,
+    worker: Worker | None = None,
+    *,
+    families: Mapping[str, Family] = FAMILIES,
+    tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
+) -> FastAPI:
     """Return the service. Its models load from the store, in a thread, when it starts, unless a registry is given.
 
     With a `worker`, one of several processes, the metrics and the versions served are shared.
@@ -67,7 +76,13 @@ def create_app(settings: Settings, registry: Registry | None = None, worker: Wor
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         loading: asyncio.Future[Registry] = asyncio.get_running_loop().create_future()
         if registry is None:
-            load = worker.load if worker else Registry(settings.store, metrics=metrics, **sizes(settings)).load
+            load = (
+                worker.load
+                if worker
+                else Registry(
+                    settings.store, metrics=metrics, families=families, tokenizers=tokenizers, **sizes(settings)
+                ).load
+            )
             loading = asyncio.ensure_future(_load(settings, load))
         else:
             loading.set_result(registry)
