@@ -285,8 +285,11 @@ class Scheduler:
         """Run one step over the batch, in the inference thread or inline on the `running` event loop."""
         examples = [job.example for job in batch]
         try:
-            if running and not self._runs_inline(examples):
-                self._hand_off(batch)
+            fits = self._fits_inline
+            if running and not (fits and len(examples) <= self._max_inline_batch and fits(examples)):
+                with self._changed:
+                    self._handed_off = [*batch]
+                    self._changed.notify()
                 return
             self._count_steps(batch)
             started = self._now()
@@ -299,14 +302,6 @@ class Scheduler:
             return
         _deliver([(job, answer, None) for job, answer in answers if answer is not None], running)
         self._finish([job for job, answer in answers if answer is None], running)
-
-    def _runs_inline(self, examples: Sequence[Any]) -> bool:
-        return len(examples) <= self._max_inline_batch and self._fits_inline is not None and self._fits_inline(examples)
-
-    def _hand_off(self, batch: Sequence[_Job]) -> None:
-        with self._changed:
-            self._handed_off = [*batch]
-            self._changed.notify()
 
     def _finish(self, unfinished: Sequence[_Job], running: asyncio.AbstractEventLoop | None) -> None:
         """End a step: queue the unfinished jobs again and start the next step."""
