@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import bundle
 from app.api.http import authorization, problems, rate_limits, tracing
 from app.api.http.authorization import AccessControl
-from app.api.http.endpoints import TIMEOUT, Dispatch, required_scopes
+from app.api.http.endpoints import TIMEOUT, Dispatch
 from app.api.http.keys import Keys
 from app.api.http.middleware import ErrorBoundary, HeadRequests, RequestLogging
 from app.api.http.rate_limits import RateLimiting
@@ -46,7 +46,7 @@ class Application(FastAPI):
         """Return the OpenAPI document."""
         document = super().openapi()
         document["components"]["schemas"].update(problems.schemas())
-        authorization.document(document, required_scopes(self.routes), with_keys=self.with_keys)
+        authorization.document(document, self.routes, with_keys=self.with_keys)
         return document
 
 
@@ -122,7 +122,7 @@ def create_app(
         *([_cors(settings.origins)] if settings.origins else []),
         Middleware(HeadRequests),
         Middleware(ErrorBoundary),
-        Middleware(AccessControl, keys=keys, required=required_scopes(app.routes)),
+        Middleware(AccessControl, keys=keys, routes=app.routes),
         *([Middleware(RateLimiting, limiter=limiter)] if limiter else []),
         Middleware(Dispatch, routes=app.routes),
     ]  # outermost first
@@ -158,9 +158,10 @@ def _reload_on_sighup(catalogue: Catalogue) -> None:
 
 
 def sizes(settings: Settings) -> Sizes:
-    """What a registry may use of the machine.
+    """Return the registry's limits of threads, queues, batches and cache.
 
-    Where each processor has a worker, no inference thread has one to itself: the event loops give all light turns.
+    With a worker for each processor, no inference thread has a processor to itself, so the event loops run all cheap
+    steps inline.
     """
     return {
         "max_inline_batch": MAX_INLINE_BATCH if settings.workers < _processors() else settings.batch_size,
