@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -150,12 +150,12 @@ def train(
     optimiser: torch.optim.Optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    wrapped, optimiser = fabric.setup(model, optimiser)
+    wrapped, optimiser = fabric.setup(Objective(model, lessons, config), optimiser)
     fabric.to_device(average)
     progress: dict[str, Any] = {"epoch": 0, "batch": 0, "step": 0, "total": 0.0}
     best = {"epoch": 0, "cider": -1.0, "weights": _copied(average)}
     state: dict[str, Any] = {
-        "model": wrapped,
+        "model": model,
         "average": average,
         "optimiser": optimiser,
         "progress": progress,
@@ -184,8 +184,8 @@ def train(
             torch.manual_seed(config.seed * 1_000_003 + step)
             rate = _rate(config, epoch, place / len(batches))
             optimiser.param_groups[0]["lr"] = rate
-            with fabric.autocast():
-                lesson = _rewarded(model, lessons, batch, config) if rewarded else _told(model, lessons, batch, config)
+            # Through Fabric's wrapper, which synchronises the gradients where there are several processes.
+            lesson = wrapped(batch, rewarded=rewarded)
             optimiser.zero_grad()
             fabric.backward(lesson.cost)
             norm = fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
@@ -293,6 +293,20 @@ class Lessons:
     def seen(self, photographs: Tensor) -> Tensor:
         """Features (B, F) of photographs, each in a view drawn by chance."""
         return self.features[photographs, torch.randint(self.features.shape[1], photographs.shape)]
+
+
+class Objective(nn.Module):
+    """The captioner and both phases' losses: one forward pass does all that needs a gradient."""
+
+    def __init__(self, model: Captioner, lessons: Lessons, config: CaptionsConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.lessons = lessons
+        self.config = config
+
+    def forward(self, batch: Order, *, rewarded: bool) -> Lesson:
+        """Return the loss of a batch of captions or, `rewarded`, of photographs."""
+        return (_rewarded if rewarded else _told)(self.model, self.lessons, batch, self.config)
 
 
 @dataclass(frozen=True)
