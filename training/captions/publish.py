@@ -72,7 +72,7 @@ def publish(run: Run, store: Path, *, name: str | None = None, version: str | No
     corpus, network = _corpus(run, config)
     model = trained(run, config, corpus)
     contents: dict[str, bytes | Path] = dict(export_captions(model, network))
-    contents["vocabulary.txt"] = "\n".join(corpus.vocabulary.tokens).encode()
+    contents["vocabulary.txt"] = corpus.vocabulary.file_content().encode()
     manifest = _manifest(run, corpus, name, version, parameter_count(model) + parameter_count(network))
     with drafted(manifest, contents) as (draft, pictures):
         predictors = {p: CaptionsPredictor.open(draft, p, Resources()) for p in PRECISIONS}
@@ -238,7 +238,7 @@ def _corpus(run: Run, config: CaptionsConfig) -> tuple[CaptionCorpus, fx.GraphMo
 
 def _manifest(run: Run, corpus: CaptionCorpus, name: str, version: str, parameters: int) -> Manifest:
     source = corpus.source
-    vocabulary = "\n".join(corpus.vocabulary.tokens).encode()
+    vocabulary = corpus.vocabulary.file_content().encode()
     manifest = unmeasured(
         run,
         "captions",

@@ -41,6 +41,8 @@ PTB_CAVEATS = (
     ),
 )
 
+_CACHE_FORMAT = 2  # raised when the same texts and tokenizer give other arrays
+
 Ids: TypeAlias = npt.NDArray[np.int32]
 
 
@@ -84,8 +86,8 @@ def load(source: Source, vocabulary_size: int, cache: Path = CACHE) -> Corpus:
     Raise CorpusError for a file that is missing, empty or not UTF-8.
     """
     checksums = {split: sha256(source.files[split]) for split in SPLITS}
-    key = hashlib.sha256(json.dumps([checksums, vocabulary_size]).encode()).hexdigest()[:32]
-    folder = cache / "corpora" / key
+    key = [_CACHE_FORMAT, checksums, source.normalisation, vocabulary_size]
+    folder = cache / "corpora" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     if not folder.is_dir():
         _tokenise(source.files, vocabulary_size, folder)
     vocabulary = Vocabulary((folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n"))
@@ -126,7 +128,7 @@ def _tokenise(files: dict[str, Path], vocabulary_size: int, folder: Path) -> Non
 
 def _fill(files: dict[str, Path], vocabulary_size: int, staging: Path) -> None:
     vocabulary = _count_vocabulary(files["train"], vocabulary_size)
-    (staging / "vocabulary.txt").write_text("\n".join(vocabulary.tokens), encoding="utf-8")
+    (staging / "vocabulary.txt").write_text(vocabulary.file_content(), encoding="utf-8")
     for split in SPLITS:
         with (staging / f"{split}.int32").open("wb") as stream:
             for tokens in _sentences(files[split]):

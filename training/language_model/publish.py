@@ -48,7 +48,7 @@ def publish(run: Run, store: Path, *, name: str | None = None, version: str | No
     run.check_texts(corpus.sha256)
     model = trained(run, config)
     contents: dict[str, bytes | Path] = dict(export_language_model(model))
-    contents["vocabulary.txt"] = "\n".join(corpus.vocabulary.tokens).encode()
+    contents["vocabulary.txt"] = corpus.vocabulary.file_content().encode()
     manifest = _manifest(run, corpus, model, name, version)
     with drafted(manifest, contents) as (draft, pictures):
         metrics, recorded = measure(draft, model, corpus)
@@ -146,7 +146,7 @@ def _manifest(run: Run, corpus: Corpus, model: LanguageModel, name: str, version
         corpus=CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
         parameters=parameter_count(model),
         normalisation=source.normalisation,
-        vocabulary_sha256=hashlib.sha256("\n".join(corpus.vocabulary.tokens).encode()).hexdigest(),
+        vocabulary_sha256=hashlib.sha256(corpus.vocabulary.file_content().encode()).hexdigest(),
     )
 
 
