@@ -1,4 +1,4 @@
-"""What publishing is in every family: free names, the manifest, a draft to be measured, the probe."""
+"""Steps of publishing common to all families: names, manifest, a draft bundle for measuring, the probe."""
 
 import tempfile
 import time
@@ -14,7 +14,7 @@ from app.runtime.scheduler import BundlePredictor
 from training.run import Run
 
 PRECISIONS: tuple[Precision, ...] = ("int8", "fp32")
-CELL_NAMES = {  # as a model card says it: see app.models.recurrent
+CELL_NAMES = {  # in model cards; see app.models.recurrent
     "rnn": "tanh RNN",
     "lstm": "LSTM",
     "peephole": "peephole LSTM",
@@ -25,9 +25,9 @@ CELL_NAMES = {  # as a model card says it: see app.models.recurrent
 
 
 def free_names(store: Path, name: str | None, version: str | None, *, corpus: str) -> tuple[str, str]:
-    """The model's and the version's name: those given, else the corpus's and today's date.
+    """Return the names of model and version: those given, else the corpus's and today's date.
 
-    Raise BundleError if the version exists already: ask before the minutes of measuring.
+    Raise BundleError if the version exists already. Call it before the minutes of measuring.
     """
     name, version = name or corpus, version or time.strftime("%Y%m%d", time.gmtime())
     bundles.require_unpublished(store, name, version)
@@ -45,7 +45,7 @@ def unmeasured(
     normalisation: str | None = None,
     vocabulary_sha256: str | None = None,
 ) -> Manifest:
-    """What is known of a bundle before it is measured: no metrics yet, and int8 to serve unless they forbid it."""
+    """Return the manifest of a bundle before it is measured: no metrics yet, int8 served."""
     return Manifest(
         format=bundles.FORMAT,
         family=family,
@@ -66,11 +66,11 @@ def unmeasured(
 
 @contextmanager
 def drafted(manifest: Manifest, contents: Mapping[str, bytes | Path]) -> Iterator[tuple[Bundle, Path]]:
-    """The bundle as a draft to be measured, and a folder for its pictures; both are gone when the block ends."""
+    """Yield a draft of the bundle for measuring and a folder for its plots; both are removed at the end."""
     with tempfile.TemporaryDirectory() as scratch:
         yield bundles.read(bundles.publish(Path(scratch), manifest, contents)), Path(scratch)
 
 
 def probe(predictors: Mapping[Precision, BundlePredictor[Any, Any, Any]], payload: dict[str, Any]) -> dict[str, Any]:
-    """The content of probe.json: `payload` and what each precision answers to it."""
+    """Return the content of probe.json: `payload` and each precision's answer."""
     return {"payload": payload, "answers": {precision: each.probe(payload) for precision, each in predictors.items()}}

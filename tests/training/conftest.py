@@ -22,7 +22,7 @@ SENTENCES = {"train": 15, "valid": 6, "test": 5}  # of six words each
 
 @pytest.fixture(autouse=True)
 def tokenised_here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whoever loads a corpus without naming a cache finds one that is the test's own."""
+    """Use a cache of the test's own by default."""
     monkeypatch.setattr(texts, "load", partial(texts.load, cache=tmp_path_factory.getbasetemp() / "cache"))
 
 
@@ -77,7 +77,7 @@ def shrunk(corpus: Corpus) -> Callable[[str], LanguageModelConfig]:
 def finished(
     corpus: Corpus, shrunk: Callable[[str], LanguageModelConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """A finished run of the shrunk `cpu` preset. Read only: whoever changes it copies it first."""
+    """A finished run of the shrunk `cpu` preset. Read only: copy it before a change."""
     run = Run(tmp_path_factory.mktemp("runs") / "finished")
     train(shrunk("cpu"), corpus, run)
     return run

@@ -1,4 +1,4 @@
-"""A language model's run -> bundle: export, measure, decide what serves, write down where it comes from."""
+"""Publishing of a language model's run as a bundle: export, measure, choose the precision, write the card."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from app.runtime.onnx_session import Precision
 from app.runtime.recurrent_engine import RecurrentEngine, Segment
 from app.runtime.scheduler import Resources
 from app.text import END, UNKNOWN
-from training import plots as report
+from training import plots
 from training.evaluate import score_files
 from training.language_model import data as texts
 from training.language_model.data import Corpus, Source
@@ -36,9 +36,9 @@ PROBE_TOKENS = 20
 
 
 def publish(run: Run, store: Path, *, name: str | None = None, version: str | None = None) -> Path:
-    """Write `run` as a bundle into `store` and make it the current version; the bundle's folder.
+    """Write `run` as a bundle into `store` and make it the current version; return the bundle's folder.
 
-    The graphs are measured on the whole validation and test texts, as the server would run them; int8 serves if it
+    The graphs are measured on the whole validation and test texts, as the server would run them. int8 is served if it
     costs at most INT8_MAY_COST of the validation perplexity. Raise BundleError if the version exists already.
     """
     config = read_config(run.read("config.json"))
@@ -50,28 +50,28 @@ def publish(run: Run, store: Path, *, name: str | None = None, version: str | No
     contents: dict[str, bytes | Path] = dict(export_language_model(model))
     contents["vocabulary.txt"] = corpus.vocabulary.file_content().encode()
     manifest = _manifest(run, corpus, model, name, version)
-    with drafted(manifest, contents) as (draft, pictures):
+    with drafted(manifest, contents) as (draft, plots_folder):
         metrics, recorded = measure(draft, model, corpus)
         served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
         metrics |= {f"{split}_perplexity": metrics[f"{split}_perplexity_{served}"] for split in ("valid", "test")}
         manifest = manifest.model_copy(update={"metrics": metrics, "served": served})
-        curves = pictures / "curves.png"
-        report.learning_curve(run.metrics(), curves, f"{manifest.model} {manifest.version}")
+        curves = plots_folder / "curves.png"
+        plots.learning_curve(run.metrics(), curves, f"{manifest.model} {manifest.version}")
         contents |= {"probe.json": json.dumps(recorded).encode(), "curves.png": curves}
         contents["README.md"] = model_card(manifest, source.caveats).encode()
         return bundles.publish(store, manifest, contents)
 
 
 def read_config(stored: dict[str, Any]) -> LanguageModelConfig:
-    """A configuration as a run or a manifest keeps it."""
+    """Return the configuration that a run or a manifest holds."""
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     return LanguageModelConfig(**values)
 
 
 def trained(run: Run, config: LanguageModelConfig) -> LanguageModel:
-    """The run's model, its weights rounded to the float16 that a bundle keeps. Raise RunError if it is not finished."""
+    """Return the run's model with weights rounded to float16, as in a bundle. Raise RunError if it is not finished."""
     if not run.checkpoint.exists():
-        raise RunError(f"{run.checkpoint}: no such file: has the run begun?")
+        raise RunError(f"{run.checkpoint}: no such file: has the run started?")
     state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
     epochs = state["progress"]["epoch"]
     if epochs < config.epochs:
@@ -82,7 +82,7 @@ def trained(run: Run, config: LanguageModelConfig) -> LanguageModel:
 
 
 def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[str, float], dict[str, Any]]:
-    """The figures of a bundle's graphs, and its probe."""
+    """Return the metrics of a bundle's graphs, and its probe."""
     predictors = {precision: LanguageModelPredictor.open(draft, precision, Resources()) for precision in PRECISIONS}
     metrics: dict[str, float] = {"torch_difference": torch_difference(model, draft, corpus)}
     for precision, predictor in predictors.items():
@@ -97,7 +97,7 @@ def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[s
 
 @torch.inference_mode()
 def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> float:
-    """Largest difference of the module's and the fp32 graphs' log-probabilities: all words, PARITY_TOKENS tokens."""
+    """Return the largest difference of log-probabilities of module and fp32 graphs: all words, PARITY_TOKENS tokens."""
     engine = RecurrentEngine.open(draft, "fp32")
     everything = np.arange(engine.vocabulary_size)
     state, graph_state, largest = model.initial_state(1), engine.initial_state(), 0.0
@@ -113,7 +113,7 @@ def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> flo
 
 
 def model_card(manifest: Manifest, caveats: Iterable[str] = ()) -> str:
-    """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
+    """Return the README.md of a bundle: training data and terms, metrics, limitations."""
     template = string.Template(resources.files("training.language_model").joinpath("card.md").read_text())
     metrics, config, epochs = manifest.metrics, manifest.config, manifest.config["epochs"]
     return template.substitute(

@@ -3,8 +3,8 @@
     config = PRESETS["small"]
     train(config, corpus, Run(Path("runs/small")))
 
-Fabric, not the Trainer: the carried state, the exact resume inside an epoch and the cost of the chapter are each one
-line of a loop that reads from top to bottom.
+Fabric, not Lightning's Trainer: the carried state, the exact resume inside an epoch and the chapter's cost are each one
+line of a flat loop.
 """
 
 import math
@@ -32,13 +32,13 @@ from training.run import Run
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """All that decides what a run learns. Defaults are the chapter's (CHAPTER.md: language model).
+    """Hyperparameters of a run. Defaults are the chapter's (CHAPTER.md: language model).
 
     Raise SettingsError that names every field out of its range.
     """
 
     vocabulary_size: int = 10_000  # most frequent tokens, <eos> and <unk> among them
-    embedding_size: int = 200  # numbers a token is read as
+    embedding_size: int = 200  # numbers of a token's embedding
     cell: Cell = "lstm"  # of the recurrent layers: see app.models.recurrent
     hidden_sizes: tuple[int, ...] = (200, 200)  # units of each layer
     tied: bool = False  # the output layer is the embedding
@@ -54,9 +54,9 @@ class LanguageModelConfig:
     activation_penalty: float = 0.0  # AR of Merity et al. 2018
     change_penalty: float = 0.0  # TAR of Merity et al. 2018
 
-    batch_size: int = 20  # streams read side by side
-    steps: int = 35  # tokens of a window, through which the gradient goes back
-    shifted: bool = False  # cut each epoch's windows at another offset
+    batch_size: int = 20  # parallel streams
+    steps: int = 35  # tokens of a window of truncated back-propagation
+    shifted: bool = False  # shift the windows' offset each epoch
 
     cost: Literal["sum", "mean"] = "sum"  # over the steps of a window; always the mean over the batch
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"  # adam and adamw: betas 0.8 and 0.99
@@ -93,7 +93,7 @@ _RANGES: tuple[Range, ...] = (
         ("initial_range", "activation_penalty", "change_penalty", "constant_epochs", "weight_decay"),
     ),
     ("a number", math.isfinite, ("forget_bias",)),
-    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
+    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # torch accepts a million times as much as a seed
 )
 
 PRESETS = {
@@ -266,7 +266,7 @@ class Objective(nn.Module):
 
 
 def build(config: LanguageModelConfig) -> LanguageModel:
-    """The module that `config` describes, freshly initialised; SettingsError if there can be none."""
+    """Return the module of `config`, newly initialised; SettingsError if it is impossible."""
     try:
         return LanguageModel(
             vocabulary_size=config.vocabulary_size,
@@ -292,7 +292,7 @@ def perplexity(model: nn.Module, ids: Ids, end: int, batch_size: int = 1, steps:
     """exp(mean negative log-likelihood) of `ids`, the first predicted as after an `<eos>`.
 
     The text is cut into `batch_size` contiguous streams; with 1 the state is carried through all of it, as the chapter
-    evaluates. Each further stream begins as after an `<eos>` too, which makes the figure a little worse.
+    evaluates. Each further stream starts as after an `<eos>` too, which raises the perplexity a little.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -323,12 +323,12 @@ def _windows(ids: Ids, config: LanguageModelConfig, epoch: int) -> Iterator[tupl
 
 
 def _streams(ids: Ids, batch_size: int, length: int) -> Ids:
-    """The first batch_size * length ids as contiguous streams, one a row: (batch_size, length), still on disk."""
+    """Return the first batch_size * length ids as contiguous streams, one a row, still on disk."""
     return ids[: batch_size * length].reshape(batch_size, length)
 
 
 def _cut(streams: Ids, start: int, end: int) -> Tensor:
-    """Steps `start` to `end` of all streams, read into memory: (end - start, batch_size)."""
+    """Return steps `start` to `end` of all streams, read into memory: (end - start, batch_size)."""
     return torch.from_numpy(streams[:, start:end].T.astype(np.int64))
 
 
