@@ -19,8 +19,8 @@ from app.images import PHOTO_SIZE, normalised
 from app.models.captioner import Captioner
 from app.runtime.onnx_session import Precision
 from app.runtime.recurrent_engine import WEIGHTS
-from training.onnx.cells import carried, recall, step
-from training.onnx.graph import LINEAR, Array, Graph, Place, layout
+from training.onnx.cells import hidden_product, state_parts, step
+from training.onnx.graph import LINEAR, Array, Extent, Graph, layout
 
 CNN = "cnn."  # prefix of the names of the CNN's weights
 
@@ -34,11 +34,11 @@ def export_captions(model: Captioner, network: fx.GraphModule) -> dict[str, byte
     if model.output.weight is model.embedding.weight:
         del weights["output.weight"]
     stored = save(weights)
-    places = layout(stored)
-    files = {WEIGHTS: stored, "cnn.fp32.onnx": _cnn(network, weights, places)}
+    extents = layout(stored)
+    files = {WEIGHTS: stored, "cnn.fp32.onnx": _cnn(network, weights, extents)}
     for precision in LINEAR:
-        files[f"begin.{precision}.onnx"] = _begin(model, weights, places, precision)
-        files[f"step.{precision}.onnx"] = _step(model, weights, places, precision)
+        files[f"begin.{precision}.onnx"] = _begin(model, weights, extents, precision)
+        files[f"step.{precision}.onnx"] = _step(model, weights, extents, precision)
     return files
 
 
@@ -49,7 +49,7 @@ def _halves(module: nn.Module) -> dict[str, Array]:
 # the CNN
 
 
-def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], places: Mapping[str, Place]) -> bytes:
+def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], extents: Mapping[str, Extent]) -> bytes:
     """The graph of pixels (B, 224, 224, 3) uint8 -> features (B, F)."""
     graph = Graph("fp32", weights)
     black, white = (normalised(np.full((1, 1, 3), level, np.uint8))[:, 0, 0] for level in (0, 255))
@@ -65,7 +65,7 @@ def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], places: Mapping[
     graph.lines.append(f"features = Identity ({features})")
     size = _feature_size(network)
     signature = f"cnn (uint8[B,{PHOTO_SIZE},{PHOTO_SIZE},3] pixels) => (float[B,{size}] features)"
-    return graph.model(signature, places)
+    return graph.model(signature, extents)
 
 
 @torch.inference_mode()
@@ -148,37 +148,41 @@ def _known() -> list[str]:
 # the decoder
 
 
-def _begin(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, Place], precision: Precision) -> bytes:
+def _begin(
+    model: Captioner, weights: Mapping[str, Array], extents: Mapping[str, Extent], precision: Precision
+) -> bytes:
     """The graph of features (B, F) -> state (B, S) before the first word."""
     graph = Graph(precision, weights)
     _biased(graph, "image", graph.linear("features", "image.weight"), weights.get("image.bias"))
     match model.inject:
         case "chapter":
-            _zeros(graph, "features", model.kept_size)
+            _zeros(graph, "features", model.state_width)
             graph.lines.append("state = Concat <axis = 1> (image, zeros)")
         case "init":
             graph.lines.append("state = Tanh (image)")
         case "pre":
             _zeros(graph, "features", model.hidden_size)
-            after = _advance(graph, model, "image", ["zeros"] * len(carried(model.cell)), None)
+            after = _advance(graph, model, "image", ["zeros"] * len(state_parts(model.cell)), None)
             graph.lines.append(f"state = Concat <axis = 1> ({', '.join(after)})")
     seen = weights["image.weight"].shape[1]
-    return graph.model(f"begin (float[B,{seen}] features) => (float[B,{model.state_size}] state)", places)
+    return graph.model(f"begin (float[B,{seen}] features) => (float[B,{model.state_size}] state)", extents)
 
 
-def _step(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, Place], precision: Precision) -> bytes:
+def _step(model: Captioner, weights: Mapping[str, Array], extents: Mapping[str, Extent], precision: Precision) -> bytes:
     """The graph of tokens (B,), state (B, S) -> log_probabilities (B, V), state_after (B, S)."""
     graph = Graph(precision, weights)
-    term = model.state_size - model.kept_size  # numbers of V X, chapter only
-    parts = ["term", *carried(model.cell)] if term else carried(model.cell)
-    sizes = graph.constant("sizes", np.array([term, *[model.hidden_size] * len(carried(model.cell))][-len(parts) :]))
+    term = model.state_size - model.state_width  # numbers of V X, chapter only
+    parts = ["term", *state_parts(model.cell)] if term else state_parts(model.cell)
+    sizes = graph.constant(
+        "sizes", np.array([term, *[model.hidden_size] * len(state_parts(model.cell))][-len(parts) :])
+    )
     product = graph.linear("h_next", _output(weights))  # first, so that a tied matrix is there in float32 as well
     graph.lines += [
         f"rows = Gather ({graph.outside('embedding.weight')}, tokens)",
         "word = Cast <to = 1> (rows)",
         f"{', '.join(parts)} = Split <axis = 1> (state, {sizes})",
     ]
-    after = _advance(graph, model, "word", carried(model.cell), "term" if term else None)
+    after = _advance(graph, model, "word", state_parts(model.cell), "term" if term else None)
     if term:
         _zeros(graph, "state", term)
     _biased(graph, "logits", product, weights["output.bias"])
@@ -191,7 +195,7 @@ def _step(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, P
         f"step (int64[B] tokens, float[B,{size}] state)"
         f" => (float[B,{words}] log_probabilities, float[B,{size}] state_after)"
     )
-    return graph.model(signature, places)
+    return graph.model(signature, extents)
 
 
 def _output(weights: Mapping[str, Array]) -> str:
@@ -203,14 +207,14 @@ def _advance(graph: Graph, model: Captioner, x: str, parts: list[str], term: str
 
     `term` is V X, if it is still to be added.
     """
-    layer, after = "recurrent.layers.0", [f"{part}_next" for part in carried(model.cell)]
+    layer, after = "recurrent.layers.0", [f"{part}_next" for part in state_parts(model.cell)]
     read = _biased(graph, "read", graph.linear(x, f"{layer}.weight_ih"), graph.weights[f"{layer}.bias"])
     if term:
         graph.lines.append(f"read_seen = Add ({read}, {term})")
         read = "read_seen"
     graph.lines += [
-        recall(graph, model.cell, layer, parts[-1]),
-        f"{', '.join(after)} = {step(graph, model.cell, layer, read, 'recalled', parts)}",
+        hidden_product(graph, model.cell, layer, parts[-1]),
+        f"{', '.join(after)} = {step(graph, model.cell, layer, read, 'hidden_gates', parts)}",
     ]
     return after
 

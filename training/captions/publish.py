@@ -103,7 +103,7 @@ class CaptionsPublisher(Publisher[CaptionData, Captioner]):
     @override
     def export(self, data: CaptionData, model: Captioner) -> dict[str, bytes | Path]:
         corpus, network = data
-        return {**export_captions(model, network), "vocabulary.txt": "\n".join(corpus.vocabulary.tokens).encode()}
+        return {**export_captions(model, network), "vocabulary.txt": corpus.vocabulary.file_content().encode()}
 
     @override
     def describe(self, data: CaptionData, model: Captioner) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class CaptionsPublisher(Publisher[CaptionData, Captioner]):
         return {
             "config": self.run.read("config.json") | {"length_penalty": length_penalty},
             "normalisation": "ptb",
-            "vocabulary_sha256": hashlib.sha256("\n".join(corpus.vocabulary.tokens).encode()).hexdigest(),
+            "vocabulary_sha256": hashlib.sha256(corpus.vocabulary.file_content().encode()).hexdigest(),
             "corpus": CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
             "parameters": parameter_count(model) + parameter_count(network),
         }

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -150,12 +150,12 @@ def train(
     optimiser: torch.optim.Optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    wrapped, optimiser = fabric.setup(model, optimiser)
+    wrapped, optimiser = fabric.setup(Objective(model, training_set, config), optimiser)
     fabric.to_device(average)
     progress: dict[str, Any] = {"epoch": 0, "batch": 0, "step": 0, "total": 0.0}
     best = {"epoch": 0, "cider": -1.0, "weights": _copy_weights(average)}
     state: dict[str, Any] = {
-        "model": wrapped,
+        "model": model,
         "average": average,
         "optimiser": optimiser,
         "progress": progress,
@@ -186,12 +186,8 @@ def train(
             torch.manual_seed(config.seed * 1_000_003 + step)
             rate = _rate(config, epoch, index / len(batches))
             optimiser.param_groups[0]["lr"] = rate
-            with fabric.autocast():
-                loss = (
-                    _scst_loss(model, training_set, batch, config)
-                    if rewarded
-                    else _cross_entropy_loss(model, training_set, batch, config)
-                )
+            # Through Fabric's wrapper, which synchronises the gradients where there are several processes.
+            loss = wrapped(batch, rewarded=rewarded)
             optimiser.zero_grad()
             fabric.backward(loss.value)
             norm = fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
@@ -299,6 +295,21 @@ class TrainingSet:
     def sample_features(self, photographs: Tensor) -> Tensor:
         """Features (B, F) of photographs, each of a random view."""
         return self.features[photographs, torch.randint(self.features.shape[1], photographs.shape)]
+
+
+class Objective(nn.Module):
+    """The captioner and both phases' losses: one forward pass does all that needs a gradient."""
+
+    def __init__(self, model: Captioner, training_set: TrainingSet, config: CaptionsConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.training_set = training_set
+        self.config = config
+
+    def forward(self, batch: Order, *, rewarded: bool) -> StepLoss:
+        """Return the loss of a batch of captions or, `rewarded`, of photographs."""
+        loss = _scst_loss if rewarded else _cross_entropy_loss
+        return loss(self.model, self.training_set, batch, self.config)
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def card_plots(run: Run, test: Digits, answers: Sequence[Classification], folder
     metrics = run.metrics()
     common = [name for name in metrics[-1] if all(name in epoch for epoch in metrics)]
     parts = [name.removesuffix("_accuracy") for name in common if name.endswith("_accuracy")]
-    plots.learning_curve(metrics, curves, TITLE, figure="accuracy", parts=parts, logarithmic=False)
+    plots.learning_curve(metrics, curves, TITLE, metric="accuracy", parts=parts, logarithmic=False)
     given = [NO_DIGIT if answer.digit is None else answer.digit for answer in answers]
     plots.confusion_matrix(labels, given, [*map(str, range(DIGITS)), "none"], confusion)
     wrong = [index for index, (label, digit) in enumerate(zip(labels, given, strict=True)) if label != digit]

@@ -78,14 +78,14 @@ class LanguageModelPublisher(Publisher[Corpus, LanguageModel]):
 
     @override
     def export(self, data: Corpus, model: LanguageModel) -> dict[str, bytes | Path]:
-        return {**export_language_model(model), "vocabulary.txt": "\n".join(data.vocabulary.tokens).encode()}
+        return {**export_language_model(model), "vocabulary.txt": data.vocabulary.file_content().encode()}
 
     @override
     def describe(self, data: Corpus, model: LanguageModel) -> dict[str, Any]:
         source = data.source
         return {
             "normalisation": source.normalisation,
-            "vocabulary_sha256": hashlib.sha256("\n".join(data.vocabulary.tokens).encode()).hexdigest(),
+            "vocabulary_sha256": hashlib.sha256(data.vocabulary.file_content().encode()).hexdigest(),
             "corpus": CorpusEntry(name=source.name, terms=source.terms, sha256=data.sha256),
             "parameters": parameter_count(model),
         }
@@ -135,7 +135,7 @@ def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[s
 
 @torch.inference_mode()
 def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> float:
-    """Largest difference of the module's and the fp32 graphs' log-probabilities: all words, PARITY_TOKENS tokens."""
+    """Return the largest difference of log-probabilities of module and fp32 graphs: all words, PARITY_TOKENS tokens."""
     engine = RecurrentEngine.open(draft, "fp32")
     everything = np.arange(engine.vocabulary_size)
     state, graph_state, largest = model.initial_state(1), engine.initial_state(), 0.0

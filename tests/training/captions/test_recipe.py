@@ -473,3 +473,11 @@ def kind_of_ending(caption: Sequence[int], end: int) -> str:
         return "cut" if IGNORED not in caption[:-1] else "broken"
     rest = caption[list(caption).index(end) + 1 :]
     return "ended" if set(rest) <= {IGNORED} else "broken"
+
+
+def test_every_step_of_both_phases_calls_the_module_that_fabric_wraps(
+    pictures: CaptionCorpus, tmp_path: Path, wrapped_calls: list[str]
+) -> None:
+    run = Run(tmp_path)
+    train(BOTH, pictures, run)
+    assert wrapped_calls == ["Objective"] * checkpoint(run)["progress"]["step"]
