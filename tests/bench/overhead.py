@@ -156,8 +156,8 @@ async def path_us(app: FastAPI, protocol: type[HttpToolsProtocol]) -> float:
 
 async def whole() -> dict[str, float]:
     return {
-        "the whole path": await path_us(ours(), protocol.bounded(1)),
-        "the whole path, with rates": await path_us(ours(rate_limit="1000000000/hour"), protocol.bounded(1)),
+        "the whole path": await path_us(ours(), protocol.limited(1)),
+        "the whole path, with rates": await path_us(ours(rate_limit="1000000000/hour"), protocol.limited(1)),
         "the echo's whole path": await path_us(echo(), HttpToolsProtocol),
     }
 

@@ -217,7 +217,7 @@ def test_the_loss_of_a_worker_is_felt_on_its_own_connections_alone(tiny_store: P
     assert took < 5
     assert counts == sorted(counts)
     assert counts[-1] >= answered
-    pauses = re.findall(r"ended with status -9; another one starts in (\S+) s", "".join(log))
+    pauses = re.findall(r"exited with status -9; restarting in (\S+) s", "".join(log))
     assert pauses == ["0.25", "0.5"]
 
 
@@ -262,7 +262,7 @@ def test_who_does_not_end_in_time_is_killed(tiny_store: Path) -> None:
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait() == 1
     until_ended(stuck)
-    assert "has not ended in time and is killed" in "".join(log)
+    assert "did not exit in time and is killed" in "".join(log)
 
 
 def test_without_their_supervisor_they_end(tiny_store: Path) -> None:
