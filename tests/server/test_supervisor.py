@@ -232,7 +232,9 @@ def test_an_error_ends_all_workers_even_those_that_ignore_sigterm(
     assert multiprocessing.active_children() == []
 
 
-def test_a_worker_that_sends_too_long_a_message_is_killed_and_the_service_continues(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_sends_too_long_a_message_is_killed_and_the_service_continues(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def send_too_much(line: Line) -> None:
         send(line, "started")
         send(line, "activate", model="tiny", version="1" * MAX_MESSAGE, save=True)
