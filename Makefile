@@ -18,7 +18,7 @@ DEVELOPMENT = $(VENV)/.development-installed
 # Those that `bench` compares with pin other versions than ours, and are not for an environment that serves.
 PEERS = .venv-bench/.installed
 
-.PHONY: help install serve test check bench bench-cells fuzz audit train-language-model train-digits train-captions publish lock
+.PHONY: help install serve test test-fast check bench bench-cells fuzz audit train-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -29,8 +29,15 @@ install: $(SERVING) ## what the server needs, into .venv; never torch
 serve: $(SERVING) ## start the server
 	$(BIN)/seqserve serve
 
-test: $(DEVELOPMENT) ## run the tests
-	$(BIN)/python -m pytest
+test: $(DEVELOPMENT) ## run all tests: on WORKERS=2 cores, then one by one those that measure time; ARGS are pytest's
+	$(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest -m serial $(ARGS)
+
+test-fast: $(DEVELOPMENT) ## run the tests without end-to-end tests and trainings
+	$(PARALLEL) --ignore tests/e2e --ignore tests/training $(ARGS)
+
+# A file's tests share a worker, and so the fixtures of its module.
+PARALLEL = $(BIN)/python -m pytest -m 'not serial' --numprocesses $(or $(WORKERS),2) --dist loadfile
 
 check: $(DEVELOPMENT) ## format, lint, types, imports
 	$(BIN)/ruff format --check

@@ -17,7 +17,7 @@ LONG = {"text": SENTENCE * 20_000}  # a hundred chunks, more than a second
 SOME = {"text": SENTENCE * 300}  # two
 KEYSTROKE = {"text": "the company said"}
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.serial]
 
 
 @asynccontextmanager

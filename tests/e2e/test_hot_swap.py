@@ -21,7 +21,7 @@ from app.runtime.families.language_model import LanguageModelPredictor, Score, S
 from app.runtime.scheduler import Resources, answer_all
 from tests.e2e.conftest import serving
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.serial]
 
 CONNECTIONS = 6
 SWAPS = 10

@@ -25,7 +25,7 @@ SETTINGS = {
 }
 WORK = {"text": "the company said profits rose " * 200}  # a chunk
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.serial]
 
 
 async def burst(opened: list[Connection]) -> list[Response]:

@@ -777,6 +777,7 @@ def test_the_page_is_small_and_loads_nothing_from_other_hosts(
     assert sum(size["responseBodySize"] + size["responseHeadersSize"] for size in sizes) <= 150_000
 
 
+@pytest.mark.serial
 def test_suggestions_appear_within_a_second_of_a_key(opened: Opened) -> None:
     page = opened("write")
     expect(chips(page)).to_have_count(5)

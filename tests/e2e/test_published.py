@@ -18,6 +18,8 @@ from app.runtime.scheduler import Resources, answer_all
 from app.runtime.scores import TextScore
 from tests.e2e.conftest import serving
 
+pytestmark = pytest.mark.serial
+
 STORE = Path(__file__).parents[2] / "models_store"
 CORPUS = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ptb"
 WORDS = (

@@ -17,6 +17,8 @@ from training.captions import data as data
 from training.captions.data import Photo, words
 from training.captions.scores import score
 
+pytestmark = pytest.mark.serial
+
 STORE = Path(__file__).parents[2] / "models_store"
 FLICKR8K = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "flickr8k"
 REQUEST_IMAGES = 8  # the maximum

@@ -27,7 +27,10 @@ REQUEST_IMAGES = 32
 MAX_CPU_S = 30  # for the whole test set; CPU time, since wall time depends on other load
 Pixels = npt.NDArray[np.uint8]
 
-pytestmark = pytest.mark.skipif(not CORPUS.is_dir(), reason="TEST_DATA names no folder with MNIST in mnist/")
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(not CORPUS.is_dir(), reason="TEST_DATA names no folder with MNIST in mnist/"),
+]
 
 
 @pytest.fixture(scope="module")

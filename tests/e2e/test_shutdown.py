@@ -28,7 +28,7 @@ WORK = {"text": "the company said profits rose " * 400}  # two chunks
 KEYSTROKE = {"text": "the company said"}
 STREAMS: Final = 8
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.serial]
 
 
 @contextmanager

@@ -96,6 +96,7 @@ def test_a_slow_body_after_the_response_times_out(served: FakeServed) -> None:
         received.read()  # ends
 
 
+@pytest.mark.serial
 def test_the_head_timeout_does_not_apply_to_responses(served: FakeServed) -> None:
     plausible = served.answering
 

@@ -293,6 +293,7 @@ async def test_the_callers_time_counts_from_the_requests_start(
     assert "expected within 0.01 s" in response.json()["detail"]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(("sent", "limit"), [("5", 5), ("1000", 120), (None, 120)])
 @pytest.mark.anyio
 async def test_a_model_has_what_is_left_of_the_time(served: FakeServed, sent: str | None, limit: float) -> None:
