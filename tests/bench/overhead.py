@@ -1,10 +1,10 @@
-"""What a request costs beside the model's answer, in microseconds of one core: the median of rounds.
+"""Measure the overhead of a request without inference, in microseconds of one core (median of rounds).
 
     python tests/bench/overhead.py
 
-The whole path is that of POST /next-word from the bytes that come to the bytes that go, the kernel's part left out,
-with a model that answers at once; the echo is a FastAPI application that only checks such a request and writes such an
-answer, under uvicorn as it is. Each piece stands before an application that answers at once. The last line is JSON.
+The whole path is POST /next-word from received to sent bytes, without the kernel, with a model that answers at once. The
+echo is a FastAPI application that validates the same request and serializes the same answer, under plain uvicorn. Each
+middleware is measured before an application that answers at once. The last line is JSON.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from uvicorn.server import ServerState
 ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from app.api.http import keys, logs, rate_limits  # noqa: E402  # of this tree, however it is run
+from app.api.http import keys, logs, rate_limits  # noqa: E402  # from this tree
 from app.api.http.authorization import NEEDED, Access  # noqa: E402
 from app.api.http.keys import Keys  # noqa: E402
 from app.api.http.middleware import Edge  # noqa: E402
@@ -63,8 +63,8 @@ class Word(BaseModel):
     log_probability: float
 
 
-class Asked(BaseModel):
-    """What the echo is asked."""
+class EchoRequest(BaseModel):
+    """The request of the echo."""
 
     text: str
     top_k: int = 5
@@ -73,8 +73,8 @@ class Asked(BaseModel):
     model: str | None = None
 
 
-class Told(BaseModel):
-    """What the echo answers."""
+class EchoResponse(BaseModel):
+    """The response of the echo."""
 
     model: str
     version: str
@@ -84,10 +84,10 @@ class Told(BaseModel):
     cached_tokens: int
 
 
-async def echoed(asked: Asked) -> Told:
+async def echoed(body: EchoRequest) -> EchoResponse:
     words = [Word(text="the", probability=0.5, log_probability=-0.693)] * 5
-    return Told(
-        model="ptb", version="1", suggestions=words, context_tokens=len(asked.text), unknown_words=[], cached_tokens=0
+    return EchoResponse(
+        model="ptb", version="1", suggestions=words, context_tokens=len(body.text), unknown_words=[], cached_tokens=0
     )
 
 
@@ -98,7 +98,7 @@ def echo() -> FastAPI:
 
 
 def ours(**settings: Any) -> FastAPI:
-    """The service, whose model answers at once."""
+    """Return the service with a model that answers at once."""
     found = Suggestions([Suggestion("the", 0.5, -0.693)] * 5, 7, [], 6)
 
     async def at_once(payload: Any, deadline: float | None) -> Suggestions:
@@ -109,7 +109,7 @@ def ours(**settings: Any) -> FastAPI:
 
 
 class Wire(asyncio.Transport):
-    """A connection whose other end is this program."""
+    """A transport that records the written bytes."""
 
     def __init__(self) -> None:
         super().__init__({"sockname": ("127.0.0.1", 1), "peername": ("127.0.0.1", 2)})
@@ -122,17 +122,17 @@ class Wire(asyncio.Transport):
         return False
 
     def close(self) -> None:
-        """No more comes of itself."""
+        """Do nothing."""
 
     def pause_reading(self) -> None:
-        """Nothing comes unasked."""
+        """Do nothing."""
 
     def resume_reading(self) -> None:
-        """Nothing comes unasked."""
+        """Do nothing."""
 
 
 async def path_us(app: FastAPI, protocol: type[HttpToolsProtocol]) -> float:
-    """The loop's time for a request, from its bytes to those of its answer."""
+    """Return the event loop's CPU time per request, from received to sent bytes."""
     config = uvicorn.Config(app, http=protocol, ws="none", log_config=None, server_header=False, proxy_headers=False)
     config.load()
     async with app.router.lifespan_context(app) as state:
@@ -163,7 +163,7 @@ async def whole() -> dict[str, float]:
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Say 200."""
+    """Answer 200."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
     await send({"type": "http.response.body", "body": b"{}"})
 
@@ -173,7 +173,7 @@ async def unread() -> Message:
 
 
 async def unsent(message: Message) -> None:
-    """Drop it."""
+    """Discard the message."""
 
 
 async def microseconds(app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> float:
@@ -188,8 +188,8 @@ async def microseconds(app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> floa
     return statistics.median(taken)
 
 
-def batcher_us() -> float:
-    """What a request's account costs the batcher: found once, then told of one turn."""
+def usage_us() -> float:
+    """Return the scheduler's cost of recording usage: one lookup and one step per request."""
     ACCOUNT.set(Account())
     began = time.perf_counter()
     for _ in range(100_000):
@@ -227,11 +227,11 @@ def main() -> None:
     log.setLevel(logging.INFO)
     log.addHandler(logs.handler("json", io.StringIO()))
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        figures = runner.run(whole()) | runner.run(measured(Path(folder)))
-    figures["a request's account, in the batcher"] = batcher_us()
-    for name, figure in figures.items():
-        print(f"{name:44}{figure:8.1f} us")
-    print(json.dumps({name: round(figure, 2) for name, figure in figures.items()}))
+        results = runner.run(whole()) | runner.run(measured(Path(folder)))
+    results["a request's account, in the batcher"] = usage_us()
+    for name, result in results.items():
+        print(f"{name:44}{result:8.1f} us")
+    print(json.dumps({name: round(result, 2) for name, result in results.items()}))
 
 
 if __name__ == "__main__":

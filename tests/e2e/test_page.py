@@ -696,7 +696,7 @@ def test_every_view_works_with_the_keyboard_alone(opened: Opened) -> None:
     press("Home")
     press("ArrowRight")
     expect(focused).to_have_text("company")
-    expect(page.locator("#detail .file_payload")).to_have_text("company")
+    expect(page.locator("#detail .chosen")).to_have_text("company")
     page.locator("#tab-score").focus()
     press("ArrowRight")
     expect(page.locator("#view-draw[data-ready]")).to_be_visible()
