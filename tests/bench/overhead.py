@@ -2,7 +2,7 @@
 
     python tests/bench/overhead.py
 
-The whole path is POST /next-word from received to sent bytes, without the kernel, with a model that answers at once. The
+The whole path is POST /next-word from received to sent bytes without the kernel, with a model that is instant. The
 echo is a FastAPI application that validates the same request and serializes the same answer, under plain uvicorn. Each
 middleware is measured before an application that answers at once. The last line is JSON.
 """
