@@ -292,7 +292,7 @@ def test_each_word_is_shown_with_its_surprisal(opened: Opened, size: ViewportSiz
     expect(page.locator("#totals")).to_contain_text("1 unknown")
     words.nth(3).hover()
     expect(page.locator("#detail")).to_contain_text(
-        re.compile(r"profits.*bits · its guess no\. \d+.*expected here", re.S)
+        re.compile(r"profits.*bits · its guess no\. \d+.*Expected here", re.S)
     )
     expect(page.locator("#detail .rows li")).to_have_count(5)
     tall = [words.nth(index).evaluate("word => word.style.getPropertyValue('--tall')") for index in (1, 6)]
@@ -399,7 +399,7 @@ def test_an_unreadable_file_clears_the_digit_and_keeps_the_drawing(opened: Opene
     drop(page, "#board", "one.png", PNG, handwritten_one())
     expect(page.locator("#digit")).to_have_text("1")
     drop(page, "#board", "notes.txt", "text/plain", b"one")
-    expect(page.locator("#draw-notice")).to_contain_text("is no picture")
+    expect(page.locator("#draw-notice")).to_contain_text("is not an image")
     expect(page.locator("#digit")).to_be_empty()
     expect(page.locator("#framed")).to_be_hidden()
     expect(page.locator("#digit-photo")).to_be_hidden()
@@ -526,7 +526,7 @@ def test_html_in_a_model_card_is_escaped(opened: Opened, context: BrowserContext
 # --- Errors
 
 
-@pytest.mark.parametrize(("status", "words"), [(503, "The server is busy"), (429, "more than this server lets")])
+@pytest.mark.parametrize(("status", "words"), [(503, "The server is busy"), (429, "The rate limit")])
 def test_a_retry_after_is_shown_and_the_request_retried(opened: Opened, status: int, words: str) -> None:
     page = opened("write")
     page.route("**/next-word", failing(status, 1, **{"Retry-After": "2"}))
@@ -567,7 +567,7 @@ def test_a_temporary_error_is_shown_and_can_be_retried(opened: Opened, status: i
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(400, "no picture that can be read"), (413, "Up to 16 MB"), (415, "PNG, JPEG, WebP, BMP and GIF can be read")],
+    [(400, "not an image"), (413, "Up to 16 MB"), (415, "PNG, JPEG, WebP, BMP and GIF can be read")],
 )
 def test_a_rejected_file_can_be_replaced(opened: Opened, status: int, words: str) -> None:
     page = opened("draw")
@@ -587,9 +587,9 @@ def test_a_rejected_file_can_be_replaced(opened: Opened, status: int, words: str
     [
         ("IMG_1.HEIC", "", "“IMG_1.HEIC” is a HEIC photograph"),
         ("a.heif", "image/heif", "Save it as JPEG"),
-        ("notes.txt", "text/plain", "“notes.txt” is no picture that can be read. PNG, JPEG, WebP, BMP and GIF"),
-        ("scan.tiff", "image/tiff", "“scan.tiff” is no picture that can be read"),
-        ("damaged.png", PNG, "a damaged one"),
+        ("notes.txt", "text/plain", "“notes.txt” is not an image that can be read. PNG, JPEG, WebP, BMP and GIF"),
+        ("scan.tiff", "image/tiff", "“scan.tiff” is not an image that can be read"),
+        ("damaged.png", PNG, "it is damaged"),
     ],
 )
 @pytest.mark.parametrize(("view", "zone"), [("caption", "#photo"), ("draw", "#board")])

@@ -1,66 +1,66 @@
-// Talks to the server. Of several questions by one asker the newest counts; what can pass by itself is waited for.
+// Requests to the server. A new request cancels the previous one of the same requester; transient errors are retried.
 
 import { askKey, keyed, keyGiven, keyNow } from "./key.js";
-import { duration } from "./shown.js";
+import { duration } from "./format.js";
 
-const PATIENCE = 8; // times that a question is asked before it is given up
-const LONGEST = 30; // seconds between them at most, where the server names no time
+const MAX_ATTEMPTS = 8; // of one request
+const MAX_DELAY = 30; // seconds between attempts, unless the server sends Retry-After
 
-const WORDS = {
+const STATUS_MESSAGES = {
   400: "That could not be read.",
   404: "There is no model for this here.",
   413: "That is too large.",
   415: "This kind of file is not taken.",
   422: "The server does not accept that.",
-  504: "That took too long and was given up. A smaller piece may do.",
+  504: "That took too long and timed out. Try a shorter input.",
 };
-const HOPELESS = [400, 413, 415, 422]; // the same would fail again
+const PERMANENT = [400, 413, 415, 422]; // a retry would fail again
 
-/** An error in words that a visitor understands; `hopeless` if trying again does not mend it. */
-export class Failure extends Error {
-  constructor(words, { hopeless = false } = {}) {
+/** An error with a message for the visitor; `permanent` if a retry cannot succeed. */
+export class RequestError extends Error {
+  constructor(words, { permanent = false } = {}) {
     super(words);
-    this.hopeless = hopeless;
+    this.permanent = permanent;
   }
 }
 
-/** Whether a newer question, or the visitor, ended this one. */
+/** Return whether a newer request, or the visitor, cancelled this one. */
 export const isAbort = (error) => error.name === "AbortError";
 
 /**
- * Asks one kind of question: `ask(path, question)`, where `question` is what `fetch` takes beside the path, or a function
- * that makes it anew for each try. The newest counts, however long an older one took to be made.
- * `tell(words)` says why one has to wait, `tell()` that it is answered; `words` are a visitor's for an error's status.
+ * Create a function `request(path, options)`; `options` are those of `fetch`, or a function that builds them for each
+ * attempt. A new request cancels the previous one. `notify(message)` shows why a request is delayed, `notify()` clears it;
+ * `messages` maps an error's status to a message for the visitor.
  */
-export function asker(tell, words = WORDS) {
-  const gate = { opens: 0, words: "" }; // performance.now() before which the server wants to hear nothing, and why
-  let underWay = new AbortController();
-  const ask = async (path, question = {}) => {
-    underWay.abort();
-    underWay = new AbortController();
-    return patiently(path, question, { signal: underWay.signal, gate, tell, words });
+export function createRequester(notify, messages = STATUS_MESSAGES) {
+  const gate = { opens: 0, words: "" }; // performance.now() before which nothing is sent (Retry-After), and the message
+  let controller = new AbortController();
+  const request = async (path, options = {}) => {
+    controller.abort();
+    controller = new AbortController();
+    return requestWithRetries(path, options, { signal: controller.signal, gate, notify, messages });
   };
-  ask.stop = () => {
-    underWay.abort();
-    tell();
+  request.cancel = () => {
+    controller.abort();
+    notify();
   };
-  return ask;
+  return request;
 }
 
-/** A question whose body and answer are JSON. */
-export async function json(ask, path, question) {
-  const response = await ask(path, {
+/** Send a JSON body and return the JSON answer. */
+export async function json(request, path, payload) {
+  const response = await request(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(question),
+    body: JSON.stringify(payload),
   });
   return response.json();
 }
 
-/** What a view says of its own troubles: words, and what the visitor may do, as {label, act}. */
+/** Return a function that shows a message in `element`, with an optional action {label, act}. */
 export function notice(element) {
   return (words = "", offer = null) => {
-    if (words === element.textContent) return; // a screen reader has said it
+    if (words === element.textContent) return; // a screen reader has read it already
     element.replaceChildren(words);
     if (!offer) return;
     const button = document.createElement("button");
@@ -73,60 +73,60 @@ export function notice(element) {
   };
 }
 
-/** Runs `work`; tells its failures, and offers to do it again or, where that is hopeless, what there is `instead`. */
-export async function told(tell, work, instead = null) {
+/** Run `work`; show its error with an offer to retry or, if the error is permanent, the action `instead`. */
+export async function reportErrors(notify, work, instead = null) {
   try {
     return await work();
   } catch (error) {
     if (isAbort(error)) return null;
-    const again = { label: "Try again", act: () => told(tell, work, instead) };
-    if (error instanceof Failure) tell(error.message, error.hopeless ? instead : again);
+    const again = { label: "Try again", act: () => reportErrors(notify, work, instead) };
+    if (error instanceof RequestError) notify(error.message, error.permanent ? instead : again);
     else {
-      tell(`This page failed: ${error.message}.`, again);
+      notify(`This page failed: ${error.message}.`, again);
       console.error(error);
     }
     return null;
   }
 }
 
-async function patiently(path, question, { signal, gate, tell, words }) {
+async function requestWithRetries(path, source, { signal, gate, notify, messages }) {
   for (let times = 1; ; times++) {
-    await opened(gate, signal, tell);
-    await Promise.race([keyGiven(), ended(signal)]);
-    const options = typeof question === "function" ? await Promise.race([question(), ended(signal)]) : question;
+    await waitForGate(gate, signal, notify);
+    await Promise.race([keyGiven(), rejectOnAbort(signal)]);
+    const options = typeof source === "function" ? await Promise.race([source(), rejectOnAbort(signal)]) : source;
     const key = keyNow();
-    const [response, trouble] = await once(path, { ...options, headers: keyed(options.headers, key), signal });
+    const [response, retry] = await attempt(path, { ...options, headers: keyed(options.headers, key), signal });
     if (response?.ok) {
-      tell();
+      notify();
       return response;
     }
     if (response?.status === 401 || response?.status === 403) {
       askKey(response.status, await problemOf(response), key);
       continue;
     }
-    if (!trouble) throw failure(response.status, await problemOf(response), words);
-    if (times === PATIENCE) throw new Failure(`${trouble.words} It was tried ${times} times.`);
-    const seconds = Math.max(trouble.seconds, Math.min(times, LONGEST));
-    const why = `${trouble.words} Trying again in ${duration(seconds)}; nothing is lost.`;
-    tell(why);
+    if (!retry) throw errorOf(response.status, await problemOf(response), messages);
+    if (times === MAX_ATTEMPTS) throw new RequestError(`${retry.words} ${times} attempts failed.`);
+    const seconds = Math.max(retry.seconds, Math.min(times, MAX_DELAY));
+    const why = `${retry.words} Trying again in ${duration(seconds)}; nothing is lost.`;
+    notify(why);
     if (response) Object.assign(gate, { opens: performance.now() + 1000 * seconds, words: why });
     else await pause(1000 * seconds, signal);
   }
 }
 
-/** Waits until the gate is open; newer questions wait as well, and the newest alone is then sent. */
-async function opened(gate, signal, tell) {
+/** Wait until the gate opens; newer requests wait as well, and only the newest is then sent. */
+async function waitForGate(gate, signal, notify) {
   while (gate.opens > performance.now()) {
-    tell(gate.words);
+    notify(gate.words);
     await pause(gate.opens - performance.now(), signal);
   }
 }
 
-/** The response, if there is one, and what is the matter if it can pass by itself. */
-async function once(path, options) {
+/** Return the response, if any, and the reason for a retry, if it can succeed. */
+async function attempt(path, options) {
   try {
     const response = await fetch(path, options);
-    return [response, await passing(response)];
+    return [response, await retryReason(response)];
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
     const words = navigator.onLine ? "The server cannot be reached." : "You are offline.";
@@ -134,20 +134,20 @@ async function once(path, options) {
   }
 }
 
-async function passing(response) {
+async function retryReason(response) {
   const seconds = Number(response.headers.get("Retry-After")) || 1;
-  if (response.status === 429) return { words: "That was more than this server lets one visitor ask.", seconds };
+  if (response.status === 429) return { words: "The rate limit of this server is reached.", seconds };
   if (response.status !== 503) return null;
   const problem = await problemOf(response);
   const starting = problem.type === "/problems/not-ready";
   return { words: starting ? `The model is not ready: ${problem.detail}.` : "The server is busy.", seconds };
 }
 
-/** An error of a status, or of the problem document that a stream told. */
-export function failure(status, { detail = "" } = {}, words = WORDS) {
+/** Create the error of a status, or of a problem document in a stream. */
+export function errorOf(status, { detail = "" } = {}, messages = STATUS_MESSAGES) {
   const because = status === 422 && detail ? ` (${detail})` : "";
-  const told = words[status] ?? WORDS[status] ?? `Something went wrong at the server (${status}). What you made is still here.`;
-  return new Failure(told + because, { hopeless: HOPELESS.includes(status) });
+  const message = messages[status] ?? STATUS_MESSAGES[status] ?? `Something went wrong at the server (${status}). Your input is still here.`;
+  return new RequestError(message + because, { permanent: PERMANENT.includes(status) });
 }
 
 async function problemOf(response) {
@@ -155,15 +155,15 @@ async function problemOf(response) {
   return type.includes("json") ? response.json() : {};
 }
 
-/** Rejects when `signal` aborts, and never resolves. */
-function ended(signal) {
+/** Return a promise that rejects when `signal` aborts, and never resolves. */
+function rejectOnAbort(signal) {
   return new Promise((_, reject) => {
     if (signal.aborted) reject(signal.reason);
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
 }
 
-/** Waits so many milliseconds, or until the browser is online again. */
+/** Wait `time` milliseconds, or until the browser is online again. */
 function pause(time, signal) {
   return new Promise((resolve, reject) => {
     const over = setTimeout(resolve, time);

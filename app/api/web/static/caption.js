@@ -1,21 +1,21 @@
-// Caption: a photograph, and under it a sentence that comes word by word.
+// Caption: a photograph, and its caption, streamed word by word.
 
-import { asker, Failure, failure, isAbort, notice, told } from "./api.js";
-import { copied } from "./kept.js";
-import { anotherIn, PICTURE_WORDS, posted, received, sendable } from "./pictures.js";
-import { made, milliseconds, share } from "./shown.js";
+import { createRequester, RequestError, errorOf, isAbort, notice, reportErrors } from "./api.js";
+import { copyText } from "./storage.js";
+import { chooseAnother, IMAGE_ERRORS, uploadOptions, onImage, toUploadable } from "./images.js";
+import { createElement, milliseconds, share } from "./format.js";
 
 const at = (id) => document.getElementById(id);
 const image = at("photo-image");
 const sentence = at("caption-sentence");
-const tell = notice(at("caption-notice"));
-const ask = asker(tell, PICTURE_WORDS);
+const notify = notice(at("caption-notice"));
+const request = createRequester(notify, IMAGE_ERRORS);
 
-/** Begins. */
+/** Initialise the view. */
 export function open() {
-  received(at("view-caption"), [at("photo-file"), at("photo-camera")], show);
-  at("caption-copy").addEventListener("click", (event) => copied(event.target, image.alt));
-  image.addEventListener("error", () => shown(false)); // what the browser can't show, the server may yet read
+  onImage(at("view-caption"), [at("photo-file"), at("photo-camera")], show);
+  at("caption-copy").addEventListener("click", (event) => copyText(event.target, image.alt));
+  image.addEventListener("error", () => shown(false)); // the server may decode what the browser can't show
 }
 
 function show(file) {
@@ -23,8 +23,8 @@ function show(file) {
   image.src = URL.createObjectURL(file);
   image.alt = "Your photograph";
   shown(true);
-  tell();
-  return told(tell, () => described(file), anotherIn(at("photo-file")));
+  notify();
+  return reportErrors(notify, () => described(file), chooseAnother(at("photo-file")));
 }
 
 function shown(can) {
@@ -38,7 +38,7 @@ function begin() {
   for (const id of ["caption-copy", "others"]) at(id).hidden = true;
 }
 
-/** No answer, nor a part of one, stays beside a photograph that it is not of. */
+/** Caption a photograph; clear a partial caption on errors. */
 async function described(file) {
   begin();
   try {
@@ -51,23 +51,23 @@ async function described(file) {
 
 async function describe(file) {
   let started = 0;
-  const response = await ask("/captions?alternatives=4", async () => {
-    const picture = await sendable(file);
+  const response = await request("/captions?alternatives=4", async () => {
+    const upload = await toUploadable(file);
     started = performance.now();
-    return posted(picture, { Accept: "text/event-stream" });
+    return uploadOptions(upload, { Accept: "text/event-stream" });
   });
   let first = 0;
   for await (const { event, data } of events(response.body)) {
-    if (event === "error") throw failure(data.status, data, PICTURE_WORDS);
+    if (event === "error") throw errorOf(data.status, data, IMAGE_ERRORS);
     first ||= performance.now() - started;
     if (event === "word") add(data.word);
     if (event === "caption") finish(data.results[0]);
   }
-  if (at("caption-copy").hidden) throw new Failure("The answer broke off.");
+  if (at("caption-copy").hidden) throw new RequestError("The answer was cut off.");
   at("caption-time").textContent = `First word after ${milliseconds(first)}, all of it after ${milliseconds(performance.now() - started)}.`;
 }
 
-/** The server-sent events of a body, as they arrive. */
+/** Yield the server-sent events of a body as they arrive. */
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -84,7 +84,7 @@ async function* events(body) {
 }
 
 function add(word) {
-  const piece = made("span", {}, word);
+  const piece = createElement("span", {}, word);
   piece.style.setProperty("--place", sentence.children.length);
   sentence.append(piece, " ");
 }
@@ -102,7 +102,7 @@ function finish(result) {
 }
 
 function other({ caption, log_probability }) {
-  const copy = made("button", { "aria-label": `Copy: ${caption}` }, "Copy");
-  copy.addEventListener("click", () => copied(copy, caption));
-  return made("li", {}, made("span", {}, caption), made("span", { class: "share", title: "the chance of this very sentence" }, share(Math.exp(log_probability))), copy);
+  const copy = createElement("button", { "aria-label": `Copy: ${caption}` }, "Copy");
+  copy.addEventListener("click", () => copyText(copy, caption));
+  return createElement("li", {}, createElement("span", {}, caption), createElement("span", { class: "share", title: "probability of this exact sentence" }, share(Math.exp(log_probability))), copy);
 }

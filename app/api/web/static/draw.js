@@ -1,32 +1,32 @@
-// Draw: strokes on a canvas, read while they are drawn; or a photograph in their place.
+// Draw: strokes on a canvas, classified while they are drawn; or a photograph instead.
 
-import { asker, notice, told } from "./api.js";
-import { recalled, remember } from "./kept.js";
-import { anotherIn, PICTURE_WORDS, posted, received, sendable } from "./pictures.js";
-import { made, milliseconds, share } from "./shown.js";
+import { createRequester, notice, reportErrors } from "./api.js";
+import { restore, store } from "./storage.js";
+import { chooseAnother, IMAGE_ERRORS, uploadOptions, onImage, toUploadable } from "./images.js";
+import { createElement, milliseconds, share } from "./format.js";
 
-const INK = 0.07; // width of a stroke, of the board's side
-const SENT = 280; // pixels of the picture's side
-const STEP = 0.05; // of a key, of the board's side
+const INK = 0.07; // width of a stroke, as a fraction of the board's side
+const SENT = 280; // side of the uploaded image, in pixels
+const STEP = 0.05; // of an arrow key, as a fraction of the board's side
 const NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
 const at = (id) => document.getElementById(id);
 const canvas = at("canvas");
 const photo = at("digit-photo");
 const bars = NAMES.map((name, digit) => bar(digit));
-const tell = notice(at("draw-notice"));
-const ask = asker(tell, PICTURE_WORDS);
+const notify = notice(at("draw-notice"));
+const request = createRequester(notify, IMAGE_ERRORS);
 
-let strokes = []; // of points [x, y, width], in parts of the board's side
-let stroke = null; // the one under the pen
-let pen = { x: 0.5, y: 0.3, down: false, shown: false }; // of the keyboard
+let strokes = []; // lists of points [x, y, width], as fractions of the board's side
+let stroke = null; // the stroke in progress
+let pen = { x: 0.5, y: 0.3, down: false, shown: false }; // the pen moved by the keyboard
 let file = null; // the photograph
 let asking = false;
 let outdated = false;
 
-/** Begins, with the drawing of before a reload. */
+/** Initialise the view with the drawing from before a reload. */
 export function open() {
   at("histogram").append(...bars);
-  strokes = JSON.parse(recalled("strokes") || "[]");
+  strokes = JSON.parse(restore("strokes") || "[]");
   canvas.addEventListener("pointerdown", begin);
   canvas.addEventListener("pointermove", go);
   for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, end);
@@ -34,8 +34,8 @@ export function open() {
   canvas.addEventListener("blur", () => ((pen.shown = false), lift(), paint()));
   at("draw-undo").addEventListener("click", undo);
   at("draw-clear").addEventListener("click", clear);
-  received(at("view-draw"), [at("digit-file")], show);
-  photo.addEventListener("error", () => lay(true)); // what the browser can't show, the server may yet read
+  onImage(at("view-draw"), [at("digit-file")], show);
+  photo.addEventListener("error", () => lay(true)); // the server may decode what the browser can't show
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
   new ResizeObserver(paint).observe(canvas);
   paint();
@@ -44,7 +44,7 @@ export function open() {
 }
 
 function bar(digit) {
-  return made("div", { role: "listitem" }, made("span", { class: "share" }), made("span", { class: "column" }), made("span", { class: "label" }, String(digit)));
+  return createElement("div", { role: "listitem" }, createElement("span", { class: "share" }), createElement("span", { class: "column" }), createElement("span", { class: "label" }, String(digit)));
 }
 
 function begin(event) {
@@ -55,7 +55,7 @@ function begin(event) {
   put(point(event));
 }
 
-/** Begins a stroke; on a photograph, which goes, also a new drawing. */
+/** Start a stroke; if a photograph is shown, remove it and start a new drawing. */
 function put(start) {
   if (file) {
     putAway();
@@ -122,18 +122,18 @@ function clear() {
   takeBack(() => (strokes = []));
 }
 
-/** A photograph goes first: what was drawn before it comes back. */
+/** Undo or clear; a photograph is removed first, which restores the drawing before it. */
 function takeBack(change) {
   lift();
   if (file) putAway();
   else change();
-  ask.stop(); // what is gone is no more to be read
+  request.cancel(); // a removed drawing must not be classified any more
   keep();
   touched();
 }
 
 function putAway() {
-  ask.stop();
+  request.cancel();
   file = null;
   URL.revokeObjectURL(photo.src);
   lay(true);
@@ -145,7 +145,7 @@ function show(chosen) {
   URL.revokeObjectURL(photo.src);
   photo.src = URL.createObjectURL(file);
   lay(false);
-  ask.stop();
+  request.cancel();
   say(null);
   read();
 }
@@ -154,7 +154,7 @@ function lay(aside) {
   photo.hidden = at("photo-help").hidden = aside;
 }
 
-const keep = () => remember("strokes", JSON.stringify(strokes.map((one) => one.map((p) => p.map((n) => Number(n.toFixed(4)))))));
+const keep = () => store("strokes", JSON.stringify(strokes.map((one) => one.map((p) => p.map((n) => Number(n.toFixed(4)))))));
 
 function touched() {
   paint();
@@ -179,21 +179,21 @@ function mark(context, side, colour) {
   pen.down ? context.fill() : context.stroke();
 }
 
-/** Each stroke as curves through the middles of its points; where its width stays, as one line without seams. */
+/** Draw each stroke as curves through the midpoints of its points; one path where the width is constant. */
 function trace(context, side, colour) {
   context.lineCap = context.lineJoin = "round";
   context.strokeStyle = colour;
   for (const points of strokes) {
     let [fromX, fromY] = points[0];
-    points.forEach(([x, y, width], place) => {
-      const [toX, toY] = middle([x, y], points[place + 1] ?? [x, y]);
-      if (width !== points[place - 1]?.[2]) {
+    points.forEach(([x, y, width], index) => {
+      const [toX, toY] = middle([x, y], points[index + 1] ?? [x, y]);
+      if (width !== points[index - 1]?.[2]) {
         context.beginPath();
         context.lineWidth = width * side;
         context.moveTo(fromX * side, fromY * side);
       }
       context.quadraticCurveTo(x * side, y * side, toX * side, toY * side);
-      if (width !== points[place + 1]?.[2]) context.stroke();
+      if (width !== points[index + 1]?.[2]) context.stroke();
       [fromX, fromY] = [toX, toY];
     });
   }
@@ -201,38 +201,38 @@ function trace(context, side, colour) {
 
 const middle = ([x, y], [nextX, nextY]) => [(x + nextX) / 2, (y + nextY) / 2];
 
-/** One question at a time; what changes meanwhile is asked next, so that the bars keep pace with the pen. */
+/** Send one request at a time; changes meanwhile are sent next, so that the bars keep pace with the pen. */
 async function read() {
   outdated = true;
   if (asking) return;
   asking = true;
   while (outdated) {
     outdated = false;
-    await told(tell, once, anotherIn(at("digit-file")));
+    await reportErrors(notify, once, chooseAnother(at("digit-file")));
   }
   asking = false;
 }
 
 async function once() {
   if (!file && !strokes.length) {
-    tell();
+    notify();
     return say(null);
   }
   try {
     return await answered();
   } catch (error) {
-    if (error.hopeless && file) putAway();
+    if (error.permanent && file) putAway();
     throw error;
   }
 }
 
 async function answered() {
   let started = 0;
-  const response = await ask("/digits?framed=true", async () => {
-    outdated = false; // whatever waited until now goes with it
-    const picture = file ? await sendable(file) : await drawn();
+  const response = await request("/digits?framed=true", async () => {
+    outdated = false; // all changes until now are included
+    const upload = file ? await toUploadable(file) : await drawn();
     started = performance.now();
-    return posted(picture);
+    return uploadOptions(upload);
   });
   const [result] = (await response.json()).results;
   at("draw-time").textContent = milliseconds(performance.now() - started);

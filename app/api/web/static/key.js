@@ -1,44 +1,44 @@
-// The key of a server that asks for one: kept for this tab, sent with every question.
+// The API key of a server that requires one: kept for this tab, sent with every request.
 
-import { forget, recalled, remember } from "./kept.js";
+import { remove, restore, store } from "./storage.js";
 
 const SLOT = "key";
 const EXPIRED = "the key has expired"; // the detail of a 401
 const form = document.getElementById("key");
 const field = document.getElementById("key-field");
 const words = document.getElementById("key-words");
-let key = recalled(SLOT) || null;
-let given = null; // a promise, while the form is open
+let key = restore(SLOT) || null;
+let given = null; // a promise while the form is open
 
-/** The key, or null. */
+/** Return the key, or null. */
 export const keyNow = () => key;
 
-/** The headers, with the key if there is one. */
+/** Return the headers, with the key if there is one. */
 export const keyed = (headers, sent) => (sent ? { ...headers, Authorization: `Bearer ${sent}` } : headers);
 
-/** Asks the visitor for another key than `used`, which was refused with this status and problem. */
+/** Ask the visitor for another key than `used`, which was rejected with this status and problem. */
 export function askKey(status, problem, used) {
-  if (used !== key) return; // it has come meanwhile
+  if (used !== key) return; // a new key has been entered meanwhile
   given ??= asked(reason(status, problem.detail, used !== null)).finally(() => (given = null));
 }
 
-/** Resolves when no key is being asked for. */
+/** Return a promise that resolves when the key form is closed. */
 export const keyGiven = () => given;
 
 async function asked(why) {
   key = null;
-  forget(SLOT);
+  remove(SLOT);
   form.hidden = false;
   words.textContent = why;
   if ([document.body, null].includes(document.activeElement)) field.focus();
   key = await submitted();
-  remember(SLOT, key);
+  store(SLOT, key);
   form.hidden = true;
   form.reset();
 }
 
 function reason(status, detail, refused) {
-  if (status === 403) return "That key may not ask this. Another one:";
+  if (status === 403) return "That key is not allowed to do this. Another one:";
   if (detail === EXPIRED) return "That key has expired. A newer one:";
   return refused ? "That key was not accepted. Another one:" : "This server asks for a key:";
 }

@@ -1,4 +1,4 @@
-// The page's views: one is shown, by the address's hash; its module is loaded when it is first shown.
+// The views of the page: the URL's hash selects one; its module is loaded when it is first shown.
 
 const views = ["write", "score", "draw", "caption", "models"];
 const titles = { write: "Write", score: "Score", draw: "Draw", caption: "Caption", models: "Models" };
@@ -41,7 +41,7 @@ function step(event) {
   tab(view).focus();
 }
 
-// A file dropped beside a view's own place must not replace the page.
+// A file dropped outside a view's drop zone must not replace the page.
 for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
 document.querySelector("[role=tablist]").addEventListener("keydown", step);
 window.addEventListener("hashchange", () => {

@@ -1,13 +1,13 @@
-// Score: each word of a text over a bar as tall as its surprisal, the course of it above, one word's story beside it.
+// Score: each word of a text over a bar of its surprisal, a curve of the surprisal, and details of one word.
 
-import { asker, json, notice, told } from "./api.js";
-import { recalled, remember } from "./kept.js";
-import { made, milliseconds, rounded, share, spoken } from "./shown.js";
+import { createRequester, json, notice, reportErrors } from "./api.js";
+import { restore, store } from "./storage.js";
+import { createElement, milliseconds, rounded, share, tokenName } from "./format.js";
 
-const EAGER = 2000; // characters up to which a text is scored while it is written
+const EAGER = 2000; // characters up to which a text is scored while it is typed
 const QUIET = 300; // ms without a key before that
 const SHOWN = 4000; // tokens that are drawn
-const LONG = 100_000; // characters; of a longer text it is not told what was expected instead: that would be most of the answer
+const LONG = 100_000; // characters; for a longer text no alternatives are requested: they would be most of the answer
 const TALLEST = 15; // bits: 1 in 32,768
 const BARS = 480; // of the curve
 const SAMPLES = {
@@ -18,22 +18,22 @@ const SAMPLES = {
 const at = (id) => document.getElementById(id);
 const passage = at("passage");
 const heat = at("heat");
-const tell = notice(at("score-notice"));
-const ask = asker(tell);
+const notify = notice(at("score-notice"));
+const request = createRequester(notify);
 
-let answer = null; // the last one, and
-let scoredCharacters = []; // of the text that it is of; offsets count them, not UTF-16
-let words = []; // the elements drawn, each with its token at the same place in `tokens`
+let answer = null; // the last answer, and
+let scoredCharacters = []; // the characters of its text; offsets count these, not UTF-16 units
+let words = []; // the elements drawn; words[i] shows tokens[i]
 let tokens = [];
 let chosen = 0;
 let pause = 0;
 
-/** Begins, with the text of before a reload. */
+/** Initialise the view with the text from before a reload. */
 export function open() {
   for (const [name, text] of Object.entries(SAMPLES)) {
-    at("samples").append(made("button", { onclick: () => replace(text) }, name));
+    at("samples").append(createElement("button", { onclick: () => replace(text) }, name));
   }
-  passage.value = recalled("passage");
+  passage.value = restore("passage");
   passage.addEventListener("input", changed);
   passage.addEventListener("paste", () => setTimeout(score));
   passage.addEventListener("keydown", (event) => {
@@ -60,7 +60,7 @@ function replace(text) {
 }
 
 function keep() {
-  if (!remember("passage", passage.value)) tell("This text is too long to be kept over a reload of the page.");
+  if (!store("passage", passage.value)) notify("This text is too long to be kept across a reload of the page.");
 }
 
 function changed() {
@@ -72,13 +72,13 @@ function changed() {
 async function read(file) {
   if (!file) return;
   const text = await file.text();
-  if (text.includes("\0")) tell("This file holds no text.");
+  if (text.includes("\0")) notify("This file is not a text file.");
   else replace(text);
 }
 
 function dropped(event) {
   const [file] = event.dataTransfer.files;
-  if (!file) return; // a piece of text: the field takes it
+  if (!file) return; // dropped text is handled by the field itself
   event.preventDefault();
   read(file);
 }
@@ -87,15 +87,15 @@ function score() {
   clearTimeout(pause);
   const text = passage.value;
   if (!text.trim()) {
-    ask.stop();
+    request.cancel();
     at("scored").hidden = true;
     return null;
   }
   at("scored").classList.add("stale");
-  if (text.length > 10 * EAGER) tell("Reading. A long text takes a while: about a second for 10,000 words.");
-  return told(tell, async () => {
+  if (text.length > 10 * EAGER) notify("Reading. A long text takes a while: about a second for 10,000 words.");
+  return reportErrors(notify, async () => {
     const started = performance.now();
-    const found = await json(ask, "/perplexity", { text, per_token: true, alternatives: text.length > LONG ? 0 : 5 });
+    const found = await json(request, "/perplexity", { text, per_token: true, alternatives: text.length > LONG ? 0 : 5 });
     show(found, text);
     at("score-time").textContent = `${milliseconds(performance.now() - started)} for ${tokens.length} words and marks.`;
   });
@@ -124,7 +124,7 @@ function showTotals(total) {
     ["Words", total.tokens.toLocaleString("en"), `${total.sentences.toLocaleString("en")} of them ends of lines`],
   ];
   at("totals").replaceChildren(
-    ...figures.map(([name, value, more]) => made("div", {}, made("dt", {}, name), made("dd", {}, value, made("small", {}, more)))),
+    ...figures.map(([name, value, more]) => createElement("div", {}, createElement("dt", {}, name), createElement("dd", {}, value, createElement("small", {}, more)))),
   );
 }
 
@@ -132,16 +132,16 @@ const figure = (value) => (value < 1000 ? value.toFixed(1) : rounded(value));
 
 function mostSurprising() {
   let most = 0;
-  words.forEach((word, place) => {
-    if (!tokens[place].unknown && tokens[place].bits > tokens[most].bits) most = place;
+  words.forEach((word, index) => {
+    if (!tokens[index].unknown && tokens[index].bits > tokens[most].bits) most = index;
   });
   return most;
 }
 
-/** The text, its tokens as elements; what lies between them stays as it was. Offsets count characters, not UTF-16 units. */
+/** Show the text with its tokens as elements and the rest unchanged. Offsets count characters, not UTF-16 units. */
 function showWords(text) {
   const characters = Array.from(text);
-  const lines = [made("div", { role: "group" })];
+  const lines = [createElement("div", { role: "group" })];
   let reached = 0;
   words = tokens.slice(0, SHOWN).map((token) => {
     const start = Math.max(reached, token.start);
@@ -149,17 +149,17 @@ function showWords(text) {
     reached = Math.max(start, token.end);
     const word = element(token, characters.slice(start, reached).join(""));
     lines.at(-1).append(word);
-    if (token.token === "<eos>") lines.push(made("div", { role: "group" }));
+    if (token.token === "<eos>") lines.push(createElement("div", { role: "group" }));
     return word;
   });
   heat.replaceChildren(...lines.filter((line) => line.querySelector("[role=option]")));
   const rest = tokens.length - words.length;
-  at("heat-rest").textContent = rest ? `${rest.toLocaleString("en")} more are counted in the totals and stand in the export.` : "";
+  at("heat-rest").textContent = rest ? `${rest.toLocaleString("en")} more are counted in the totals and included in the export.` : "";
 }
 
 function element(token, text) {
   const ends = token.token === "<eos>";
-  const word = made("span", { role: "option", tabIndex: -1, "aria-selected": "false" }, ends ? "¶" : text);
+  const word = createElement("span", { role: "option", tabIndex: -1, "aria-selected": "false" }, ends ? "¶" : text);
   if (ends) word.setAttribute("aria-label", "end of sentence");
   if (ends) word.classList.add("end");
   if (token.unknown) word.classList.add("unknown");
@@ -198,42 +198,42 @@ function path(course, name) {
 
 function along(event) {
   const { left, width } = at("curve").getBoundingClientRect();
-  const place = Math.floor(((event.clientX - left) / width) * tokens.length);
-  describe(Math.max(0, Math.min(place, tokens.length - 1)));
+  const index = Math.floor(((event.clientX - left) / width) * tokens.length);
+  describe(Math.max(0, Math.min(index, tokens.length - 1)));
 }
 
 function preview(target) {
-  const place = words.indexOf(target);
-  if (place >= 0) describe(place);
+  const index = words.indexOf(target);
+  if (index >= 0) describe(index);
 }
 
 function choose(target) {
-  const place = words.indexOf(target);
-  if (place < 0) return;
+  const index = words.indexOf(target);
+  if (index < 0) return;
   words[chosen].tabIndex = -1;
-  chosen = place;
+  chosen = index;
   words[chosen].tabIndex = 0;
   describe(chosen);
 }
 
 function step(event) {
-  const place = { ArrowRight: chosen + 1, ArrowLeft: chosen - 1, ArrowDown: chosen + 1, ArrowUp: chosen - 1, Home: 0, End: words.length - 1 }[event.key];
-  if (!words[place]) return;
+  const index = { ArrowRight: chosen + 1, ArrowLeft: chosen - 1, ArrowDown: chosen + 1, ArrowUp: chosen - 1, Home: 0, End: words.length - 1 }[event.key];
+  if (!words[index]) return;
   event.preventDefault();
-  words[place].focus();
+  words[index].focus();
 }
 
-function describe(place, title = "") {
-  const token = tokens[place];
+function describe(index, title = "") {
+  const token = tokens[index];
   if (!token) return;
   heat.querySelector("[aria-selected=true]")?.setAttribute("aria-selected", "false");
-  words[place]?.setAttribute("aria-selected", "true");
-  at("curve").querySelector(".here").setAttribute("d", `M${Math.floor(place / at("curve").dataset.width) + 0.5} 0V${TALLEST}`);
+  words[index]?.setAttribute("aria-selected", "true");
+  at("curve").querySelector(".here").setAttribute("d", `M${Math.floor(index / at("curve").dataset.width) + 0.5} 0V${TALLEST}`);
   const probability = Math.exp(token.log_probability);
   at("detail").replaceChildren(
-    made("p", { class: "small" }, title || (token.unknown ? "Not in its vocabulary" : "Chosen word")),
-    made("p", { class: "chosen" }, token.unknown ? written(token) : spoken(token.token)),
-    made("p", {}, made("strong", {}, share(probability)), ` · ${token.bits.toFixed(1)} bits · `, ranked(token.rank)),
+    createElement("p", { class: "small" }, title || (token.unknown ? "Not in its vocabulary" : "Chosen word")),
+    createElement("p", { class: "chosen" }, token.unknown ? written(token) : tokenName(token.token)),
+    createElement("p", {}, createElement("strong", {}, share(probability)), ` · ${token.bits.toFixed(1)} bits · `, ranked(token.rank)),
     ...expected(token),
   );
 }
@@ -246,13 +246,13 @@ function expected(token) {
   if (!token.alternatives.length) return [];
   const rows = token.alternatives.map((other) => {
     const probability = Math.exp(other.log_probability);
-    const bar = made("span", { class: "bar" });
+    const bar = createElement("span", { class: "bar" });
     bar.style.setProperty("--share", probability);
-    const row = made("li", {}, made("span", { class: "word" }, spoken(other.token)), bar, made("span", { class: "share" }, share(probability)));
+    const row = createElement("li", {}, createElement("span", { class: "word" }, tokenName(other.token)), bar, createElement("span", { class: "share" }, share(probability)));
     if (other.token === token.token) row.classList.add("hit");
     return row;
   });
-  return [made("p", { class: "small" }, "What it expected here"), made("ol", { class: "rows" }, ...rows)];
+  return [createElement("p", { class: "small" }, "Expected here"), createElement("ol", { class: "rows" }, ...rows)];
 }
 
 function csv() {
@@ -271,7 +271,7 @@ function csv() {
   return [head, ...rows].map((row) => row.map(quoted).join(",")).join("\r\n") + "\r\n";
 }
 
-/** A field of RFC 4180; what a spreadsheet would compute is told to be text. */
+/** Quote a CSV field (RFC 4180); text that a spreadsheet would run as a formula is escaped. */
 function quoted(value) {
   const text = typeof value === "string" && /^[=+@-]./.test(value) ? `'${value}` : String(value);
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
@@ -279,6 +279,6 @@ function quoted(value) {
 
 function save(content, type, name) {
   const address = URL.createObjectURL(new Blob([content], { type }));
-  made("a", { href: address, download: name }).click();
+  createElement("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }

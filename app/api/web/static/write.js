@@ -1,63 +1,63 @@
-// Write: suggestions while one types. The first stands as a ghost in the text, all five below it.
+// Write: suggestions while typing. The first is shown as ghost text, all five below the text.
 
-import { asker, json, notice, told } from "./api.js";
-import { copied, recalled, remember } from "./kept.js";
-import { made, milliseconds, share } from "./shown.js";
+import { createRequester, json, notice, reportErrors } from "./api.js";
+import { copyText, restore, store } from "./storage.js";
+import { createElement, milliseconds, share } from "./format.js";
 
 const MOST = 5;
-const QUIET = 700; // ms without a key, after which a screen reader is told the suggestions
-const FIGURES = 400; // ms within which a second figure tells that the first was no choice: nobody reads so fast
+const QUIET = 700; // ms without a key, after which the suggestions are announced to screen readers
+const NUMBER_WINDOW = 400; // ms within which a second digit means that the first was typed, not a choice
 const draft = document.getElementById("draft");
 const typed = document.getElementById("typed");
 const ghost = document.getElementById("ghost");
-const chips = Array.from({ length: MOST }, (_, place) => chip(place));
-const row = document.getElementById("chips"); // busy while its chips are of an older text: then they can't be taken
-const tell = notice(document.getElementById("write-notice"));
-const ask = asker(tell);
+const chips = Array.from({ length: MOST }, (_, index) => chip(index));
+const row = document.getElementById("chips"); // aria-busy while its chips belong to an older text and can't be accepted
+const notify = notice(document.getElementById("write-notice"));
+const request = createRequester(notify);
 
-let offers = []; // {label, probability, text, from}: `text` replaces what stands from `from` on
-let inviting = false; // Tab takes the first only after a key or a click in the text: nobody is kept in it
-let spaced = false; // whether the last character is a space that a taken word brought
-let chosen = null; // {key, from, replaced, time} of the last choice by a figure
+let offers = []; // {label, probability, text, from}: `text` replaces the draft from `from` to its end
+let inviting = false; // Tab accepts the first only after a key or a click in the text, so that it never traps the focus
+let spaced = false; // the last character is a space inserted with an accepted word
+let chosen = null; // {key, from, replaced, time} of the last choice by a digit key
 let pause = 0;
 
-/** Begins, with what was written before a reload. */
+/** Initialise the view with the draft from before a reload. */
 export function open() {
   row.append(...chips);
-  draft.value = recalled("draft");
+  draft.value = restore("draft");
   draft.addEventListener("input", changed);
   draft.addEventListener("keydown", pressed);
   draft.addEventListener("beforeinput", closedUp);
   draft.addEventListener("pointerdown", () => (inviting = true));
   draft.addEventListener("blur", () => (inviting = false));
   document.addEventListener("selectionchange", showGhost);
-  document.getElementById("draft-copy").addEventListener("click", (event) => copied(event.target, draft.value));
+  document.getElementById("draft-copy").addEventListener("click", (event) => copyText(event.target, draft.value));
   document.getElementById("draft-clear").addEventListener("click", cleared);
   if (matchMedia("(hover: hover)").matches) draft.focus();
   changed();
 }
 
-function chip(place) {
-  const word = made("span", { class: "word" });
-  const bar = made("span", { class: "bar" });
-  const button = made("button", { hidden: true }, made("kbd", {}, String(place + 1)), word, bar, made("span", { class: "share" }));
+function chip(index) {
+  const word = createElement("span", { class: "word" });
+  const bar = createElement("span", { class: "bar" });
+  const button = createElement("button", { hidden: true }, createElement("kbd", {}, String(index + 1)), word, bar, createElement("span", { class: "share" }));
   button.addEventListener("pointerdown", (event) => event.preventDefault()); // the text keeps the focus
-  button.addEventListener("click", () => take(place));
+  button.addEventListener("click", () => take(index));
   return button;
 }
 
 function changed(event) {
   if (event) inviting = true;
   spaced = false;
-  remember("draft", draft.value);
+  store("draft", draft.value);
   offers = kept(typed.textContent, draft.value);
   typed.textContent = draft.value;
   showGhost();
   row.setAttribute("aria-busy", "true");
-  told(tell, suggest);
+  reportErrors(notify, suggest);
 }
 
-/** Whoever types what the ghost says keeps it until the answer is there. */
+/** Keep the ghost text while the visitor types exactly it. */
 function kept(before, now) {
   const [first] = offers;
   if (!first || !now.startsWith(before) || !continuation(first, before).startsWith(now.slice(before.length))) return [];
@@ -82,21 +82,21 @@ async function suggestions(text) {
   const [word] = text.match(/[\p{L}\p{N}][\p{L}\p{N}'’.&-]*$/u) ?? [""];
   if (!word || word.endsWith(".")) return following(text);
   const from = text.length - word.length;
-  const apart = from && /\S/.test(text[from - 1]) ? " " : ""; // "(comp" is a bracket and a word being typed
-  const answer = await json(ask, "/next-word", { text: text.slice(0, from) + apart + word, complete: true, top_k: MOST });
+  const apart = from && /\S/.test(text[from - 1]) ? " " : ""; // "(comp" is a bracket and a partly typed word
+  const answer = await json(request, "/next-word", { text: text.slice(0, from) + apart + word, complete: true, top_k: MOST });
   if (answer.suggestions[0]?.text.toLowerCase() === word.toLowerCase()) return following(text);
   return { ...answer, offers: answer.suggestions.map((one) => offer(one, ending(word, one.text), from)) };
 }
 
 async function following(text) {
-  const answer = await json(ask, "/next-word", { text, top_k: MOST });
+  const answer = await json(request, "/next-word", { text, top_k: MOST });
   return { ...answer, offers: answer.suggestions.map((one) => joined(one, text)) };
 }
 
-/** The word, spelt as it was begun. */
+/** Return the completed word in the case of the typed prefix. */
 const ending = (word, whole) => (whole.toLowerCase().startsWith(word.toLowerCase()) ? word + whole.slice(word.length) : whole);
 
-/** A next word after the text's last space, or with one; a clitic (n't, 's) belongs to the word before it. */
+/** Insert a space before a next word unless the text ends with one; a clitic (n't, 's) attaches to the word before. */
 function joined(one, text) {
   const bare = text.trimEnd();
   if (/^('|n't)/.test(one.text)) return offer(one, one.text, bare.length);
@@ -105,7 +105,7 @@ function joined(one, text) {
 
 const offer = (one, text, from) => ({ label: one.text, probability: one.probability, text: `${text} `, from });
 
-/** What the text goes on with, if this offer is taken: nothing if it takes a space away. */
+/** Return the text that accepting this offer would append; empty if it removes a space. */
 function continuation({ text, from }, before) {
   const replaced = before.slice(from);
   return text.startsWith(replaced) ? text.slice(replaced.length) : "";
@@ -120,8 +120,8 @@ function showGhost() {
 
 function showChips() {
   row.setAttribute("aria-busy", "false");
-  chips.forEach((button, place) => {
-    const one = offers[place];
+  chips.forEach((button, index) => {
+    const one = offers[index];
     button.hidden = !one;
     if (!one) return;
     const [, word, bar, chance] = button.children;
@@ -140,51 +140,51 @@ function pressed(event) {
   if (event.isComposing || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return null;
   if (event.key === "Escape" && offers.length) return dismiss();
   if (numberBegun(event.key)) return null;
-  const place = event.key === "Tab" ? (inviting ? 0 : -1) : numbered(event.key);
-  if (!offers[place] || !atEnd()) return null;
+  const index = event.key === "Tab" ? (inviting ? 0 : -1) : numbered(event.key);
+  if (!offers[index] || !atEnd()) return null;
   event.preventDefault();
-  const { from } = offers[place];
+  const { from } = offers[index];
   chosen = { key: event.key, from, replaced: draft.value.slice(from), time: performance.now() };
-  return take(place);
+  return take(index);
 }
 
-/** What was taken for a choice was the first figure of a number: it stands where the word was put. */
+/** Undo a choice whose key turns out to be the first digit of a number: insert the digits instead. */
 function numberBegun(key) {
-  const begun = chosen && /^[\d%]$/.test(key) && atEnd() && performance.now() - chosen.time < FIGURES;
+  const begun = chosen && /^[\d%]$/.test(key) && atEnd() && performance.now() - chosen.time < NUMBER_WINDOW;
   if (begun) put(chosen.replaced + chosen.key, chosen.from);
   chosen = null;
   return begun;
 }
 
-/** 1 to 5 choose, but within a number they are figures. */
+/** Map the keys 1 to 5 to a suggestion, except inside a number. */
 const numbered = (key) => (/^[1-5]$/.test(key) && !/[\p{N}$£€#.,-]$/u.test(draft.value) ? Number(key) - 1 : -1);
 
 function dismiss() {
-  ask.stop();
+  request.cancel();
   offers = [];
   inviting = false;
   showChips();
   showGhost();
 }
 
-function take(place) {
-  if (!offers[place]) return;
-  const { text, from } = offers[place];
+function take(index) {
+  if (!offers[index]) return;
+  const { text, from } = offers[index];
   put(text, from);
   inviting = document.activeElement === draft;
   spaced = true;
 }
 
-/** Writes `text` in place of what stands from `from` on. */
+/** Replace the draft from `from` to its end by `text`. */
 function put(text, from) {
   draft.setSelectionRange(from, draft.value.length);
-  // the one way in which the browser can undo it
+  // the only insertion that the browser's undo covers
   if (document.activeElement === draft && document.execCommand("insertText", false, text)) return;
   draft.setRangeText(text, from, draft.value.length, "end");
   changed();
 }
 
-/** A mark that follows a taken word takes the place of the space after it. */
+/** Replace the space after an accepted word by a punctuation mark typed next. */
 function closedUp(event) {
   if (!spaced || !atEnd() || !/^[.,;:!?)]$/.test(event.data ?? "")) return;
   draft.setSelectionRange(draft.value.length - 1, draft.value.length);

@@ -1,24 +1,24 @@
-// Pictures that a visitor drops, pastes or chooses, made into what the server takes.
+// Images that a visitor drops, pastes or chooses, converted to a format that the server accepts.
 
-import { Failure } from "./api.js";
+import { RequestError } from "./api.js";
 
 const TAKEN = ["image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif"];
 const READ = "PNG, JPEG, WebP, BMP and GIF can be read.";
-const LARGE = 12 * 2 ** 20; // bytes; the server takes 16 MiB
-const SIDE = 2048; // pixels of what is made smaller
+const LARGE = 12 * 2 ** 20; // bytes; the server accepts 16 MiB
+const SIDE = 2048; // longer side of a downscaled image, in pixels
 
-/** What an error's status says of a picture. */
-export const PICTURE_WORDS = {
-  400: `That is no picture that can be read, or a damaged one. ${READ}`,
-  413: "That picture is too large. Up to 16 MB and 25 million pixels can be read.",
-  415: `That is no kind of picture that can be read. ${READ}`,
+/** Messages for the errors of image requests, by status. */
+export const IMAGE_ERRORS = {
+  400: `That is not an image, or it is damaged. ${READ}`,
+  413: "That image is too large. Up to 16 MB and 25 million pixels can be read.",
+  415: `That kind of file is not supported. ${READ}`,
 };
 
-/** What is offered in place of a picture that can't be read: to choose another in `input`. */
-export const anotherIn = (input) => ({ label: "Choose another", act: () => input.click() });
+/** The action offered for an unreadable image: choose another in `input`. */
+export const chooseAnother = (input) => ({ label: "Choose another", act: () => input.click() });
 
-/** Calls `take(file)` for each file dropped on `zone` or chosen in `inputs`, and, while `zone` is shown, each pasted. */
-export function received(zone, inputs, take) {
+/** Call `take(file)` for each file dropped on `zone` or chosen in `inputs`, and, while `zone` is shown, each pasted one. */
+export function onImage(zone, inputs, take) {
   const offered = (files) => files.length && take(files[0]);
   for (const kind of ["dragenter", "dragover"]) zone.addEventListener(kind, () => zone.classList.add("over"));
   for (const kind of ["dragleave", "drop"]) zone.addEventListener(kind, () => zone.classList.remove("over"));
@@ -32,27 +32,27 @@ export function received(zone, inputs, take) {
   }
 }
 
-/** The question that a picture is: `fetch`'s options. */
-export const posted = (picture, headers = {}) => ({
+/** Return `fetch`'s options for uploading an image. */
+export const uploadOptions = (picture, headers = {}) => ({
   method: "POST",
   headers: { "Content-Type": picture.type || "image/*", ...headers },
   body: picture,
 });
 
 /**
- * The file as it may be sent: as it is, or, if it is too large or of a type that only the browser knows, as a JPEG.
- * Throws a Failure that names what neither knows.
+ * Return the file unchanged, or as a JPEG if it is too large or of a type that only the browser can decode.
+ * Throw a RequestError that names an unsupported file.
  */
-export async function sendable(file) {
+export async function toUploadable(file) {
   const taken = TAKEN.includes(file.type);
   if (taken && file.size <= LARGE) return file;
   const seen = await createImageBitmap(file).catch(() => null);
-  if (seen) return smaller(seen);
-  if (taken) return file; // let the server say what is the matter
-  throw new Failure(unreadable(file), { hopeless: true });
+  if (seen) return downscaled(seen);
+  if (taken) return file; // the server reports the error
+  throw new RequestError(unreadable(file), { permanent: true });
 }
 
-function smaller(seen) {
+function downscaled(seen) {
   const scale = Math.min(1, SIDE / Math.max(seen.width, seen.height));
   const canvas = new OffscreenCanvas(Math.round(seen.width * scale), Math.round(seen.height * scale));
   canvas.getContext("2d").drawImage(seen, 0, 0, canvas.width, canvas.height);
@@ -63,5 +63,5 @@ function unreadable({ name, type }) {
   if (/hei[cf]/.test(type) || /\.hei[cf]$/i.test(name)) {
     return `“${name}” is a HEIC photograph, as phones keep them, and this browser can't open it. Save it as JPEG and choose that.`;
   }
-  return `“${name}” is no picture that can be read. ${READ}`;
+  return `“${name}” is not an image that can be read. ${READ}`;
 }
