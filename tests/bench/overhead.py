@@ -203,8 +203,8 @@ def usage_us() -> float:
 
 async def measured(folder: Path) -> dict[str, float]:
     secret = keys.create(folder / "keys", "bench", "predict", None)
-    for place in range(100):
-        keys.create(folder / "keys", f"other-{place}", "predict", None)
+    for n in range(100):
+        keys.create(folder / "keys", f"other-{n}", "predict", None)
     metrics = Metrics(CollectorRegistry())
     paths, keyed = list(NEEDED), [*HEADERS, (b"authorization", f"Bearer {secret}".encode())]
     limits = rate_limits.open_rates("1000000000/hour", "memory://", metrics)

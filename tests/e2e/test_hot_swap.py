@@ -156,10 +156,10 @@ async def test_every_answer_matches_its_version_over_ten_rollouts_under_load(sto
                     "reason": None,
                 }
                 await load.served_by(version)
-        figures = client.get("/metrics").text
+        exported = client.get("/metrics").text
     assert min(load.answered.values()) >= SWAPS / 2 * ANSWERS
-    assert f'seqserve_swaps_total{{model="tiny",outcome="switched"}} {SWAPS}.0' in figures
-    assert not re.search(r'seqserve_requests_total\{[^}]*status="5', figures)
+    assert f'seqserve_swaps_total{{model="tiny",outcome="switched"}} {SWAPS}.0' in exported
+    assert not re.search(r'seqserve_requests_total\{[^}]*status="5', exported)
     assert closed(log) == SWAPS
     assert bundles.current(store, "tiny") == "1"
 
@@ -186,8 +186,8 @@ async def test_a_damaged_version_is_rejected_under_load_and_sighup_activates_the
     log: list[str] = []
     with serving(store, log) as (client, process):
         async with traffic(client.base_url, known) as load:
-            refused = await load.activate("2")
-            assert (refused.status_code, refused.json()["type"]) == (409, "/problems/unservable")
+            rejected = await load.activate("2")
+            assert (rejected.status_code, rejected.json()["type"]) == (409, "/problems/unservable")
             assert (await load.activate("3")).status_code == 404
             bundles.activate(store, "tiny", "2")
             process.send_signal(signal.SIGHUP)

@@ -111,7 +111,7 @@ def _environment(contender: Contender) -> dict[str, str]:
 
 
 def _await_answer(contender: Contender, server: Server, url: str, first: Workload) -> None:
-    headers, told = {"Content-Type": first.content_type}, ""
+    headers, detail = {"Content-Type": first.content_type}, ""
     with httpx.Client(base_url=url, headers=headers, timeout=START_S) as client:
         until = time.monotonic() + START_S
         while time.monotonic() < until:
@@ -120,13 +120,13 @@ def _await_answer(contender: Contender, server: Server, url: str, first: Workloa
             try:
                 response = client.post(f"/{first.kind}", content=first.bodies[0])
             except httpx.TransportError as error:
-                told = str(error)
+                detail = str(error)
             else:
                 if response.status_code == 200:
                     return
-                told = response.text
+                detail = response.text
             time.sleep(0.2)
-    raise NotStarted(f"{contender.name}: no answer in {START_S} s: {told}\n{server.log_tail()}")
+    raise NotStarted(f"{contender.name}: no answer in {START_S} s: {detail}\n{server.log_tail()}")
 
 
 def _free_port() -> int:

@@ -22,7 +22,7 @@ from app.runtime.families.captions import CaptionsPredictor
 from app.runtime.families.digits import DigitsPredictor, calibration
 from app.runtime.scores import TextScore
 from app.text import Completion, Token, Vocabulary, context, lines, normaliser, sentences
-from tests.bench.serving.peers.engines import told_score
+from tests.bench.serving.peers.engines import score_json
 
 WINDOW: Final = 64  # tokens per document whose logits are computed at once
 
@@ -116,8 +116,8 @@ class EagerLanguageModel:
             unknown_tokens=ids.count(self._vocabulary.unknown),
             characters=len(asked["text"]),
         )
-        told = told_score(score)
-        return self._named | {"results": [told], "corpus": told}
+        formatted = score_json(score)
+        return self._named | {"results": [formatted], "corpus": formatted}
 
 
 class TorchGraph:
@@ -217,8 +217,8 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """(T, B) int64, the longest row's T, and the lengths (B,)."""
     lengths = torch.tensor([len(row) for row in rows])
     tokens = np.zeros((int(lengths.max()), len(rows)), np.int64)
-    for place, row in enumerate(rows):
-        tokens[: len(row), place] = row
+    for column, row in enumerate(rows):
+        tokens[: len(row), column] = row
     return torch.from_numpy(tokens), lengths
 
 

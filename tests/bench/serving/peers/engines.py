@@ -50,7 +50,7 @@ def bundle_of(family: Family) -> Bundle:
     return next(bundle for bundle in found if bundle.manifest.family == family)
 
 
-def told_score(score: TextScore) -> dict[str, Any]:
+def score_json(score: TextScore) -> dict[str, Any]:
     """Format the answer as the API does."""
     fields = (
         "perplexity",
@@ -102,7 +102,7 @@ def _answers(kind: Kind, bundle: Bundle, predictor: Any) -> Answers:
 
     def answers(payloads: Sequence[Any]) -> list[dict[str, Any]]:
         examples = [predictor.prepare(PAYLOADS[kind](payload)) for payload in payloads]
-        return [named | TOLD[kind](found) for found in answer_all(predictor, examples)]
+        return [named | TO_JSON[kind](found) for found in answer_all(predictor, examples)]
 
     return answers
 
@@ -120,7 +120,7 @@ def _suggestions(found: Suggestions) -> dict[str, Any]:
 
 
 def _scored(found: TextScore) -> dict[str, Any]:
-    score = told_score(found)
+    score = score_json(found)
     return {"results": [score], "corpus": score}
 
 
@@ -140,7 +140,7 @@ PAYLOADS: Final[dict[Kind, Callable[[Any], Any]]] = {
     "digits": Classify,
     "captions": Describe,
 }
-TOLD: Final[dict[Kind, Callable[[Any], dict[str, Any]]]] = {
+TO_JSON: Final[dict[Kind, Callable[[Any], dict[str, Any]]]] = {
     "next-word": _suggestions,
     "perplexity": _scored,
     "digits": _digit,
