@@ -111,3 +111,7 @@ $(BIN)/python:
 		echo "seqserve needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1); choose one: make PYTHON=python3.11" >&2; \
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+.PHONY: docs
+docs: $(DEVELOPMENT) ## write docs/settings.md and docs/openapi.json from the code
+	$(BIN)/python -m tests.documents

@@ -3,9 +3,9 @@
     models_store/<model>/<version>/manifest.json    what the bundle is, and the size and sha256 of every other file
     models_store/<model>/CURRENT                    one line: the version served
 
-A bundle appears whole, by one rename, and never changes afterwards. It is read distrustfully: nothing in it is handed
-out before all of it is verified. A file that the manifest does not list is left alone: it can't be reached through a
-`Bundle`, and a note or a `.DS_Store` beside the weights is no reason to stop serving.
+A bundle is created atomically, by one rename, and is immutable. Every file is verified before any is used. Files that
+the manifest does not list are ignored: they can't be reached through a `Bundle`, and a note or a `.DS_Store` beside the
+weights does not prevent serving.
 """
 
 import hashlib
@@ -39,14 +39,14 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def _file_name(name: str) -> str:
-    """Refuse what is not a plain name in the bundle's own folder, with ValueError."""
+    """Return a plain file name; raise ValueError for one that could leave the bundle's folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name == MANIFEST:
         raise ValueError(f"expected a plain file name other than {MANIFEST}, found {name!r}")
     return name
 
 
 def _store_name(name: str) -> str:
-    """Refuse what can't name a model or a version, with ValueError."""
+    """Return a model's or version's name; raise ValueError if it is invalid."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"expected a name of the form {_NAME.pattern}, found {name!r}")
     return name
@@ -69,7 +69,7 @@ class FileEntry(_Entry):
 
 
 class CorpusEntry(_Entry):
-    """What the model was trained on and on what terms that may be used; checksums of the raw files by name."""
+    """The training data, its terms of use, and the checksums of the raw files by name."""
 
     name: str
     terms: str
@@ -77,7 +77,7 @@ class CorpusEntry(_Entry):
 
 
 class Manifest(_Entry):
-    """All that a bundle says of itself. Strict: no other fields, no conversions, no infinite or undefined figures."""
+    """A bundle's metadata. Strict: no other fields, no type conversions, no infinities or NaN."""
 
     format: Literal[1]
     family: Family
@@ -90,14 +90,14 @@ class Manifest(_Entry):
     vocabulary_sha256: Sha256 | None
     corpus: CorpusEntry
     metrics: dict[str, float]
-    calibration: dict[str, float] = Field(default_factory=dict)  # what turns the graph's numbers into answers
+    calibration: dict[str, float] = Field(default_factory=dict)  # parameters that map the graph's outputs to answers
     parameters: Annotated[int, Field(ge=0)]
     served: Literal["int8", "fp32"]
     files: dict[FileName, FileEntry]
 
     @property
     def cell(self) -> str:
-        """The recurrent cell that the model is made of; one from before there was a choice is made of LSTMs."""
+        """The model's recurrent cell; `lstm` in bundles of before the choice."""
         return str(self.config.get("cell", "lstm"))
 
 
@@ -109,34 +109,34 @@ class Bundle:
     manifest: Manifest
 
     def path(self, name: str) -> Path:
-        """Where the file stands; BundleError unless the manifest lists it."""
+        """Return the file's path. Raise BundleError unless the manifest lists it."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.folder / MANIFEST}: expected a file {name} in the list, found none")
         return self.folder / name
 
     def content(self, name: str) -> bytes:
-        """The file's bytes; BundleError if it can't be read any more."""
+        """Return the file's bytes. Raise BundleError if it can't be read any more."""
         path = self.path(name)
-        with _told(path):
+        with _reading(path):
             return path.read_bytes()
 
     def text(self, name: str) -> str:
-        """The file's text, its line breaks as they stand; BundleError unless it is UTF-8."""
+        """Return the file's text with its line breaks unchanged. Raise BundleError unless it is UTF-8."""
         return _text(self.path(name), self.manifest.files[name].bytes)
 
     def json(self, name: str) -> Any:
-        """The file's JSON value; BundleError unless it is that."""
+        """Return the file's JSON value. Raise BundleError unless it is JSON."""
         return _json(self.path(name), self.manifest.files[name].bytes)
 
 
 def publish(store: Path, manifest: Manifest, contents: Mapping[str, bytes | Path]) -> Path:
-    """Write a new version and make it the current one; its folder.
+    """Write a new version, make it the current one and return its folder.
 
-    `manifest` comes without files: their list is made here from `contents` (file name -> bytes, or a file to copy). A
-    crash at any moment leaves the store valid: the version is absent or whole, and CURRENT names the old or the new.
-    Raise BundleError if the version exists already or would be refused when read.
+    The manifest's list of files is made here from `contents` (file name -> bytes, or a file to copy). A crash at any
+    moment leaves the store valid: the version is absent or complete, and CURRENT names the old or the new. Raise
+    BundleError if the version exists already or is invalid.
     """
-    refuse_existing(store, manifest.model, manifest.version)
+    require_unpublished(store, manifest.model, manifest.version)
     names = [_file_name(name) for name in contents]
     home = store / manifest.model
     folder = home / manifest.version
@@ -159,43 +159,42 @@ def publish(store: Path, manifest: Manifest, contents: Mapping[str, bytes | Path
     return folder
 
 
-def refuse_existing(store: Path, model: str, version: str) -> None:
-    """Raise BundleError if the version exists already; `publish` does so too, this is for before a long work."""
+def require_unpublished(store: Path, model: str, version: str) -> None:
+    """Raise BundleError if the version exists already, as `publish` does; for a check before long work."""
     folder = _inside(_inside(store, model), version)
     if os.path.lexists(folder):
-        raise BundleError(f"{folder}: this version is published already, and a version never changes; choose another")
+        raise BundleError(f"{folder}: expected an unpublished version, found a published one; versions are immutable")
 
 
 def read(folder: Path) -> Bundle:
-    """The bundle in `folder`, every byte of it verified.
+    """Verify every byte of the bundle in `folder` and return it.
 
     Raise BundleError that names the file, what was expected and what was found.
     """
     folder = folder.absolute()
     manifest = _verify(folder)
-    place = (folder.parent.name, folder.name)
-    if place != (manifest.model, manifest.version):
-        found = f"{manifest.model}/{manifest.version}"
-        raise BundleError(f"{folder / MANIFEST}: is of {found}, its folder says {'/'.join(place)}")
+    expected, found = f"{folder.parent.name}/{folder.name}", f"{manifest.model}/{manifest.version}"
+    if found != expected:
+        raise BundleError(f"{folder / MANIFEST}: expected model and version {expected}, as its folder, found {found}")
     return Bundle(folder, manifest)
 
 
 def models(store: Path) -> list[str]:
-    """Models in the store, by name; BundleError if there is no such folder.
+    """Return the names of the store's models, sorted. Raise BundleError if there is no such folder.
 
-    A model without a usable CURRENT is among them, so that it can be refused by name.
+    Includes models without a valid CURRENT, so that they can be rejected by name.
     """
     names = _folders(store)
     return [name for name in names if versions(store, name) or os.path.lexists(store / name / CURRENT)]
 
 
 def versions(store: Path, model: str) -> list[str]:
-    """Versions of the model on disk, by name, readable or not; BundleError if there is no such model."""
+    """Return the model's versions on disk, sorted, valid or not. Raise BundleError if there is no such model."""
     return _folders(_inside(store, model))
 
 
 def current(store: Path, model: str) -> str:
-    """The version that CURRENT names; BundleError unless it is there."""
+    """Return the version that CURRENT names. Raise BundleError unless it exists."""
     path = _inside(store, model) / CURRENT
     known = versions(store, model)
     found = _text(path, _CURRENT_LIMIT)
@@ -206,7 +205,7 @@ def current(store: Path, model: str) -> str:
 
 
 def activate(store: Path, model: str, version: str) -> None:
-    """Make `version` the current one, atomically; BundleError if there is no such version, OSError if it can't be."""
+    """Make `version` the current one, atomically. Raise BundleError if it does not exist, OSError on failure."""
     home = _inside(store, model)
     known = versions(store, model)
     if version not in known:
@@ -222,52 +221,52 @@ def activate(store: Path, model: str, version: str) -> None:
 
 
 def _verify(folder: Path) -> Manifest:
-    """The manifest of `folder`, after every file it lists was found to be as it says."""
+    """Verify the size and checksum of every listed file; return the manifest."""
     manifest = _manifest(folder / MANIFEST)
     for name, entry in manifest.files.items():
         path = folder / name
         size = _size(path)
         if size != entry.bytes:
-            raise BundleError(f"{path}: has {size} bytes, the manifest says {entry.bytes}")
-        with _told(path), path.open("rb") as stream:
+            raise BundleError(f"{path}: expected {entry.bytes} bytes, found {size}")
+        with _reading(path), path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != entry.sha256:
-            raise BundleError(f"{path}: sha256 is {found}, the manifest says {entry.sha256}")
+            raise BundleError(f"{path}: expected sha256 {entry.sha256}, found {found}")
     return manifest
 
 
 def _manifest(path: Path) -> Manifest:
-    """Format number first, since all else in the manifest depends on it."""
+    """Parse and validate a manifest, its format number first: all other fields depend on it."""
     document = _json(path, _MANIFEST_LIMIT)
     if not isinstance(document, dict):
         raise BundleError(f"{path}: expected a JSON object, found {type(document).__name__}")
     number = document.get("format")
     if type(number) is not int or number not in SUPPORTED:
-        raise BundleError(f"{path}: format is {_short(number)}, supported: {', '.join(map(str, SUPPORTED))}")
+        raise BundleError(f"{path}: format: expected {', '.join(map(str, SUPPORTED))}, found {_short(number)}")
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {_short(e['input'])}" for e in error.errors()]
-        raise BundleError(f"{path}: {'; '.join(faults[:5])}") from error
+        errors = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {_short(e['input'])}" for e in error.errors()]
+        raise BundleError(f"{path}: {'; '.join(errors[:5])}") from error
 
 
 def _json(path: Path, limit: int) -> Any:
     text = _text(path, limit)
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: expected JSON, found otherwise: {error}") from error
+        raise BundleError(f"{path}: expected JSON, found an error: {error}") from error
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"expected a JSON number, found {name}")
 
 
 def _text(path: Path, limit: int) -> str:
     size = _size(path)
     if size > limit:
         raise BundleError(f"{path}: expected at most {limit} bytes, found {size}")
-    with _told(path), path.open("rb") as stream:
+    with _reading(path), path.open("rb") as stream:
         content = stream.read(limit)
     try:
         return content.decode()
@@ -276,8 +275,8 @@ def _text(path: Path, limit: int) -> str:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a plain file; a link is refused, since it may lead out of the store."""
-    with _told(path):
+    """Return the size of a plain file; reject links, which may lead out of the store."""
+    with _reading(path):
         status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise BundleError(f"{path}: expected a plain file, found {stat.filemode(status.st_mode)}")
@@ -285,8 +284,8 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Tell an operating system's refusal as a BundleError."""
+def _reading(path: Path) -> Iterator[None]:
+    """Convert an OSError into a BundleError."""
     try:
         yield
     except OSError as error:
@@ -294,7 +293,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _inside(parent: Path, name: str) -> Path:
-    """A model's or a version's folder; BundleError for a name that could lead elsewhere."""
+    """Return a model's or version's folder. Raise BundleError for a name that could lead elsewhere."""
     try:
         return parent / _store_name(name)
     except ValueError as error:
@@ -302,13 +301,13 @@ def _inside(parent: Path, name: str) -> Path:
 
 
 def _folders(parent: Path) -> list[str]:
-    """Real folders with a proper name; neither links nor what is being staged."""
-    with _told(parent), os.scandir(parent) as entries:
+    """Return the names of folders with a valid name, without links and staging folders."""
+    with _reading(parent), os.scandir(parent) as entries:
         return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and _NAME.fullmatch(e.name))
 
 
 def _write(path: Path, content: bytes | Path) -> FileEntry:
-    """Copy into a new file, hashed in the same pass; on the disk when this returns."""
+    """Write a new file and flush it to disk; return its size and sha256."""
     digest, size = hashlib.sha256(), 0
     with path.open("xb") as stream:
         for chunk in _chunks(content):
@@ -330,16 +329,16 @@ def _chunks(content: bytes | Path) -> Iterator[bytes]:
 
 
 def _rename(staging: Path, folder: Path) -> None:
-    """A folder that is not empty can't be renamed over, so of two publishers of one version the second is refused."""
+    """Rename the staging folder; of two concurrent publishers of one version the second gets an error."""
     try:
         staging.rename(folder)
     except OSError:
-        refuse_existing(folder.parent.parent, folder.parent.name, folder.name)
+        require_unpublished(folder.parent.parent, folder.parent.name, folder.name)
         raise
 
 
 def _sync(folder: Path) -> None:
-    """Put the folder's entries on the disk."""
+    """Flush the folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,31 +1,31 @@
 """The errors of seqserve by meaning; `app.api.http.problems` maps each to an HTTP status.
 
 SeqserveError
-|- InvalidField       one field of a request is wrong
-|- Malformed          what was sent can't be parsed
-|- UnsupportedType    what was sent is of a type that isn't taken here
-|- TooLarge           what was sent is larger than is taken
-|- Unauthenticated    a key is needed, and none that is valid was sent
-|- Forbidden          who asks is not allowed to
-|- RateLimited        who asks has asked for too much of late
+|- InvalidField       one field of a request is invalid
+|- Malformed          the request's content can't be parsed
+|- UnsupportedType    the request's media type is not supported
+|- TooLarge           the request is too large
+|- Unauthenticated    a valid key is required
+|- Forbidden          the key lacks the scope
+|- RateLimited        the client has exceeded its rate limit
 |- UnknownModel       no model of that name
 |- UnknownVersion     the model has no version of that name
 |- Unservable         the version exists but can't be served
 |- NotReady           the model exists but can't answer now
 |- Overloaded         the queue is full
-|- DeadlineExceeded   the answer would come too late
+|- DeadlineExceeded   the deadline passed before the answer was ready
 |- BundleError        a bundle on disk is damaged, foreign or missing
 |- CorpusError        a training text is missing, empty or unreadable
-`- SettingsError      the environment or a flag asks for what can't be
+`- SettingsError      an environment variable or flag has an invalid value
 """
 
 
 class SeqserveError(Exception):
-    """Base of all; its text is one sentence that a user may read."""
+    """Base class of all errors; the text is one sentence for the user."""
 
 
 class InvalidField(SeqserveError):
-    """A field of a request is wrong: `field` names it, the message says what was expected and what was found."""
+    """A field of a request is invalid: `field` names it, `message` says what was expected and what was found."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
@@ -34,15 +34,15 @@ class InvalidField(SeqserveError):
 
 
 class Malformed(SeqserveError):
-    """What was sent can't be parsed."""
+    """The request's content can't be parsed."""
 
 
 class UnsupportedType(SeqserveError):
-    """What was sent is of a media type that isn't taken here."""
+    """The request's media type is not supported."""
 
 
 class TooLarge(SeqserveError):
-    """More was sent than is taken; `hopeless` if what is still to come can't be waited for."""
+    """The request exceeds a size limit; `hopeless` if the rest is too large to be read and discarded."""
 
     def __init__(self, message: str, *, hopeless: bool = True) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class TooLarge(SeqserveError):
 
 
 class Unauthenticated(SeqserveError):
-    """A key is needed; `refused` if one was sent that is wrong or has expired."""
+    """A key is required; `refused` if the request has one that is unknown or expired."""
 
     def __init__(self, message: str, *, refused: bool) -> None:
         super().__init__(message)
@@ -58,11 +58,11 @@ class Unauthenticated(SeqserveError):
 
 
 class Forbidden(SeqserveError):
-    """Who asks is known, or need not be, and is not allowed to."""
+    """The client lacks the permission, whether authenticated or not."""
 
 
 class RateLimited(SeqserveError):
-    """More than the `remaining` units of a caller are asked for; all are there again after `retry_after` seconds."""
+    """The request costs more than the client's `remaining` units; its quota is full after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: int, remaining: int = 0) -> None:
         super().__init__(message)
@@ -79,11 +79,11 @@ class UnknownVersion(SeqserveError):
 
 
 class Unservable(SeqserveError):
-    """A version that was asked to serve can't: its bundle was refused, and what served before goes on."""
+    """A version can't be activated: its bundle was rejected, and the former version is still served."""
 
 
 class NotReady(SeqserveError):
-    """The model was refused, is still loading or is shutting down; `closing` if no more can be asked here at all."""
+    """The model was rejected, is loading or is shutting down; `closing` if the whole server shuts down."""
 
     def __init__(self, message: str, *, closing: bool = False) -> None:
         super().__init__(message)
@@ -91,7 +91,7 @@ class NotReady(SeqserveError):
 
 
 class Overloaded(SeqserveError):
-    """The model's queue is full; try again after `retry_after` seconds."""
+    """The model's queue is full; retry after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
@@ -103,12 +103,12 @@ class DeadlineExceeded(SeqserveError):
 
 
 class BundleError(SeqserveError):
-    """A bundle can't be trusted: a file is missing or changed, or the format is not ours."""
+    """A bundle is invalid: a file is missing or changed, or the format is unknown."""
 
 
 class CorpusError(SeqserveError):
-    """A training text can't be used."""
+    """A training text is unusable."""
 
 
 class SettingsError(SeqserveError):
-    """The environment or a flag asks for what can't be: which one, what was expected and what was found."""
+    """An environment variable or flag is invalid: its name, the expected value and the one found."""

@@ -30,8 +30,8 @@ from app.api.native import language, vision
 from app.api.operations import routes as operations
 from app.api.web import page
 from app.runtime.metrics import Metrics
-from app.runtime.registry import Registry, settle
-from app.runtime.scheduler import FEW
+from app.runtime.registry import Registry, freeze_heap
+from app.runtime.scheduler import MAX_INLINE_BATCH
 from app.runtime.worker import Worker
 from app.settings import Settings
 
@@ -158,7 +158,7 @@ def sizes(settings: Settings) -> dict[str, int]:
     Where each processor has a worker, no inference thread has one to itself: the event loops give all light turns.
     """
     return {
-        "light_size": FEW if settings.workers < _processors() else settings.batch_size,
+        "max_inline_batch": MAX_INLINE_BATCH if settings.workers < _processors() else settings.batch_size,
         "threads": settings.threads,
         "queue_size": settings.queue_size,
         "batch_size": settings.batch_size,
@@ -190,8 +190,8 @@ async def _load(settings: Settings, load: Callable[[], Registry]) -> Registry:
     except Exception:
         log.exception("the models of %s could not be loaded", settings.store)
         raise
-    settle()
+    freeze_heap()
     serving = [f"{served.name} {served.version}" for served in registry.served()]
-    refused = f"; refused: {', '.join(registry.refused)}" if registry.refused else ""  # why has been logged
+    refused = f"; rejected: {', '.join(registry.rejected)}" if registry.rejected else ""  # why has been logged
     log.info("%s serves %s%s", settings.url, ", ".join(serving) or "no model", refused)
     return registry

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from app.errors import CorpusError, SeqserveError
 from app.runtime.families.digits import DigitsPredictor
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.registry import load_predictor
+from app.text.subword import SubwordTokenizer
 from training import plots as report
 from training.captions import data as photographs_data
 from training.captions import recipe as captions_recipe
@@ -22,6 +24,7 @@ from training.captions.features import backbone
 from training.captions.publish import publish as publish_captions
 from training.cells.comparison import PARTS, Comparison, Corpora, Part, measure
 from training.cells.report import write
+from training.corpora import documents
 from training.digits import data as mnist
 from training.digits import recipe as digits_recipe
 from training.digits.negatives import photographs_in
@@ -31,17 +34,21 @@ from training.digits.robustness import table
 from training.evaluate import score_files
 from training.language_model import data as texts
 from training.language_model import recipe as language_model_recipe
+from training.language_model import subword_recipe, typing_evaluation
 from training.language_model.publish import publish as publish_language_model
+from training.language_model.tokenizer import train_tokenizer
 from training.run import Run, RunError
 
 if TYPE_CHECKING:
     LanguageModelPreset = language_model_recipe.LanguageModelConfig
+    SubwordPreset = subword_recipe.SubwordLanguageModelConfig
     DigitsPreset = digits_recipe.DigitsConfig
     CaptionsPreset = captions_recipe.CaptionsConfig
 else:
     LanguageModelPreset = tyro.extras.subcommand_type_from_defaults(
         language_model_recipe.PRESETS, sort_subcommands=False
     )
+    SubwordPreset = tyro.extras.subcommand_type_from_defaults(subword_recipe.PRESETS, sort_subcommands=False)
     DigitsPreset = tyro.extras.subcommand_type_from_defaults(digits_recipe.PRESETS, sort_subcommands=False)
     CaptionsPreset = tyro.extras.subcommand_type_from_defaults(captions_recipe.PRESETS, sort_subcommands=False)
 
@@ -84,6 +91,54 @@ def language_model(
     done = language_model_recipe.train(config, corpus, job, resume=resume, minutes=minutes)
     if metrics := job.metrics():
         report.learning_curve(metrics, run / "curves.png", run.resolve().name)
+    _tell_rest(run, done, minutes)
+
+
+def tokenizer(
+    data: tuple[Path, ...], output: Path = Path("tokenizer.json"), pieces: int = 16_384, every: int = 2
+) -> None:
+    """Train a byte-level BPE tokenizer on the training texts of some folders.
+
+    Args:
+        data: Folders with NAME.train.txt, plain, .gz or .xz, a blank line between documents.
+        output: The file to write.
+        pieces: Size of the vocabulary.
+        every: Train on every so-many-th document.
+    """
+    trained = train_tokenizer(data, output, pieces=pieces, every=every)
+    print(f"{output}: {len(trained)} pieces")
+
+
+def subword_language_model(
+    config: tyro.conf.OmitArgPrefixes[SubwordPreset],
+    run: Path,
+    data: tuple[Path, ...],
+    tokenizer_file: Annotated[Path | None, tyro.conf.arg(name="tokenizer")] = None,
+    resume: bool = False,
+    minutes: float = math.inf,
+) -> None:
+    """Train an open-vocabulary language model on documents of many sources.
+
+    Args:
+        config: What to train; every field of a preset can be set.
+        run: Folder for the checkpoint, the metrics, the configuration and the tokenizer.
+        data: Folders with NAME.train.txt and NAME.valid.txt, plain, .gz or .xz, a blank line between documents.
+        tokenizer_file: A tokenizer.json of `tokenizer`; left out, one is trained on the data.
+        resume: Continue from the run's checkpoint; `--steps` may differ until the decay begins.
+        minutes: Stop after this long; continue with --resume.
+    """
+    kept = run / "tokenizer.json"
+    if not kept.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        if tokenizer_file:
+            shutil.copyfile(tokenizer_file, kept)
+        else:
+            train_tokenizer(data, kept, pieces=config.vocabulary_size)
+    encoder = SubwordTokenizer.read(kept)
+    config = dataclasses.replace(config, vocabulary_size=len(encoder))
+    corpus = documents.load(data, encoder, lowered=config.lowered)
+    job = Run(run, saved_every=600)
+    done = subword_recipe.train(config, corpus, job, resume=resume, minutes=minutes)
     _tell_rest(run, done, minutes)
 
 
@@ -177,14 +232,32 @@ def evaluate(
     """
     if not files:
         raise CorpusError("evaluate: expected a file, found none")
-    predictor = load_predictor(_current(store, model))
-    if not isinstance(predictor, LanguageModelPredictor):
-        raise CorpusError(f"evaluate: expected a language model, found {model}, which is none")
-    scores = score_files(predictor, files)
+    scores = score_files(_language_model(store, model), files)
     print("file", "tokens", "unknown", "perplexity", "perplexity excluding unknown", sep="\t")
     for file, score in zip(files, scores, strict=True):
         perplexities = (f"{score.perplexity:.2f}", f"{score.perplexity_excluding_unknown:.2f}")
         print(file, score.tokens, score.unknown_tokens, *perplexities, sep="\t")
+
+
+def typing(
+    data: tuple[Path, ...],
+    words: int = 10_000,
+    source: tuple[str, ...] = (),
+    store: Path = Path("models_store"),
+    model: str = "ptb",
+) -> None:
+    """Measure next-word suggestions with simulated writers: top-1, top-3 and keystroke savings by register.
+
+    Args:
+        data: Folders with NAME.valid.txt, plain, .gz or .xz, a blank line between documents.
+        words: Words typed of each source, about; 0 for all.
+        source: Names of the sources; left out, all of them.
+        store: The folder of all models.
+        model: The model's name.
+    """
+    suggest = typing_evaluation.suggest_with(_language_model(store, model))
+    found = typing_evaluation.evaluate_typing(suggest, data, most_words=words or None, only=source)
+    print(typing_evaluation.table(found))
 
 
 def robustness(
@@ -245,11 +318,14 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(
             {
                 "language-model": language_model,
+                "subword-language-model": subword_language_model,
+                "tokenizer": tokenizer,
                 "digits": digits,
                 "captions": captions,
                 "cells": cells,
                 "publish": publish,
                 "evaluate": evaluate,
+                "typing": typing,
                 "robustness": robustness,
             },
             prog="python -m training",
@@ -258,6 +334,13 @@ def main() -> None:
         )
     except SeqserveError as error:
         sys.exit(f"error: {error}")
+
+
+def _language_model(store: Path, model: str) -> LanguageModelPredictor:
+    predictor = load_predictor(_current(store, model))
+    if not isinstance(predictor, LanguageModelPredictor):
+        raise CorpusError(f"model: expected a language model, found {model}, which is none")
+    return predictor
 
 
 def _current(store: Path, model: str) -> bundles.Bundle:

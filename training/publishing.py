@@ -30,7 +30,7 @@ def free_names(store: Path, name: str | None, version: str | None, *, corpus: st
     Raise BundleError if the version exists already: ask before the minutes of measuring.
     """
     name, version = name or corpus, version or time.strftime("%Y%m%d", time.gmtime())
-    bundles.refuse_existing(store, name, version)
+    bundles.require_unpublished(store, name, version)
     return name, version
 
 

@@ -49,13 +49,21 @@ class Run:
         self._write("source.json", source)
         self._write("environment.json", {"family": family, **environment()})
 
-    def check_config(self, config: Any) -> None:
-        """Raise RunError unless the run was started with this very configuration."""
-        found = self.read("config.json")
+    def check_config(self, config: Any, former_names: Mapping[str, str] | None = None) -> None:
+        """Raise RunError unless the run was started with this very configuration.
+
+        `former_names` maps names of fields in older runs to today's.
+        """
+        renamed = former_names or {}
+        found = {renamed.get(name, name): value for name, value in self.read("config.json").items()}
         expected = json.loads(json.dumps(asdict(config)))
         changed = [f"{k} is {expected[k]}, was {found.get(k)}" for k in expected if expected[k] != found.get(k)]
         if changed:
             raise RunError(f"{self.folder}: started with another configuration: {'; '.join(changed)}")
+
+    def record_config(self, config: Any) -> None:
+        """Replace the written configuration, where a resumed run may have another."""
+        self._write("config.json", asdict(config))
 
     def check_texts(self, sha256: Mapping[str, str]) -> None:
         """Raise RunError unless the run was started on the texts with these checksums, by split."""

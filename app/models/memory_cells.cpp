@@ -1,5 +1,5 @@
-// The time loops of memory_cells.py, whose `_read` and `_trace` state what these compute. Registered as
-// torch.ops.seqserve.read and .trace; for CPU tensors that are contiguous.
+// The time loops of memory_cells.py, whose `_read` and `_trace` state what these compute, and of gated_recurrence.py.
+// Registered as torch.ops.seqserve.read, .trace, .linear_read and .linear_trace; for CPU tensors that are contiguous.
 //
 // A step has one pointwise pass. In float32 and float64 its product is taken here as well, by the thread that goes on with
 // the result, so that the threads meet once a step: a product of few rows and a weight that stays the same for many steps
@@ -444,6 +444,109 @@ std::tuple<Tensor, Tensor, Tensor> trace_steps(const Tensor& values, const Tenso
   return {d_gates, d_bias, d_peephole};
 }
 
+// The time loops of gated_recurrence.py: a thread takes some of the batch through all steps, so threads meet once.
+
+constexpr int64_t linear_worth_a_thread = 1 << 15;  // numbers
+
+// z and c may be parts of a wider tensor (T, B, 3H); only the last stride is 1.
+struct Rows {
+  int64_t step;
+  int64_t row;
+  explicit Rows(const Tensor& tensor) : step(tensor.stride(0)), row(tensor.stride(1)) {
+    TORCH_CHECK(tensor.stride(2) == 1, "expected a last stride of 1");
+  }
+};
+
+template <typename Narrow>
+void linear_read_as(const Tensor& z, const Tensor& c, const Tensor& h, const Tensor& keep, const Tensor& outputs) {
+  using Wide = at::opmath_type<Narrow>;
+  constexpr int64_t lanes = Vectorized<Wide>::size();
+  const int64_t steps = z.size(0), batch = z.size(1), size = z.size(2);
+  const Rows z_rows(z), c_rows(c);
+  const Narrow* z_data = z.const_data_ptr<Narrow>();
+  const Narrow* c_data = c.const_data_ptr<Narrow>();
+  const Wide* h_data = h.const_data_ptr<Wide>();
+  const Wide* keep_data = keep.const_data_ptr<Wide>();
+  Wide* out = outputs.mutable_data_ptr<Wide>();
+  at::parallel_for(0, batch, 1 + linear_worth_a_thread / (steps * size + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const Wide* before = h_data + b * size;
+      for (int64_t t = 0; t < steps; ++t) {
+        const Vectorized<Wide> kept(keep_data[t * batch + b]);
+        const Narrow* z_row = z_data + t * z_rows.step + b * z_rows.row;
+        const Narrow* c_row = c_data + t * c_rows.step + b * c_rows.row;
+        Wide* to = out + (t * batch + b) * size;
+        for (int64_t at = 0; at < size; at += lanes) {
+          const int64_t count = std::min(lanes, size - at);
+          const auto update = sigmoid(load<Wide>(z_row + at, count));
+          const auto past = load<Wide>(before + at, count) * kept;
+          store(to + at, at::vec::fmadd(update, load<Wide>(c_row + at, count) - past, past), count);
+        }
+        before = to;
+      }
+    }
+  });
+}
+
+template <typename Narrow>
+void linear_trace_as(const Tensor& z, const Tensor& c, const Tensor& h, const Tensor& keep, const Tensor& outputs,
+                     const Tensor& d_outputs, const Tensor& d_z, const Tensor& d_c, const Tensor& d_h) {
+  using Wide = at::opmath_type<Narrow>;
+  constexpr int64_t lanes = Vectorized<Wide>::size();
+  const int64_t steps = z.size(0), batch = z.size(1), size = z.size(2);
+  const Rows z_rows(z), c_rows(c);
+  const Narrow* z_data = z.const_data_ptr<Narrow>();
+  const Narrow* c_data = c.const_data_ptr<Narrow>();
+  const Wide* h_data = h.const_data_ptr<Wide>();
+  const Wide* keep_data = keep.const_data_ptr<Wide>();
+  const Wide* out = outputs.const_data_ptr<Wide>();
+  const Wide* d_out = d_outputs.const_data_ptr<Wide>();
+  Narrow* d_z_data = d_z.mutable_data_ptr<Narrow>();
+  Narrow* d_c_data = d_c.mutable_data_ptr<Narrow>();
+  Wide* d_h_data = d_h.mutable_data_ptr<Wide>();  // zeros
+  const Vectorized<Wide> one(1);
+  at::parallel_for(0, batch, 1 + linear_worth_a_thread / (steps * size + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      Wide* later = d_h_data + b * size;  // the gradient that the next step passes back
+      for (int64_t t = steps - 1; t >= 0; --t) {
+        const Vectorized<Wide> kept(keep_data[t * batch + b]);
+        const Wide* before = t > 0 ? out + ((t - 1) * batch + b) * size : h_data + b * size;
+        const Narrow* z_row = z_data + t * z_rows.step + b * z_rows.row;
+        const Narrow* c_row = c_data + t * c_rows.step + b * c_rows.row;
+        const int64_t row = (t * batch + b) * size;
+        for (int64_t at = 0; at < size; at += lanes) {
+          const int64_t count = std::min(lanes, size - at);
+          const auto update = sigmoid(load<Wide>(z_row + at, count));
+          const auto decay = one - update;
+          const auto past = load<Wide>(before + at, count) * kept;
+          const auto total = load<Wide>(d_out + row + at, count) + load<Wide>(later + at, count);
+          const auto to_c = total * update;
+          store(d_c_data + row + at, to_c, count);
+          store(d_z_data + row + at, to_c * decay * (load<Wide>(c_row + at, count) - past), count);
+          store(later + at, total * decay * kept, count);
+        }
+      }
+    }
+  });
+}
+
+Tensor linear_read(const Tensor& z, const Tensor& c, const Tensor& h, const Tensor& keep) {
+  const Tensor outputs = at::empty(z.sizes(), h.options());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "seqserve::linear_read",
+                                  [&] { linear_read_as<scalar_t>(z, c, h, keep, outputs); });
+  return outputs;
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_trace(const Tensor& z, const Tensor& c, const Tensor& h, const Tensor& keep,
+                                                const Tensor& outputs, const Tensor& d_outputs) {
+  const Tensor d_z = at::empty(z.sizes(), z.options());
+  const Tensor d_c = at::empty(z.sizes(), z.options());
+  const Tensor d_h = at::zeros(h.sizes(), h.options());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "seqserve::linear_trace",
+                                  [&] { linear_trace_as<scalar_t>(z, c, h, keep, outputs, d_outputs, d_z, d_c, d_h); });
+  return {d_z, d_c, d_h};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(seqserve, library) {
@@ -452,9 +555,15 @@ TORCH_LIBRARY(seqserve, library) {
   library.def(
       "trace(Tensor values, Tensor weight_hh, Tensor peephole, Tensor before, Tensor memory, Tensor d_outputs,"
       " Tensor(a!) d_h, Tensor(b!) d_c, int[] sizes) -> (Tensor, Tensor, Tensor)");
+  library.def("linear_read(Tensor z, Tensor c, Tensor h, Tensor keep) -> Tensor");
+  library.def(
+      "linear_trace(Tensor z, Tensor c, Tensor h, Tensor keep, Tensor outputs, Tensor d_outputs)"
+      " -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(seqserve, CPU, library) {
   library.impl("read", &read_steps);
   library.impl("trace", &trace_steps);
+  library.impl("linear_read", &linear_read);
+  library.impl("linear_trace", &linear_trace);
 }

@@ -11,7 +11,7 @@ Precision: TypeAlias = Literal["int8", "fp32"]
 
 
 def session(path: Path, threads: int) -> ort.InferenceSession:
-    """Open a graph for `threads` threads that sleep, not spin, between two calls; BundleError if it can't be run."""
+    """Open a graph on `threads` threads that sleep between calls. Raise BundleError if it can't be run."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -1,4 +1,4 @@
-"""A few threads for the payloads that take long to check, beside the event loop and the inference threads."""
+"""A small thread pool that prepares slow payloads, beside the event loop and the inference threads."""
 
 import asyncio
 import os
@@ -16,32 +16,32 @@ from app.runtime.scheduler import Observer
 
 Example = TypeVar("Example")
 
-NICE: Final = 5  # of the threads: whoever types goes before, and what is left of the processors is theirs
-THREADS: Final = 2  # a picture of 25 megapixels takes up to 500 MB while it is decoded, and a core
+NICE: Final = 5  # added to the threads' niceness: interactive requests have priority
+THREADS: Final = 2  # an image of 25 megapixels takes a core and up to 500 MB while it is decoded
 
 
 @dataclass(eq=False)
 class _Work:
-    """What a caller wants done, and where the outcome goes."""
+    """A function to run and the future of its result."""
 
     prepare: Callable[[], Any]
     outcome: Future[Any] = field(default_factory=Future)
 
-    def do(self) -> None:
-        """Nothing, if nobody waits for it any more."""
+    def run(self) -> None:
+        """Run the function unless its future was cancelled."""
         if not self.outcome.set_running_or_notify_cancel():
             return
         try:
             self.outcome.set_result(self.prepare())
-        except BaseException as error:  # noqa: BLE001  # whatever it is, it is the caller's
+        except BaseException as error:  # noqa: BLE001  # raised again where the future is awaited
             self.outcome.set_exception(error)
 
 
-class Preparing:
-    """Prepares for all models, THREADS payloads at once; no more than `queue_size` others wait.
+class Preprocessor:
+    """A bounded queue of payloads to prepare, for all models: THREADS at once, at most `queue_size` waiting.
 
-    A model's payloads come in their order. The models that have some take turns, whoever has how many: one's digits
-    don't wait for all of another's photographs.
+    Each model's payloads are prepared in order; models are served round-robin, so that one model's digits don't wait
+    for all of another's photographs.
     """
 
     def __init__(self, observer: Observer, *, queue_size: int, now: Callable[[], float] = time.monotonic) -> None:
@@ -49,26 +49,26 @@ class Preparing:
         self._room = queue_size + THREADS
         self._now = now
         self._closing = False
-        self._waiting: dict[str, deque[_Work]] = {}  # by model, the next one first; none is empty
+        self._waiting: dict[str, deque[_Work]] = {}  # by model, the next model first; no deque is empty
         self._waiting_lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(THREADS, "preparing", _give_way)
+        self._threads = ThreadPoolExecutor(THREADS, "preprocessing", _lower_priority)
 
     async def run(self, model: str, prepare: Callable[[], Example], deadline: float | None = None) -> Example:
-        """What `prepare` returns or raises, in a thread. `deadline` is a time of the clock `now`.
+        """Run `prepare` in a thread and return its result. `deadline` is a time of the clock `now`.
 
-        Raise Overloaded if too many wait, NotReady if it is closed, DeadlineExceeded if the deadline passes first. What
-        nobody waits for any more is not begun.
+        Raise its error, Overloaded if the queue is full, NotReady after `close`, or DeadlineExceeded once the deadline
+        has passed. A payload that is cancelled or expires in the queue is not prepared.
         """
         self._accept(model)
         accepted = self._now()
         try:
             async with asyncio.timeout(None if deadline is None else deadline - accepted):
-                example: Example = await asyncio.wrap_future(self._begin(model, prepare))
+                example: Example = await asyncio.wrap_future(self._enqueue(model, prepare))
             self._observer.observe_prepare(model, self._now() - accepted)
             return example
         except TimeoutError as error:
             self._observer.count_refusal(model, "deadline")
-            raise DeadlineExceeded(f"{model}: the deadline passed before the answer was begun") from error
+            raise DeadlineExceeded(f"{model}: the deadline passed before the input was prepared") from error
         except asyncio.CancelledError:
             self._observer.count_refusal(model, "cancelled")
             raise
@@ -85,28 +85,28 @@ class Preparing:
             raise NotReady(f"{model}: is shutting down")
         if not self._room:
             self._observer.count_refusal(model, "overloaded")
-            raise Overloaded(f"{model}: too many requests wait to be read; try again soon")
+            raise Overloaded(f"{model}: the preprocessing queue is full; retry later")
         self._room -= 1
 
-    def _begin(self, model: str, prepare: Callable[[], Example]) -> Future[Example]:
+    def _enqueue(self, model: str, prepare: Callable[[], Example]) -> Future[Example]:
         work = _Work(prepare)
         with self._waiting_lock:
             self._waiting.setdefault(model, deque()).append(work)
-        self._threads.submit(self._take_turn)  # as many turns as there is work; whose is known when one begins
+        self._threads.submit(self._run_next)  # once per payload; which one, is decided when a thread is free
         return work.outcome
 
-    def _take_turn(self) -> None:
+    def _run_next(self) -> None:
         with self._waiting_lock:
             model = next(iter(self._waiting))
             queue = self._waiting.pop(model)
             work = queue.popleft()
             if queue:
-                self._waiting[model] = queue  # the last now
-        work.do()
+                self._waiting[model] = queue  # now the last
+        work.run()
 
 
-def _give_way() -> None:
-    """Let other threads go before this one, where the system knows a priority of threads."""
+def _lower_priority() -> None:
+    """Lower the calling thread's priority, on systems with per-thread priorities."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)

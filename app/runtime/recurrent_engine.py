@@ -1,17 +1,16 @@
-"""Runs a recurrent language model's ONNX graphs over ragged batches.
+"""Execution of a recurrent language model's ONNX graphs over ragged batches.
 
-Two graphs (made by `training.export`):
+Two graphs (made by `training.language_model.export`):
 
     recurrent   tokens (T, B) int64, state (B, S) -> hidden (T, B, H), state_after (B, S)
     softmax     hidden (N, H), targets (N, M) int64, count (1,) int64 -> log_probabilities (N, V),
                 of_targets (N, M), likeliest (N, count) int64, of_likeliest (N, count)
 
-A state is one flat row of S numbers whose last H are the top layer's output: what the softmax sees is a part of the
-state, so a cached prefix is answered without a single recurrent step.
+A state is one flat row of S numbers whose last H are the top layer's output, the input of the softmax. A cached prefix
+is therefore answered without a single recurrent step.
 
-Of V log-probabilities only those leave the softmax that are asked for; where M or the count is 0 it spends nothing on
-them. A graph published before there was this choice has the input hidden and the output log_probabilities alone: then
-the choice is made here.
+The softmax graph returns only the requested log-probabilities of V; for M or a count of 0 it computes none. Graphs of
+older bundles have the input hidden and the output log_probabilities alone: the selection is then made here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,41 +29,41 @@ from app.text import Ids
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 WEIGHTS = "weights.safetensors"
-SOFTMAX_ROWS = 32  # rows of V log-probabilities made at a time: they stay in the processor's cache
+SOFTMAX_ROWS = 32  # rows of V log-probabilities computed at a time: they stay in the processor's cache
 
-# What the softmax may be asked for.
+# Outputs of the softmax graph.
 WHOLE: Final = ("log_probabilities",)
 TARGETS: Final = ("of_targets",)
 LIKELIEST: Final = ("likeliest", "of_likeliest")
 
 
 class Segment(NamedTuple):
-    """A stretch of one sequence to be read from a known state."""
+    """A part of one sequence to read from a known state."""
 
     state: Floats  # (S,) before the first token
     tokens: Sequence[int]  # may be empty
-    score: bool = False  # the log-probability of each of `tokens` is wanted
-    details: int | None = None  # beside it each token's rank and this many likeliest alternatives
-    likeliest: int = 0  # so many of the likeliest tokens after the last of `tokens` are wanted
-    candidates: Ids | None = None  # (M,) the log-probabilities of these, there too, are wanted
+    score: bool = False  # return the log-probability of each of `tokens`
+    details: int | None = None  # with `score`: return each token's rank and this many likeliest alternatives too
+    likeliest: int = 0  # return this many of the likeliest next tokens
+    candidates: Ids | None = None  # (M,) return the log-probabilities of these next tokens
 
     @property
-    def looks_on(self) -> bool:
-        """Whether anything is wanted of what may follow."""
+    def predicts(self) -> bool:
+        """True if next tokens are requested."""
         return self.likeliest > 0 or self.candidates is not None
 
 
 class Likeliest(NamedTuple):
-    """The likeliest tokens of one place, largest log-probability first; equals in the order of their ids."""
+    """The likeliest tokens at one position, largest log-probability first, ties by id."""
 
     tokens: list[int]
     log_probabilities: list[float]  # nats
 
 
 class Details(NamedTuple):
-    """What could have stood in one token's place."""
+    """A token's rank at its position, and the likeliest alternatives."""
 
-    rank: int  # the token's; 1 is the likeliest
+    rank: int  # 1 is the likeliest
     alternatives: Likeliest
 
 
@@ -72,17 +71,17 @@ class Reading(NamedTuple):
     """The outcome of one segment."""
 
     state: Floats  # (S,) after the last token
-    scores: Sequence[float]  # log-probabilities in nats, one a token, or none if not wanted
-    details: Sequence[Details]  # one a token, or none if not wanted
-    likeliest: Likeliest | None  # None if not wanted
-    candidates: Floats | None  # (M,) log-probabilities, None if not wanted
+    scores: Sequence[float]  # log-probabilities in nats, one per token, or empty if not requested
+    details: Sequence[Details]  # one per token, or empty if not requested
+    likeliest: Likeliest | None  # None if not requested
+    candidates: Floats | None  # (M,) log-probabilities, None if not requested
 
 
 class RecurrentEngine:
-    """Reads segments of many sequences at once; a segment's outcome does not depend on what shares its batch."""
+    """A reader of ragged batches of segments. Batch-invariant: a segment's reading is the same in every batch."""
 
     def __init__(self, recurrent: ort.InferenceSession, softmax: ort.InferenceSession) -> None:
-        """The two graphs, open; see `open`."""
+        """The two graphs are described above; see `open`."""
         self._recurrent = recurrent
         self._softmax = _Softmax(softmax)
         self.state_size: int = recurrent.get_inputs()[1].shape[1]
@@ -91,95 +90,91 @@ class RecurrentEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, precision: Precision, *, threads: int = 1) -> "RecurrentEngine":
-        """The engine of a bundle's graphs of this precision. Raise BundleError if they can't be run.
-
-        The graphs read WEIGHTS beside them on their own, so it must be among the bundle's verified files.
-        """
-        bundle.path(WEIGHTS)
+        """Open a bundle's graphs of this precision. Raise BundleError if they can't be run."""
+        bundle.path(WEIGHTS)  # the graphs load it themselves, so it must be among the verified files
         return cls(*(session(bundle.path(f"{graph}.{precision}.onnx"), threads) for graph in ("recurrent", "softmax")))
 
     def initial_state(self) -> Floats:
-        """(S,) zeros: nothing read yet."""
+        """Return the state (S,) before any token: zeros."""
         return np.zeros(self.state_size, np.float32)
 
     def run(self, segments: Sequence[Segment]) -> list[Reading]:
-        """Read all segments; one reading each, in the same order."""
-        order = sorted(range(len(segments)), key=lambda place: -len(segments[place].tokens))
-        ordered = [segments[place] for place in order]
-        seen, states = self._advance(ordered)
-        scored = self._scores(ordered, seen) | self._details(ordered, seen)
+        """Read all segments and return their readings in the same order."""
+        order = sorted(range(len(segments)), key=lambda index: -len(segments[index].tokens))
+        ordered = [segments[index] for index in order]
+        hidden, states = self._advance(ordered)
+        scored = self._scores(ordered, hidden) | self._details(ordered, hidden)
         following = self._following(ordered, states)
         readings = {
-            place: Reading(state, *scored.get(row, ((), ())), *following.get(row, (None, None)))
-            for row, (place, state) in enumerate(zip(order, states, strict=True))
+            index: Reading(state, *scored.get(row, ((), ())), *following.get(row, (None, None)))
+            for row, (index, state) in enumerate(zip(order, states, strict=True))
         }
-        return [readings[place] for place in range(len(segments))]
+        return [readings[index] for index in range(len(segments))]
 
     def _advance(self, segments: Sequence[Segment]) -> tuple[Floats, Floats]:
-        """What the softmax sees before each token (T + 1, B, H), if one is scored; and the states after, (B, S).
+        """Return the hidden outputs before each token (T + 1, B, H) and the final states (B, S).
 
-        The longest segments come first. A ragged batch is cut where one ends, so that no step is spent on padding.
+        The former are empty if no segment is scored. `segments` are sorted by descending length, and the batch is split
+        where one ends, so that no step is spent on padding.
         """
         lengths = [len(segment.tokens) for segment in segments]
         steps = list(zip_longest(*(segment.tokens for segment in segments), fillvalue=0))
         tokens = np.array(steps, np.int64).reshape(len(steps), len(segments))  # (T, B)
         states = np.concatenate([segment.state for segment in segments]).reshape(len(segments), -1)  # (B, S)
         scored = any(segment.score for segment in segments)
-        seen = np.empty((len(steps) + 1 if scored else 0, len(segments), self.hidden_size), np.float32)
-        seen[:1] = states[:, -self.hidden_size :]
+        hidden = np.empty((len(steps) + 1 if scored else 0, len(segments), self.hidden_size), np.float32)
+        hidden[:1] = states[:, -self.hidden_size :]
         outputs = ["hidden", "state_after"] if scored else ["state_after"]
         start = 0
         for end in sorted(set(lengths) - {0}):
             active = sum(length >= end for length in lengths)
             feed = {"tokens": tokens[start:end, :active], "state": states[:active]}
-            *hidden, after = self._recurrent.run(outputs, feed)
-            if hidden:
-                seen[start + 1 : end + 1, :active] = hidden[0]
-            if active == len(segments):  # the usual case, spared a copy
+            *found, after = self._recurrent.run(outputs, feed)
+            if found:
+                hidden[start + 1 : end + 1, :active] = found[0]
+            if active == len(segments):  # the usual case, without a copy
                 states = after
             else:
                 states[:active] = after
             start = end
-        return seen, states
+        return hidden, states
 
-    def _scores(self, segments: Sequence[Segment], seen: Floats) -> dict[int, "_Scored"]:
-        """By row the log-probabilities of the tokens of which no more than that is wanted."""
+    def _scores(self, segments: Sequence[Segment], hidden: Floats) -> dict[int, "_Scored"]:
+        """Return by row the log-probabilities of the tokens of segments scored without details."""
         rows = [row for row, segment in enumerate(segments) if segment.score and segment.details is None]
         if not rows:
             return {}
-        hidden, targets = _read(segments, seen, rows)
-        values = iter(self._softmax.of_targets(hidden, targets))
+        values = iter(self._softmax.of_targets(*_scored_rows(segments, hidden, rows)))
         return {row: (list(islice(values, len(segments[row].tokens))), ()) for row in rows}
 
-    def _details(self, segments: Sequence[Segment], seen: Floats) -> dict[int, "_Scored"]:
-        """By row the log-probabilities and the details of the tokens of which both are wanted."""
-        wanted = {row: s.details for row, s in enumerate(segments) if s.score and s.details is not None}
-        if not wanted:
+    def _details(self, segments: Sequence[Segment], hidden: Floats) -> dict[int, "_Scored"]:
+        """Return by row the log-probabilities and details of the tokens of segments scored with details."""
+        counts = {row: s.details for row, s in enumerate(segments) if s.score and s.details is not None}
+        if not counts:
             return {}
-        hidden, targets = _read(segments, seen, list(wanted))
-        found = self._softmax.details(hidden, targets, max(wanted.values()))
+        found = self._softmax.details(*_scored_rows(segments, hidden, list(counts)), max(counts.values()))
         scored: dict[int, _Scored] = {}
-        for row, count in wanted.items():
+        for row, count in counts.items():
             part = list(islice(found, len(segments[row].tokens)))
             details = [Details(rank, Likeliest(ids[:count], values[:count])) for _, rank, ids, values in part]
             scored[row] = ([log_probability for log_probability, *_ in part], details)
         return scored
 
     def _following(self, segments: Sequence[Segment], states: Floats) -> dict[int, "_Following"]:
-        """By row what may follow, of those who want to know."""
-        rows = [row for row, segment in enumerate(segments) if segment.looks_on]
+        """Return by row the next tokens, for segments that request them."""
+        rows = [row for row, segment in enumerate(segments) if segment.predicts]
         if not rows:
             return {}
-        asked = [segments[row] for row in rows]
+        requested = [segments[row] for row in rows]
         hidden = states[rows, -self.hidden_size :]
-        count = max(segment.likeliest for segment in asked)
-        found = self._softmax.following(hidden, _padded([segment.candidates for segment in asked]), count)
+        count = max(segment.likeliest for segment in requested)
+        found = self._softmax.following(hidden, _padded([segment.candidates for segment in requested]), count)
         return {
             row: (
                 Likeliest(ids[: segment.likeliest], values[: segment.likeliest]) if segment.likeliest else None,
-                None if segment.candidates is None else told[: len(segment.candidates)],
+                None if segment.candidates is None else candidates[: len(segment.candidates)],
             )
-            for row, segment, (told, ids, values) in zip(rows, asked, found, strict=True)
+            for row, segment, (candidates, ids, values) in zip(rows, requested, found, strict=True)
         }
 
 
@@ -188,7 +183,7 @@ _Following: TypeAlias = tuple[Likeliest | None, Floats | None]
 
 
 class _Softmax:
-    """The softmax graph, SOFTMAX_ROWS at a time: hidden (N, H) -> what is asked of N places."""
+    """The softmax graph, run over SOFTMAX_ROWS of hidden (N, H) at a time."""
 
     def __init__(self, graph: ort.InferenceSession) -> None:
         self._graph = graph
@@ -196,37 +191,36 @@ class _Softmax:
         self._vocabulary_size: int = graph.get_outputs()[0].shape[1]
 
     def of_targets(self, hidden: Floats, targets: Ids) -> list[float]:
-        """The log-probabilities of targets (N, 1)."""
+        """Return the log-probabilities of targets (N, 1)."""
         found: list[float] = []
         for (values,) in self._run(TARGETS, hidden, targets):
             found += values[:, 0].tolist()
         return found
 
     def details(self, hidden: Floats, targets: Ids, count: int) -> Iterator[tuple[float, int, list[int], list[float]]]:
-        """Of each of targets (N, 1) the log-probability and the rank, and the `count` likeliest tokens with theirs."""
+        """Yield per target (N, 1) its log-probability and rank, and the `count` likeliest tokens with theirs."""
         for whole, values, ids, largest in self._run((*WHOLE, *TARGETS, *LIKELIEST), hidden, targets, count):
             ranks = [1 + int(np.count_nonzero(larger)) for larger in whole > values]  # with an axis it is slow
             yield from zip(values[:, 0].tolist(), ranks, ids.tolist(), largest.tolist(), strict=True)
 
     def following(self, hidden: Floats, targets: Ids, count: int) -> Iterator[tuple[Floats, list[int], list[float]]]:
-        """The log-probabilities of each of targets (N, M), then the `count` likeliest tokens and theirs."""
+        """Yield per row the log-probabilities of targets (N, M), then the `count` likeliest tokens and theirs."""
         for values, ids, largest in self._run((*TARGETS, *LIKELIEST), hidden, targets, count):
             yield from zip(values, ids.tolist(), largest.tolist(), strict=True)
 
     def _run(self, outputs: Sequence[str], hidden: Floats, targets: Ids, count: int = 0) -> Iterator[list[Any]]:
-        """The named outputs, so many rows of them at a time."""
+        """Yield the named outputs, SOFTMAX_ROWS rows at a time."""
         count = min(count, self._vocabulary_size)
-        answer = self._chosen_here if self._whole_only else self._chosen_there
         for start in range(0, len(hidden), SOFTMAX_ROWS):
             part = slice(start, start + SOFTMAX_ROWS)
-            yield answer(outputs, hidden[part], targets[part], count)
+            if self._whole_only:
+                yield self._select(outputs, hidden[part], targets[part], count)
+            else:
+                feed = {"hidden": hidden[part], "targets": targets[part], "count": np.array([count])}
+                yield self._graph.run(outputs, feed)
 
-    def _chosen_there(self, outputs: Sequence[str], hidden: Floats, targets: Ids, count: int) -> list[Any]:
-        feed = {"hidden": hidden, "targets": targets, "count": np.array([count])}
-        found: list[Any] = self._graph.run(outputs, feed)
-        return found
-
-    def _chosen_here(self, outputs: Sequence[str], hidden: Floats, targets: Ids, count: int) -> list[Any]:
+    def _select(self, outputs: Sequence[str], hidden: Floats, targets: Ids, count: int) -> list[Any]:
+        """Select the outputs from all log-probabilities, as the graphs of newer bundles do themselves."""
         (whole,) = self._graph.run(None, {"hidden": hidden})
         ids = np.array([likeliest(row, count) for row in whole])  # (n, count)
         of = partial(np.take_along_axis, whole, axis=1)
@@ -235,7 +229,7 @@ class _Softmax:
 
 
 def likeliest(log_probabilities: Floats, count: int) -> Ids:
-    """Indices of the `count` largest of (V,), largest first; equals in the order of their indices."""
+    """Return the indices of the `count` largest of (V,), largest first, ties by index."""
     count = min(count, len(log_probabilities))
     if not count:
         return np.empty(0, np.int64)
@@ -246,7 +240,7 @@ def likeliest(log_probabilities: Floats, count: int) -> Ids:
 
 
 def _padded(candidates: Sequence[Ids | None]) -> Ids:
-    """(N, M) rows of at most M candidates, filled up with the first token of all."""
+    """Return candidates as rows (N, M), padded with token 0."""
     rows = np.zeros((len(candidates), max(0 if some is None else len(some) for some in candidates)), np.int64)
     for row, some in zip(rows, candidates, strict=True):
         if some is not None:
@@ -254,8 +248,8 @@ def _padded(candidates: Sequence[Ids | None]) -> Ids:
     return rows
 
 
-def _read(segments: Sequence[Segment], seen: Floats, rows: Sequence[int]) -> tuple[Floats, Ids]:
-    """What the softmax sees before each token of these rows (N, H), row after row, and the tokens (N, 1)."""
-    hidden = np.concatenate([seen[: len(segments[row].tokens), row] for row in rows])
+def _scored_rows(segments: Sequence[Segment], hidden: Floats, rows: Sequence[int]) -> tuple[Floats, Ids]:
+    """Return the hidden outputs before each token of these rows, row after row (N, H), and the tokens (N, 1)."""
+    before = np.concatenate([hidden[: len(segments[row].tokens), row] for row in rows])
     targets = np.array([token for row in rows for token in segments[row].tokens], np.int64)
-    return hidden, targets[:, None]
+    return before, targets[:, None]

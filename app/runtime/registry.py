@@ -1,8 +1,8 @@
-"""The models that are served: bundles read, proved and put behind a batcher each, and exchanged while they are asked.
+"""The registry of served models: bundles loaded, verified by their probes and put behind a scheduler each.
 
-A model's version is exchanged in two steps, so that several processes can take the second one together: `stage` does in
-a thread all that takes time and may fail, `switch` is a moment on the event loop. Whoever holds a `Served` is answered
-by it to the end, however many questions that takes; a former version ends once nobody holds it any more.
+Version exchange has two phases, so that several processes can run the second one together. `stage` does everything slow
+or fallible in a thread; `switch` is one assignment on the event loop. A request keeps the `Served` that it started
+with, and a replaced version closes once nothing refers to it.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from app.runtime.families.digits import Classification, DigitsPredictor
 from app.runtime.families.language_model import LanguageModelPredictor, Suggestions
 from app.runtime.metrics import Metrics
 from app.runtime.onnx_session import Precision
-from app.runtime.preprocessing import Preparing
-from app.runtime.scheduler import FEW, Batcher, BundlePredictor, ObserveCache, Resources, ignore
+from app.runtime.preprocessing import Preprocessor
+from app.runtime.scheduler import MAX_INLINE_BATCH, BundlePredictor, ObserveCache, Resources, Scheduler, ignore
 from app.runtime.scores import TextScore
 from app.runtime.usage import ACCOUNT, Account
 
@@ -40,17 +40,17 @@ log = logging.getLogger(__name__)
 
 
 class Payload(Protocol):
-    """What a model can be asked."""
+    """The input of one request to a model."""
 
     @property
     def slow(self) -> bool:
-        """Whether it is checked in a thread, so that the event loop goes on."""
+        """True if `prepare` takes so long that it must run in a thread."""
         ...
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A version that is read, proved and warm, and not yet asked. If it won't be, it needs but be dropped."""
+    """A version that is loaded, verified and warm, but serves no requests yet. Needs no closing."""
 
     bundle: Bundle
     predictor: BundlePredictor[Any, Any, Any]
@@ -58,29 +58,29 @@ class Staged:
 
 @dataclass(frozen=True)
 class Served:
-    """A model that answers."""
+    """A model version that serves requests."""
 
     name: str
     version: str
     manifest: Manifest
     bundle: Bundle
     predictor: BundlePredictor[Any, Any, Any]
-    batcher: Batcher
-    preparing: Preparing
+    scheduler: Scheduler
+    preprocessor: Preprocessor
 
     @property
     def versions(self) -> list[str]:
-        """Those on disk by now; none if the model's folder is gone."""
+        """The versions on disk; none if the model's folder is gone."""
         home = self.bundle.folder.parent
         return bundles.versions(home.parent, home.name) if home.is_dir() else []
 
     @property
     def precision(self) -> Precision:
-        """The arithmetic that answers: the published one, unless this machine can't be trusted with it."""
+        """The arithmetic in use: the published one, or fp32 if int8 failed the probe on this machine."""
         return self.predictor.precision
 
     async def answer(self, payload: Payload, *, deadline: float | None = None) -> Any:
-        """Check `payload` and wait for its answer; `deadline` is a time of time.monotonic."""
+        """Prepare `payload` and return its answer; `deadline` is a time of time.monotonic."""
         if payload.slow:
             example = await self.prepared(lambda: payload, deadline=deadline)
         else:
@@ -90,29 +90,29 @@ class Served:
     async def prepared(
         self, make: Callable[[], Payload], *, at_once: bool = False, deadline: float | None = None
     ) -> Any:
-        """The example of a payload that is made and checked in a thread when its turn comes: few are there at once.
+        """Make and prepare a payload in a thread when one is free, so that few payloads are in memory at once.
 
-        One that is not slow may be made and checked `at_once`, here.
+        A payload that is not slow may be prepared `at_once`, in the calling thread.
         """
         if account := ACCOUNT.get():
             account.model = self.name
         if at_once:
             return self.predictor.prepare(make())
-        return await self.preparing.run(self.name, lambda: self.predictor.prepare(make()), deadline)
+        return await self.preprocessor.run(self.name, lambda: self.predictor.prepare(make()), deadline)
 
     async def submit(self, example: Any, *, deadline: float | None = None) -> Any:
-        """The answer to what was prepared."""
+        """Return the answer to a prepared example."""
         account = ACCOUNT.get()
         if account is None:
-            return await self.batcher.submit(example, deadline)
+            return await self.scheduler.submit(example, deadline)
         account.model = self.name
-        answer = await self.batcher.submit(example, deadline)
+        answer = await self.scheduler.submit(example, deadline)
         _count(account, answer)
         return answer
 
 
 class Registry:
-    """Served models by name, and why the others were refused."""
+    """Served models by name, and the reasons why others were rejected."""
 
     def __init__(
         self,
@@ -122,28 +122,28 @@ class Registry:
         queue_size: int,
         batch_size: int,
         cache_bytes: int,
-        light_size: int = FEW,
+        max_inline_batch: int = MAX_INLINE_BATCH,
         metrics: Metrics,
     ) -> None:
-        """Nothing is served yet; `load` serves what there is."""
+        """Open `store`, a folder of models; nothing is served before `load`."""
         self.store = store
         self.metrics = metrics
-        self.changes = asyncio.Lock()  # held by whoever changes what is served, from before `stage` until `switch`
+        self.changes = asyncio.Lock()  # held from before `stage` until after `switch`
         self._threads = threads
         self._queue_size = queue_size
         self._batch_size = batch_size
         self._cache_bytes = cache_bytes
-        self._light_size = light_size
-        self._preparing = Preparing(metrics, queue_size=queue_size)
-        self._served: dict[str, Served] = {}  # in the order of the names; replaced, not changed: threads read it too
-        self._refused: dict[str, str] = {}  # why, by name; replaced too
-        self._former: dict[Batcher, weakref.finalize[..., Served]] = {}  # what still works, and begins its end
-        self._ending: set[asyncio.Task[None]] = set()
+        self._max_inline_batch = max_inline_batch
+        self._preprocessor = Preprocessor(metrics, queue_size=queue_size)
+        self._served: dict[str, Served] = {}  # by name; replaced, never mutated: threads read it too
+        self._rejected: dict[str, str] = {}  # reasons by name; never mutated either
+        self._former: dict[Scheduler, weakref.finalize[..., Served]] = {}  # replaced, not yet closed
+        self._closing: set[asyncio.Task[None]] = set()
 
     def load(self) -> "Registry":
-        """Serve the current version of every model in the store, and be returned. Blocks.
+        """Serve the current version of every model in the store and return self. Blocks.
 
-        A bad bundle is refused by name; the others serve.
+        An invalid bundle is logged and rejected; the others serve.
         """
         for name in bundles.models(self.store):
             version = ""  # unless CURRENT names one
@@ -151,28 +151,28 @@ class Registry:
                 version = bundles.current(self.store, name)
                 self.switch(self.stage(name, version))
             except BundleError as error:
-                log.error("%s: refused: %s", name, error)
-                self.refuse(name, version, str(error))
+                log.error("%s: rejected: %s", name, error)
+                self.reject(name, version, str(error))
         return self
 
     def stage(self, name: str, version: str) -> Staged:
-        """Read, prove and warm a version, in a thread, since that takes long. What is served stays as it is.
+        """Load, verify and warm a version; serve no requests with it yet. Takes seconds, so call it in a thread.
 
-        Raise UnknownModel or UnknownVersion if it isn't in the store, BundleError if it can't be served.
+        Raise UnknownModel or UnknownVersion if the store lacks it, BundleError if it can't be served.
         """
         serving = self._served.get(name)
         known = bundles.models(self.store)
         if serving is None and name not in known:
-            raise UnknownModel(f"{name[:80]!r}: no such model; there are: {', '.join(known) or 'none'}")
+            raise UnknownModel(f"{name[:80]!r}: no such model; available: {', '.join(known) or 'none'}")
         versions = bundles.versions(self.store, name) if name in known else []
         if version not in versions:
-            raise UnknownVersion(f"{name}: no version {version[:80]!r}; there are: {', '.join(versions) or 'none'}")
+            raise UnknownVersion(f"{name}: no version {version[:80]!r}; available: {', '.join(versions) or 'none'}")
         if self._former:
-            gc.collect()  # an error and its traceback hold each other, and may be all that still holds a former version
+            gc.collect()  # an error and its traceback refer to each other, and may keep a replaced version alive
         bundle = bundles.read(self.store / name / version)
         if serving and bundle.manifest.family != serving.manifest.family:
             expected, found = serving.manifest.family, bundle.manifest.family
-            raise BundleError(f"{bundle.folder}: expected the family that serves, {expected}, found {found}")
+            raise BundleError(f"{bundle.folder}: family: expected {expected}, as served, found {found}")
         observe_cache = partial(self.metrics.observe_cache, name)
         return Staged(
             bundle,
@@ -180,20 +180,23 @@ class Registry:
         )
 
     def switch(self, staged: Staged) -> str | None:
-        """From now on `staged` answers; the version that did before. For the event loop, unless nothing serves yet."""
+        """Serve requests with `staged`; return the version that it replaces, if any.
+
+        Must run on the event loop, unless it is the model's first version.
+        """
         manifest = staged.bundle.manifest
         name, version = manifest.model, manifest.version
         former = self._served.get(name)
-        batcher = Batcher(
+        scheduler = Scheduler(
             name,
             staged.predictor.predict,
             self.metrics,
             queue_size=self._queue_size,
             batch_size=self._batch_size,
-            is_light=staged.predictor.is_light,
-            light_size=self._light_size,
+            fits_inline=staged.predictor.fits_inline,
+            max_inline_batch=self._max_inline_batch,
         )
-        model = Served(name, version, manifest, staged.bundle, staged.predictor, batcher, self._preparing)
+        model = Served(name, version, manifest, staged.bundle, staged.predictor, scheduler, self._preprocessor)
         self._served = dict(sorted({**self._served, name: model}.items()))
         self.forget(name)
         self.metrics.set_model(name, version, ready=True)
@@ -204,95 +207,93 @@ class Registry:
         return former.version
 
     def serving(self, name: str) -> str | None:
-        """The version of the model that answers, if one does."""
+        """Return the served version of the model, None if there is none."""
         model = self._served.get(name)
         return model.version if model else None
 
     @property
-    def refused(self) -> dict[str, str]:
-        """Why the others don't serve, by name."""
-        return self._refused
+    def rejected(self) -> dict[str, str]:
+        """The reasons why the other models are not served, by name."""
+        return self._rejected
 
-    def refuse(self, name: str, version: str, reason: str) -> None:
-        """Tell why a model that nothing serves can't be; `version` is empty if CURRENT names none."""
-        self._refused = {**self._refused, name: reason}
+    def reject(self, name: str, version: str, reason: str) -> None:
+        """Record why a model without a served version is not ready; `version` is empty if CURRENT names none."""
+        self._rejected = {**self._rejected, name: reason}
         self.metrics.set_model(name, version, ready=False)
 
     def forget(self, name: str) -> None:
-        """Tell no more that a model was refused."""
-        self._refused = {other: reason for other, reason in self._refused.items() if other != name}
+        """Remove the model from the rejected ones."""
+        self._rejected = {other: reason for other, reason in self._rejected.items() if other != name}
         self.metrics.forget_model(name)
 
     def served(self) -> list[Served]:
-        """All models that answer, by name."""
+        """Return the served models, sorted by name."""
         return list(self._served.values())
 
     def get(self, name: str | None, family: str) -> Served:
-        """The named model, or the family's first. Raise UnknownModel, or NotReady if it was refused."""
+        """Return the named model, or the family's first. Raise UnknownModel, or NotReady for a rejected model."""
         if name is None:
             for ready in self.served():
                 if ready.manifest.family == family:
                     return ready
-            raise NotReady(f"no {family} model is ready{self._reasons()}")
-        if name in self.refused:
-            raise NotReady(f"{name}: refused: {self.refused[name]}")
+            reasons = "".join(f"; {rejected}: {reason}" for rejected, reason in self.rejected.items())
+            raise NotReady(f"no {family} model is ready{reasons}")
+        if name in self.rejected:
+            raise NotReady(f"{name}: rejected: {self.rejected[name]}")
         model = self._served.get(name)
         if model is None or model.manifest.family != family:
             known = [model.name for model in self.served() if model.manifest.family == family]
-            raise UnknownModel(f"{name[:80]!r}: no such {family} model; there are: {', '.join(known) or 'none'}")
+            raise UnknownModel(f"{name[:80]!r}: no such {family} model; available: {', '.join(known) or 'none'}")
         return model
 
     async def close(self) -> None:
-        """Finish what was accepted, then stop."""
-        await self._preparing.close()
-        for end in self._former.values():
-            end.detach()
-        batchers = [*self._former, *(model.batcher for model in self._served.values())]
-        await asyncio.gather(*(batcher.close() for batcher in batchers), *self._ending)
+        """Finish the accepted requests, then stop."""
+        await self._preprocessor.close()
+        for finalizer in self._former.values():
+            finalizer.detach()
+        schedulers = [*self._former, *(model.scheduler for model in self._served.values())]
+        await asyncio.gather(*(scheduler.close() for scheduler in schedulers), *self._closing)
 
     def _retire(self, former: Served) -> None:
-        """Let a model that is asked for no more by name end once the last that holds it has let it go.
+        """Close a replaced version once nothing refers to it.
 
-        A request may ask it again: for the next of many texts, or once its picture is prepared.
+        A running request may submit to it again: for the next of many texts, or once its image is prepared.
         """
         loop = asyncio.get_running_loop()
-        told = f"{former.name}: {former.version} has ended"
-        end = weakref.finalize(former, loop.call_soon_threadsafe, self._begin_end, former.batcher, told)
-        end.atexit = False
-        self._former[former.batcher] = end
+        name = f"{former.name}: {former.version}"
+        finalizer = weakref.finalize(former, loop.call_soon_threadsafe, self._start_close, former.scheduler, name)
+        finalizer.atexit = False
+        self._former[former.scheduler] = finalizer
 
-    def _begin_end(self, batcher: Batcher, told: str) -> None:
-        ending = asyncio.ensure_future(self._end(batcher, told))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
+    def _start_close(self, scheduler: Scheduler, name: str) -> None:
+        closing = asyncio.ensure_future(self._close_former(scheduler, name))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
-    async def _end(self, batcher: Batcher, told: str) -> None:
-        await batcher.close()
-        del self._former[batcher], batcher  # and with it the predictor
-        await asyncio.to_thread(_give_memory_back)
-        log.info(told)
-
-    def _reasons(self) -> str:
-        return "".join(f"; {name}: {reason}" for name, reason in self.refused.items())
+    async def _close_former(self, scheduler: Scheduler, name: str) -> None:
+        await scheduler.close()
+        del self._former[scheduler], scheduler  # and with it the predictor
+        await asyncio.to_thread(_release_memory)
+        log.info("%s has ended", name)
 
 
-def settle() -> None:
-    """Collect garbage, and let the collector pass over what is left: it takes 30 ms to look through all of that."""
+def freeze_heap() -> None:
+    """Collect garbage, then exempt the rest from collection: the loaded models take 30 ms to traverse."""
     gc.collect()
     gc.freeze()
 
 
-def _give_memory_back() -> None:
-    """Let the system have what was freed: glibc keeps it, and after some changes as much as another version takes."""
+def _release_memory() -> None:
+    """Return freed memory to the system: after a few exchanges glibc would keep as much as another version takes."""
     gc.unfreeze()
-    settle()  # a vocabulary is in a cycle
+    freeze_heap()  # a vocabulary is in a reference cycle
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # not in other C libraries, which have no need of it
+    if hasattr(libc, "malloc_trim"):  # glibc alone has it, and needs it
         libc.malloc_trim(0)
 
 
 def _count(account: Account, answer: Any) -> None:
-    """Note how much an answer is about."""
+    """Add an answer's tokens or images to the request's usage."""
     match answer:
         case Suggestions():
             account.add(tokens=answer.context_tokens, cached=answer.cached_tokens)
@@ -305,10 +306,10 @@ def _count(account: Account, answer: Any) -> None:
 def load_predictor(
     bundle: Bundle, *, threads: int = 1, cache_bytes: int = 0, observe_cache: ObserveCache = ignore
 ) -> AnyPredictor:
-    """The predictor of the bundle's family, proved by its probe.
+    """Open the predictor of the bundle's family and verify it by the probe.
 
-    Where the int8 graphs do not reproduce the recorded answers (processors without an exact 8-bit product saturate),
-    the fp32 graphs serve. Raise BundleError if those fail too.
+    If the int8 graphs do not reproduce the recorded answers (processors without an exact 8-bit product saturate), the
+    fp32 graphs serve. Raise BundleError if those fail too.
     """
     family = bundle.manifest.family
     open_graphs = partial(PREDICTORS[family].open, bundle, resources=Resources(threads, cache_bytes, observe_cache))
@@ -316,12 +317,12 @@ def load_predictor(
         predictor = open_graphs(bundle.manifest.served)
         difference = _difference(bundle, predictor)
         if difference and predictor.precision == "int8":
-            log.warning("%s; int8 can't be trusted on this machine, fp32 serves", difference)
+            log.warning("%s; falling back to fp32 on this machine", difference)
             predictor = open_graphs("fp32")
             difference = _difference(bundle, predictor)
     except BundleError:
         raise
-    except Exception as error:  # checksums prove that it is as published, not that it makes sense to this version
+    except Exception as error:  # checksums verify the content, not that this version of the code can use it
         raise BundleError(f"{bundle.folder}: can't be used by this version: {error!r}") from error
     if difference:
         raise BundleError(difference)
@@ -329,14 +330,14 @@ def load_predictor(
 
 
 def _difference(bundle: Bundle, predictor: BundlePredictor[Any, Any, Any]) -> str | None:
-    """How the predictor's answer to the probe differs from the recorded one, if it does."""
+    """Return a description of the difference between the probe's answer and the recorded one, None if they agree."""
     probe = bundle.json("probe.json")
     expected = probe["answers"][predictor.precision]
     found = predictor.probe(probe["payload"])
-    alike = 0 < len(found) == len(expected) and all(
+    equal = 0 < len(found) == len(expected) and all(
         text == expected_text and abs(value - expected_value) <= predictor.PROBE_TOLERANCE
         for (text, value), (expected_text, expected_value) in zip(found, expected, strict=True)
     )
-    if alike:
+    if equal:
         return None
-    return f"{bundle.folder}: {predictor.precision}: the probe answers {found}, recorded was {expected}"
+    return f"{bundle.folder}: {predictor.precision}: probe: expected {expected}, found {found}"

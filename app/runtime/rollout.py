@@ -1,6 +1,6 @@
-"""Changes of models in several workers: one at a time, each in all of them or in none.
+"""Two-phase rollout of versions to several workers: one at a time, each in all of them or in none.
 
-It takes two steps: all read and prove the version, and once the last has, all switch to it.
+All workers load and verify the version; once the last has, all switch to it.
 """
 
 import itertools
@@ -14,41 +14,41 @@ from typing import Final, TypeAlias
 from app.errors import NotReady
 from app.runtime.worker import Line, Message, described, send
 
-Save: TypeAlias = Callable[[str, str], str | None]  # notes a model's version for the next start, or tells why it can't
+Save: TypeAlias = Callable[[str, str], str | None]  # saves a version in the store; returns why not, if so
 
-CHANGE_S: Final = 60.0  # that workers may take to read a version, or to switch to it
+CHANGE_S: Final = 60.0  # time limit for workers to load a version, and to switch to it
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Child:
-    """A worker's process, and the supervisor's end of its line."""
+    """A worker process and the supervisor's end of its channel."""
 
     place: int
     process: BaseProcess
     line: Line
     started: float
-    listening: bool = True  # to what it says; its line ends a moment before it does
+    listening: bool = True  # False once its channel is closed, shortly before it exits
 
 
 @dataclass(eq=False)
 class _Change:
-    """A version that all workers are to serve."""
+    """One version's rollout."""
 
     number: int
     model: str
     version: str
     save: bool
-    askers: list[tuple[Child, int]]  # and the number of each one's question
-    switching: bool = False  # all have read it
-    waiting: set[Child] = field(default_factory=set)  # for their answers
-    due: float = 0.0  # when these are waited for no longer
+    requests: list[tuple[Child, int]]  # the workers that requested it, and their requests' numbers
+    switching: bool = False  # all have loaded it
+    waiting: set[Child] = field(default_factory=set)  # workers whose reply is awaited
+    due: float = 0.0  # when their time is over
     previous: str | None = None
 
 
 class Changes:
-    """Changes of models, one at a time, each in all workers or in none."""
+    """A queue of rollouts: one runs at a time, each in all workers or in none."""
 
     def __init__(
         self,
@@ -57,105 +57,105 @@ class Changes:
         save: Save,
         now: Callable[[], float],
     ) -> None:
-        """`workers` are those that run, `versions`, by name, what is to answer at first."""
-        self.versions = dict(versions)  # that are to answer, by name
+        """`workers`: returns the running ones; `versions`: served at first, by model name."""
+        self.versions = dict(versions)  # to serve, by name
         self._workers = workers
         self._save = save
         self._now = now
-        self._queue: deque[_Change] = deque()  # the first is under way
+        self._queue: deque[_Change] = deque()  # the first is running
         self._numbers = itertools.count(1)
 
     @property
     def due(self) -> float | None:
-        """When the one that is under way has taken too long; None if there is none."""
+        """The time at which the running rollout times out; None if there is none."""
         return self._queue[0].due if self._queue else None
 
-    def ask(self, asker: Child, message: Message) -> None:
-        """A worker wants a version to be served; several may want the same."""
+    def ask(self, worker: Child, message: Message) -> None:
+        """Queue a worker's request for a rollout; requests for the same version share one."""
         model, version, save = message["model"], message["version"], message["save"]
         for change in self._queue:
             if (change.model, change.version, change.save) == (model, version, save):
-                change.askers.append((asker, message["number"]))
+                change.requests.append((worker, message["number"]))
                 return
-        self._queue.append(_Change(next(self._numbers), model, version, save, [(asker, message["number"])]))
+        self._queue.append(_Change(next(self._numbers), model, version, save, [(worker, message["number"])]))
         if len(self._queue) == 1:
-            self._begin()
+            self._start()
 
     def note(self, worker: Child, message: Message) -> None:
-        """A worker has read the version, or could not, or has switched."""
+        """Process a worker's reply: it has loaded the version, failed to, or switched to it."""
         change = self._queue[0] if self._queue else None
         if change is None or change.number != message["number"] or worker not in change.waiting:
-            return  # it comes too late
+            return  # a late reply
         if message["error"]:
             self._drop(change, message["error"])
             return
         change.previous = message["previous"] or change.previous
         change.waiting.discard(worker)
-        self._go_on(change)
+        self._advance(change)
 
     def lose(self, worker: Child) -> None:
-        """A worker has ended; the one that takes its place begins with the versions that are to answer then."""
-        for queued in self._queue:  # who has ended is told nothing
-            queued.askers = [(asker, number) for asker, number in queued.askers if asker is not worker]
+        """Process a worker's exit; its replacement starts with the versions to serve then."""
+        for queued in self._queue:
+            queued.requests = [(requester, number) for requester, number in queued.requests if requester is not worker]
         change = self._queue[0] if self._queue else None
         if change is None or worker not in change.waiting:
             return
         change.waiting.discard(worker)
         if change.switching:
-            self._go_on(change)
+            self._advance(change)
         else:
-            self._drop(change, described(NotReady(f"{change.model}: a worker ended while {change.version} was read")))
+            error = NotReady(f"{change.model}: a worker exited while {change.version} was loaded")
+            self._drop(change, described(error))
 
     def give_up(self) -> None:
-        """The first has taken too long. Who can't be brought to switch must end, so that all answer alike."""
+        """Time out the running rollout. Workers that do not switch are killed, so that all serve the same version."""
         change = self._queue[0]
         late = ", ".join(str(worker.place) for worker in change.waiting)
         if change.switching:
             for worker in change.waiting:
-                log.error("worker %s does not switch %s to %s and is killed", late, change.model, change.version)
+                log.error("worker %s did not switch %s to %s in time, killed", late, change.model, change.version)
                 worker.process.kill()
             change.due = self._now() + CHANGE_S
         else:
-            self._drop(
-                change, described(NotReady(f"{change.model}: worker {late} has not read {change.version} in time"))
-            )
+            error = NotReady(f"{change.model}: worker {late} did not load {change.version} in time")
+            self._drop(change, described(error))
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         change = self._queue[0]
-        self._order(change, "stage", model=change.model, version=change.version)
+        self._send_all(change, "stage", model=change.model, version=change.version)
 
-    def _go_on(self, change: _Change) -> None:
-        """To the next step, once all have taken the last."""
+    def _advance(self, change: _Change) -> None:
+        """Enter the next phase once all workers have replied."""
         if change.waiting:
             return
         if not change.switching:
             change.switching = True
             self.versions[change.model] = change.version
-            self._order(change, "switch")
+            self._send_all(change, "switch")
         else:
             unsaved = self._save(change.model, change.version) if change.save else None
             if unsaved:
-                log.warning("%s: %s serves until a restart: %s", change.model, change.version, unsaved)
+                log.warning("%s: %s is served until the next restart: %s", change.model, change.version, unsaved)
             self._finish(change, error=None, unsaved=unsaved)
 
     def _drop(self, change: _Change, error: Mapping[str, str]) -> None:
-        """All or none: what others have read is not used."""
+        """Abort the rollout: workers discard the version that they have loaded."""
         for worker in self._workers():
             send(worker.line, "drop", change.number)
         self._finish(change, error=error, unsaved=None)
 
-    def _order(self, change: _Change, kind: str, **fields: str) -> None:
+    def _send_all(self, change: _Change, kind: str, **fields: str) -> None:
         change.waiting = set(self._workers())
         change.due = self._now() + CHANGE_S
         for worker in change.waiting:
             send(worker.line, kind, change.number, **fields)
 
     def _finish(self, change: _Change, *, error: Mapping[str, str] | None, unsaved: str | None) -> None:
-        """Tell who asked: the first that it's done, the others that nothing was left to do."""
+        """Reply to all requests; to those after the first, nothing changed."""
         self._queue.popleft()
         previous = change.previous
-        for asker, number in change.askers:
-            send(asker.line, "done", number, error=error, previous=previous, unsaved=unsaved)
+        for worker, number in change.requests:
+            send(worker.line, "done", number, error=error, previous=previous, unsaved=unsaved)
             previous = change.version
         if self._queue:
-            self._begin()
+            self._start()

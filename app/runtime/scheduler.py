@@ -1,7 +1,7 @@
-"""A bounded queue before each model, without a timer: while one batch runs, the next gathers.
+"""Continuous batching: a bounded queue and one inference thread a model, without a timer.
 
-A model has an inference thread. A light turn the event loop gives itself: two threads that want the interpreter in
-turns lose more by it than a keystroke costs (training/LOG.md).
+While one batch runs, the next gathers. A step cheap enough runs inline on the event loop: two threads that alternate on
+the interpreter lose more by it than a keystroke costs (training/LOG.md).
 """
 
 import asyncio
@@ -23,151 +23,150 @@ Example = TypeVar("Example")
 Answer = TypeVar("Answer")
 ObserveCache: TypeAlias = Callable[[int, int], None]
 
-FEW = 16  # examples that an event loop gives a light turn, where the thread has a processor of its own
-SHORT = 8  # turns: a run of five words takes five, a page as context eight
+MAX_INLINE_BATCH = 16  # examples of an inline step, where the inference thread has a processor of its own
+MAX_SHORT_STEPS = 8  # a run of five words takes five steps, a page as context eight
 
 log = logging.getLogger(__name__)
 
 
 class Predictor(Protocol[Payload, Example, Answer]):
-    """What a model family does: the same object in evaluation and in the server.
+    """A model behind the interface that evaluation and the server share.
 
-    `prepare` validates one payload and raises for it alone. `predict` takes a batch, cannot fail for one member, and
-    tells of each example its answer, or None if it wants another turn (a long text read in chunks, the next step of a
-    beam, or no room in this turn; the first always has some). Whoever calls decides what shares the next turn, so
-    nobody waits for another's whole request.
+    `prepare` validates one payload and raises for it alone. `predict` advances a batch by one scheduling step and
+    cannot fail for one member. It returns per example the answer, or None for an example that needs another step: a
+    long text read in chunks, the next word of a beam search, or no room in this step (the first example always has
+    room). The caller composes the batch of the next step, so a short request never waits for a whole long one.
     """
 
     def prepare(self, payload: Payload) -> Example:
-        """Check one payload."""
+        """Validate one payload."""
         ...
 
     def predict(self, examples: Sequence[Example]) -> list[Answer | None]:
-        """One turn: of each example its answer, or None."""
+        """Run one step; return the answer to each example, or None."""
         ...
 
 
 def ignore(hit: int, read: int) -> None:
-    """An ObserveCache for those who don't care."""
+    """An ObserveCache that does nothing."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a predictor may use of the machine; a family without states to remember leaves the cache alone."""
+    """Machine resources of a predictor; a family without recurrent states to cache ignores `cache_bytes`."""
 
     threads: int = 1  # of inference
-    cache_bytes: int = 0  # of remembered states
-    observe_cache: ObserveCache = ignore  # told of a turn's contexts how many tokens were remembered, how many read
+    cache_bytes: int = 0  # of the state cache
+    observe_cache: ObserveCache = ignore  # called after a step with the context tokens found in the cache and read
 
 
 class BundlePredictor(Predictor[Payload, Example, Answer], Protocol[Payload, Example, Answer]):
-    """A predictor that a bundle is opened as, and that its probe proves."""
+    """A predictor opened from a bundle and verified by the bundle's probe."""
 
-    PROBE_TOLERANCE: ClassVar[float]  # of a probe's numbers: more than processors differ by, less than a fault moves
+    PROBE_TOLERANCE: ClassVar[float]  # of the probe's numbers: above processors' differences, below those of faults
 
     @property
     def precision(self) -> Precision:
-        """The arithmetic that answers."""
+        """The arithmetic of the graphs in use."""
         ...
 
     @property
-    def is_light(self) -> Callable[[Sequence[Any]], bool] | None:
-        """Tells of examples whether a turn of all is over so soon that an event loop may give it itself.
+    def fits_inline(self) -> Callable[[Sequence[Any]], bool] | None:
+        """A function that returns whether one step over the batch is cheap enough to run inline on the event loop.
 
-        None of a family whose turns never are.
+        None for a family whose steps never are.
         """
         ...
 
     @classmethod
     def open(cls, bundle: Bundle, precision: Precision, resources: Resources) -> Self:
-        """The predictor of a bundle, on its graphs of this precision. Raise BundleError if they can't be run."""
+        """Open the bundle's graphs of this precision. Raise BundleError if they can't be run."""
         ...
 
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
-        """The answer to `payload`, the fields of one of the family's payloads, as [text, number] pairs."""
+        """Return the answer to `payload`, the fields of one of the family's payloads, as [text, number] pairs."""
         ...
 
 
 class Observer(Protocol):
-    """Is told what the batcher of `model` does, and what was done before it."""
+    """A receiver of the scheduler's and the preprocessor's measurements, by model."""
 
     def observe_prepare(self, model: str, seconds: float) -> None:
-        """An example was prepared in a thread, in so long."""
+        """Record the time that one example took to prepare in a thread, waiting included."""
         ...
 
     def observe_batch(self, model: str, size: int, seconds: float) -> None:
-        """A turn was given to `size` examples."""
+        """Record one step over `size` examples."""
         ...
 
     def observe_wait(self, model: str, seconds: float) -> None:
-        """An example had waited so long for its first turn."""
+        """Record the time from an example's acceptance to its first step."""
         ...
 
     def set_queue(self, model: str, depth: int) -> None:
-        """So many examples wait for a turn; told when one begins, or one who waited has left."""
+        """Record the queue depth, at the start of each step and when a queued example is cancelled."""
         ...
 
     def count_refusal(self, model: str, reason: str) -> None:
-        """An example got no answer: `overloaded`, `deadline` or `cancelled`."""
+        """Count an example without an answer: `overloaded`, `deadline` or `cancelled`."""
         ...
 
 
 @dataclass(eq=False, slots=True)
-class _Ticket:
-    """An accepted example and the caller who waits for it."""
+class _Job:
+    """An accepted example and the future of its answer."""
 
     example: Any
     deadline: float | None
     accepted: float
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
-    account: Account | None  # of the request that it belongs to
-    turns: int = 0
-    abandoned: bool = False  # the caller left
-
-    def settle(self, answer: Any, error: BaseException | None) -> None:
-        """Tell the caller, in its loop."""
-        if self.future.done():
-            return
-        if error is None:
-            self.future.set_result(answer)
-        else:
-            self.future.set_exception(error)
+    account: Account | None  # of the HTTP request
+    steps: int = 0
+    cancelled: bool = False
 
 
-Outcome: TypeAlias = tuple[_Ticket, Any, BaseException | None]  # an answer or an error
+Outcome: TypeAlias = tuple[_Job, Any, BaseException | None]  # an answer or an error
 
 
-def _settle(outcomes: Sequence[Outcome], here: asyncio.AbstractEventLoop | None) -> None:
-    """Tell all callers, each loop's at once: to wake a loop costs more than an answer. `here` is the loop that runs."""
+def _deliver(outcomes: Sequence[Outcome], running: asyncio.AbstractEventLoop | None) -> None:
+    """Resolve the jobs' futures, all of one event loop in one call: waking a loop costs more than an answer.
+
+    `running` is the event loop that runs in this thread, if one does.
+    """
     by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
     for outcome in outcomes:
-        ticket = outcome[0]
-        if not ticket.abandoned:  # else the loop may be closed
-            by_loop.setdefault(ticket.loop, []).append(outcome)
-    for loop, told in by_loop.items():
-        if loop is here:
-            _tell(told)
+        job = outcome[0]
+        if not job.cancelled:  # the loop of a cancelled job may be closed
+            by_loop.setdefault(job.loop, []).append(outcome)
+    for loop, resolved in by_loop.items():
+        if loop is running:
+            _resolve(resolved)
         else:
-            with suppress(RuntimeError):  # it is closed: nobody is left to be told
-                loop.call_soon_threadsafe(_tell, told)
+            with suppress(RuntimeError):  # the loop is closed and nobody awaits its futures
+                loop.call_soon_threadsafe(_resolve, resolved)
 
 
-def _tell(outcomes: Sequence[Outcome]) -> None:
-    for ticket, answer, error in outcomes:
-        ticket.settle(answer, error)
+def _resolve(outcomes: Sequence[Outcome]) -> None:
+    for job, answer, error in outcomes:
+        if job.future.done():
+            continue
+        if error is None:
+            job.future.set_result(answer)
+        else:
+            job.future.set_exception(error)
 
 
-class Batcher:
-    """Feeds a predictor from many callers.
+class Scheduler:
+    """Batches the examples of concurrent requests for one predictor.
 
-    While `queue_size` examples wait for a turn, their first or another, one more is refused at once. A batch is made of
-    examples that have had few turns, in order, and of the long ones, the oldest first: so a keystroke does not wait for
-    documents, and of many documents the first are finished before the last, instead of all at once and too late. A
-    caller that left, or whose deadline passed, is dropped before the next turn.
+    The queue is bounded: beyond `queue_size` waiting examples, a new one raises Overloaded at once. A batch holds
+    examples with few steps so far, in order, and long ones, oldest first. A keystroke therefore never waits for
+    documents, and the first of many documents finishes before the last. Cancelled and expired examples are dropped
+    before the next step.
 
-    One turn at a time is given: by the inference thread, or, to no more than `light_size` examples and where it is
-    light, by the event loop of the first that waits.
+    One step runs at a time: in the inference thread, or inline on the event loop of the first waiting example if the
+    batch has at most `max_inline_batch` examples and `fits_inline` accepts it.
     """
 
     def __init__(
@@ -178,46 +177,46 @@ class Batcher:
         *,
         queue_size: int,
         batch_size: int,
-        is_light: Callable[[Sequence[Any]], bool] | None = None,
-        light_size: int = FEW,
+        fits_inline: Callable[[Sequence[Any]], bool] | None = None,
+        max_inline_batch: int = MAX_INLINE_BATCH,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`predict` is a Predictor's; without `is_light` (see BundlePredictor) no turn is light."""
+        """`predict` is that of a Predictor; without `fits_inline` (see BundlePredictor) no step runs inline."""
         self._name = name
         self._predict = predict
-        self._is_light = is_light
-        self._light_size = light_size
+        self._fits_inline = fits_inline
+        self._max_inline_batch = max_inline_batch
         self._observer = observer
         self._queue_size = queue_size
         self._batch_size = batch_size
         self._now = now
-        self._short: list[_Ticket] = []  # so far, in the order of their turns
-        self._long: list[_Ticket] = []  # had SHORT turns and want another, oldest first
-        self._called: asyncio.AbstractEventLoop | None = None  # the loop that is about to look at what waits
-        self._busy = False  # a batch has its turn, or is about to
-        self._handed: list[_Ticket] = []  # the batch that an event loop took and leaves to the thread
+        self._short: list[_Job] = []  # fewer than MAX_SHORT_STEPS steps so far, in the order of their steps
+        self._long: list[_Job] = []  # the others, oldest first
+        self._polling: asyncio.AbstractEventLoop | None = None  # the loop in which `_poll` is scheduled
+        self._busy = False  # a batch is taken and its step not finished
+        self._handed_off: list[_Job] = []  # the batch that an event loop took and leaves to the thread
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"inference-{name}", daemon=True)
         self._thread.start()
 
     async def submit(self, example: Any, deadline: float | None = None) -> Any:
-        """The answer to `example`. `deadline` is a time of the batcher's clock.
+        """Return the answer to `example`. `deadline` is a time of the clock `now`.
 
-        Raise Overloaded if the queue is full, NotReady if it is closed, DeadlineExceeded if the deadline passes first.
+        Raise Overloaded if the queue is full, NotReady after `close`, DeadlineExceeded once the deadline has passed.
         """
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(example, deadline, self._now(), loop.create_future(), loop, ACCOUNT.get())
-        self._accept(ticket)
+        job = _Job(example, deadline, self._now(), loop.create_future(), loop, ACCOUNT.get())
+        self._accept(job)
         try:
-            return await ticket.future
+            return await job.future
         except asyncio.CancelledError:
-            self._leave(ticket)
+            self._cancel(job)
             raise
 
     @property
     def depth(self) -> int:
-        """How many examples wait for a turn."""
+        """The number of queued examples."""
         return len(self._short) + len(self._long)
 
     async def close(self) -> None:
@@ -227,135 +226,134 @@ class Batcher:
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def _accept(self, ticket: _Ticket) -> None:
+    def _accept(self, job: _Job) -> None:
         with self._changed:
             if self._closing:
                 raise NotReady(f"{self._name}: is shutting down")
             if self.depth >= self._queue_size:
                 self._observer.count_refusal(self._name, "overloaded")
-                raise Overloaded(f"{self._name}: {self.depth} requests wait already; try again soon")
-            if ticket.account:
-                ticket.account.accept(ticket.accepted)
-            self._short.append(ticket)
-            if self._is_light is None:
+                raise Overloaded(f"{self._name}: the queue is full with {self.depth} requests; retry later")
+            if job.account:
+                job.account.accept(job.accepted)
+            self._short.append(job)
+            if self._fits_inline is None:
                 self._changed.notify()
             elif not self._busy:
-                self._call(ticket.loop)
+                self._schedule_poll(job.loop)
 
-    def _leave(self, ticket: _Ticket) -> None:
-        """Give the place of a caller who left to others, unless it is having its turn."""
+    def _cancel(self, job: _Job) -> None:
+        """Remove a cancelled job from the queue; one that is in the running step is dropped after it."""
         self._observer.count_refusal(self._name, "cancelled")
         with self._changed:
-            ticket.abandoned = True
+            job.cancelled = True
             for queue in (self._short, self._long):
-                if ticket in queue:
-                    queue.remove(ticket)
+                if job in queue:
+                    queue.remove(job)
             self._observer.set_queue(self._name, self.depth)
 
-    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have the event loop that runs look at what waits. For who holds the lock.
+    def _schedule_poll(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Schedule `_poll` on the running event loop. The caller holds the lock.
 
-        What another loop waits for is the thread's: a loop may end before it looks.
+        Jobs of several loops go to the thread: a loop may end before it polls.
         """
-        if self._called is loop or not self.depth:
+        if self._polling is loop or not self.depth:
             return
-        if self._called or any(ticket.loop is not loop for ticket in (*self._short, *self._long)):
+        if self._polling or any(job.loop is not loop for job in (*self._short, *self._long)):
             self._changed.notify()
         else:
-            self._called = loop
-            loop.call_soon(self._look, loop, 0)
+            self._polling = loop
+            loop.call_soon(self._poll, loop, 0)
 
-    def _look(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
-        """In an event loop, once no more wait than were `seen`: give these their turn, or leave that to the thread."""
+    def _poll(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+        """Run a step on the event loop, or hand it off, once the queue has grown no further than the `seen` depth."""
         with self._changed:
-            if not self._busy and seen < self.depth < self._light_size:
-                loop.call_soon(self._look, loop, self.depth)
+            if not self._busy and seen < self.depth < self._max_inline_batch:
+                loop.call_soon(self._poll, loop, self.depth)
                 return
-            self._called = None
+            self._polling = None
             batch = [] if self._busy else self._take()
         if batch:
-            self._turn(batch, loop)
+            self._step(batch, loop)
 
     def _run(self) -> None:
         while batch := self._gather():
-            self._turn(batch)
+            self._step(batch)
 
-    def _turn(self, batch: Sequence[_Ticket], here: asyncio.AbstractEventLoop | None = None) -> None:
-        """Give a batch its turn, if it may be given where we are: in the event loop `here`, or in the thread."""
-        examples = [ticket.example for ticket in batch]
+    def _step(self, batch: Sequence[_Job], running: asyncio.AbstractEventLoop | None = None) -> None:
+        """Run one step over the batch, in the inference thread or inline on the `running` event loop."""
+        examples = [job.example for job in batch]
         try:
-            if here and not self._may_be_given_here(examples):
-                self._hand(batch)
+            if running and not self._runs_inline(examples):
+                self._hand_off(batch)
                 return
-            self._begin(batch)
+            self._count_steps(batch)
             started = self._now()
-            turns = list(zip(batch, self._predict(examples), strict=True))
-            self._account(batch, started, self._now())
+            answers = list(zip(batch, self._predict(examples), strict=True))
+            self._observe_step(batch, started, self._now())
         except Exception as error:
             log.exception("%s: a batch of %d failed", self._name, len(batch))
-            _settle([(ticket, None, error) for ticket in batch], here)
-            self._end([], here)
+            _deliver([(job, None, error) for job in batch], running)
+            self._finish([], running)
             return
-        _settle([(ticket, answer, None) for ticket, answer in turns if answer is not None], here)
-        self._end([ticket for ticket, answer in turns if answer is None], here)
+        _deliver([(job, answer, None) for job, answer in answers if answer is not None], running)
+        self._finish([job for job, answer in answers if answer is None], running)
 
-    def _may_be_given_here(self, examples: Sequence[Any]) -> bool:
-        return len(examples) <= self._light_size and self._is_light is not None and self._is_light(examples)
+    def _runs_inline(self, examples: Sequence[Any]) -> bool:
+        return len(examples) <= self._max_inline_batch and self._fits_inline is not None and self._fits_inline(examples)
 
-    def _hand(self, batch: Sequence[_Ticket]) -> None:
+    def _hand_off(self, batch: Sequence[_Job]) -> None:
         with self._changed:
-            self._handed = [*batch]
+            self._handed_off = [*batch]
             self._changed.notify()
 
-    def _end(self, unfinished: Sequence[_Ticket], here: asyncio.AbstractEventLoop | None) -> None:
-        """A turn is over; some want another."""
+    def _finish(self, unfinished: Sequence[_Job], running: asyncio.AbstractEventLoop | None) -> None:
+        """End a step: queue the unfinished jobs again and start the next step."""
         with self._changed:
             self._busy = False
-            kept = [ticket for ticket in unfinished if not ticket.abandoned]
-            self._short += [ticket for ticket in kept if ticket.turns < SHORT]
-            self._long += [ticket for ticket in kept if ticket.turns >= SHORT]
-            self._long.sort(key=lambda ticket: ticket.accepted)
-            if here and not kept and not self._closing:
-                self._call(here)
+            kept = [job for job in unfinished if not job.cancelled]
+            self._short += [job for job in kept if job.steps < MAX_SHORT_STEPS]
+            self._long += [job for job in kept if job.steps >= MAX_SHORT_STEPS]
+            self._long.sort(key=lambda job: job.accepted)
+            if running and not kept and not self._closing:
+                self._schedule_poll(running)
             else:
                 self._changed.notify()
 
-    def _begin(self, batch: Sequence[_Ticket]) -> None:
-        """Count a turn of each, and tell how long those have waited who have their first."""
-        for ticket in batch:
-            if not ticket.turns:
-                self._observer.observe_wait(self._name, self._now() - ticket.accepted)
-            ticket.turns += 1
+    def _count_steps(self, batch: Sequence[_Job]) -> None:
+        """Count a step of each job; record the waiting time of those in their first."""
+        for job in batch:
+            if not job.steps:
+                self._observer.observe_wait(self._name, self._now() - job.accepted)
+            job.steps += 1
 
-    def _account(self, batch: Sequence[_Ticket], started: float, ended: float) -> None:
-        """Tell what a turn took."""
+    def _observe_step(self, batch: Sequence[_Job], started: float, ended: float) -> None:
         self._observer.observe_batch(self._name, len(batch), ended - started)
-        for account in {ticket.account for ticket in batch if ticket.account}:
+        for account in {job.account for job in batch if job.account}:
             account.take_turn(started, ended)
 
-    def _gather(self) -> list[_Ticket]:
-        """The next batch for the thread; waits for one; empty when closed and all is done."""
+    def _gather(self) -> list[_Job]:
+        """Wait for the thread's next batch; empty once closed and finished."""
         with self._changed:
             while True:
-                if batch := self._handed or ([] if self._busy else self._take()):
-                    self._handed = []
+                if batch := self._handed_off or ([] if self._busy else self._take()):
+                    self._handed_off = []
                     return batch
                 if self._closing and not self.depth and not self._busy:
                     return []
                 self._changed.wait()
 
-    def _take(self) -> list[_Ticket]:
-        """Begin a turn with the next batch; empty if nothing waits any more. For who holds the lock."""
-        self._drop_late()
-        batch = self._next()
+    def _take(self) -> list[_Job]:
+        """Take the next batch from the queue; empty if none is left. The caller holds the lock."""
+        self._drop_expired()
+        batch = self._next_batch()
         self._busy = bool(batch)
         self._observer.set_queue(self._name, self.depth)
         return batch
 
-    def _next(self) -> list[_Ticket]:
-        """Take a batch's worth: short ones half of it at most while there are long ones to have the rest.
+    def _next_batch(self) -> list[_Job]:
+        """Remove a batch from the queue: at most half of it short jobs while long ones fill the rest.
 
-        The oldest long one stands first, then the short ones: a predictor may leave the last for the next turn.
+        The oldest long job comes first, then the short ones: a predictor may defer the last to the next step.
         """
         room = self._batch_size
         short = min(len(self._short), max(room // 2, room - len(self._long)))
@@ -363,26 +361,26 @@ class Batcher:
         self._long, self._short = self._long[room - short :], self._short[short:]
         return batch
 
-    def _drop_late(self) -> None:
-        """Refuse those whose deadline has passed."""
+    def _drop_expired(self) -> None:
+        """Fail queued jobs whose deadline has passed."""
         waiting = (*self._short, *self._long)
-        late = {ticket for ticket in waiting if ticket.deadline is not None and ticket.deadline < self._now()}
-        if not late:
+        expired = {job for job in waiting if job.deadline is not None and job.deadline < self._now()}
+        if not expired:
             return
-        self._short = [ticket for ticket in self._short if ticket not in late]
-        self._long = [ticket for ticket in self._long if ticket not in late]
-        for _ in late:
+        self._short = [job for job in self._short if job not in expired]
+        self._long = [job for job in self._long if job not in expired]
+        for _ in expired:
             self._observer.count_refusal(self._name, "deadline")
         error = f"{self._name}: the deadline passed before the answer was ready"
-        _settle([(ticket, None, DeadlineExceeded(error)) for ticket in late], None)
+        _deliver([(job, None, DeadlineExceeded(error)) for job in expired], None)
 
 
 def answer_all(predictor: Predictor[Any, Any, Any], examples: Sequence[Any]) -> list[Any]:
-    """Give all examples turns together until each has its answer: what evaluation and the command line do."""
+    """Run steps over all examples together until each has its answer, as evaluation and the command line do."""
     answers: dict[int, Any] = {}
     waiting = list(range(len(examples)))
     while waiting:
-        turn = predictor.predict([examples[place] for place in waiting])
-        answers.update({place: answer for place, answer in zip(waiting, turn, strict=True) if answer is not None})
-        waiting = [place for place in waiting if place not in answers]
-    return [answers[place] for place in range(len(examples))]
+        found = predictor.predict([examples[index] for index in waiting])
+        answers.update({index: answer for index, answer in zip(waiting, found, strict=True) if answer is not None})
+        waiting = [index for index in waiting if index not in answers]
+    return [answers[index] for index in range(len(examples))]

@@ -1,4 +1,4 @@
-"""How likely a text was, token by token and in all."""
+"""Log-likelihood scores of texts and their tokens."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class TokenScore(NamedTuple):
-    """What one token of a text was worth; `start` and `end` are offsets into the text as sent."""
+    """The score of one token; `start` and `end` are character offsets into the request's text."""
 
     token: str
     start: int
@@ -20,10 +20,10 @@ class TokenScore(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TextScore:
-    """The answer to Score. Sums, so that scores of texts can be pooled; `<eos>` counts as a token."""
+    """The answer to a Score payload. Holds sums, so that scores can be pooled; `<eos>` counts as a token."""
 
     log_likelihood: float = 0.0  # nats
-    log_likelihood_unknown: float = 0.0  # the part of it that unknown words are to blame for
+    log_likelihood_unknown: float = 0.0  # the unknown words' part of it
     tokens: int = 0
     sentences: int = 0
     unknown_tokens: int = 0
@@ -37,22 +37,22 @@ class TextScore:
 
     @property
     def perplexity_excluding_unknown(self) -> float:
-        """The same over the known tokens alone, as KenLM reports it; an `<eos>` is always known."""
+        """Perplexity over the known tokens alone, as KenLM reports it; an `<eos>` is always known."""
         known = self.log_likelihood - self.log_likelihood_unknown
         return math.exp(-known / (self.tokens - self.unknown_tokens))
 
     @property
     def cross_entropy(self) -> float:
-        """Bits a token."""
+        """Bits per token."""
         return -self.log_likelihood / self.tokens / math.log(2)
 
     @property
     def bits_per_character(self) -> float:
-        """Bits a character of the text as sent."""
+        """Bits per character of the request's text."""
         return -self.log_likelihood / self.characters / math.log(2)
 
     def __add__(self, other: "TextScore") -> "TextScore":
-        """The score of both texts together, without the single tokens'."""
+        """Return the score of both texts together, without token scores."""
         return TextScore(
             log_likelihood=self.log_likelihood + other.log_likelihood,
             log_likelihood_unknown=self.log_likelihood_unknown + other.log_likelihood_unknown,
@@ -64,5 +64,5 @@ class TextScore:
 
 
 def pooled(scores: Iterable[TextScore]) -> TextScore:
-    """The score of all texts together: sums, no mean of perplexities."""
+    """Return the score of all texts together: sums, not a mean of perplexities."""
     return sum(scores, TextScore())

@@ -1,4 +1,4 @@
-"""Changes of what a registry serves, while it is asked: by name, and by what the store says now."""
+"""Version exchange in a running registry: activation of one version by name, and reload of every CURRENT."""
 
 import asyncio
 import logging
@@ -16,37 +16,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Activated:
-    """What answers from now on."""
+    """The outcome of an activation."""
 
     model: str
     version: str
-    previous: str | None  # the version that answered before; the same if nothing had to be done
-    unsaved: str | None  # why a restart would serve another one; None if it wouldn't, or if that was not asked for
+    previous: str | None  # the version served before; equal to `version` if nothing changed
+    unsaved: str | None  # the reason why CURRENT could not be written; None if it was, or if that was not requested
 
 
-Change: TypeAlias = Callable[[Registry, str, str], Awaitable[Activated]]  # as _change below
+Swap: TypeAlias = Callable[[Registry, str, str], Awaitable[Activated]]  # as _swap below
 
 
 async def activate(registry: Registry, name: str, version: str) -> Activated:
-    """Let `version` answer, and after a restart too if the store can be written.
+    """Serve `version` from now on, and after a restart too if the store can be written.
 
-    Raise UnknownModel, UnknownVersion, or BundleError for a version that can't be served; then nothing has changed.
+    Raise UnknownModel, UnknownVersion, or BundleError for a version that can't be served; the old one then stays.
     """
     async with registry.changes:
-        done = await counted(registry, _change, name, version)
+        done = await counted(registry, _swap, name, version)
         unsaved = await asyncio.to_thread(save, registry.store, name, version)
     if unsaved:
-        log.warning("%s: %s serves until a restart: %s", name, version, unsaved)
+        log.warning("%s: %s is served until the next restart: %s", name, version, unsaved)
     return replace(done, unsaved=unsaved)
 
 
-async def counted(registry: Registry, change: Change, name: str, version: str) -> Activated:
-    """Make a change and count it: as refused where a version that is there can't be served.
+async def counted(registry: Registry, swap: Swap, name: str, version: str) -> Activated:
+    """Run a swap and count its outcome, as `refused` for an existing version that can't be served.
 
-    What isn't in the store is not counted: callers name it, and each name would be a figure of its own.
+    Unknown names are not counted: clients choose them, and each would become a metric label.
     """
     try:
-        done = await change(registry, name, version)
+        done = await swap(registry, name, version)
     except BundleError:
         registry.metrics.count_swap(name, "refused")
         raise
@@ -55,29 +55,29 @@ async def counted(registry: Registry, change: Change, name: str, version: str) -
     return done
 
 
-async def reload(registry: Registry, change: Change | None = None) -> None:
-    """Serve what every model's CURRENT names by now, models that are new to the store included.
+async def reload(registry: Registry, swap: Swap | None = None) -> None:
+    """Serve the version that every model's CURRENT names, new models included.
 
-    `change` lets a version answer; by default in this process alone.
-    What can't be served is logged, as is all that happens, and what served before goes on. Nothing is raised.
+    `swap` serves a version; the default does so in this process alone. Every outcome is logged, and nothing is raised:
+    a model whose version can't be served keeps the one it serves.
     """
     try:
         names = await asyncio.to_thread(bundles.models, registry.store)
     except BundleError as error:
-        log.error("nothing is reloaded: %s", error)
+        log.error("reload failed: %s", error)
         return
     for name in names:
-        await _take_up(registry, name, change or _change)
+        await _reload_model(registry, name, swap or _swap)
     for served in registry.served():
         if served.name not in names:
-            log.warning("%s: is gone from %s; %s goes on serving", served.name, registry.store, served.version)
-    for name in registry.refused.keys() - names:
-        log.info("%s: was refused, and is gone from %s", name, registry.store)
+            log.warning("%s: missing from %s; %s is still served", served.name, registry.store, served.version)
+    for name in registry.rejected.keys() - names:
+        log.info("%s: rejected before, now missing from %s", name, registry.store)
         registry.forget(name)
 
 
 def save(store: Path, name: str, version: str) -> str | None:
-    """Write `version` into CURRENT unless it is there; why that can't be, if so. Blocks."""
+    """Write `version` into CURRENT unless it is there; return the reason if that fails. Blocks."""
     try:
         if _current(store, name) != version:
             bundles.activate(store, name, version)
@@ -88,40 +88,40 @@ def save(store: Path, name: str, version: str) -> str | None:
     return None
 
 
-async def _take_up(registry: Registry, name: str, change: Change) -> None:
+async def _reload_model(registry: Registry, name: str, swap: Swap) -> None:
     version = ""  # unless CURRENT names one
     try:
         async with registry.changes:
             version = await asyncio.to_thread(bundles.current, registry.store, name)
-            done = await counted(registry, change, name, version)
+            done = await counted(registry, swap, name, version)
             if done.previous == version:
-                log.info("%s: %s serves as before", name, version)
+                log.info("%s: %s is served as before", name, version)
     except SeqserveError as error:
-        log.error("%s: refused: %s; %s", name, error, _still(registry, name))
-        if name in registry.refused:
-            registry.refuse(name, version, str(error))
+        log.error("%s: rejected: %s; %s", name, error, _serving_status(registry, name))
+        if name in registry.rejected:
+            registry.reject(name, version, str(error))
     except Exception:
-        log.exception("%s: could not be reloaded; %s", name, _still(registry, name))
+        log.exception("%s: could not be reloaded; %s", name, _serving_status(registry, name))
 
 
-async def _change(registry: Registry, name: str, version: str) -> Activated:
-    """Let `version` answer unless it does. Whoever calls holds `changes`."""
+async def _swap(registry: Registry, name: str, version: str) -> Activated:
+    """Serve `version` unless it is served already. The caller holds the lock `changes`."""
     if registry.serving(name) == version:
         return Activated(name, version, version, None)
     staged = await asyncio.to_thread(registry.stage, name, version)
     previous = registry.switch(staged)
-    log.info("%s: %s serves, before it %s", name, version, previous or "none")
+    log.info("%s: serves %s, before %s", name, version, previous or "none")
     return Activated(name, version, previous, None)
 
 
 def _current(store: Path, name: str) -> str | None:
-    """What CURRENT names, if that is a version."""
+    """Return the version that CURRENT names, None if it names none."""
     try:
         return bundles.current(store, name)
     except BundleError:
         return None
 
 
-def _still(registry: Registry, name: str) -> str:
+def _serving_status(registry: Registry, name: str) -> str:
     version = registry.serving(name)
-    return f"{version} goes on serving" if version else "nothing serves it"
+    return f"{version} is still served" if version else "no version is served"

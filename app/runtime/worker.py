@@ -1,13 +1,13 @@
-"""One of several processes that serve together: its models, and its line to the supervisor, who changes them in all.
+"""One of several worker processes: its models and its message channel to the supervisor, which rolls out versions.
 
-Messages are JSON objects. Their `kind` says what is meant, `number` which change or question it belongs to:
+Messages are JSON objects with a `kind` and the `number` of the rollout or request that they belong to:
 
-    started, failed      worker -> supervisor    its models answer; it can't start (`error`)
-    activate             worker -> supervisor    let `version` of `model` answer in all; `save`: after a restart too
-    stage                supervisor -> worker    read and prove that version
-    switch, drop         supervisor -> worker    what is staged answers from now on; it won't be needed
-    reload               supervisor -> worker    SIGHUP came
-    done                 either                  answers activate, stage and switch: `error`, `previous`, `unsaved`
+    started, failed      worker -> supervisor    the models are served; start-up failed (`error`)
+    activate             worker -> supervisor    serve `version` of `model` in all workers; `save`: after a restart too
+    stage                supervisor -> worker    load and verify that version
+    switch, drop         supervisor -> worker    serve the staged version; discard it
+    reload               supervisor -> worker    SIGHUP was received
+    done                 either                  reply to activate, stage and switch: `error`, `previous`, `unsaved`
 """
 
 import asyncio
@@ -42,19 +42,19 @@ log = logging.getLogger(__name__)
 
 
 class Garbled(EOFError):
-    """The other end says what can't be a message, and can't be listened to any more."""
+    """The peer sent an invalid message, so its stream can't be read any further."""
 
 
 def send(line: Line, kind: str, number: int = 0, **fields: Any) -> None:
-    """Say something to the other end; if that is gone, nobody needs to know any more."""
+    """Send a message; do nothing if the peer has exited."""
     try:
         line.send_bytes(json.dumps({"kind": kind, "number": number, **fields}).encode())
     except (BrokenPipeError, ConnectionResetError):
-        log.debug("%s: the other end is gone", kind)
+        log.debug("%s: the peer has exited", kind)
 
 
 def receive(line: Line) -> Message:
-    """What the other end says. Raise EOFError if it is gone, Garbled if that is longer than a message may be."""
+    """Receive a message. Raise EOFError if the peer has exited, Garbled for more than MAX_MESSAGE bytes."""
     try:
         message: Message = json.loads(line.recv_bytes(MAX_MESSAGE))
     except ConnectionResetError as error:
@@ -65,28 +65,28 @@ def receive(line: Line) -> Message:
 
 
 def described(error: SeqserveError) -> dict[str, str]:
-    """An error as a message carries it."""
+    """Return an error as a message field."""
     return {"name": type(error).__name__, "text": str(error)[:MAX_TEXT]}
 
 
 def restored(error: Mapping[str, str]) -> SeqserveError:
-    """The error that `described` was given."""
+    """Return the error that `described` encoded."""
     kind: type[SeqserveError] = getattr(errors, error["name"])
     return kind(error["text"])
 
 
 class Shelf:
-    """The models of a store as the supervisor found them, before it forks.
+    """The models of a store, loaded by the supervisor before it forks.
 
-    What is read there, every worker shares, page for page. ONNX Runtime promises nothing of a fork; but a session of
-    one thread has no lock that another thread could hold and no thread that a fork could lose. One of several threads
-    has, so its models are read by each worker.
+    Workers share the memory pages of what is loaded then. ONNX Runtime does not support forks in general, but a session
+    of one thread has no lock that another thread could hold and no thread that a fork could lose. Models with several
+    threads are loaded by each worker.
     """
 
     def __init__(self, registry: Registry, *, share: bool) -> None:
-        """Find the models of the registry's store, and read them if they are to be shared."""
+        """List the models of the registry's store, and load them if `share`."""
         self.registry = registry
-        self.versions: dict[str, str] = {}  # that are to answer, by name
+        self.versions: dict[str, str] = {}  # to serve, by name
         self._staged: dict[str, Staged] = {}
         for name in bundles.models(registry.store):
             version = ""  # unless CURRENT names one
@@ -96,10 +96,10 @@ class Shelf:
                     self._staged[name] = registry.stage(name, version)
                 self.versions[name] = version
             except SeqserveError as error:
-                self._refuse(name, version, error)
+                self._reject(name, version, error)
 
     def serve(self, versions: Mapping[str, str]) -> Registry:
-        """Let these answer, in a worker: from the shelf, or read anew if others stand there."""
+        """Serve these versions in a worker; load those that the supervisor did not."""
         for name, version in versions.items():
             staged = self._staged.pop(name, None)
             try:
@@ -107,113 +107,113 @@ class Shelf:
                     staged = self.registry.stage(name, version)
                 self.registry.switch(staged)
             except SeqserveError as error:
-                self._refuse(name, version, error)
-        self._staged.clear()  # what this worker does not serve, it does not hold
-        for name in self.registry.refused.keys() - bundles.models(self.registry.store):
-            self.registry.forget(name)  # it is gone since the shelf was filled
+                self._reject(name, version, error)
+        self._staged.clear()  # versions that this worker does not serve
+        for name in self.registry.rejected.keys() - bundles.models(self.registry.store):
+            self.registry.forget(name)  # deleted since the shelf was filled
         return self.registry
 
-    def _refuse(self, name: str, version: str, error: SeqserveError) -> None:
-        log.error("%s: refused: %s", name, error)
-        self.registry.refuse(name, version, str(error))
+    def _reject(self, name: str, version: str, error: SeqserveError) -> None:
+        log.error("%s: rejected: %s", name, error)
+        self.registry.reject(name, version, str(error))
 
 
 class Worker:
-    """A worker's end of the line."""
+    """The worker's end of the channel."""
 
     def __init__(self, line: Line, shelf: Shelf, versions: Mapping[str, str]) -> None:
-        """`versions`, by name, are to answer."""
+        """`versions`: to serve, by model name."""
         self._line = line
         self._shelf = shelf
         self._versions = versions
         self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[Message]] = {}
-        self._staged: tuple[str, str, Staged | None] | None = None  # model, version, None if it answers already
-        self._orders: asyncio.Queue[Message] = asyncio.Queue()
+        self._requests: dict[int, asyncio.Future[Message]] = {}
+        self._staged: tuple[str, str, Staged | None] | None = None  # model, version, None if it is served already
+        self._commands: asyncio.Queue[Message] = asyncio.Queue()
 
     @property
     def registry(self) -> Registry:
-        """Where its models are, once they are loaded."""
+        """The registry of its models."""
         return self._shelf.registry
 
     def load(self) -> Registry:
-        """Let the models answer. Blocks; for the time before the event loop, or a thread."""
+        """Load the models and serve them. Blocks: call it before the event loop starts, or in a thread."""
         return self._shelf.serve(self._versions)
 
     async def attend(self, reload: Callable[[], None]) -> None:
-        """Tell the supervisor that the models answer, and do what it says until this is cancelled.
+        """Report readiness to the supervisor and run its commands until cancelled.
 
-        `reload` begins to serve what the store names now.
+        `reload` starts a reload of the store's CURRENT versions.
         """
         loop = asyncio.get_running_loop()
         loop.add_reader(self._line.fileno(), self._read)
         send(self._line, "started")
         try:
             while True:
-                await self._obey(await self._orders.get(), reload)
+                await self._run_command(await self._commands.get(), reload)
         finally:
             loop.remove_reader(self._line.fileno())
 
     async def activate(self, registry: Registry, name: str, version: str) -> Activated:
-        """As `activation.activate`, in all workers."""
+        """Activate as `versions.activate` does, in all workers."""
         async with registry.changes:
-            await self._refuse_impossible(name, version)
-            return await counted(registry, partial(self._ask, save=True), name, version)
+            await self._reject_invalid(name, version)
+            return await counted(registry, partial(self._request, save=True), name, version)
 
     async def reload(self, registry: Registry) -> None:
-        """As `activation.reload`, in all workers."""
-        await versions.reload(registry, partial(self._ask, save=False))
+        """Reload as `versions.reload` does, in all workers."""
+        await versions.reload(registry, partial(self._request, save=False))
 
-    async def _refuse_impossible(self, name: str, version: str) -> None:
-        """Raise UnknownModel or UnknownVersion for what no store can hold: it might not even fit into a message."""
+    async def _reject_invalid(self, name: str, version: str) -> None:
+        """Raise UnknownModel or UnknownVersion for an invalid name, which might not fit into a message."""
         try:
             for part in (name, version):
                 _STORE_NAME.validate_python(part)
         except ValidationError:
-            await asyncio.to_thread(self.registry.stage, name, version)  # finds no such folder, and says so
+            await asyncio.to_thread(self.registry.stage, name, version)  # raises, as there is no such folder
 
-    async def _ask(self, _: Registry, name: str, version: str, *, save: bool) -> Activated:
+    async def _request(self, _: Registry, name: str, version: str, *, save: bool) -> Activated:
         number = next(self._numbers)
-        self._asked[number] = asyncio.get_running_loop().create_future()
+        self._requests[number] = asyncio.get_running_loop().create_future()
         send(self._line, "activate", number, model=name, version=version, save=save)
         try:
-            told = await self._asked[number]
+            reply = await self._requests[number]
         finally:
-            del self._asked[number]
-        if told["error"]:
-            raise restored(told["error"])
-        return Activated(name, version, told["previous"], told["unsaved"])
+            del self._requests[number]
+        if reply["error"]:
+            raise restored(reply["error"])
+        return Activated(name, version, reply["previous"], reply["unsaved"])
 
     def _read(self) -> None:
         try:
             message = receive(self._line)
-        except EOFError:  # the supervisor is gone, and with it who would end this process
-            self._be_alone()
+        except EOFError:  # without the supervisor nobody would stop this process
+            self._on_supervisor_exit()
             return
         if message["kind"] != "done":
-            self._orders.put_nowait(message)
-        elif asked := self._asked.get(message["number"]):
-            asked.set_result(message)
+            self._commands.put_nowait(message)
+        elif request := self._requests.get(message["number"]):
+            request.set_result(message)
 
-    def _be_alone(self) -> None:
+    def _on_supervisor_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._line.fileno())
-        for asked in self._asked.values():
-            asked.set_exception(NotReady("the workers have no supervisor any more and end"))
+        for request in self._requests.values():
+            request.set_exception(NotReady("the supervisor has exited and the workers are shutting down"))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    async def _obey(self, order: Message, reload: Callable[[], None]) -> None:
-        match order["kind"]:
+    async def _run_command(self, command: Message, reload: Callable[[], None]) -> None:
+        match command["kind"]:
             case "stage":
-                await self._stage(order)
+                await self._stage(command)
             case "switch":
-                self._switch(order)
+                self._switch(command)
             case "drop":
                 self._staged = None
             case "reload":
                 reload()
 
-    async def _stage(self, order: Message) -> None:
-        name, version = order["model"], order["version"]
+    async def _stage(self, command: Message) -> None:
+        name, version = command["model"], command["version"]
         error = None
         try:
             serves = self.registry.serving(name) == version
@@ -222,16 +222,16 @@ class Worker:
         except SeqserveError as found:
             error = described(found)
         except Exception as found:
-            log.exception("%s: %s could not be read", name, version)
-            error = described(BundleError(f"{name}: {version} could not be read: {found!r}"))
-        send(self._line, "done", order["number"], error=error, previous=None)
+            log.exception("%s: %s could not be loaded", name, version)
+            error = described(BundleError(f"{name}: {version} could not be loaded: {found!r}"))
+        send(self._line, "done", command["number"], error=error, previous=None)
 
-    def _switch(self, order: Message) -> None:
+    def _switch(self, command: Message) -> None:
         assert self._staged
         name, version, staged = self._staged
         self._staged = None
         previous: str | None = version
         if staged:
             previous = self.registry.switch(staged)
-            log.info("%s: %s serves, before it %s", name, version, previous or "none")
-        send(self._line, "done", order["number"], error=None, previous=previous)
+            log.info("%s: serves %s, before %s", name, version, previous or "none")
+        send(self._line, "done", command["number"], error=None, previous=previous)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from app.text.penn_treebank import PennTreebank
 from app.text.tokenizer import (
+    BLANK,
     END,
     UNKNOWN,
-    WORDLESS,
     Completion,
     Ids,
-    Normaliser,
     Token,
+    Tokenizer,
     Vocabulary,
     context,
     context_texts,
@@ -23,28 +23,28 @@ from app.text.tokenizer import (
 )
 from app.text.whitespace import Whitespace
 
-NORMALISERS: dict[str, Callable[[Vocabulary], Normaliser]] = {"ptb": PennTreebank, "whitespace": Whitespace}
+TOKENIZERS: dict[str, Callable[[Vocabulary], Tokenizer]] = {"ptb": PennTreebank, "whitespace": Whitespace}
 
 __all__ = [
+    "BLANK",
     "END",
-    "NORMALISERS",
+    "TOKENIZERS",
     "UNKNOWN",
-    "WORDLESS",
     "Completion",
     "Ids",
-    "Normaliser",
     "Token",
+    "Tokenizer",
     "Vocabulary",
     "context",
     "context_texts",
     "lines",
-    "normaliser",
+    "make_tokenizer",
     "sentences",
 ]
 
 
-def normaliser(name: str, vocabulary: Vocabulary) -> Normaliser:
+def make_tokenizer(name: str, vocabulary: Vocabulary) -> Tokenizer:
     """Return the tokenizer of this name; raise ValueError if there is none."""
-    if name not in NORMALISERS:
-        raise ValueError(f"normalisation: expected one of {', '.join(NORMALISERS)}, found {name!r}")
-    return NORMALISERS[name](vocabulary)
+    if name not in TOKENIZERS:
+        raise ValueError(f"normalisation: expected one of {', '.join(TOKENIZERS)}, found {name!r}")
+    return TOKENIZERS[name](vocabulary)

@@ -13,14 +13,14 @@ _WORDED = re.compile(r"[^\W_]")
 
 # The Penn Treebank's conventions.
 NUMBER = "N"  # stands for every number
-PERCENT = "%"  # `12 %` became `N N` when the corpus was made: its `rose N N` stands there 322 times, `rose N in` never
-POUND = "#"  # the pound sterling; in everyday text the same sign before figures is short for `no.`
+PERCENT = "%"  # `12 %` became `N N` in the corpus: it has `rose N N` 322 times, `rose N in` never
+POUND = "#"  # the pound sterling; in everyday text `#` before digits means `no.`
 CLITICS = frozenset({"n't", "'s", "'re", "'ve", "'m", "'ll", "'d", "'"})
 
-_LONGEST = 1000  # characters of a chunk that is looked into: no word is longer, and a megabyte would take seconds
-_SHORT, _REMEMBERED = 32, 4096  # chunks of so many characters are remembered with their tokens, so many of them
+_LONGEST = 1000  # characters; a longer chunk is one token: no word is longer, and a megabyte would take seconds
+_SHORT, _CACHED = 32, 4096  # the tokens of chunks up to this many characters are cached, for this many chunks
 
-# Folding, a character at a time: what compatibility decomposition (NFKD) does not make plain.
+# Folding by character, beyond compatibility decomposition (NFKD).
 _FOLDS = (
     dict.fromkeys("\u2018\u2019\u201b\u02bb\u02bc\u00b4\u2032", "'")
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
@@ -32,9 +32,9 @@ _DROPPED = ("Mn", "Mc", "Me", "Cf")  # accents, joiners, soft hyphens, byte orde
 _FOREIGN = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff\u2150-\u215f]")
 _ADDRESS = re.compile(r"://|@|\bwww\.|\.(?:com|org|net|edu|gov)\b", re.IGNORECASE)
 
-# Any other chunk is signs and words; what stands between them is dropped. A word may hold `-` `/` `'` and the like
-# between two letters or figures, `,` and `:` between two figures, and end with one period or apostrophe.
-_LETTER, _FIGURE = r"[^\W_]", r"[\d\u00bc-\u00be\u2150-\u215e]"  # figures are fractions too
+# Any other chunk is signs and words; other characters between them are dropped. A word may contain `-` `/` `'` and the
+# like between two letters or digits, `,` and `:` between two digits, and end with one period or apostrophe.
+_LETTER, _FIGURE = r"[^\W_]", r"[\d\u00bc-\u00be\u2150-\u215e]"  # digits and fractions
 _MONEY = r"$\u00a2-\u00a5\u20a0-\u20c0"
 _PIECE = re.compile(
     rf"(?P<sign>(?:us|hk|[acm])?\$|[{_MONEY}]|{POUND}(?=\d)|(?<=\d)%|^%$|&|{UNKNOWN})"
@@ -47,22 +47,22 @@ _NUMBER = re.compile(rf"{_FIGURE}+(?:(?:\\?/|[-.,:]){_FIGURE}+)*k?")
 _DOTTED = re.compile(r"(?:[a-z]\.)+[a-z]?")
 _CLITIC = re.compile(r"n't|'(?:[smd]|re|ve|ll)|(?<=^can)not", re.IGNORECASE)
 _UNITS = {"am": "a.m.", "pm": "p.m.", "m": "million", "mn": "million", "b": "billion", "bn": "billion"}
-_MONEY_UNITS = ("m", "b")  # metres or bytes, unless a currency sign stands before the figures
+_MONEY_UNITS = ("m", "b")  # metres or bytes, unless the number follows a currency sign
 _AMOUNT = re.compile(rf"(?P<figures>\d[\d.,:]*)(?P<unit>{'|'.join(_UNITS)})", re.IGNORECASE)
 _SLASHED = re.compile(r"[^\\/]+")
 
-# How a person types a token. Abbreviations are names and titles and have a capital, but for the few ruled out here. May
-# and March are left out of the months: they are words too.
+# Capitalisation of tokens for display. Abbreviations are names and titles and have a capital, with few exceptions. May
+# and March are not among the months: they are words too.
 _CAPITALISED = re.compile(
     r"i|(?:mon|tues|wednes|thurs|fri|satur|sun)day|january|february|april|june|july|august|(?:sept|nov|dec)ember|october"
     r"|(?!etc|vs)[a-z]+\."
 )
 _CAPITALS = re.compile(r"(?![ap]\.m)(?:[a-z]\.)+[a-z]?|at&t|[a-z]&[a-z]|[a-z]{1,2}\$")  # u.s. n.j s&p us$
 
-# Where a word being typed may begin inside a chunk.
+# Possible starts of the word being typed inside a chunk.
 _OPENING = re.compile(rf"""["“„«(\[{{<—*{_MONEY}]|/(?={_LETTER})|(?<![^\W_.])'""")
-_CLITIC_BEGUN = re.compile(rf"(?:(?<={_LETTER})|(?<={_LETTER}\.))('[a-z]{{0,2}})$", re.IGNORECASE)
-_NEGATION_BEGUN = re.compile(
+_CLITIC_STARTED = re.compile(rf"(?:(?<={_LETTER})|(?<={_LETTER}\.))('[a-z]{{0,2}})$", re.IGNORECASE)
+_NEGATION_STARTED = re.compile(
     r"\b(?:is|are|was|were|do|does|did|has|have|had|ca|could|wo|would|should|might|must|need|ai)(n't?)$", re.IGNORECASE
 )
 
@@ -70,30 +70,30 @@ _NEGATION_BEGUN = re.compile(
 class PennTreebank:
     """Everyday English -> the conventions of the Penn Treebank as Mikolov prepared it.
 
-    Lower case; numbers are `N`, and so is the sign of percent; clitics stand alone (`do n't`, `company 's`);
-    punctuation is dropped but for currency signs, `&` and the periods of abbreviations. What the vocabulary knows as
-    it stands passes unchanged, so the corpus does. A word in no known spelling keeps its own in lower case, to be
-    told to the user: its id is that of `<unk>`. An unknown compound (`computer-aided`) stays one word, as in the
-    corpus: split, it would make even the words after it less likely.
+    Lower case; numbers and the percent sign are `N`; clitics are tokens (`do n't`, `company 's`); punctuation is
+    dropped except currency signs, `&` and the periods of abbreviations. Chunks in the vocabulary pass unchanged, and so
+    does the corpus. A word without a known spelling keeps its own in lower case, so that it can be reported to the
+    user; its id is that of `<unk>`. An unknown compound (`computer-aided`) stays one word, as in the corpus: splitting
+    it makes the words after it less likely.
     """
 
     keeps_blank_lines = False
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._known = vocabulary.index.keys() - {END}  # an `<eos>` that somebody typed ends nothing
-        words = {token: place for token, place in vocabulary.index.items() if token not in (END, UNKNOWN, NUMBER)}
+        self._known = vocabulary.index.keys() - {END}  # a typed `<eos>` ends no sentence
+        words = {token: number for token, number in vocabulary.index.items() if token not in (END, UNKNOWN, NUMBER)}
         signs = {character for token in self._known if not _WORDED.search(token) for character in token}
         worded = rf"(?:{_WORDED.pattern}|[{re.escape(''.join(signs))}{_MONEY}%&#']|[^\x00-\x7f\u2000-\u206f])"
-        # Chunks that may hold a token: all but those of ASCII's and Unicode's general punctuation, megabytes of which
-        # would take seconds one by one. Atomic, so that each character of a long run of dashes is looked at once
-        # (possessive, it loses chunks of one character on Python 3.11.2).
+        # Chunks that may contain a token, unlike those of ASCII's and Unicode's general punctuation, whose megabytes
+        # would take seconds one by one. Atomic, so that each character of a long run of dashes is matched once (a
+        # possessive quantifier loses chunks of one character on Python 3.11.2).
         self._worded = re.compile(rf"(?<!\S)(?>(?:(?!{worded})\S)*){worded}\S*")
-        self._words = WordList((_written(token).lower(), place) for token, place in words.items())
-        self._clitics = WordList((token, place) for token, place in words.items() if token in CLITICS)
-        self._remembered = lru_cache(_REMEMBERED)(lambda chunk: tuple(self._read(chunk)))
+        self._words = WordList((_written(token).lower(), number) for token, number in words.items())
+        self._clitics = WordList((token, number) for token, number in words.items() if token in CLITICS)
+        self._cached = lru_cache(_CACHED)(lambda chunk: tuple(self._analysed(chunk)))
 
     def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
-        """The tokens of each chunk in turn; a chunk of mere punctuation has none, one of great length is one."""
+        """Yield the tokens of each chunk: none for mere punctuation, a single one for a very long chunk."""
         known = self._known
         for match in self._worded.finditer(line):
             chunk, at = match[0], offset + match.start()
@@ -103,7 +103,7 @@ class PennTreebank:
                 yield from self._chunk(chunk, at)
 
     def texts(self, line: str) -> list[str]:
-        """The same without their places."""
+        """Return the texts of `tokens`."""
         if self._known.issuperset(chunks := line.split()):
             return chunks
         found: list[str] = []
@@ -111,11 +111,11 @@ class PennTreebank:
             if chunk in self._known or len(chunk) > _LONGEST:
                 found.append(chunk)
             else:
-                found += [text for text, _, _ in self._pieces_of(chunk)]
+                found += [text for text, _, _ in self._chunk_tokens(chunk)]
         return found
 
     def join(self, tokens: Sequence[str]) -> str:
-        """Clitics and the figures after a currency sign attached; what English always capitalises, capitalised."""
+        """Join with spaces; attach clitics and amounts after a currency sign, restore English capitals."""
         typed: list[str] = []
         previous = ""
         for token in tokens:
@@ -125,7 +125,7 @@ class PennTreebank:
         return "".join(typed)
 
     def complete(self, text: str) -> Completion:
-        """Words that begin with what was typed, in any case, be it after an opening quote or a clitic's word."""
+        """Complete the typed word, case-insensitively, also after an opening quote or as a clitic."""
         before, typed = split_typed(text)
         if len(typed) > _LONGEST:
             return Completion(before, [], NO_IDS, typed, typed, self)
@@ -134,40 +134,39 @@ class PennTreebank:
             prefix = folded[cut:]
             candidates = words.starting(prefix.lower()) if prefix else None
             if candidates is None or len(candidates):
-                begun = list(self._chunk(typed[: origin[cut]], len(before)))
-                return Completion(before, begun, candidates, typed, prefix, self)
+                started = list(self._chunk(typed[: origin[cut]], len(before)))
+                return Completion(before, started, candidates, typed, prefix, self)
         return Completion(before, [], NO_IDS, typed, folded, self)
 
     def _cuts(self, folded: str) -> Iterator[tuple[int, WordList]]:
-        """Where the word being typed may begin, the longest reading first, and the list to find it in."""
-        window = max(0, len(folded) - self._words.longest)  # no word that begins before it could be known
+        """Yield possible starts of the typed word, the longest reading first, each with the list to search."""
+        window = max(0, len(folded) - self._words.longest)  # no known word starts before it
         if not window:
             yield 0, self._words
-        for begun in (_NEGATION_BEGUN, _CLITIC_BEGUN):
-            if match := begun.search(folded, window):
+        for pattern in (_NEGATION_STARTED, _CLITIC_STARTED):
+            if match := pattern.search(folded, window):
                 yield match.start(1), self._clitics
         for match in _OPENING.finditer(folded, window):
             yield match.end(), self._words
 
     def _chunk(self, chunk: str, at: int) -> Iterator[Token]:
-        """The tokens of a chunk that is not known as it stands; `at` is where it begins in its text."""
-        for text, start, end in self._pieces_of(chunk):
+        """Yield the tokens of a chunk outside the vocabulary; `at` is its start in the text."""
+        for text, start, end in self._chunk_tokens(chunk):
             yield Token(text, at + start, at + end)
 
-    def _pieces_of(self, chunk: str) -> Iterable[Token]:
-        """The same with offsets into the chunk."""
-        return self._remembered(chunk) if len(chunk) <= _SHORT else self._read(chunk)
+    def _chunk_tokens(self, chunk: str) -> Iterable[Token]:
+        """Return the chunk's tokens, with offsets into the chunk, from the cache if it is short."""
+        return self._cached(chunk) if len(chunk) <= _SHORT else self._analysed(chunk)
 
-    def _read(self, chunk: str) -> Iterator[Token]:
-        """The same, found out."""
+    def _analysed(self, chunk: str) -> Iterator[Token]:
         folded, origin = _fold(chunk)
         whole = _FOREIGN.search(folded) or _ADDRESS.search(folded)
         for text, start, end in _whole(chunk, folded, origin) if whole else self._pieces(folded):
             yield Token(text, origin[start], origin[end])
 
     def _pieces(self, folded: str) -> Iterator[Token]:
-        """The signs and words of a folded chunk, with offsets into it."""
-        money = -1  # where the last currency sign ended: figures that begin there are an amount
+        """Yield the signs and words of a folded chunk, with offsets into it."""
+        money = -1  # end of the last currency sign: digits that start there are an amount
         for match in _PIECE.finditer(folded):
             piece, start, end = match[0], match.start(), match.end()
             if match.lastgroup == "word":
@@ -178,7 +177,7 @@ class PennTreebank:
                 yield Token(sign, start, end)
 
     def _word(self, word: str, at: int, money: bool) -> Iterator[Token]:
-        """A word's tokens: its known spelling, else that without period and quotes, else its parts."""
+        """Yield a word's tokens: its known spelling, else that without period and quotes, else its parts."""
         if spelling := self._spelling(word):
             yield Token(spelling, at, at + len(word))
         elif word.endswith("."):
@@ -193,7 +192,7 @@ class PennTreebank:
             yield from self._parts(word, at, money)
 
     def _parts(self, word: str, at: int, money: bool) -> Iterator[Token]:
-        """Host and clitics, figures and unit, or what slashes part; else the word itself, unknown."""
+        """Split into host and clitics, number and unit, or at slashes; else yield the unknown word itself."""
         end = at + len(word)
         if cuts := _clitic_cuts(word):
             yield from self._word(word[: cuts[0]], at, money)
@@ -209,22 +208,22 @@ class PennTreebank:
             yield Token(word.lower(), at, end)
 
     def _spelling(self, word: str) -> str | None:
-        """The word as the corpus spells it, if it knows it."""
+        """Return the corpus's spelling of the word, None if it has none."""
         known = (spelling for spelling in _spellings(word) if spelling in self._known)
         return next(known, NUMBER if _NUMBER.fullmatch(word.lower()) else None)
 
 
 def _fold(chunk: str) -> tuple[str, Sequence[int]]:
-    """The chunk in plain characters, and for each of them (and the end) where it comes from in the chunk."""
+    """Fold the chunk; return the plain characters and the offset in the chunk of each of them and of the end."""
     if chunk.isascii():
         return chunk, range(len(chunk) + 1)
     folded = [_fold_character(character) for character in chunk]
-    return "".join(folded), [*(place for place, plain in enumerate(folded) for _ in plain), len(chunk)]
+    return "".join(folded), [*(offset for offset, plain in enumerate(folded) for _ in plain), len(chunk)]
 
 
 @lru_cache(maxsize=4096)
 def _fold_character(character: str) -> str:
-    """Its plain form: an ASCII quote or hyphen, a letter without its accent, nothing for what is only an accent."""
+    """Return the plain form: an ASCII quote or hyphen, a letter without its accent, "" for a combining accent."""
     if character in _FOLDS:
         return _FOLDS[character]
     kept = [c for c in unicodedata.normalize("NFKD", character) if unicodedata.category(c) not in _DROPPED]
@@ -234,15 +233,15 @@ def _fold_character(character: str) -> str:
 
 
 def _whole(chunk: str, folded: str, origin: Sequence[int]) -> Iterator[Token]:
-    """One token from the first letter or figure to the last, in the chunk's own characters."""
-    letters = [place for place, character in enumerate(folded) if character.isalnum()]
+    """Yield one token from the first letter or digit to the last, in the chunk's own characters."""
+    letters = [offset for offset, character in enumerate(folded) if character.isalnum()]
     if letters:
         start, end = letters[0], letters[-1] + 1
         yield Token(chunk[origin[start] : origin[end]].lower(), start, end)
 
 
 def _clitic_cuts(word: str) -> list[int]:
-    """Where the clitics at the word's end begin: 5 and 8 in wouldn't've."""
+    """Return the starts of the clitics at the word's end: 5 and 8 in wouldn't've."""
     cuts = [len(word)]
     for match in reversed(list(_CLITIC.finditer(word, 1))):
         if match.end() != cuts[-1]:
@@ -252,7 +251,7 @@ def _clitic_cuts(word: str) -> list[int]:
 
 
 def _spellings(word: str) -> Iterator[str]:
-    """How the corpus may spell a word, the likeliest first."""
+    """Yield possible spellings of a word in the corpus, the likeliest first."""
     lower = word.lower()
     dotted = "".join(f"{letter}." for letter in lower) if 1 < len(word) <= 4 else lower
     yield word  # N
@@ -267,7 +266,7 @@ def _spellings(word: str) -> Iterator[str]:
 
 
 def _written(token: str) -> str:
-    """A token as a person types it."""
+    """Return a token as a person types it."""
     if _CAPITALS.fullmatch(token):
         return token.upper()
     if _CAPITALISED.fullmatch(token):

@@ -16,21 +16,23 @@ END = "<eos>"
 UNKNOWN = "<unk>"
 _LINE = re.compile(r"([^\r\n]+)(?:\r\n?|\n)?|\r\n?|\n")
 _WRITTEN_LINE = re.compile(r"(\S[^\r\n]*)")  # from a line's first character that is no space: the last took its line
-_PATIENCE = 16  # lines without tokens, about 1 us each, before who waits for a sentence is told
+_YIELD_EVERY = 16  # lines without tokens, about 1 us each, after which `sentences` yields BLANK
 
 
 class Vocabulary:
-    """The tokens a model knows; a token's id is its place. `<eos>` and `<unk>` are always among them."""
+    """A model's tokens; a token's id is its index. `<eos>` and `<unk>` are always among them."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
         """Raise ValueError for a repeated or missing token."""
         self.tokens = tuple(tokens)
-        self.index = {token: place for place, token in enumerate(self.tokens)}
+        self.index = {token: number for number, token in enumerate(self.tokens)}
         if len(self.index) != len(self.tokens):
-            raise ValueError(f"vocabulary: {len(self.tokens) - len(self.index)} tokens stand in it twice")
+            raise ValueError(
+                f"vocabulary: expected distinct tokens, found {len(self.tokens) - len(self.index)} duplicates"
+            )
         for special in (END, UNKNOWN):
             if special not in self.index:
-                raise ValueError(f"vocabulary: {special} is missing")
+                raise ValueError(f"vocabulary: expected {special} among the tokens, found none")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -46,44 +48,44 @@ class Vocabulary:
         return self.index[UNKNOWN]
 
     def ids(self, tokens: Iterable[str]) -> list[int]:
-        """Ids of the tokens, that of `<unk>` for those not known."""
+        """Return the tokens' ids, that of `<unk>` for unknown tokens."""
         index, unknown = self.index, self.unknown
         return [index.get(token, unknown) for token in tokens]
 
 
 class Token(NamedTuple):
-    """A normalised token and where it stands in the text as sent; an `<eos>` has start == end."""
+    """A normalised token and its character offsets in the original text; an `<eos>` has start == end."""
 
     text: str
     start: int
     end: int
 
 
-WORDLESS: Final[Iterator[Token]] = iter(())  # stands among sentences for lines without tokens
+BLANK: Final[Iterator[Token]] = iter(())  # marks lines without tokens among sentences
 
 
-class Normaliser(Protocol):
-    """One corpus's conventions. The tokens of a chunk (a run of non-space characters) depend on that chunk alone."""
+class Tokenizer(Protocol):
+    """The conventions of one corpus. The tokens of a chunk (a run of non-space characters) depend on it alone."""
 
-    keeps_blank_lines: bool  # whether a line without tokens is a sentence of its own, an `<eos>`
+    keeps_blank_lines: bool  # a line without tokens is a sentence of its own, an `<eos>`
 
     def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
-        """The tokens of one line without its line break, no `<eos>`; `offset` is where the line begins in its text.
+        """Yield the tokens of one line without its line break, no `<eos>`; `offset` is the line's start in its text.
 
-        One at a time, since a line may be as long as a text.
+        Lazy, since a line may be as long as a text.
         """
         ...
 
     def texts(self, line: str) -> list[str]:
-        """The texts of `tokens(line)`, which are made sooner without their places."""
+        """Return the texts of `tokens(line)`; faster, as it computes no offsets."""
         ...
 
     def join(self, tokens: Sequence[str]) -> str:
-        """A run of tokens as a person would type it."""
+        """Return a run of tokens as a person would type it."""
         ...
 
     def complete(self, text: str) -> "Completion":
-        """The words that the last run of non-space characters of `text` may become, and what stands before them."""
+        """Return the context before the last run of non-space characters of `text`, and the words it may become."""
         ...
 
 
@@ -92,82 +94,82 @@ class Completion:
     """A word being typed at the end of a text."""
 
     before: str  # the text up to the last run of non-space characters
-    begun: list[Token]  # tokens of that run that stand before the word, such as the host of a clitic
+    started: list[Token]  # tokens of that run before the word, such as the host of a clitic
     candidates: Ids | None  # of the words that it may become; None: any word
-    typed: str  # the last run of non-space characters, as sent; it may begin before the word
-    prefix: str  # the word's beginning, in the characters that the vocabulary is written in
-    normaliser: Normaliser
+    typed: str  # the last run of non-space characters as typed; may start before the word
+    prefix: str  # the typed part of the word, in the vocabulary's characters
+    tokenizer: Tokenizer
 
     @property
     def context(self) -> list[Token]:
-        """What stands before the word."""
-        return [*context(self.before, self.normaliser), *self.begun]
+        """The tokens before the word."""
+        return [*context(self.before, self.tokenizer), *self.started]
 
     @property
     def context_texts(self) -> list[str]:
         """The texts of `context`."""
-        return [*context_texts(self.before, self.normaliser), *(token.text for token in self.begun)]
+        return [*context_texts(self.before, self.tokenizer), *(token.text for token in self.started)]
 
     def text(self, tokens: Sequence[str]) -> str:
-        """`tokens`, whose first is a candidate, as they would be typed on: always begins with `typed`."""
-        first = self.normaliser.join(tokens[:1])
-        return self.word(first) + self.normaliser.join(tokens)[len(first) :]
+        """Return `tokens`, the first a candidate, as a continuation of `typed`; always starts with `typed`."""
+        first = self.tokenizer.join(tokens[:1])
+        return self.word(first) + self.tokenizer.join(tokens)[len(first) :]
 
     def word(self, written: str) -> str:
-        """The same of a candidate alone, as it is written elsewhere."""
+        """Return one candidate, given as it is usually written, as a continuation of `typed`."""
         if not written.startswith(self.prefix):
             written = written.upper() if len(self.prefix) > 1 and self.prefix.isupper() else written.lower()
         return self.typed + written[len(self.prefix) :]
 
 
 def lines(text: str, *, blank: bool = True) -> Iterator[tuple[str, int]]:
-    r"""Each line without its break, and its offset. Only \r\n, \n and \r break; a final break opens no further line.
+    r"""Yield each line without its break, and its offset. Only \r\n, \n and \r break; a final break starts no new line.
 
-    Where the `blank` are not wanted they cost next to nothing, and a line begins at its first character but for space.
+    With `blank` false, blank lines are skipped at next to no cost, and a line starts at its first non-space character.
     """
     for match in (_LINE if blank else _WRITTEN_LINE).finditer(text):
         yield match[1] or "", match.start()
 
 
-def sentences(lines: Iterable[tuple[str, int]], normaliser: Normaliser) -> Iterator[Iterator[Token]]:
-    """The tokens of each line and the `<eos>` at its end, one line and one token at a time.
+def sentences(lines: Iterable[tuple[str, int]], tokenizer: Tokenizer) -> Iterator[Iterator[Token]]:
+    """Yield the tokens of each line and the `<eos>` at its end, lazily.
 
-    After so many lines without tokens comes `WORDLESS`, so that nobody waits without limit for the next that has some.
+    Yields `BLANK` after a number of lines without tokens, so that the caller regains control in bounded time.
     """
-    wordless = 0
+    blank = 0
     for line, offset in lines:
-        tokens = normaliser.tokens(line, offset)
+        tokens = tokenizer.tokens(line, offset)
         first = list(islice(tokens, 1))
-        if first or normaliser.keeps_blank_lines:
+        if first or tokenizer.keeps_blank_lines:
             end = offset + len(line)
             yield chain(first, tokens, [Token(END, end, end)])
         else:
-            wordless += 1
-            if wordless % _PATIENCE == 0:
-                yield WORDLESS
+            blank += 1
+            if blank % _YIELD_EVERY == 0:
+                yield BLANK
 
 
-def context(text: str, normaliser: Normaliser) -> list[Token]:
-    """The tokens before the next word: those of all sentences, the last not ended unless `text` ends with a break."""
-    tokens = list(chain.from_iterable(sentences(lines(text, blank=normaliser.keeps_blank_lines), normaliser)))
-    if tokens and tokens[-1].start == len(text):  # the `<eos>` of a last line that goes on
+def context(text: str, tokenizer: Tokenizer) -> list[Token]:
+    """Return the tokens before the next word; the last line ends with `<eos>` only if `text` ends with a break."""
+    tokens = list(chain.from_iterable(sentences(lines(text, blank=tokenizer.keeps_blank_lines), tokenizer)))
+    if tokens and tokens[-1].start == len(text):  # the `<eos>` of an unfinished last line
         tokens.pop()
     return tokens
 
 
-def context_texts(text: str, normaliser: Normaliser) -> list[str]:
-    """The texts of `context`."""
+def context_texts(text: str, tokenizer: Tokenizer) -> list[str]:
+    """Return the texts of `context`."""
     found: list[str] = []
-    for line, offset in lines(text, blank=normaliser.keeps_blank_lines):
-        texts = normaliser.texts(line)
-        if texts or normaliser.keeps_blank_lines:
-            goes_on = offset + len(line) == len(text)
-            found += texts if goes_on else [*texts, END]
+    for line, offset in lines(text, blank=tokenizer.keeps_blank_lines):
+        texts = tokenizer.texts(line)
+        if texts or tokenizer.keeps_blank_lines:
+            unfinished = offset + len(line) == len(text)
+            found += texts if unfinished else [*texts, END]
     return found
 
 
 def split_typed(text: str) -> tuple[str, str]:
-    """What stands before the last run of non-space characters, and that run; it is empty after a space."""
+    """Split off the last run of non-space characters, which is empty after a space."""
     if not text or text[-1].isspace():
         return text, ""
     typed = text.rsplit(maxsplit=1)[-1]

@@ -10,29 +10,29 @@ _CHUNK = re.compile(r"\S+")
 
 
 class Whitespace:
-    """Tokens are the chunks as they are: for corpora that come tokenised, such as WikiText."""
+    """Splitting at whitespace, for corpora that come tokenized, such as WikiText."""
 
     keeps_blank_lines = True
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         words = vocabulary.index.items()
-        self._words = WordList((token, place) for token, place in words if token not in (END, UNKNOWN))
+        self._words = WordList((token, number) for token, number in words if token not in (END, UNKNOWN))
 
     def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
-        """The chunks of the line."""
+        """Yield the chunks of the line."""
         for match in _CHUNK.finditer(line):
             yield Token(match[0], offset + match.start(), offset + match.end())
 
     def texts(self, line: str) -> list[str]:
-        """The chunks of the line."""
+        """Return the chunks of the line."""
         return line.split()
 
     def join(self, tokens: Sequence[str]) -> str:
-        """The tokens, a space between."""
+        """Join the tokens with spaces."""
         return " ".join(tokens)
 
     def complete(self, text: str) -> Completion:
-        """Words that begin with the last chunk, case and all."""
+        """Complete the last chunk, case-sensitively."""
         before, typed = split_typed(text)
         candidates = self._words.starting(typed) if typed else None
         return Completion(before, [], candidates, typed, typed, self)

@@ -1,4 +1,4 @@
-"""A sorted list of written words, searchable by prefix."""
+"""A sorted list of words, searchable by prefix."""
 
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -13,17 +13,17 @@ NO_IDS: Final = np.empty(0, np.int64)
 
 
 class WordList:
-    """Written words in alphabetical order, for finding those that begin with a prefix."""
+    """Words in alphabetical order, searchable by prefix."""
 
     def __init__(self, words: Iterable[tuple[str, int]]) -> None:
-        """Words as they are written, with their ids."""
+        """`words`: as they are written, with their ids."""
         ordered = sorted(words)
         self._words = [word for word, _ in ordered]
-        self._ids = np.array([place for _, place in ordered], np.int64)
-        self._ids.setflags(write=False)  # parts of it are given away
+        self._ids = np.array([number for _, number in ordered], np.int64)
+        self._ids.setflags(write=False)  # `starting` returns views
         self.longest = max(map(len, self._words), default=0)
 
     def starting(self, prefix: str) -> Ids:
-        """Ids of the words that begin with `prefix`."""
+        """Return the ids of the words that start with `prefix`."""
         first = bisect_left(self._words, prefix)
         return self._ids[first : bisect_left(self._words, prefix + _LAST_CHARACTER, first)]

@@ -76,7 +76,7 @@ class FakeRegistry:
 
     def __init__(self, *models: FakeServed, refused: dict[str, str] | None = None) -> None:
         self.models = models
-        self.refused = refused or {}
+        self.rejected = refused or {}
 
     def served(self) -> list[FakeServed]:
         return list(self.models)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from app.errors import SettingsError
 from app.main import sizes
-from app.runtime.scheduler import FEW
+from app.runtime.scheduler import MAX_INLINE_BATCH
 from app.settings import Settings
 
 
@@ -19,12 +19,12 @@ def test_the_environment_is_read_and_a_value_given_goes_before_it(monkeypatch: p
     assert (settings.port, settings.queue_size, settings.threads) == (9001, 7, 1)
 
 
-@pytest.mark.parametrize(("workers", "light_size"), [(1, FEW), (2, 40), (3, 40)])
+@pytest.mark.parametrize(("workers", "max_inline_batch"), [(1, MAX_INLINE_BATCH), (2, 40), (3, 40)])
 def test_event_loops_give_all_light_turns_where_each_processor_has_a_worker(
-    monkeypatch: pytest.MonkeyPatch, workers: int, light_size: int
+    monkeypatch: pytest.MonkeyPatch, workers: int, max_inline_batch: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
-    assert sizes(Settings(workers=workers, batch_size=40))["light_size"] == light_size
+    assert sizes(Settings(workers=workers, batch_size=40))["max_inline_batch"] == max_inline_batch
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from app.runtime.onnx_session import session
 from app.runtime.recurrent_engine import SOFTMAX_ROWS, TARGETS, RecurrentEngine
 from app.runtime.scheduler import answer_all
 from app.runtime.state_cache import StateCache
-from app.text import Vocabulary, normaliser
+from app.text import Vocabulary, make_tokenizer
 from training.language_model.publish import read_config
 from training.language_model.recipe import build
 
@@ -69,7 +69,7 @@ class Served:
         self._predictor = LanguageModelPredictor(
             RecurrentEngine(*self.graphs),
             vocabulary,
-            normaliser(str(bundle.manifest.normalisation), vocabulary),
+            make_tokenizer(str(bundle.manifest.normalisation), vocabulary),
             precision=precision,
             cache=StateCache(64 * 2**20),
         )

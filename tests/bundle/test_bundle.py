@@ -1,4 +1,4 @@
-"""A bundle is published whole or not at all, and read only if every byte is as it was published."""
+"""Bundles: atomic publication and verified reading."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def manifest(model: str = "ptb", version: str = "v1", **fields: Any) -> Manifest
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """A store that is not there yet."""
+    """A store that does not exist yet."""
     return tmp_path / "models_store"
 
 
@@ -121,21 +121,21 @@ def test_a_new_version_becomes_the_current_one(store: Path, folder: Path) -> Non
     assert bundle.current(store, "ptb") == "v2"
 
 
-def test_the_same_version_is_refused_twice_and_stays_as_it_was(store: Path, folder: Path) -> None:
-    with pytest.raises(BundleError, match=r"ptb/v1: this version is published already"):
+def test_the_same_version_is_rejected_twice_and_stays_as_it_was(store: Path, folder: Path) -> None:
+    with pytest.raises(BundleError, match=r"ptb/v1: expected an unpublished version"):
         bundle.publish(store, manifest(), {"probe.json": b"other"})
 
     assert bundle.read(folder).json("probe.json") == {"text": "the", "answer": [0.25]}
 
 
-def test_of_two_publishers_of_one_version_the_second_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_publishers_of_one_version_the_second_is_rejected(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rename_after_another_published(staging: Path, target: Path) -> Path:
         monkeypatch.undo()
         bundle.publish(store, manifest(), CONTENTS)
         return staging.rename(target)
 
     monkeypatch.setattr(Path, "rename", rename_after_another_published)
-    with pytest.raises(BundleError, match="published already"):
+    with pytest.raises(BundleError, match="expected an unpublished version"):
         bundle.publish(store, manifest(), {"probe.json": b"other"})
 
     assert bundle.read(store / "ptb" / "v1").json("probe.json") == {"text": "the", "answer": [0.25]}
@@ -161,7 +161,7 @@ def test_a_name_that_could_lead_out_of_the_store_is_no_name(store: Path, folder:
         bundle.activate(store, "ptb", name)
 
 
-def test_what_could_not_be_read_is_not_published(store: Path) -> None:
+def test_an_invalid_bundle_is_not_published(store: Path) -> None:
     with pytest.raises(BundleError, match="expected at most"):
         bundle.publish(store, manifest(config={"too long": "x" * (1 << 20)}), CONTENTS)
     assert entries(store / "ptb") == []
@@ -241,15 +241,15 @@ def test_a_half_written_version_is_never_listed(store: Path, monkeypatch: pytest
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "a flipped bit": (
         lambda folder: flip_bit(folder / "weights.safetensors"),
-        r"weights\.safetensors: sha256 is [0-9a-f]{64}, the manifest says [0-9a-f]{64}$",
+        r"weights\.safetensors: expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}$",
     ),
     "truncated": (
         lambda folder: os.truncate(folder / "weights.safetensors", 100),
-        r"weights\.safetensors: has 100 bytes, the manifest says 10240$",
+        r"weights\.safetensors: expected 10240 bytes, found 100$",
     ),
     "longer": (
         lambda folder: append(folder / "probe.json"),
-        r"probe\.json: has 34 bytes, the manifest says 33$",
+        r"probe\.json: expected 33 bytes, found 34$",
     ),
     "missing": (lambda folder: (folder / "probe.json").unlink(), r"probe\.json: can't be read: No such file"),
     "a folder": (lambda folder: into_folder(folder / "probe.json"), r"probe\.json: expected a plain file, found d"),
@@ -259,15 +259,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a linked manifest": (lambda folder: into_link(folder / "manifest.json"), r"manifest\.json: expected a plain file"),
     "another format": (
         lambda folder: (folder / "manifest.json").write_text('{"format": 2, "weights": "elsewhere"}'),
-        r"manifest\.json: format is 2, supported: 1$",
+        r"manifest\.json: format: expected 1, found 2$",
     ),
     "a format that is nearly ours": (
         lambda folder: edit_manifest(folder, format=True),
-        r"manifest\.json: format is True, supported: 1$",
+        r"manifest\.json: format: expected 1, found True$",
     ),
     "no format": (
         lambda folder: (folder / "manifest.json").write_text("{}"),
-        r"manifest\.json: format is None, supported: 1$",
+        r"manifest\.json: format: expected 1, found None$",
     ),
     "not JSON": (lambda folder: (folder / "manifest.json").write_text("PK\x03"), r"manifest\.json: expected JSON"),
     "not an object": (
@@ -288,7 +288,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "a figure that is none": (
         lambda folder: edit_manifest(folder, metrics={"test_perplexity": float("nan")}),
-        r"manifest\.json: expected JSON, found otherwise: NaN is no JSON number$",
+        r"manifest\.json: expected JSON, found an error: expected a JSON number, found NaN$",
     ),
     "an infinite figure": (
         lambda folder: replace_text(folder / "manifest.json", "81.5", "1e999"),
@@ -308,11 +308,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "another model's": (
         lambda folder: edit_manifest(folder, model="wikitext"),
-        r"manifest\.json: is of wikitext/v1, its folder says ptb/v1$",
+        r"manifest\.json: expected model and version ptb/v1, as its folder, found wikitext/v1$",
     ),
     "another version's": (
         lambda folder: edit_manifest(folder, version="v2"),
-        r"manifest\.json: is of ptb/v2, its folder says ptb/v1$",
+        r"manifest\.json: expected model and version ptb/v1, as its folder, found ptb/v2$",
     ),
 }
 
@@ -337,7 +337,7 @@ def into_folder(path: Path) -> None:
 
 
 def into_link(path: Path) -> None:
-    """The content is the same; it stands outside the bundle."""
+    """The content is the same; outside the bundle."""
     outside = path.parent.parent / f"outside-{path.name}"
     path.rename(outside)
     path.symlink_to(outside)
@@ -349,7 +349,7 @@ def into_pipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_bundle_is_refused_by_name(folder: Path, damage: Damage, message: str) -> None:
+def test_a_damaged_bundle_is_rejected_by_name(folder: Path, damage: Damage, message: str) -> None:
     bundle.read(folder)
     damage(folder)
 
@@ -384,7 +384,7 @@ def test_text_and_json_name_a_file_that_is_neither(store: Path) -> None:
         found.json("probe.json")
 
 
-def test_a_missing_bundle_is_told_by_its_path(store: Path) -> None:
+def test_a_missing_bundle_is_reported_by_its_path(store: Path) -> None:
     assert refusal(store / "ptb" / "v1") == f"{store}/ptb/v1/manifest.json: can't be read: No such file or directory"
 
 
@@ -415,7 +415,7 @@ def test_current_must_be_one_line_that_names_a_version(store: Path, folder: Path
     assert bundle.models(store) == ["ptb"]
 
 
-def test_a_model_without_current_is_listed_and_refused_by_name(store: Path, folder: Path) -> None:
+def test_a_model_without_current_is_listed_and_rejected_by_name(store: Path, folder: Path) -> None:
     (folder.parent / "CURRENT").unlink()
 
     assert bundle.models(store) == ["ptb"]
@@ -423,7 +423,7 @@ def test_a_model_without_current_is_listed_and_refused_by_name(store: Path, fold
         bundle.current(store, "ptb")
 
 
-def test_a_model_whose_versions_are_gone_is_listed_and_refused_by_name(store: Path, folder: Path) -> None:
+def test_a_model_whose_versions_are_gone_is_listed_and_rejected_by_name(store: Path, folder: Path) -> None:
     shutil.rmtree(folder)
 
     assert bundle.models(store) == ["ptb"]
@@ -443,6 +443,6 @@ def test_only_folders_with_proper_names_are_models_and_versions(store: Path, fol
     assert bundle.versions(store, "ptb") == ["v1"]
 
 
-def test_a_missing_store_is_told_by_its_path(store: Path) -> None:
+def test_a_missing_store_is_reported_by_its_path(store: Path) -> None:
     with pytest.raises(BundleError, match=r"models_store: can't be read: No such file or directory"):
         bundle.models(store)

@@ -191,7 +191,7 @@ async def test_a_damaged_version_is_rejected_under_load_and_sighup_activates_the
             assert (await load.activate("3")).status_code == 404
             bundles.activate(store, "tiny", "2")
             process.send_signal(signal.SIGHUP)
-            await until(lambda: any("tiny: refused" in line for line in log))
+            await until(lambda: any("tiny: rejected" in line for line in log))
             await load.served_by("1")
             assert load.answered["2"] == 0
             weights.write_bytes(whole)

@@ -1,4 +1,4 @@
-"""What the tests of app.runtime share: the tiny bundle, and a text that the tiny model can read."""
+"""Fixtures of app.runtime's tests: the tiny bundle, and a text that the tiny model can read."""
 
 from pathlib import Path
 

@@ -99,7 +99,7 @@ def test_a_beam_of_1_is_greedy(seed: int) -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_likeliest_tokens_and_one_more_are_all_that_a_beam_must_be_told(seed: int, width: int) -> None:
+def test_a_beam_needs_only_the_likeliest_tokens_and_one_more(seed: int, width: int) -> None:
     model = random_model(seed)
     assert search(model, width=width, length=3, most=width + 1) == search(model, width=width, length=3)
 
@@ -117,11 +117,11 @@ def test_a_sequence_ends_early_and_its_end_counts() -> None:
         return logs(0.8, 0.1, 0.1) if history else logs(0.4, 0.5, 0.1)
 
     found = search(model, width=2, length=3)
-    assert [(hypothesis.tokens, hypothesis.ended) for hypothesis in found] == [((1,), True), ((2,), True)]
+    assert [(hypothesis.tokens, hypothesis.finished) for hypothesis in found] == [((1,), True), ((2,), True)]
     assert found[0].log_probability == pytest.approx(math.log(0.5 * 0.8))
 
 
-def test_no_step_is_asked_for_once_all_have_ended() -> None:
+def test_no_step_is_requested_once_all_have_finished() -> None:
     asked: list[Sequence[Hypothesis[State]]] = []
 
     def model(history: State) -> Floats:
@@ -167,14 +167,14 @@ def test_each_step_asks_once_for_each_live_sequence_with_the_state_before_its_la
     for step, hypotheses in enumerate(asked, start=1):
         assert len({hypothesis.tokens for hypothesis in hypotheses}) == len(hypotheses)
         for hypothesis in hypotheses:
-            assert not hypothesis.ended
+            assert not hypothesis.finished
             assert len(hypothesis.tokens) == step
             assert hypothesis.state == hypothesis.tokens[:-1]
 
 
 def rank(hypothesis: Hypothesis[State], length_penalty: float) -> float:
     """What a search orders by: the end counts as a token."""
-    return hypothesis.log_probability / math.pow(len(hypothesis.tokens) + hypothesis.ended, length_penalty)
+    return hypothesis.log_probability / math.pow(len(hypothesis.tokens) + hypothesis.finished, length_penalty)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -224,8 +224,8 @@ def test_what_is_certain_grows_and_the_best_begins_with_it(seed: int, width: int
         assert after[: len(before)] == before
 
 
-def test_what_ended_early_keeps_later_words_uncertain() -> None:
-    """Of the sequences kept one has ended after its first word, so no second word is certain."""
+def test_a_finished_sequence_keeps_later_words_uncertain() -> None:
+    """One kept sequence has finished after its first word, so no second word is certain."""
 
     def model(history: State) -> Floats:
         return logs(0.5, 0.5, 0.0) if history else logs(0.0, 1.0, 0.0)

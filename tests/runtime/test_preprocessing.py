@@ -1,4 +1,4 @@
-"""The threads in which slow payloads are checked."""
+"""The thread pool that prepares slow payloads."""
 
 import asyncio
 import os
@@ -11,13 +11,13 @@ from functools import partial
 import pytest
 
 from app.errors import DeadlineExceeded, Malformed, NotReady, Overloaded
-from app.runtime.preprocessing import NICE, THREADS, Preparing
+from app.runtime.preprocessing import NICE, THREADS, Preprocessor
 
 pytestmark = pytest.mark.anyio
 
 
 class Refusals:
-    """An observer that remembers what was refused, and how long the rest took."""
+    """An observer that records rejections and preparation times."""
 
     def __init__(self) -> None:
         self.counted: list[tuple[str, str]] = []
@@ -42,10 +42,10 @@ def refusals() -> Refusals:
 
 
 @asynccontextmanager
-async def preparing(
+async def preprocessor(
     refusals: Refusals, *, queue_size: int = 8, now: Callable[[], float] = lambda: 0.0
-) -> AsyncIterator[Preparing]:
-    threads = Preparing(refusals, queue_size=queue_size, now=now)
+) -> AsyncIterator[Preprocessor]:
+    threads = Preprocessor(refusals, queue_size=queue_size, now=now)
     try:
         yield threads
     finally:
@@ -53,8 +53,8 @@ async def preparing(
 
 
 @asynccontextmanager
-async def busy(threads: Preparing, count: int = THREADS) -> AsyncIterator[None]:
-    """So many threads have work, until the block ends."""
+async def busy(threads: Preprocessor, count: int = THREADS) -> AsyncIterator[None]:
+    """Keep `count` threads busy until the block ends."""
     begun = [threading.Event() for _ in range(count)]
     go = threading.Event()
 
@@ -73,32 +73,32 @@ async def busy(threads: Preparing, count: int = THREADS) -> AsyncIterator[None]:
 
 
 async def test_a_payload_is_prepared_in_a_thread(refusals: Refusals) -> None:
-    async with preparing(refusals) as threads:
+    async with preprocessor(refusals) as threads:
         name = await threads.run("a", lambda: threading.current_thread().name)
-    assert name.startswith("preparing")
+    assert name.startswith("preprocessing")
 
 
-async def test_what_it_took_to_be_prepared_is_told(refusals: Refusals) -> None:
+async def test_preparation_time_is_observed(refusals: Refusals) -> None:
     clock = iter((10.0, 12.5))
-    async with preparing(refusals, now=lambda: next(clock)) as threads:
+    async with preprocessor(refusals, now=lambda: next(clock)) as threads:
         await threads.run("a", lambda: None)
     assert refusals.seconds == [2.5]
 
 
-async def test_an_error_is_the_callers(refusals: Refusals) -> None:
+async def test_an_error_is_raised_to_the_caller(refusals: Refusals) -> None:
     def fail() -> None:
         raise Malformed("image: expected better")
 
-    async with preparing(refusals) as threads:
+    async with preprocessor(refusals) as threads:
         with pytest.raises(Malformed, match="expected better"):
             await threads.run("a", fail)
         assert await threads.run("a", lambda: 1) == 1
     assert refusals.counted == []
 
 
-async def test_no_more_are_prepared_at_once_than_there_are_threads(refusals: Refusals) -> None:
+async def test_at_most_one_payload_per_thread_is_prepared_at_once(refusals: Refusals) -> None:
     begun = list[int]()
-    async with preparing(refusals) as threads:
+    async with preprocessor(refusals) as threads:
         async with busy(threads):
             waiting = [asyncio.ensure_future(threads.run("a", partial(begun.append, place))) for place in range(4)]
             await asyncio.sleep(0)
@@ -107,9 +107,9 @@ async def test_no_more_are_prepared_at_once_than_there_are_threads(refusals: Ref
     assert sorted(begun) == [0, 1, 2, 3]
 
 
-async def test_models_take_turns_and_each_ones_payloads_come_in_their_order(refusals: Refusals) -> None:
+async def test_models_are_served_round_robin_and_each_in_order(refusals: Refusals) -> None:
     begun = list[str]()
-    async with preparing(refusals) as threads, busy(threads, THREADS - 1):  # one thread is left, and then none
+    async with preprocessor(refusals) as threads, busy(threads, THREADS - 1):  # one thread is left, and then none
         async with busy(threads, 1):
             work = [(name[0], partial(begun.append, name)) for name in ("a1", "a2", "a3", "b1", "c1", "b2")]
             waiting = [asyncio.ensure_future(threads.run(*each)) for each in work]
@@ -119,27 +119,27 @@ async def test_models_take_turns_and_each_ones_payloads_come_in_their_order(refu
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
-async def test_threads_let_others_go_before(refusals: Refusals) -> None:
-    async with preparing(refusals) as threads:
+async def test_threads_run_at_lower_priority(refusals: Refusals) -> None:
+    async with preprocessor(refusals) as threads:
         nice = await threads.run("a", lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
     assert nice == min(19, os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICE)
 
 
-async def test_one_more_than_may_wait_is_refused_and_later_taken(refusals: Refusals) -> None:
-    async with preparing(refusals, queue_size=2) as threads:
+async def test_a_full_queue_rejects_and_accepts_again_later(refusals: Refusals) -> None:
+    async with preprocessor(refusals, queue_size=2) as threads:
         async with busy(threads):
             waiting = [asyncio.ensure_future(threads.run("a", lambda: 1)) for _ in range(2)]
             await asyncio.sleep(0)
-            with pytest.raises(Overloaded, match="b: too many"):
+            with pytest.raises(Overloaded, match="b: the preprocessing queue is full"):
                 await threads.run("b", lambda: 1)
         await asyncio.gather(*waiting)
         assert await threads.run("b", lambda: 2) == 2
     assert refusals.counted == [("b", "overloaded")]
 
 
-async def test_whose_deadline_passes_is_told_and_not_begun(refusals: Refusals) -> None:
+async def test_an_expired_payload_raises_and_is_not_prepared(refusals: Refusals) -> None:
     begun = list[str]()
-    async with preparing(refusals, now=lambda: 5.0) as threads:
+    async with preprocessor(refusals, now=lambda: 5.0) as threads:
         async with busy(threads):
             with pytest.raises(DeadlineExceeded, match="a: the deadline passed"):
                 await threads.run("a", lambda: begun.append("late"), deadline=5.0)
@@ -148,9 +148,9 @@ async def test_whose_deadline_passes_is_told_and_not_begun(refusals: Refusals) -
     assert refusals.counted == [("a", "deadline")]
 
 
-async def test_who_leaves_makes_room_and_is_not_begun(refusals: Refusals) -> None:
+async def test_a_cancelled_payload_makes_room_and_is_not_prepared(refusals: Refusals) -> None:
     begun = list[str]()
-    async with preparing(refusals, queue_size=1) as threads:
+    async with preprocessor(refusals, queue_size=1) as threads:
         async with busy(threads):
             leaving = asyncio.ensure_future(threads.run("a", lambda: begun.append("left")))
             await asyncio.sleep(0)
@@ -164,8 +164,8 @@ async def test_who_leaves_makes_room_and_is_not_begun(refusals: Refusals) -> Non
     assert refusals.counted == [("a", "cancelled")]
 
 
-async def test_what_was_accepted_is_finished_and_nothing_more_is(refusals: Refusals) -> None:
-    async with preparing(refusals) as threads:
+async def test_close_finishes_accepted_payloads_and_rejects_new_ones(refusals: Refusals) -> None:
+    async with preprocessor(refusals) as threads:
         async with busy(threads):
             accepted = asyncio.ensure_future(threads.run("a", lambda: 1))
             await asyncio.sleep(0)

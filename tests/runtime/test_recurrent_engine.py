@@ -274,7 +274,7 @@ def test_nothing_read_is_a_state_of_zeros(int8: RecurrentEngine) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no graph"])
-def test_a_graph_that_cannot_be_run_is_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
+def test_a_graph_that_cannot_be_run_is_rejected_by_name(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "softmax.int8.onnx"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Versions are exchanged while they are asked, and nobody notices but by the answer."""
+"""Version exchange under traffic."""
 
 import asyncio
 import errno
@@ -27,7 +27,7 @@ from app.runtime.versions import Activated, activate, reload, save
 pytestmark = pytest.mark.anyio
 
 ASKED = Suggest("the company said", top_k=5)
-LONG = Suggest("the company said profits rose " * 100)  # many turns
+LONG = Suggest("the company said profits rose " * 100)  # many steps
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def store(two_versions: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def answers(two_versions: Path) -> dict[str, list[Suggestion]]:
-    """What each version answers to ASKED."""
+    """The answer of each version to ASKED."""
     found = {version: bundles.read(two_versions / "tiny" / version) for version in ("1", "2")}
     opened = {version: LanguageModelPredictor.open(bundle, "int8", Resources()) for version, bundle in found.items()}
     return {version: answer_all(one, [one.prepare(ASKED)])[0].suggestions for version, one in opened.items()}
@@ -58,7 +58,7 @@ async def registry(store: Path, figures: CollectorRegistry) -> AsyncIterator[Reg
 
 @pytest.fixture
 def without_collector() -> Iterator[None]:
-    """What is let go goes at once, not whenever the collector comes by."""
+    """Free unreferenced objects at once, independent of the collector."""
     gc.disable()
     yield
     gc.enable()
@@ -78,9 +78,9 @@ async def answered(registry: Registry) -> list[Suggestion]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let others run until it holds."""
+    """Yield to other tasks until the condition holds."""
     async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  (what ends in a thread or by a collection sets no event)
+        while not condition():  # noqa: ASYNC110  (the end of a thread or by a collection sets no event)
             await asyncio.sleep(0)
 
 
@@ -140,19 +140,19 @@ async def test_the_version_that_serves_stays_where_it_is_and_current_is_mended(r
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-async def test_a_version_that_cannot_be_trusted_is_refused_and_the_old_one_goes_on(
+async def test_a_version_that_cannot_be_trusted_is_rejected_and_the_old_one_goes_on(
     registry: Registry, store: Path, damage: Callable[[Path], None], answers: dict[str, list[Suggestion]]
 ) -> None:
     damage(store / "tiny" / "2")
     with pytest.raises(BundleError, match="tiny/2"):
         await activate(registry, "tiny", "2")
-    assert (await answered(registry), registry.refused) == (answers["1"], {})
+    assert (await answered(registry), registry.rejected) == (answers["1"], {})
     assert bundles.current(store, "tiny") == "1"
 
 
-async def test_a_version_of_another_family_is_refused_even_if_it_is_sound(registry: Registry, store: Path) -> None:
+async def test_a_version_of_another_family_is_rejected_even_if_it_is_sound(registry: Registry, store: Path) -> None:
     change(store / "tiny" / "2", family="captions")
-    with pytest.raises(BundleError, match="expected the family that serves, language_model, found captions"):
+    with pytest.raises(BundleError, match="family: expected language_model, as served, found captions"):
         await activate(registry, "tiny", "2")
 
 
@@ -167,15 +167,15 @@ async def test_a_version_of_another_family_is_refused_even_if_it_is_sound(regist
         ("\ud800", "1", UnknownModel),
     ],
 )
-async def test_what_is_not_in_the_store_is_told_to_be_unknown(
+async def test_an_unknown_model_or_version_raises(
     registry: Registry, name: str, version: str, error: type[SeqserveError]
 ) -> None:
-    with pytest.raises(error, match=r"there are: (1, 2|tiny)"):
+    with pytest.raises(error, match=r"available: (1, 2|tiny)"):
         await activate(registry, name, version)
     assert tiny(registry).version == "1"
 
 
-async def test_what_was_begun_with_a_version_is_finished_with_it(
+async def test_a_request_finishes_with_the_version_that_it_started_with(
     registry: Registry, answers: dict[str, list[Suggestion]]
 ) -> None:
     former = tiny(registry)
@@ -183,11 +183,11 @@ async def test_what_was_begun_with_a_version_is_finished_with_it(
     await asyncio.sleep(0)
     await activate(registry, "tiny", "2")
     assert [answer.suggestions for answer in (await asyncio.gather(*waiting))[1:]] == [answers["1"]] * 20
-    assert (await former.answer(ASKED)).suggestions == answers["1"]  # as the next of many texts is asked
+    assert (await former.answer(ASKED)).suggestions == answers["1"]  # as for the next of many texts
     assert await answered(registry) == answers["2"]
 
 
-async def test_a_former_version_ends_and_gives_its_memory_back_once_nobody_holds_it(
+async def test_a_replaced_version_closes_and_frees_its_memory_once_unreferenced(
     registry: Registry, without_collector: None
 ) -> None:
     threads = inference_threads()
@@ -200,7 +200,7 @@ async def test_a_former_version_ends_and_gives_its_memory_back_once_nobody_holds
     await until(lambda: inference_threads() == threads and predictor() is None)
 
 
-async def test_garbage_holds_a_former_version_until_the_next_change_at_most(
+async def test_garbage_keeps_a_replaced_version_until_the_next_change_at_most(
     registry: Registry, without_collector: None
 ) -> None:
     predictor = weakref.ref(tiny(registry).predictor)
@@ -222,7 +222,7 @@ async def test_a_former_version_that_is_held_still_ends_with_the_registry(store:
         await former.answer(ASKED)
 
 
-async def test_of_two_changes_at_once_the_second_waits(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_changes_run_one_after_the_other(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     stage, began, go = registry.stage, list[str](), threading.Event()
 
     def slow(name: str, version: str) -> Any:
@@ -239,7 +239,7 @@ async def test_of_two_changes_at_once_the_second_waits(registry: Registry, monke
     assert began == ["2", "1"]
 
 
-async def test_while_a_version_is_tried_the_old_one_answers(
+async def test_the_old_version_serves_while_a_new_one_loads(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[Suggestion]]
 ) -> None:
     stage, go = registry.stage, threading.Event()
@@ -257,7 +257,7 @@ async def test_while_a_version_is_tried_the_old_one_answers(
     assert await answered(registry) == answers["2"]
 
 
-async def test_where_the_store_cannot_be_written_the_version_serves_and_why_is_told(
+async def test_an_unwritable_store_still_serves_the_version_and_reports_why(
     registry: Registry, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
@@ -283,27 +283,27 @@ def test_a_current_that_says_so_already_is_left_alone(store: Path) -> None:
     assert (store / "tiny" / "CURRENT").stat().st_ino == before.st_ino
 
 
-async def test_a_model_that_was_refused_at_start_is_healed_by_an_activation(
+async def test_a_model_that_was_rejected_at_start_is_healed_by_an_activation(
     store: Path, answers: dict[str, list[Suggestion]]
 ) -> None:
     flip_a_bit(store / "tiny" / "1")
     figures = CollectorRegistry()
     registry = load(store, figures)
-    assert list(registry.refused) == ["tiny"]
+    assert list(registry.rejected) == ["tiny"]
     assert await activate(registry, "tiny", "2") == Activated("tiny", "2", None, None)
-    assert (registry.refused, await answered(registry)) == ({}, answers["2"])
+    assert (registry.rejected, await answered(registry)) == ({}, answers["2"])
     assert figures.get_sample_value("seqserve_model_ready", {"model": "tiny", "version": "1"}) is None
     await registry.close()
 
 
-async def test_versions_that_are_published_meanwhile_are_told(registry: Registry, store: Path) -> None:
+async def test_versions_published_meanwhile_are_listed(registry: Registry, store: Path) -> None:
     shutil.copytree(store / "tiny" / "1", store / "tiny" / "4")
     assert tiny(registry).versions == ["1", "2", "4"]
     shutil.rmtree(store / "tiny")
     assert tiny(registry).versions == []
 
 
-async def test_the_figures_are_those_of_the_version_that_answers(
+async def test_the_metrics_are_those_of_the_served_version(
     registry: Registry, store: Path, figures: CollectorRegistry
 ) -> None:
     def swaps(outcome: str) -> float | None:
@@ -331,15 +331,15 @@ async def test_a_reload_serves_what_current_names(
     bundles.activate(store, "tiny", "2")
     with caplog.at_level(logging.INFO):
         await reload(registry)
-        assert "tiny: 2 serves, before it 1" in caplog.text
+        assert "tiny: serves 2, before 1" in caplog.text
         serving = tiny(registry)
         assert (await serving.answer(ASKED)).suggestions == answers["2"]
         await reload(registry)
-    assert "tiny: 2 serves as before" in caplog.text
+    assert "tiny: 2 is served as before" in caplog.text
     assert tiny(registry) is serving
 
 
-async def test_a_reload_takes_up_new_models_and_heals_refused_ones(store: Path, tmp_path: Path) -> None:
+async def test_a_reload_serves_new_models_and_heals_rejected_ones(store: Path, tmp_path: Path) -> None:
     weights = store / "tiny" / "1" / "weights.safetensors"
     whole = weights.read_bytes()
     flip_a_bit(store / "tiny" / "1")
@@ -352,19 +352,19 @@ async def test_a_reload_takes_up_new_models_and_heals_refused_ones(store: Path, 
     (tmp_path / "another").rename(store / "another")
     await reload(registry)
     assert [(model.name, model.version) for model in registry.served()] == [("another", "1"), ("tiny", "1")]
-    assert registry.refused == {}
+    assert registry.rejected == {}
     await registry.close()
 
 
-async def test_a_reload_that_finds_a_bad_version_leaves_the_old_one_serving_and_says_so(
+async def test_a_reload_that_finds_a_bad_version_keeps_the_old_one_and_logs_why(
     registry: Registry, store: Path, answers: dict[str, list[Suggestion]], caplog: pytest.LogCaptureFixture
 ) -> None:
     flip_a_bit(store / "tiny" / "2")
     bundles.activate(store, "tiny", "2")
     await reload(registry)
-    assert (await answered(registry), registry.refused) == (answers["1"], {})
-    assert "weights.safetensors: sha256 is" in caplog.text
-    assert "1 goes on serving" in caplog.text
+    assert (await answered(registry), registry.rejected) == (answers["1"], {})
+    assert "weights.safetensors: expected sha256" in caplog.text
+    assert "1 is still served" in caplog.text
 
 
 async def test_a_new_model_that_is_bad_does_not_make_a_ready_service_unready(
@@ -372,40 +372,40 @@ async def test_a_new_model_that_is_bad_does_not_make_a_ready_service_unready(
 ) -> None:
     (store / "bad" / "1").mkdir(parents=True)
     await reload(registry)
-    assert registry.refused == {}
-    assert "bad: refused" in caplog.text
-    assert "nothing serves it" in caplog.text
+    assert registry.rejected == {}
+    assert "bad: rejected" in caplog.text
+    assert "no version is served" in caplog.text
 
 
-async def test_a_model_that_is_still_refused_says_why_it_is_now(store: Path) -> None:
+async def test_a_model_still_rejected_reports_its_current_reason(store: Path) -> None:
     (store / "tiny" / "1" / "probe.json").unlink()
     registry = load(store, CollectorRegistry())
-    assert "probe.json" in registry.refused["tiny"]
+    assert "probe.json" in registry.rejected["tiny"]
     (store / "tiny" / "CURRENT").write_text("nonsense")
     await reload(registry)
-    assert "nonsense" in registry.refused["tiny"]
+    assert "nonsense" in registry.rejected["tiny"]
     await registry.close()
 
 
-async def test_a_model_whose_folder_is_gone_goes_on_serving_and_the_log_says_so(
+async def test_a_model_whose_folder_is_gone_goes_on_serving_and_is_logged(
     registry: Registry, store: Path, answers: dict[str, list[Suggestion]], caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(store / "tiny")
     await reload(registry)
     assert await answered(registry) == answers["1"]
-    assert f"tiny: is gone from {store}; 1 goes on serving" in caplog.text
-    with pytest.raises(UnknownVersion, match="tiny: no version '2'; there are: none"):
+    assert f"tiny: missing from {store}; 1 is still served" in caplog.text
+    with pytest.raises(UnknownVersion, match="tiny: no version '2'; available: none"):
         await activate(registry, "tiny", "2")
 
 
-async def test_a_refused_model_whose_folder_is_gone_is_forgotten(store: Path) -> None:
+async def test_a_rejected_model_whose_folder_is_gone_is_forgotten(store: Path) -> None:
     (store / "bad" / "1").mkdir(parents=True)
     figures = CollectorRegistry()
     registry = load(store, figures)
-    assert list(registry.refused) == ["bad"]
+    assert list(registry.rejected) == ["bad"]
     shutil.rmtree(store / "bad")
     await reload(registry)
-    assert registry.refused == {}
+    assert registry.rejected == {}
     assert figures.get_sample_value("seqserve_model_ready", {"model": "bad", "version": ""}) is None
     await registry.close()
 
@@ -419,9 +419,9 @@ async def test_a_reload_raises_nothing(
     bundles.activate(store, "tiny", "2")
     monkeypatch.setattr(registry, "stage", fail)
     await reload(registry)
-    assert "tiny: could not be reloaded; 1 goes on serving" in caplog.text
+    assert "tiny: could not be reloaded; 1 is still served" in caplog.text
     assert "no room" in caplog.text
     shutil.rmtree(store)
     await reload(registry)
-    assert "nothing is reloaded" in caplog.text
+    assert "reload failed" in caplog.text
     assert tiny(registry).version == "1"

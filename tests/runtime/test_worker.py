@@ -1,4 +1,4 @@
-"""What workers share of a store, and what one of them serves of it."""
+"""The models that workers share, and those that one serves."""
 
 import shutil
 from pathlib import Path
@@ -22,12 +22,12 @@ def store(two_versions: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("share", [True, False])
-async def test_who_starts_later_tells_no_more_of_a_refused_model_that_is_gone(store: Path, *, share: bool) -> None:
+async def test_a_worker_started_later_forgets_a_rejected_model_that_was_deleted(store: Path, *, share: bool) -> None:
     metrics = Metrics(CollectorRegistry())
     registry = Registry(store, threads=1, queue_size=8, batch_size=4, cache_bytes=1 << 20, metrics=metrics)
     shelf = Shelf(registry, share=share)
-    assert registry.refused.keys() == ({"bad"} if share else set())
+    assert registry.rejected.keys() == ({"bad"} if share else set())
     shutil.rmtree(store / "bad")
     served = shelf.serve({"tiny": "1"})
-    assert (served.serving("tiny"), served.refused) == ("1", {})
+    assert (served.serving("tiny"), served.rejected) == ("1", {})
     await served.close()

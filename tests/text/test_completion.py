@@ -1,6 +1,6 @@
 import pytest
 
-from app.text import Completion, Vocabulary, normaliser
+from app.text import Completion, Vocabulary, make_tokenizer
 from app.text.penn_treebank import PennTreebank
 from app.text.whitespace import Whitespace
 
@@ -99,9 +99,9 @@ def test_context_offsets_point_into_the_whole_text(penn: PennTreebank) -> None:
     assert [text[token.start : token.end] for token in penn.complete(text).context] == ["The", "company"]
 
 
-def test_white_space_words_are_completed_case_and_all() -> None:
+def test_whitespace_words_are_completed_case_sensitively() -> None:
     vocabulary = Vocabulary(["<eos>", "<unk>", "The", "Then", "the", "<u>"])
-    words = normaliser("whitespace", vocabulary)
+    words = make_tokenizer("whitespace", vocabulary)
     assert isinstance(words, Whitespace)
     assert suggestions(words.complete("a Th"), vocabulary) == {"The", "Then"}
     assert suggestions(words.complete("<"), vocabulary) == {"<u>"}

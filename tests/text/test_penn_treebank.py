@@ -91,12 +91,12 @@ def test_a_typed_end_of_sentence_ends_nothing(penn: PennTreebank) -> None:
         ),
     ],
 )
-def test_offsets_point_into_the_text_as_sent(penn: PennTreebank, line: str, expected: list[tuple[str, str]]) -> None:
+def test_offsets_point_into_the_original_text(penn: PennTreebank, line: str, expected: list[tuple[str, str]]) -> None:
     tokens = list(penn.tokens(line, 100))
     assert [(token.text, line[token.start - 100 : token.end - 100]) for token in tokens] == expected
 
 
-def test_a_known_chunk_keeps_its_place(penn: PennTreebank) -> None:
+def test_a_known_chunk_keeps_its_offsets(penn: PennTreebank) -> None:
     assert list(penn.tokens("mr. N", 7)) == [Token("mr.", 7, 10), Token("N", 11, 12)]
 
 
@@ -120,7 +120,7 @@ def test_a_run_of_tokens_is_joined_as_a_person_types(penn: PennTreebank, tokens:
     assert penn.join(tokens.split()) == typed
 
 
-def test_what_is_typed_for_a_token_reads_as_that_token(penn: PennTreebank, vocabulary: Vocabulary) -> None:
+def test_a_token_written_for_display_tokenizes_to_itself(penn: PennTreebank, vocabulary: Vocabulary) -> None:
     read = {token: texts(penn, penn.join([token])) for token in vocabulary.tokens}
     assert {token for token, found in read.items() if found != [token]} == {"<eos>", r"\*"}
 
@@ -135,7 +135,7 @@ def test_a_chunk_of_a_megabyte_is_read_in_linear_time(penn: PennTreebank, part: 
     assert penn.complete(chunk).typed == chunk
 
 
-def test_no_character_that_makes_a_token_is_passed_over(penn: PennTreebank) -> None:
+def test_no_character_that_makes_a_token_is_skipped(penn: PennTreebank) -> None:
     characters = [chr(code) for code in range(0x11000) if not chr(code).isspace()]
     found = {token.start // 2 for token in penn.tokens(" ".join(characters))}
     read = {place for place, character in enumerate(characters) if any(penn._chunk(character, 0))}  # noqa: SLF001 - what is read if nothing is passed over

@@ -1,4 +1,4 @@
-"""What holds for any text, whatever is in it."""
+"""Properties of any text."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.text import Token, Vocabulary, context, context_texts, lines, normaliser, sentences
+from app.text import Token, Vocabulary, context, context_texts, lines, make_tokenizer, sentences
 from app.text.penn_treebank import PennTreebank
 
 settings.register_profile("text", deadline=None, derandomize=True, max_examples=300)
@@ -71,7 +71,7 @@ def test_every_completion_begins_with_what_was_typed(penn: PennTreebank, vocabul
 @example(["the company", ""], "\n")
 @pytest.mark.parametrize("name", ["ptb", "whitespace"])
 def test_texts_are_those_of_the_tokens(vocabulary: Vocabulary, name: str, written: list[str], ending: str) -> None:
-    words, text = normaliser(name, vocabulary), ending.join(written)
+    words, text = make_tokenizer(name, vocabulary), ending.join(written)
     for line in written:
         assert words.texts(line) == texts(words.tokens(line))
     assert context_texts(text, words) == texts(context(text, words))
@@ -90,6 +90,6 @@ def test_blank_lines_change_nothing_where_they_are_no_sentences(penn: PennTreeba
 
 @anything
 @given(LINES, st.integers(0, 50))
-def test_a_chunk_met_again_has_the_same_tokens_in_its_new_place(penn: PennTreebank, line: str, offset: int) -> None:
+def test_a_repeated_chunk_has_the_same_tokens_at_its_new_offset(penn: PennTreebank, line: str, offset: int) -> None:
     first = [Token(token.text, token.start + offset, token.end + offset) for token in penn.tokens(line)]
     assert list(penn.tokens(line, offset)) == first

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.text import WORDLESS, Token, Vocabulary, context, lines, sentences
+from app.text import BLANK, Token, Vocabulary, context, lines, sentences
 from app.text.penn_treebank import PennTreebank
 from app.text.whitespace import Whitespace
 
@@ -29,7 +29,7 @@ def test_only_carriage_returns_and_line_feeds_break_lines(text: str, expected: l
     assert list(lines(text)) == expected
 
 
-def test_each_sentence_is_ended_at_the_end_of_its_line(whitespace: Whitespace) -> None:
+def test_each_sentence_ends_with_its_line(whitespace: Whitespace) -> None:
     found = [list(sentence) for sentence in sentences(lines("The cat\r\nsat"), whitespace)]
     assert found == [
         [Token("The", 0, 3), Token("cat", 4, 7), Token("<eos>", 7, 7)],
@@ -48,12 +48,12 @@ def test_a_blank_line_is_a_sentence_where_the_corpus_keeps_it(whitespace: Whites
     assert [len(list(sentence)) for sentence in sentences(lines(text), penn)] == [2, 2]
 
 
-def test_blank_lines_are_passed_over_where_they_are_not_wanted() -> None:
+def test_blank_lines_are_skipped_on_request() -> None:
     assert list(lines(" \n\t\r\n the \r\r\n \nbank\n ", blank=False)) == [("the ", 6), ("bank", 15)]
     assert list(lines(" \n" * 1_000_000 + "the", blank=False)) == [("the", 2_000_000)]
 
 
-def test_who_waits_for_a_sentence_is_told_of_many_lines_without_words(penn: PennTreebank) -> None:
+def test_many_lines_without_words_yield_blank(penn: PennTreebank) -> None:
     read = list[int]()
 
     def wordless() -> Iterator[tuple[str, int]]:
@@ -63,9 +63,9 @@ def test_who_waits_for_a_sentence_is_told_of_many_lines_without_words(penn: Penn
         yield "the", 20_000
 
     found = sentences(wordless(), penn)
-    assert next(found) is WORDLESS
+    assert next(found) is BLANK
     assert len(read) < 100
-    assert [list(sentence) for sentence in found if sentence is not WORDLESS] == [
+    assert [list(sentence) for sentence in found if sentence is not BLANK] == [
         [Token("the", 20_000, 20_003), Token("<eos>", 20_003, 20_003)]
     ]
 
@@ -82,7 +82,7 @@ def test_who_waits_for_a_sentence_is_told_of_many_lines_without_words(penn: Penn
         ("the\r\n\r\n", ["the", "<eos>"]),
     ],
 )
-def test_the_last_sentence_of_a_context_goes_on(penn: PennTreebank, text: str, expected: list[str]) -> None:
+def test_the_last_sentence_of_a_context_is_unfinished(penn: PennTreebank, text: str, expected: list[str]) -> None:
     assert [token.text for token in context(text, penn)] == expected
 
 

@@ -1,9 +1,9 @@
 import pytest
 
-from app.text import NORMALISERS, Vocabulary, normaliser
+from app.text import TOKENIZERS, Vocabulary, make_tokenizer
 
 
-def test_ids_are_places_and_unknown_tokens_share_one() -> None:
+def test_ids_are_indices_and_unknown_tokens_share_one() -> None:
     vocabulary = Vocabulary(["the", "<unk>", "<eos>"])
     assert vocabulary.ids(["the", "cat", "<eos>", "sat"]) == [0, 1, 2, 1]
     assert (vocabulary.end, vocabulary.unknown, len(vocabulary)) == (2, 1, 3)
@@ -12,25 +12,25 @@ def test_ids_are_places_and_unknown_tokens_share_one() -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (["<eos>", "<unk>", "a", "a"], "1 tokens stand in it twice"),
-        (["<unk>"], "<eos> is missing"),
-        (["<eos>"], "<unk> is missing"),
+        (["<eos>", "<unk>", "a", "a"], "found 1 duplicates"),
+        (["<unk>"], "expected <eos>"),
+        (["<eos>"], "expected <unk>"),
     ],
 )
-def test_a_vocabulary_with_a_repeated_or_missing_token_is_refused(tokens: list[str], message: str) -> None:
+def test_a_vocabulary_with_a_repeated_or_missing_token_is_rejected(tokens: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Vocabulary(tokens)
 
 
-@pytest.mark.parametrize("name", NORMALISERS)
-def test_every_normaliser_works_with_a_vocabulary_of_specials_alone(name: str) -> None:
-    made = normaliser(name, Vocabulary(["<eos>", "<unk>"]))
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_tokenizer_works_with_a_vocabulary_of_specials_alone(name: str) -> None:
+    made = make_tokenizer(name, Vocabulary(["<eos>", "<unk>"]))
     assert [token.text for token in made.tokens("a word")] == ["a", "word"]
     candidates = made.complete("a wo").candidates
     assert candidates is not None
     assert not len(candidates)
 
 
-def test_an_unknown_normaliser_is_refused_by_name() -> None:
+def test_an_unknown_tokenizer_is_rejected_by_name() -> None:
     with pytest.raises(ValueError, match="expected one of ptb, whitespace, found 'klingon'"):
-        normaliser("klingon", Vocabulary(["<eos>", "<unk>"]))
+        make_tokenizer("klingon", Vocabulary(["<eos>", "<unk>"]))

@@ -288,7 +288,7 @@ def test_a_digit_reader_is_trained_resumed_published_and_put_to_the_test(
     assert capsys.readouterr().out.splitlines()[-1] == str(store / "digits" / "v1")
     command("robustness", "--store", store, "--limit", 10)
     table = capsys.readouterr().out
-    assert "| test digits read rightly (10) |" in table
+    assert "| test digits classified correctly (10) |" in table
     assert all(f"| {name} |" in table for name in ("inverted", "blanks", "zigzag"))
 
 
@@ -304,8 +304,9 @@ def test_what_no_digit_reader_can_have_is_told_in_one_line(
     refusal: Callable[..., str], drawn: list[Path | None], tmp_path: Path
 ) -> None:
     run = ["digits", "chapter", "--run", tmp_path / "run"]
-    told = refusal(*run, "--batch-size", 0, "--soiled", 1)
-    assert told == "error: batch_size: expected 1 or more, found 0; soiled: expected 0 or more and below 1, found 1.0"
+    told = refusal(*run, "--batch-size", 0, "--p-degraded", 1)
+    expected = "batch_size: expected 1 or more, found 0; p_degraded: expected 0 or more and below 1, found 1.0"
+    assert told == f"error: {expected}"
     told = refusal(*run, "--photographs", tmp_path / "none.tar")
     assert told.startswith(f"error: {tmp_path}/none.tar: expected a folder or a tar of photographs: ")
     assert not (tmp_path / "run").exists()

@@ -31,7 +31,7 @@ def test_a_learning_curve_may_be_of_another_figure_on_other_parts(tmp_path: Path
         {"epoch": 1, "train_accuracy": 0.9, "valid_accuracy": 0.8, "valid_soiled_accuracy": 0.7, "learning_rate": 0}
     ]
     pictures = []
-    for parts in (("train", "valid"), ("train", "valid", "valid_soiled")):
+    for parts in (("train", "valid"), ("train", "valid", "valid_degraded")):
         learning_curve(metrics, tmp_path / "curves.png", "digits", figure="accuracy", parts=parts, logarithmic=False)
         pictures.append(png(tmp_path / "curves.png"))
     assert pictures[0] != pictures[1]

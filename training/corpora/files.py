@@ -2,11 +2,12 @@
 
 import gzip
 import hashlib
+import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pooch  # type: ignore[import-untyped]
 
@@ -17,18 +18,18 @@ CACHE = Path(pooch.os_cache("seqserve"))
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """A text file, gzipped or not, for reading its lines; CorpusError for whatever keeps it from being read.
+    """Open a text file, plain, .gz or .xz, for reading its lines; raise CorpusError if it can't be read.
 
     Line breaks are those of `app.text.lines`: the server reads the same sentences.
     """
     try:
-        opened = gzip.open if path.suffix == ".gz" else open
+        opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
         with opened(path, "rt", encoding="utf-8-sig") as text:
             yield text
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CorpusError(f"{path}: expected gzip: {error}") from error
+    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error) as error:
+        raise CorpusError(f"{path}: expected {'xz' if path.suffix == '.xz' else 'gzip'}: {error}") from error
     except OSError as error:
         raise CorpusError(f"{path}: can't be read: {error.strerror}") from error
 

@@ -1,8 +1,8 @@
-"""What a written digit may look like: other hands, other pens, other paper, other cameras.
+"""Data augmentation for handwritten digits.
 
-`rewritten` bends and slants whole batches as another hand would write them; what it makes is still in MNIST's form.
-`soiled` does to one image what paper, pens and cameras do, and leaves the cleaning to the framing that the server
-applies to every image (app.images).
+`elastic` applies affine and elastic distortions to a batch; its output is still in MNIST's format. `degraded` adds the
+defects of paper, pens and cameras to one image; the framing that the server applies to every image (app.images) then
+cleans it.
 """
 
 import io
@@ -30,8 +30,8 @@ SHARPEN = 2.0  # steepness of grey levels, at most
 STROKE = 0.7  # the share of a stroke's dilated or eroded form, at most
 
 
-def rewritten(images: Tensor) -> Tensor:
-    """(B, 28, 28) in 0..1 -> the same digits by other hands and pens: affine, elastic, thinner or thicker.
+def elastic(images: Tensor) -> Tensor:
+    """(B, 28, 28) in 0..1 -> affine and elastic distortions, thinner or thicker strokes.
 
     Draws from torch's global generator.
     """
@@ -56,28 +56,28 @@ def _displacement(images: Tensor) -> Tensor:
 
 
 def _restroked(images: Tensor) -> Tensor:
-    """(B, 1, H, W): a part dilated, a part eroded, in grey levels."""
+    """(B, 1, H, W) with randomly dilated or eroded strokes, in grey levels."""
     share = torch.empty(len(images), 1, 1, 1).uniform_(-STROKE, STROKE)
     thick = F.max_pool2d(images, 3, 1, 1)
     thin = -F.max_pool2d(-images, 3, 1, 1)
     other = torch.where(share > 0, thick, thin)
-    share = torch.where(share > 0, share, share * 0.5).abs()  # a thin stroke is soon gone
+    share = torch.where(share > 0, share, share * 0.5).abs()  # a thin stroke disappears quickly
     return images + share * (other - images)
 
 
 def _sharpened(images: Tensor) -> Tensor:
-    """What bending blurred: else a reader would know a digit by its soft edges."""
+    """Increase the contrast that resampling blurred: soft edges would otherwise mark distorted digits."""
     gain = torch.empty(len(images), 1, 1, 1).uniform_(1, SHARPEN)
     return (0.5 + gain * (images - 0.5)).clamp(0, 1)
 
 
-def soiled(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """A digit, light on black, as it might be sent: on a canvas, on paper, through a lens; not yet framed."""
+def degraded(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """A digit, light on black, with random defects of canvas, paper and camera; not yet framed."""
     grey: Floats = image.astype(np.float32) / np.float32(255)
     if rng.random() < 0.35:
         grey = _on_canvas(grey, rng)
-    for place in sorted(rng.permutation(len(_STAINS))[: rng.integers(1, 4)]):  # in the order of their causes
-        grey = _STAINS[place](grey, rng)
+    for index in sorted(rng.permutation(len(_DEGRADATIONS))[: rng.integers(1, 4)]):  # in their physical order
+        grey = _DEGRADATIONS[index](grey, rng)
     grey = np.clip(grey, 0, 1, dtype=np.float32)
     if rng.random() < 0.3:
         grey = 1 - grey
@@ -86,7 +86,7 @@ def soiled(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _on_canvas(grey: Floats, rng: np.random.Generator) -> Floats:
-    """Smaller or larger, somewhere on a canvas."""
+    """The digit resized, at a random position of a canvas."""
     factor = rng.uniform(0.4, 0.7) if rng.random() < 0.4 else float(np.exp(rng.uniform(0, np.log(3))))
     side = max(round(28 * factor), 8)
     sized = np.asarray(Image.fromarray(grey).resize((side, side), _RESAMPLINGS[int(rng.integers(3))]))
@@ -101,13 +101,13 @@ _RESAMPLINGS = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resam
 
 
 def _thinned(grey: Floats, rng: np.random.Generator) -> Floats:
-    """The outline alone, or what a dry pen leaves."""
+    """The outline alone, or the faint stroke of a dry pen."""
     eroded = ndimage.grey_erosion(grey, 3)
     return np.asarray(grey - rng.uniform(0.4, 1) * eroded, np.float32)
 
 
 def _banded(grey: Floats, rng: np.random.Generator) -> Floats:
-    """A bar in which dark and light change places, or a stroke through it."""
+    """A horizontal or vertical bar inverted."""
     grey = grey.copy()
     side = grey.shape[int(rng.integers(2))]
     start, width = int(rng.integers(0, side)), int(rng.integers(1, max(side // 4, 2)))
@@ -147,7 +147,7 @@ def _splashed(grey: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _blurred(grey: Floats, rng: np.random.Generator) -> Floats:
-    """Out of focus, or moved."""
+    """Defocus or motion blur."""
     unit = max(min(grey.shape) / 28, 0.5)
     if rng.random() < 0.5:
         return np.asarray(ndimage.gaussian_filter(grey, rng.uniform(0.4, 1.3) * unit), np.float32)
@@ -159,13 +159,13 @@ def _blurred(grey: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _faded(grey: Floats, rng: np.random.Generator) -> Floats:
-    """Little contrast, somewhere between black and white."""
+    """Reduced contrast at a random brightness."""
     contrast = rng.uniform(0.25, 1)
     return grey * np.float32(contrast) + np.float32(rng.uniform(0, 1 - contrast))
 
 
 def _papered(grey: Floats, rng: np.random.Generator) -> Floats:
-    """The paper's own shade and texture: light from one side, clouds, ruled or squared lines."""
+    """Shade and texture of paper: light from one side, clouds, ruled or squared lines."""
     height, width = grey.shape
     down, right = np.mgrid[0:height, 0:width].astype(np.float32) / max(height, width)
     paper = rng.uniform(-0.4, 0.4) * down + rng.uniform(-0.4, 0.4) * right
@@ -181,7 +181,7 @@ def _papered(grey: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _noisy(grey: Floats, rng: np.random.Generator) -> Floats:
-    """A sensor's noise: of every pixel, of the light, or of a few pixels that fail."""
+    """Sensor noise: Gaussian, Poisson, or salt and pepper."""
     kind = rng.integers(3)
     if kind == 0:
         return np.asarray(grey + rng.normal(0, rng.uniform(0.02, 0.25), grey.shape), np.float32)
@@ -199,7 +199,7 @@ def _compressed(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     return np.asarray(Image.open(stream))
 
 
-_STAINS: tuple[Callable[[Floats, np.random.Generator], Floats], ...] = (
+_DEGRADATIONS: tuple[Callable[[Floats, np.random.Generator], Floats], ...] = (
     _thinned,
     _scribbled,
     _splashed,

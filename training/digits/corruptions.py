@@ -3,7 +3,7 @@
 Each takes a digit (28, 28), light ink on black, and returns it (28, 28) at the strength of the published static
 dataset. Written from the published definitions; where ours differ:
 
-- Chance comes from the generator given, so no image equals the published one bit for bit.
+- Random numbers come from the given generator, so no image equals the published one bit for bit.
 - Motion blur is ImageMagick's there; here the kernel is computed after its documented definition (one-sided normal
   weights, whole-pixel offsets, edges repeated).
 - Levels are rounded to whole numbers at the end.
@@ -26,7 +26,7 @@ Corruption: TypeAlias = Callable[[Digit, np.random.Generator], Digit]
 
 SIDE = 28
 MIDDLE = (SIDE - 1) / 2
-FOG_SIDE = 256  # of the height map that the fog is cut from
+FOG_SIDE = 256  # of the height map that the fog is cropped from
 LINE_FADES = 2.3  # pixels from a line's middle to where its ink ends
 
 
@@ -42,7 +42,7 @@ def impulse_noise(digit: Digit, rng: np.random.Generator) -> Digit:
 
 
 def glass_blur(digit: Digit, rng: np.random.Generator) -> Digit:
-    """Normal blur of 0.7 pixels before and after every other pixel changed places with a neighbour, twice over."""
+    """Normal blur of 0.7 pixels before and after every other pixel was swapped with a neighbour, in two rounds."""
     blurred = np.floor(_blurred(_levels(digit), 0.7) * 255)
     return _digit(_blurred(_shuffled(blurred, rng, rounds=2) / 255, 0.7))
 
@@ -73,7 +73,7 @@ def scale(digit: Digit) -> Digit:
 
 
 def rotate(digit: Digit, rng: np.random.Generator) -> Digit:
-    """Turned by 0.4 radians to either side."""
+    """Rotated by 0.4 radians to either side."""
     angle = 0.4 * _side(rng)
     return _warped(digit, [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
@@ -84,7 +84,7 @@ def brightness(digit: Digit) -> Digit:
 
 
 def translate(digit: Digit, rng: np.random.Generator) -> Digit:
-    """Moved by three pixels along both axes; what leaves the picture is lost."""
+    """Moved by three pixels along both axes; pixels beyond the border are lost."""
     down, right = (3 * _side(rng) for _ in range(2))
     padded = np.pad(digit, 3)
     return padded[3 - down : 3 - down + SIDE, 3 - right : 3 - right + SIDE]
@@ -122,7 +122,7 @@ def dotted_line(digit: Digit, rng: np.random.Generator) -> Digit:
 
 
 def zigzag(digit: Digit, rng: np.random.Generator) -> Digit:
-    """A zigzag two pixels high and four long a turn, about a straight line from column 2 to column 25."""
+    """A zigzag two pixels high and four long a segment, about a straight line from column 2 to column 25."""
     levels = _levels(digit)
     corners = _zigzag_corners(rng)
     for start, end in pairwise(corners):
@@ -172,20 +172,20 @@ def _blurred(levels: Levels, sigma: float) -> Levels:
 
 
 def _shuffled(levels: Levels, rng: np.random.Generator, rounds: int) -> Levels:
-    """Every other pixel changes places with one above, to the left or both, or with itself; the last ones first."""
+    """Swap every other pixel with one above, to the left or both, or with itself; the last ones first."""
     pixels = levels.ravel().tolist()
     inner = range(SIDE - 1, 1, -1)
     for _ in range(rounds):
         moves = rng.integers(0, 8, len(inner) ** 2)  # half of them none; the other four by 0 or 1 up, 0 or 1 left
         partners = np.where(moves < 4, 0, moves // 2 % 2 * SIDE + moves % 2).tolist()
-        places = (row * SIDE + column for row in inner for column in inner)
-        for here, back in zip(places, partners, strict=True):
+        indices = (row * SIDE + column for row in inner for column in inner)
+        for here, back in zip(indices, partners, strict=True):
             pixels[here], pixels[here - back] = pixels[here - back], pixels[here]
     return np.array(pixels).reshape(SIDE, SIDE)
 
 
 def _warped(digit: Digit, matrix: list[list[float]]) -> Digit:
-    """Each pixel taken from where `matrix` (row, column) sends it about the middle, bilinear, black outside."""
+    """The affine map `matrix` of (row, column) about the middle, bilinear, black outside."""
     linear = np.array(matrix)
     middle = np.full(2, MIDDLE)
     return _digit(ndimage.affine_transform(_levels(digit), linear, middle - linear @ middle, order=1))
@@ -194,7 +194,7 @@ def _warped(digit: Digit, matrix: list[list[float]]) -> Digit:
 def _plasma(rng: np.random.Generator) -> Heights:
     """A height map (FOG_SIDE, FOG_SIDE) of 0 to 1 by diamond and square on a torus.
 
-    Each halving of the step has its chance part divided by 1.4 twice: the published amplitude is a square.
+    Each halving of the step divides the random part by 1.4 twice: the published amplitude is a square.
     """
     heights = np.zeros((FOG_SIDE, FOG_SIDE), np.float32)
     step, amplitude = FOG_SIDE, 100.0
@@ -230,7 +230,7 @@ def _line(start: tuple[float, float], end: tuple[float, float]) -> Levels:
 
 
 def _zigzag_corners(rng: np.random.Generator) -> list[tuple[float, float]]:
-    """(column, row) of its start, its six turns and its end."""
+    """(column, row) of its start, its six corners and its end."""
     rise = int(rng.integers(-5, 5))
     length = math.hypot(23, rise)
     flat = [(0.0, 0.0), *((4.0 * i + 2, 2.0 * (-1) ** i) for i in range(6)), (length, -1 / (length - 20))]

@@ -1,4 +1,4 @@
-"""MNIST: 60,000 written digits for training and validation, 10,000 for the last word."""
+"""MNIST: 60,000 handwritten digits for training and validation, 10,000 for the test."""
 
 import shutil
 from dataclasses import dataclass
@@ -39,15 +39,15 @@ class Digits:
 
 @dataclass(frozen=True)
 class DigitCorpus:
-    """MNIST in its three parts; the test part is for a published model, once."""
+    """MNIST in its three parts; the test part is read once, to publish a model."""
 
     train: Digits
     valid: Digits
     test: Digits
-    folder: Path | None  # whence the files came; None: downloaded
+    folder: Path | None  # source of the files; None: downloaded
 
     def describe(self) -> dict[str, Any]:
-        """What a run writes down of its data."""
+        """The data's source as a run records it: name, folder, terms and checksums."""
         folder = None if self.folder is None else str(self.folder.resolve())
         return {"name": "mnist", "folder": folder, "terms": TERMS, "sha256": FILES, "split_seed": SPLIT_SEED}
 
@@ -55,7 +55,7 @@ class DigitCorpus:
 def load(folder: Path | None, cache: Path = CACHE) -> DigitCorpus:
     """MNIST from `folder` (torchvision's layout, MNIST/raw/*.gz) or, if None, downloaded once; checksums are verified.
 
-    Nothing is written to `folder`. Raise CorpusError for a file that is missing or another, or if there is no network.
+    Nothing is written to `folder`. Raise CorpusError for a file that is missing or differs, or if there is no network.
     """
     if folder is not None:
         _copy(folder, cache)
@@ -71,14 +71,14 @@ def load(folder: Path | None, cache: Path = CACHE) -> DigitCorpus:
 
 
 def _copy(folder: Path, cache: Path) -> None:
-    """Verified copies for torchvision, which unpacks beside the files it finds."""
+    """Copy the verified files: torchvision unpacks beside the files it finds."""
     copies = cache / "mnist" / "MNIST" / "raw"
     copies.mkdir(parents=True, exist_ok=True)
     for name, expected in FILES.items():
         path = folder / "MNIST" / "raw" / name
         found = sha256(path)
         if found != expected:
-            raise CorpusError(f"{path}: sha256 is {found}, MNIST's is {expected}")
+            raise CorpusError(f"{path}: expected MNIST's sha256 {expected}, found {found}")
         shutil.copyfile(path, copies / name)
 
 

@@ -1,4 +1,4 @@
-"""Ink on paper: strokes of a pen, printed characters and the shades they are seen in, at any size and turn."""
+"""Rendering of strokes and printed characters at any size and angle, and of the paper around them."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 CANVAS = (28, 200)  # pixels a side, smallest and largest
-UNSTEADY = 0.07  # standard deviation of where a hand sets a point, of a figure within -1..1
+UNSTEADY = 0.07  # standard deviation of hand-drawn points, for shapes within -1..1
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # the same on every machine: matplotlib brings them
 
 Option = TypeVar("Option")
@@ -30,49 +30,49 @@ class Stroke:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a figure stands on a square canvas: all lengths in pixels, `turn` in radians."""
+class Pose:
+    """Position, size and angle of a shape on a square canvas: lengths in pixels, `turn` in radians."""
 
     side: int
-    reach: float  # half the figure's extent
+    reach: float  # half the shape's extent
     centre: tuple[float, float]
     turn: float
 
 
 def pick(options: Sequence[Option], rng: np.random.Generator) -> Option:
-    """One of the options, each as likely as any other."""
+    """One of the options, uniformly at random."""
     return options[int(rng.integers(len(options)))]
 
 
 def canvas_side(rng: np.random.Generator) -> int:
-    """A length in CANVAS; every doubling is as likely as any other."""
+    """A random length in CANVAS, log-uniform."""
     return int(np.exp(rng.uniform(*np.log(CANVAS))))
 
 
-def place(rng: np.random.Generator, turn: float) -> Place:
-    """Anywhere on a canvas of any size, turned by up to `turn` radians either way."""
+def random_pose(rng: np.random.Generator, turn: float) -> Pose:
+    """A random pose on a canvas of random size, rotated by up to `turn` radians either way."""
     side = canvas_side(rng)
     reach = side * rng.uniform(0.15, 0.4)
     margin = 1.2 * reach  # for corners, which reach farther than sides
     x, y = rng.uniform(margin, side - margin, 2)
-    return Place(side, reach, (x, y), rng.uniform(-turn, turn))
+    return Pose(side, reach, (x, y), rng.uniform(-turn, turn))
 
 
-def placed(points: Points, where: Place) -> Points:
-    """A figure's points (N, 2), within -1..1, on the canvas: in pixels."""
-    cosine, sine = math.cos(where.turn), math.sin(where.turn)
+def transformed(points: Points, pose: Pose) -> Points:
+    """A shape's points (N, 2), within -1..1, in pixels of the canvas."""
+    cosine, sine = math.cos(pose.turn), math.sin(pose.turn)
     turned: Points = points @ np.array([[cosine, sine], [-sine, cosine]])
-    return turned * where.reach + where.centre
+    return turned * pose.reach + pose.centre
 
 
-def drawn(strokes: Sequence[Stroke], where: Place, width: float) -> Grey:
-    """The strokes' ink (side, side), 0 for none and 255 for full; `width` is a share of the figure's reach."""
+def render_strokes(strokes: Sequence[Stroke], pose: Pose, width: float) -> Grey:
+    """The strokes' ink (side, side), 0 for none and 255 for full; `width` is a share of the shape's reach."""
     scale = 2  # drawn larger and averaged, for smooth edges
-    image = Image.new("L", (where.side * scale, where.side * scale))
+    image = Image.new("L", (pose.side * scale, pose.side * scale))
     pen = ImageDraw.Draw(image)
-    pixels = max(round(width * where.reach * scale), scale)
+    pixels = max(round(width * pose.reach * scale), scale)
     for stroke in strokes:
-        points = [(x, y) for x, y in (placed(stroke.points, where) * scale).tolist()]
+        points = [(x, y) for x, y in (transformed(stroke.points, pose) * scale).tolist()]
         if stroke.filled:
             pen.polygon(points, fill=255)
         else:
@@ -80,12 +80,12 @@ def drawn(strokes: Sequence[Stroke], where: Place, width: float) -> Grey:
     return np.asarray(image.reduce(scale))
 
 
-def printed(character: str, font: ImageFont.FreeTypeFont, where: Place, bold: float) -> Grey:
+def render_character(character: str, font: ImageFont.FreeTypeFont, pose: Pose, bold: float) -> Grey:
     """A character's ink (side, side), 0 for none and 255 for full; `bold` thickens it, as a share of its reach."""
-    image = Image.new("L", (where.side, where.side))
-    stroke = round(bold * where.reach)
-    ImageDraw.Draw(image).text(where.centre, character, 255, font, anchor="mm", stroke_width=stroke)
-    return np.asarray(image.rotate(math.degrees(where.turn), Image.Resampling.BILINEAR, center=where.centre))
+    image = Image.new("L", (pose.side, pose.side))
+    stroke = round(bold * pose.reach)
+    ImageDraw.Draw(image).text(pose.centre, character, 255, font, anchor="mm", stroke_width=stroke)
+    return np.asarray(image.rotate(math.degrees(pose.turn), Image.Resampling.BILINEAR, center=pose.centre))
 
 
 @lru_cache(maxsize=1024)
@@ -99,7 +99,7 @@ def font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
 
 
 def by_hand(points: Points, rng: np.random.Generator) -> Points:
-    """The points (N, 2) as a hand would join them: UNSTEADY, the corners maybe rounded."""
+    """The points (N, 2) as drawn by hand: with jitter (UNSTEADY) and maybe rounded corners."""
     points = points + rng.normal(0, UNSTEADY, points.shape)
     for _ in range(rng.integers(3)):
         points = _rounded(points)
@@ -107,20 +107,20 @@ def by_hand(points: Points, rng: np.random.Generator) -> Points:
 
 
 def on_paper(ink: Grey, rng: np.random.Generator) -> Grey:
-    """Ink (H, W) as it is seen (H, W): dark on light or light on dark, strong or faint, with or without noise."""
+    """Ink (H, W) on paper (H, W): dark on light or light on dark, of random contrast, with or without noise."""
     paper, pen = rng.permutation([rng.integers(0, 96), rng.integers(160, 256)]) if rng.random() < 0.5 else (0, 255)
     seen = paper + ink * ((pen - paper) / 255)
     return grained(seen, rng.uniform(0, 12), rng) if rng.random() < 0.5 else seen.astype(np.uint8)
 
 
 def grained(seen: npt.NDArray[np.floating], deviation: float, rng: np.random.Generator) -> Grey:
-    """Grey levels (H, W) of 0..255 with a sensor's noise of that standard deviation."""
+    """Grey levels (H, W) of 0..255 with Gaussian noise of that standard deviation."""
     noise = rng.standard_normal(seen.shape, np.float32) * np.float32(deviation)
     return np.clip(seen + noise, 0, 255).astype(np.uint8)
 
 
 def _rounded(points: Points) -> Points:
-    """Each corner cut at a quarter of its sides (Chaikin 1974), the ends kept."""
+    """Corners cut at a quarter of their sides (Chaikin 1974), the ends kept."""
     before, after = points[:-1], points[1:]
     cut = np.stack([0.75 * before + 0.25 * after, 0.25 * before + 0.75 * after], axis=1).reshape(-1, 2)
     return np.concatenate([points[:1], cut, points[-1:]])

@@ -2,7 +2,7 @@
 
 int8: weights signed 8 bit with a scale a column, pixels as they are (unsigned, a step is 1/255), hidden states unsigned
 8 bit with zero point 128 and a step of 1/127. A hidden state lies between -1 and 1, so the step is fixed: no answer
-depends on what shares its batch, and nothing has to be measured at run time. The recurrence is a Scan of one step for
+depends on the rest of its batch, and nothing is measured at run time. The recurrence is a Scan of one step for
 both directions. fp32: ONNX's own operators.
 """
 
@@ -19,7 +19,7 @@ from app.runtime.recurrent_engine import WEIGHTS
 from training.onnx.cells import carried, operator, recalled_bias, step
 from training.onnx.graph import Array, Graph, identifier, quantise
 
-HIDDEN = ("hidden_step", "hidden_zero")  # the grid of hidden states, as names of constants
+HIDDEN = ("hidden_step", "hidden_zero")  # names of the constants of the hidden states' quantisation
 PIXEL = ("pixel_step", "pixel_zero")
 
 
@@ -44,7 +44,7 @@ def _reader(model: RowReader | ReNet, weights: dict[str, Array], precision: Prec
 
 
 def _rows(graph: Graph, model: RowReader) -> str:
-    """The name of the last step's output (B, 2H)."""
+    """Write the layer of a RowReader; return the name of the last step's output (B, 2H)."""
     graph.lines.append("rows = Transpose <perm = [1, 0, 2]> (pixels)")
     hidden = _sweep(graph, "recurrent", model.recurrent, "rows", SIDE, pixels=True)
     graph.constant("last", np.array(SIDE - 1))
@@ -53,7 +53,7 @@ def _rows(graph: Graph, model: RowReader) -> str:
 
 
 def _renet(graph: Graph, model: ReNet) -> str:
-    """The name of what the last layer says of every place, (B, H * W * 2H)."""
+    """Write the layers of a ReNet; return the name of the last layer's flattened output (B, H * W * 2H)."""
     side, size = SIDE, 1
     graph.constant("plane_shape", np.array([SIDE, SIDE, -1, 1]))
     graph.lines += ["turned = Transpose <perm = [1, 2, 0]> (pixels)", "plane = Reshape (turned, plane_shape)"]
@@ -87,7 +87,7 @@ def _renet(graph: Graph, model: ReNet) -> str:
 
 
 def _sweep(graph: Graph, name: str, module: nn.Module, x: str, steps: int, *, pixels: bool = False) -> str:
-    """The name of what the module of that name reads in `x`: (T, N, I) -> (T, N, 2H)."""
+    """Write the bidirectional layer `name` over `x`, (T, N, I) -> (T, N, 2H); return the output's name."""
     assert isinstance(module, Recurrent)
     sweep = Sweep(
         module.cell, {"f": f"{name}.layers.0", "b": f"{name}.reversed_layers.0"}, name.replace(".", ""), steps
@@ -98,16 +98,16 @@ def _sweep(graph: Graph, name: str, module: nn.Module, x: str, steps: int, *, pi
 
 @dataclass(frozen=True)
 class Sweep:
-    """One layer that reads from both ends."""
+    """A bidirectional layer."""
 
     cell: Cell
-    layers: dict[str, str]  # the names of the two directions' weights, by a letter for each
-    prefix: str  # of all names of it
+    layers: dict[str, str]  # prefixes of the directions' weights, by `f` and `b`
+    prefix: str  # of all its names
     steps: int
 
 
 def _operator(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) -> str:
-    """ONNX's operator, whose output is (T, 2, N, H)."""
+    """Write the layer as ONNX's operator, whose output is (T, 2, N, H)."""
     p, source = sweep.prefix, x
     graph.constant(f"{p}_shape", np.array([sweep.steps, -1, 2 * size]))
     if pixels:
@@ -122,7 +122,7 @@ def _operator(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) ->
 
 
 def _scan(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) -> str:
-    """Input products of all steps at once; one Scan over the steps, forwards and backwards side by side."""
+    """Write the layer as one input product over all steps and one Scan over both directions."""
     p, parts, width = sweep.prefix, carried(sweep.cell), GATES[sweep.cell] * size
     input_size = graph.weights[f"{sweep.layers['f']}.weight_ih"].shape[1]
     graph.constant(f"{p}_flat", np.array([-1, input_size]))
@@ -157,7 +157,7 @@ def _scan(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) -> str
 
 
 def _advance(graph: Graph, cell: Cell, way: str, layer: str) -> str:
-    """The lines of one step in one direction."""
+    """Lines of one step in one direction."""
     inner = recalled_bias(graph, cell, layer)
     if inner is None:
         inner = np.zeros(len(graph.weights[f"{layer}.bias"]), np.float32)
@@ -172,7 +172,7 @@ def _advance(graph: Graph, cell: Cell, way: str, layer: str) -> str:
 
 
 def _product(graph: Graph, weight: str, bias: Array, x: str, grid: tuple[str, str]) -> str:
-    """The call that multiplies quantised rows with the transpose of a weight, and adds a bias."""
+    """Return the call that multiplies quantised rows by a transposed weight and adds a bias."""
     name = identifier(weight)
     quantised, scale = quantise(graph.weights[weight])
     graph.constant(name, quantised)

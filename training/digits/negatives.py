@@ -1,9 +1,9 @@
-"""What is no digit: pictures to train a reader's rejection with, and others to measure it by.
+"""Negatives: images without a digit, to train rejection with and to measure it.
 
-Two families that share no typeface, no shape and no recipe of noise, so that the benchmark asks for what was
-understood, not for what was seen. Left out of both are characters that are a digit to the eye: O o Q (0), I l | (1).
-By hand the training family also spares the twins that are written as a digit is (S Z b g q a B D G r y): MNIST holds
-a 5 written S and a 2 written Z, and a reader told that they are no digits would reject those. In print they differ.
+The training and the benchmark negatives share no typeface, shape or noise, so that the benchmark measures
+generalisation. Both leave out characters that look like a digit: O o Q (0), I l | (1). The handwritten training
+negatives also leave out letters that are written like a digit (S Z b g q a B D G r y): MNIST holds a 5 written S and a
+2 written Z, which a reader trained on these letters would reject. In print they differ.
 """
 
 import math
@@ -22,22 +22,22 @@ from app.errors import CorpusError
 from app.images import decoded
 from training.digits.drawing import (
     Grey,
-    Place,
     Points,
+    Pose,
     canvas_side,
-    drawn,
     font,
     grained,
     on_paper,
     pick,
-    place,
-    placed,
-    printed,
+    random_pose,
+    render_character,
+    render_strokes,
+    transformed,
 )
-from training.digits.shapes import BENCHMARK_SHAPES, TRAINING_SHAPES, Figure, glyph, handwritten, ring
+from training.digits.shapes import BENCHMARK_SHAPES, TRAINING_SHAPES, Shape, glyph, handwritten, ring
 
 Draw: TypeAlias = Callable[[np.random.Generator], Grey]
-Picture: TypeAlias = Grey | bytes  # grey levels (H, W), or an encoded image
+RawImage: TypeAlias = Grey | bytes  # grey levels (H, W), or an encoded image
 
 TILT = 0.35  # radians: more would make an N a Z, an M a 3
 TRAINING_FONTS = (
@@ -45,7 +45,7 @@ TRAINING_FONTS = (
     *("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10", "DejaVuSansMono", "DejaVuSansMono-Bold"),
 )
 TRAINING_PRINT = "ABCDEFGHJKLMNPRSTUVWXYZabcdefghijkmnpqrstuvwxyz&?#%+*=$"
-PICTURES = (
+PHOTOGRAPHS = (
     *("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field"),
     *("immunohistochemistry", "moon", "retina", "rocket"),
 )
@@ -57,7 +57,7 @@ BENCHMARK_PRINT = "ABCDEFGHJKLMNPRSTUVWXYZabcdefghijkmnpqrstuvwxyz&?#%+*=@$"
 
 
 def training_negative(rng: np.random.Generator, photographs: Sequence[bytes] = ()) -> Grey:
-    """A picture (H, W) of 28 to 200 pixels a side with no digit on it, of any kind in TRAINING_NEGATIVES.
+    """An image (H, W) of 28 to 200 pixels a side without a digit, of a random kind in TRAINING_NEGATIVES.
 
     With `photographs` (encoded images) a part of one of them is as likely as each other kind.
     """
@@ -67,20 +67,20 @@ def training_negative(rng: np.random.Generator, photographs: Sequence[bytes] = (
     return pick(kinds, rng)(rng)
 
 
-def benchmark_negative(rng: np.random.Generator, photographs: Sequence[bytes]) -> Picture:
-    """A picture with no digit on it, of any kind that `benchmark_negatives` names."""
+def benchmark_negative(rng: np.random.Generator, photographs: Sequence[bytes]) -> RawImage:
+    """An image without a digit, of a random kind in `benchmark_negatives`."""
     return pick(list(benchmark_negatives(photographs).values()), rng)(rng)
 
 
-def benchmark_negatives(photographs: Sequence[bytes]) -> Mapping[str, Callable[[np.random.Generator], Picture]]:
-    """The benchmark's kinds: those that are drawn, and photographs (encoded images) as they are, if there are some."""
+def benchmark_negatives(photographs: Sequence[bytes]) -> Mapping[str, Callable[[np.random.Generator], RawImage]]:
+    """Generators by kind: BENCHMARK_NEGATIVES and, if given, unchanged photographs (encoded images)."""
     if not photographs:
         return BENCHMARK_NEGATIVES
     return BENCHMARK_NEGATIVES | {"photographs": lambda rng: pick(photographs, rng)}
 
 
 def photographs_in(path: Path) -> list[bytes]:
-    """The JPEG files, still encoded, of a folder or a tar, by name; CorpusError if it has none or can't be read."""
+    """Return the JPEG files of a folder or a tar, encoded, by name; raise CorpusError if there are none."""
     try:
         found = _in_folder(path) if path.is_dir() else _in_tar(path)
     except (OSError, tarfile.TarError) as error:
@@ -111,7 +111,7 @@ def _in_tar(path: Path) -> dict[str, bytes]:
 
 
 def _training_blank(rng: np.random.Generator) -> Grey:
-    """Paper: one shade, or a light that falls off to one side."""
+    """Blank paper of one shade, or with a gradient of light to one side."""
     side = canvas_side(rng)
     fall = rng.uniform(0, 80) * rng.integers(2)
     shade = rng.uniform(fall, 255 - fall) + fall * _slope(side, rng.uniform(0, math.tau))
@@ -119,7 +119,7 @@ def _training_blank(rng: np.random.Generator) -> Grey:
 
 
 def _benchmark_blank(rng: np.random.Generator) -> Grey:
-    """Paper: one shade, the light of a lamp, or its shadow's soft edge, in a grain of its own."""
+    """Blank paper of one shade, under a lamp, or with a shadow's soft edge, and with coarse grain."""
     side = canvas_side(rng)
     light = pick((_flat, _lamp, _shadow), rng)(side, rng)
     grain = Image.fromarray(grained(np.full((side, side), 128.0), rng.uniform(0, 8), rng))
@@ -143,7 +143,7 @@ def _shadow(side: int, rng: np.random.Generator) -> Points:
 
 
 def _training_noise(rng: np.random.Generator) -> Grey:
-    """Single pixels, even, normal or on and off; blurred, they are clouds, and with a threshold blots."""
+    """Uniform, normal or binary pixel noise; blurred to clouds, thresholded to blots."""
     side = canvas_side(rng)
     field = pick((_even, _normal, _on_and_off), rng)(side, rng)
     image = Image.fromarray(field).filter(ImageFilter.GaussianBlur(pick((0, 0, 1, 2, side / 12), rng)))
@@ -174,7 +174,7 @@ def _blots(levels: Grey) -> Grey:
 
 
 def _benchmark_noise(rng: np.random.Generator) -> Grey:
-    """Few quanta of light, heavy tails, rows out of step, tiles, hills of several sizes, or drops."""
+    """Poisson or Laplace noise, streaks, tiles, fractal noise, or drops."""
     side = canvas_side(rng)
     return pick((_quanta, _tails, _rows, _tiles, _hills, _drops), rng)(side, rng)
 
@@ -219,7 +219,7 @@ def _drops(side: int, rng: np.random.Generator) -> Grey:
 
 
 def _training_letter(rng: np.random.Generator) -> Grey:
-    return on_paper(drawn(handwritten(rng), place(rng, TILT), rng.uniform(0.08, 0.4)), rng)
+    return on_paper(render_strokes(handwritten(rng), random_pose(rng, TILT), rng.uniform(0.08, 0.4)), rng)
 
 
 def _training_print(rng: np.random.Generator) -> Grey:
@@ -232,9 +232,9 @@ def _benchmark_letter(rng: np.random.Generator) -> Grey:
 
 def print_of(characters: str, fonts: Sequence[str], rng: np.random.Generator, *, bold: float) -> Grey:
     """One of the characters in one of the fonts, tilted, on a canvas (H, W), thickened by up to `bold` of its reach."""
-    where = place(rng, TILT)
-    face = font(pick(fonts, rng), round(where.reach * 2))
-    return on_paper(printed(pick(characters, rng), face, where, rng.uniform(0, bold)), rng)
+    pose = random_pose(rng, TILT)
+    face = font(pick(fonts, rng), round(pose.reach * 2))
+    return on_paper(render_character(pick(characters, rng), face, pose, rng.uniform(0, bold)), rng)
 
 
 def _training_shape(rng: np.random.Generator) -> Grey:
@@ -245,42 +245,42 @@ def _benchmark_shape(rng: np.random.Generator) -> Grey:
     return _shape(rng, BENCHMARK_SHAPES)
 
 
-def _shape(rng: np.random.Generator, shapes: Mapping[str, Figure]) -> Grey:
+def _shape(rng: np.random.Generator, shapes: Mapping[str, Shape]) -> Grey:
     strokes = pick(list(shapes.values()), rng)(rng)
-    return on_paper(drawn(strokes, place(rng, math.pi), rng.uniform(0.08, 0.35)), rng)
+    return on_paper(render_strokes(strokes, random_pose(rng, math.pi), rng.uniform(0.08, 0.35)), rng)
 
 
 def _training_glyph(rng: np.random.Generator) -> Grey:
-    """Strokes that make no sign: what a hand draws that is neither letter nor digit."""
-    return on_paper(drawn(glyph(rng), place(rng, math.pi), rng.uniform(0.08, 0.35)), rng)
+    """Random strokes that are neither letter nor digit."""
+    return on_paper(render_strokes(glyph(rng), random_pose(rng, math.pi), rng.uniform(0.08, 0.35)), rng)
 
 
 def _training_scene(rng: np.random.Generator) -> Grey:
-    """Things of all sizes that hide each other, as photographs show them (the dead leaves model: Lee et al. 2001)."""
+    """Overlapping objects of all sizes, as in photographs (the dead leaves model: Lee et al. 2001)."""
     side = canvas_side(rng)
     image = Image.new("L", (side, side), int(rng.integers(256)))
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(10, 80))):
         reach = side * 0.04 / max(rng.random(), 0.06) ** rng.uniform(0.5, 1)  # few are large
-        where = Place(side, reach, (rng.uniform(0, side), rng.uniform(0, side)), rng.uniform(0, math.tau))
-        leaf = placed(ring(int(rng.integers(3, 12))) * (1, rng.uniform(0.2, 1)), where)
+        pose = Pose(side, reach, (rng.uniform(0, side), rng.uniform(0, side)), rng.uniform(0, math.tau))
+        leaf = transformed(ring(int(rng.integers(3, 12))) * (1, rng.uniform(0.2, 1)), pose)
         pen.polygon([(x, y) for x, y in leaf.tolist()], int(rng.integers(256)))
     lit = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, side / 40))), np.float32)
     return grained(lit, rng.uniform(0, 12), rng)
 
 
-def _training_picture(rng: np.random.Generator) -> Grey:
+def _training_photograph(rng: np.random.Generator) -> Grey:
     return photograph_part(pick(library_photographs(), rng), rng)
 
 
 @lru_cache(maxsize=1)
 def library_photographs() -> list[Image.Image]:
-    """The photographs that scikit-image carries, all free of rights, in grey."""
-    return [Image.fromarray(np.asarray(getattr(data, name)())).convert("L") for name in PICTURES]
+    """The photographs bundled with scikit-image, all free of rights, in grey."""
+    return [Image.fromarray(np.asarray(getattr(data, name)())).convert("L") for name in PHOTOGRAPHS]
 
 
 def _training_texture(rng: np.random.Generator) -> Grey:
-    """Stripes, straight or winding, a lattice or a chessboard: what repeats."""
+    """Periodic textures: straight or winding stripes, a lattice or a chessboard."""
     side = canvas_side(rng)
     turn, period = rng.uniform(0, math.tau), rng.uniform(3, 24) * math.pi
     winding = rng.uniform(0, 3) * rng.integers(2) * np.sin(_slope(side, rng.uniform(0, math.tau)) * rng.uniform(2, 9))
@@ -291,7 +291,7 @@ def _training_texture(rng: np.random.Generator) -> Grey:
 
 
 def _slope(side: int, turn: float) -> Points:
-    """Rises (side, side) from about -1 to 1 in the direction `turn`, in radians."""
+    """A gradient (side, side) from about -1 to 1 in the direction `turn`, in radians."""
     x = np.linspace(-1, 1, side)
     slope: Points = (math.cos(turn) * x + math.sin(turn) * x[:, None]) / math.sqrt(2)
     return slope
@@ -306,7 +306,7 @@ TRAINING_NEGATIVES: dict[str, Draw] = {
     "glyphs": _training_glyph,
     "textures": _training_texture,
     "scenes": _training_scene,
-    "pictures": _training_picture,
+    "photographs": _training_photograph,
 }
 BENCHMARK_NEGATIVES: dict[str, Draw] = {
     "blanks": _benchmark_blank,

@@ -1,4 +1,4 @@
-"""A digit reader's run -> bundle: export, calibrate, measure through the served path, write down what it can't do."""
+"""Publishing of a digit reader: a run -> a calibrated and measured bundle."""
 
 import base64
 import json
@@ -24,14 +24,14 @@ from app.runtime.families.digits import DIGITS, Calibration, Classification, Dig
 from app.runtime.onnx_session import Precision, session
 from app.runtime.recurrent_engine import Floats
 from app.runtime.scheduler import answer_all
-from training import plots as report
+from training import plots
 from training.digits import data as mnist
 from training.digits import robustness
 from training.digits.data import Digits
 from training.digits.export import export_digits
-from training.digits.negatives import Picture, photographs_in
-from training.digits.recipe import NO_DIGIT, DigitsConfig, as_input, build
-from training.digits.robustness import Robustness, framed_picture
+from training.digits.negatives import RawImage, photographs_in
+from training.digits.recipe import FORMER_NAMES, NO_DIGIT, DigitsConfig, as_input, build
+from training.digits.robustness import Robustness, framed_image
 from training.publishing import CELL_NAMES, PRECISIONS, drafted, free_names, probe, unmeasured
 from training.run import Run, RunError
 
@@ -45,16 +45,16 @@ TITLE = "digits"
 def publish(
     run: Run, store: Path, *, name: str | None = None, version: str | None = None, photographs: Path | None = None
 ) -> Path:
-    """Write `run` as a bundle into `store` and make it the current version; the bundle's folder.
+    """Write `run` as a bundle into `store`, make it the current version and return the bundle's folder.
 
-    Temperature and rejection are chosen on the validation part; the test part, corrupted, deformed and plain, is read
-    once, through the framing and the graph that the server runs. `photographs`, a folder or a tar, are pictures of no
-    digit to be rejected. int8 serves if it costs at most INT8_MAY_COST of the validation accuracy. Raise BundleError if
-    the version exists already.
+    Temperature and rejection threshold are chosen on the validation part. The test part, plain, corrupted and deformed,
+    is read once, through the framing and the graph that the server runs. `photographs`, a folder or a tar, are
+    negatives. int8 is served if it costs at most INT8_MAY_COST of the validation accuracy. Raise BundleError if the
+    version exists already.
     """
     config = read_config(run.read("config.json"))
     name, version = free_names(store, name, version, corpus=TITLE)
-    shown = photographs_in(photographs) if photographs else ()
+    negatives = photographs_in(photographs) if photographs else ()
     source = run.read("source.json")
     corpus = mnist.load(Path(source["folder"]) if source["folder"] else None)
     model = trained(run, config)
@@ -62,33 +62,36 @@ def publish(
     entry = CorpusEntry(name=source["name"], terms=source["terms"], sha256=source["sha256"])
     manifest = unmeasured(run, "digits", name, version, corpus=entry, parameters=parameter_count(model))
     manifest = manifest.model_copy(update={"calibration": {"temperature": 1.0, "rejection_threshold": 1.0}})
-    with drafted(manifest, contents) as (draft, pictures):
+    with drafted(manifest, contents) as (draft, scratch):
         metrics = parity(model, draft, corpus.valid)
         served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
-        calibration = calibrated(opened(draft, served), corpus.valid)
+        calibration = calibrated(open_predictor(draft, served), corpus.valid)
         manifest = manifest.model_copy(update={"calibration": asdict(calibration), "served": served})
-        predictors = {p: opened(draft, p, calibration) for p in PRECISIONS}
-        answers = read(predictors[served], corpus.test)
-        stood = benchmark(predictors[served], corpus.test, shown)
-        metrics |= measured(stood) | {"valid_accuracy": metrics[f"valid_accuracy_{served}"]}
+        predictors = {p: open_predictor(draft, p, calibration) for p in PRECISIONS}
+        answers = classify(predictors[served], corpus.test)
+        robust = benchmark(predictors[served], corpus.test, negatives)
+        metrics |= robustness_metrics(robust) | {"valid_accuracy": metrics[f"valid_accuracy_{served}"]}
         manifest = manifest.model_copy(update={"metrics": metrics})
         payload = {"image": base64.b64encode(png(drawn_digit())).decode()}
         contents |= {"probe.json": json.dumps(probe(predictors, payload)).encode()}
-        contents |= drawings(run, config, corpus.test, answers, pictures)
-        contents["README.md"] = model_card(manifest, config, stood).encode()
+        contents |= card_plots(run, corpus.test, answers, scratch)
+        contents["README.md"] = model_card(manifest, config, robust).encode()
         return bundles.publish(store, manifest, contents)
 
 
 def read_config(stored: Mapping[str, Any]) -> DigitsConfig:
-    """A configuration as a run or a manifest keeps it."""
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    """Return the configuration stored in a run or a manifest."""
+    values: dict[str, Any] = {
+        FORMER_NAMES.get(name, name): tuple(value) if isinstance(value, list) else value
+        for name, value in stored.items()
+    }
     return DigitsConfig(**values)
 
 
 def trained(run: Run, config: DigitsConfig) -> RowReader | ReNet:
-    """The run's model, with its averaged weights. Raise RunError if it is not finished."""
+    """Return the run's model with its averaged weights; raise RunError if the run is not finished."""
     if not run.checkpoint.exists():
-        raise RunError(f"{run.checkpoint}: no such file: has the run begun?")
+        raise RunError(f"{run.checkpoint}: expected a checkpoint, found none")
     state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
     seen = state["progress"]["step"] * config.batch_size
     if seen < config.samples:
@@ -100,25 +103,25 @@ def trained(run: Run, config: DigitsConfig) -> RowReader | ReNet:
     return model.eval()
 
 
-def opened(draft: Bundle, precision: Precision, calibration: Calibration | None = None) -> DigitsPredictor:
-    """The draft's predictor, with another calibration than the draft's if one is given."""
+def open_predictor(draft: Bundle, precision: Precision, calibration: Calibration | None = None) -> DigitsPredictor:
+    """Open the draft's predictor with `calibration`, by default without effect."""
     reader = session(draft.path(f"reader.{precision}.onnx"), 1)
     return DigitsPredictor(reader, calibration or Calibration(1.0, 1.0), precision=precision)
 
 
 @torch.inference_mode()
 def parity(model: RowReader | ReNet, draft: Bundle, valid: Digits) -> dict[str, float]:
-    """How far the graphs are from the torch module, in probabilities of PARITY validation images, and int8's cost.
+    """Largest differences of probabilities over PARITY validation images, validation accuracies, and the cost of int8.
 
-    The int8 graph is held against the module computing in eight bits as well (`torch_difference`), and, for what that
-    costs, against the module in float32 (`int8_difference`).
+    The int8 graph is compared with the module emulating int8 (`torch_difference`) and with the module in float32
+    (`int8_difference`), the fp32 graph with the module in float32 (`torch_difference_fp32`).
     """
     some = Digits(valid.images[:PARITY], valid.labels[:PARITY])
     plain, found = _module_probabilities(model, some), dict[str, float]()
     model.eight_bit = True
     eight_bit = _module_probabilities(model, some)
     model.eight_bit = False
-    graphs = {p: opened(draft, p) for p in PRECISIONS}
+    graphs = {p: open_predictor(draft, p) for p in PRECISIONS}
     of_graph = {p: _softmax(_logits(graph, some)) for p, graph in graphs.items()}
     found["torch_difference"] = _largest(of_graph["int8"], eight_bit)
     found["torch_difference_fp32"] = _largest(of_graph["fp32"], plain)
@@ -131,15 +134,15 @@ def parity(model: RowReader | ReNet, draft: Bundle, valid: Digits) -> dict[str, 
 
 
 def calibrated(predictor: DigitsPredictor, valid: Digits) -> Calibration:
-    """The temperature that fits validation digits best, and the strictest threshold that rejects REJECTED_AT_MOST."""
+    """Fit the temperature on validation digits; choose the strictest threshold that rejects REJECTED_AT_MOST."""
     logits = torch.from_numpy(_logits(predictor, valid)[:, :DIGITS].copy())
     fitted = Calibration(_temperature(logits, valid.labels), 1.0)
     doubts = 1 - confidences(predictor.recalibrated(fitted).probabilities(valid.images.numpy()))
     return replace(fitted, rejection_threshold=float(np.quantile(doubts, 1 - REJECTED_AT_MOST, method="higher")))
 
 
-def read(predictor: DigitsPredictor, digits: Digits) -> list[Classification]:
-    """The answers to images framed as the server frames them."""
+def classify(predictor: DigitsPredictor, digits: Digits) -> list[Classification]:
+    """Classify images framed as in the server."""
     framed = [framed_array(image) for image in digits.images.numpy()]
     batches = (framed[start : start + BATCH] for start in range(0, len(framed), BATCH))
     return [answer for batch in batches for answer in answer_all(predictor, batch)]
@@ -150,55 +153,50 @@ def benchmark(
 ) -> Robustness:
     """Measure `predictor` on corrupted MNIST and non-digits, framed as in the server; see `robustness`."""
 
-    def classify(pictures: list[Picture]) -> list[Classification]:
-        return answer_all(predictor, [framed_picture(picture) for picture in pictures])
+    def classify_all(images: list[RawImage]) -> list[Classification]:
+        return answer_all(predictor, [framed_image(image) for image in images])
 
-    return robustness.measure(classify, digits.images.numpy(), digits.labels.numpy(), photographs, limit=limit)
+    return robustness.measure(classify_all, digits.images.numpy(), digits.labels.numpy(), photographs, limit=limit)
 
 
-def measured(stood: Robustness) -> dict[str, float]:
-    """The figures of a manifest."""
+def robustness_metrics(found: Robustness) -> dict[str, float]:
+    """The manifest's metrics from a robustness benchmark."""
     return {
-        "test_accuracy": stood.accuracy,
-        "test_wrongly_rejected": stood.wrongly_rejected,
-        "test_calibration_error": stood.calibration_error,
-        "corrupted_accuracy": stood.corrupted_accuracy,
-        "variant_accuracy": stood.variant_accuracy,
-        "least_variant_accuracy": min(stood.variants.values()),
-        "negatives_rejected": stood.negatives_rejected,
+        "test_accuracy": found.accuracy,
+        "test_wrongly_rejected": found.wrongly_rejected,
+        "test_calibration_error": found.calibration_error,
+        "corrupted_accuracy": found.corrupted_accuracy,
+        "variant_accuracy": found.variant_accuracy,
+        "least_variant_accuracy": min(found.variants.values()),
+        "negatives_rejected": found.negatives_rejected,
     }
 
 
-def drawings(
-    run: Run, config: DigitsConfig, test: Digits, answers: Sequence[Classification], folder: Path
-) -> dict[str, bytes | Path]:
-    """The pictures of a model card, file name -> where it stands in `folder`."""
+def card_plots(run: Run, test: Digits, answers: Sequence[Classification], folder: Path) -> dict[str, bytes | Path]:
+    """Draw the plots of the model card into `folder`; return their paths by file name."""
     names = ("curves.png", "confusion.png", "errors.png", "reliability.png")
     curves, confusion, errors, reliability = (folder / name for name in names)
     labels = test.labels.tolist()
-    parts = [
-        "train",
-        "valid",
-        *(["valid_soiled"] if config.soiled else []),
-        *(["valid_no_digit"] if config.negatives else []),
-    ]
-    report.learning_curve(run.metrics(), curves, TITLE, figure="accuracy", parts=parts, logarithmic=False)
+    metrics = run.metrics()
+    common = [name for name in metrics[-1] if all(name in epoch for epoch in metrics)]
+    parts = [name.removesuffix("_accuracy") for name in common if name.endswith("_accuracy")]
+    plots.learning_curve(metrics, curves, TITLE, figure="accuracy", parts=parts, logarithmic=False)
     given = [NO_DIGIT if answer.digit is None else answer.digit for answer in answers]
-    report.confusion_matrix(labels, given, [*map(str, range(DIGITS)), "none"], confusion)
-    wrong = [place for place, (label, digit) in enumerate(zip(labels, given, strict=True)) if label != digit]
-    report.contact_sheet(
-        [test.images[place].numpy() for place in wrong],
-        [f"{labels[place]} read {'none' if given[place] == NO_DIGIT else given[place]}" for place in wrong],
+    plots.confusion_matrix(labels, given, [*map(str, range(DIGITS)), "none"], confusion)
+    wrong = [index for index, (label, digit) in enumerate(zip(labels, given, strict=True)) if label != digit]
+    plots.contact_sheet(
+        [test.images[index].numpy() for index in wrong],
+        [f"{labels[index]} read {'none' if given[index] == NO_DIGIT else given[index]}" for index in wrong],
         errors,
     )
     likeliest = [int(np.argmax(answer.probabilities)) for answer in answers]
     right = [label == digit for label, digit in zip(labels, likeliest, strict=True)]
-    report.reliability_diagram([answer.confidence for answer in answers], right, reliability)
+    plots.reliability_diagram([answer.confidence for answer in answers], right, reliability)
     return {name: folder / name for name in names}
 
 
-def model_card(manifest: Manifest, config: DigitsConfig, stood: Robustness) -> str:
-    """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
+def model_card(manifest: Manifest, config: DigitsConfig, found: Robustness) -> str:
+    """Return the bundle's README.md: training data and terms, metrics, limitations."""
     template = string.Template(resources.files("training.digits").joinpath("card.md").read_text())
     metrics = manifest.metrics
     sweeps = ", ".join(
@@ -215,7 +213,7 @@ def model_card(manifest: Manifest, config: DigitsConfig, stood: Robustness) -> s
         parameters=f"{manifest.parameters:,}",
         samples=f"{config.samples:,}",
         terms=manifest.corpus.terms,
-        table=robustness.table(stood),
+        table=robustness.table(found),
         served=manifest.served,
         temperature=f"{manifest.calibration['temperature']:.3f}",
         threshold=f"{manifest.calibration['rejection_threshold']:.3f}",
@@ -226,7 +224,7 @@ def model_card(manifest: Manifest, config: DigitsConfig, stood: Robustness) -> s
 
 
 def drawn_digit() -> npt.NDArray[np.uint8]:
-    """A seven, as a probe: two strokes on a canvas."""
+    """A seven of two strokes, as the probe's image."""
     canvas = np.zeros((28, 28), np.uint8)
     canvas[6:9, 8:20] = 255
     for row in range(8, 23):
@@ -261,7 +259,7 @@ def _logits(predictor: DigitsPredictor, digits: Digits) -> Floats:
 
 
 def _softmax(logits: Floats) -> Floats:
-    """Of the ten digits."""
+    """Logits (N, outputs) -> probabilities of the ten digits (N, 10)."""
     return torch.from_numpy(logits[:, :DIGITS]).softmax(1).numpy()
 
 

@@ -1,10 +1,10 @@
-"""The digit recipe: readers of handwriting from MNIST, from the chapter's to one that stands a phone's photograph.
+"""The digit recipe: readers of handwriting on MNIST, from the chapter's to one that is robust to photographs.
 
     config = PRESETS["best"]
     train(config, corpus, Run(Path("runs/best")))
 
-A batch is plain digits, digits as paper, pens and cameras soil them, and pictures of no digit; the last two pass
-through the framing that the server applies to whatever it is sent.
+A batch holds plain, elastic, degraded and printed digits, and images without a digit. Degraded and printed digits and
+negatives pass through the framing that the server applies to every image.
 """
 
 import math
@@ -27,22 +27,22 @@ from app.errors import SettingsError
 from app.images import framed_array
 from app.models.digits import ReNet, RowReader
 from app.models.recurrent import Cell
-from training.digits.augmentation import Pixels, rewritten, soiled
+from training.digits.augmentation import Pixels, degraded, elastic
 from training.digits.data import DigitCorpus, Digits
 from training.digits.negatives import TRAINING_FONTS, print_of, training_negative
 from training.ranges import Range, require_ranges
 from training.run import Run
 
 DIGITS = 10
-NO_DIGIT = DIGITS  # the class of what is none
+NO_DIGIT = DIGITS  # the class of images without a digit
 LOGGED_EVERY = 10  # steps
-DRAWS = 8  # of a picture that the framing refuses
-CHECK = 2_000  # validation images, and pictures of no digit, that measure each epoch's robustness
+MAX_DRAWS = 8  # of an image that the framing rejects
+ROBUSTNESS_IMAGES = 2_000  # validation images, and negatives, that measure each epoch's robustness
 
 
 @dataclass(frozen=True)
 class DigitsConfig:
-    """All that decides what a run learns. Defaults are the chapter's (CHAPTER.md: digit classifier).
+    """Hyperparameters of a run. Defaults are the chapter's (CHAPTER.md: digit classifier).
 
     Raise SettingsError that names every field out of its range.
     """
@@ -50,15 +50,15 @@ class DigitsConfig:
     reader: Literal["rows", "renet"] = "rows"  # one sweep from top to bottom, or sweeps over the plane
     cell: Cell = "lstm"  # of the recurrent layers: see app.models.recurrent
     hidden_sizes: tuple[int, ...] = (256,)  # units a direction, of each layer
-    patches: tuple[int, ...] = (1,)  # side of the patches that each layer of a renet cuts its plane into
+    patches: tuple[int, ...] = (1,)  # side of the patches of each renet layer's input
     dropout: float = 0.0  # before the linear layer of a renet
 
     samples: int = 400_000  # images seen
-    batch_size: int = 128  # images of a step
-    rewritten: float = 0.0  # the share of digits bent and slanted as another hand would write them
-    soiled: float = 0.0  # the share of digits that come from paper or through a lens
-    printed: float = 0.0  # the share of digits that come from a press
-    negatives: float = 0.0  # the share of images that hold no digit; the reader has a class for them if above 0
+    batch_size: int = 128  # images a step
+    p_elastic: float = 0.0  # share of digits with elastic and affine distortions
+    p_degraded: float = 0.0  # share of digits with the defects of paper and cameras
+    p_printed: float = 0.0  # share of digits printed in a font
+    negatives: float = 0.0  # share of images without a digit; above 0, the reader has a class for them
     label_smoothing: float = 0.0  # probability taken from the label and spread over all classes
 
     optimiser: Literal["adam", "adamw"] = "adam"  # adamw: betas 0.9 and 0.98
@@ -78,7 +78,7 @@ class DigitsConfig:
 
     @property
     def outputs(self) -> int:
-        """Classes: the digits, and perhaps NO_DIGIT."""
+        """Number of classes: the digits, and NO_DIGIT if trained with negatives."""
         return NO_DIGIT + 1 if self.negatives else NO_DIGIT
 
 
@@ -87,14 +87,16 @@ _RANGES: tuple[Range, ...] = (
     (
         "0 or more and below 1",
         lambda value: 0 <= value < 1,
-        ("dropout", "soiled", "printed", "negatives", "label_smoothing", "average"),
+        ("dropout", "p_degraded", "p_printed", "negatives", "label_smoothing", "average"),
     ),
-    ("0 to 1", lambda value: 0 <= value <= 1, ("rewritten",)),
+    ("0 to 1", lambda value: 0 <= value <= 1, ("p_elastic",)),
     ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate",)),
     ("above 0", lambda value: value is None or value > 0, ("clip",)),
     ("a number from 0", lambda value: 0 <= value < math.inf, ("weight_decay",)),
     ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
 )
+
+FORMER_NAMES = {"rewritten": "p_elastic", "soiled": "p_degraded", "printed": "p_printed"}  # in older runs and bundles
 
 PRESETS = {
     "chapter": DigitsConfig(),
@@ -105,9 +107,9 @@ PRESETS = {
         patches=(2, 2),
         dropout=0.3,
         samples=16 * 55_000,
-        rewritten=0.7,
-        soiled=0.3,
-        printed=0.04,
+        p_elastic=0.7,
+        p_degraded=0.3,
+        p_printed=0.04,
         negatives=0.2,
         label_smoothing=0.02,
         optimiser="adamw",
@@ -130,11 +132,11 @@ def train(
     resume: bool = False,
     minutes: float = math.inf,
 ) -> bool:
-    """Train into `run`, with `resume` from its checkpoint if there is one; True when the last sample has been seen.
+    """Train into `run`, with `resume` from its checkpoint if there is one; return True after the last sample.
 
-    Every draw of a step depends on the seed and the step's number alone, so a resumed run ends with the weights of an
-    undisturbed one. `photographs` (encoded images) are shown as pictures of no digit, where the configuration has
-    negatives. `minutes` bounds this piece of the work.
+    Random numbers of a step depend on the seed and the step alone, so a resumed run ends with the weights of an
+    uninterrupted one. `photographs` (encoded images) are further negatives, where the configuration has negatives.
+    `minutes` limits the duration of this call.
     """
     fabric = Fabric(
         devices=1, precision=config.precision, loggers=TensorBoardLogger(run.folder, name="", version="tensorboard")
@@ -149,14 +151,14 @@ def train(
     progress: dict[str, Any] = {"step": 0, "cost": 0.0, "right": 0}
     state = {"model": wrapped, "averaged": averaged, "optimiser": optimiser, "schedule": schedule, "progress": progress}
     if resume and run.checkpoint.exists():
-        run.check_config(config)
+        run.check_config(config, FORMER_NAMES)
         fabric.load(run.checkpoint, state)
         progress = state["progress"]
     else:
         run.start("digits", config, corpus.describe() | {"photographs": len(photographs)})
     deadline, started, first = time.monotonic() + 60 * minutes, time.monotonic(), progress["step"]
     epoch_steps = max(len(corpus.train) // config.batch_size, 1)
-    measured_on = checks(corpus.valid, config)
+    validation = validation_sets(corpus.valid, config)
 
     for step in tqdm(range(progress["step"], steps), "steps", total=steps, initial=progress["step"], mininterval=1):
         torch.manual_seed(config.seed * 1_000_003 + step)
@@ -185,7 +187,7 @@ def train(
                 "epoch": math.ceil((step + 1) / epoch_steps),
                 "train_cost": progress["cost"] / seen,
                 "train_accuracy": progress["right"] / seen / config.batch_size,
-                **_validated(averaged.module, measured_on),
+                **_accuracies(averaged.module, validation),
                 "learning_rate": rate,
                 "images_per_second": (step + 1 - first) * config.batch_size / (time.monotonic() - started),
             }
@@ -198,12 +200,12 @@ def train(
         if step + 1 < steps and time.monotonic() > deadline:
             run.save(fabric, state)
             return False
-    run.finish(_validated(averaged.module, measured_on))
+    run.finish(_accuracies(averaged.module, validation))
     return True
 
 
 def build(config: DigitsConfig) -> RowReader | ReNet:
-    """The module that `config` describes, freshly initialised; SettingsError if there can be none."""
+    """Return the initialised module of `config`; raise SettingsError for an impossible combination."""
     if config.reader == "rows":
         return RowReader(hidden_size=config.hidden_sizes[0], cell=config.cell, outputs=config.outputs)
     layers = list(zip(config.patches, config.hidden_sizes, strict=True))
@@ -215,7 +217,7 @@ def build(config: DigitsConfig) -> RowReader | ReNet:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, digits: Digits, batch_size: int = 500) -> float:
-    """The share of `digits` whose label the model's largest output is."""
+    """Top-1 accuracy of the model on `digits`."""
     model.eval()
     device = next(model.parameters()).device
     right = 0
@@ -227,20 +229,20 @@ def accuracy(model: nn.Module, digits: Digits, batch_size: int = 500) -> float:
 
 
 def as_input(images: Tensor) -> Tensor:
-    """uint8 pixels -> what a reader reads: 0..1."""
+    """uint8 pixels -> float inputs in 0..1."""
     return images.float() / 255
 
 
 def framed_batch(draws: Iterable[Callable[[], Pixels]]) -> Tensor:
-    """Pictures framed as the server would frame them: (B, 28, 28) uint8.
+    """Images framed as in the server: (B, 28, 28) uint8.
 
-    One that the framing refuses would teach nothing: it is drawn again, up to DRAWS times in all.
+    An image that the framing rejects is drawn again, up to MAX_DRAWS times in all.
     """
     return torch.from_numpy(np.stack([_framed(draw) for draw in draws]))
 
 
 def _framed(draw: Callable[[], Pixels]) -> Pixels:
-    for _ in range(DRAWS):
+    for _ in range(MAX_DRAWS):
         framed = framed_array(draw())
         if framed.reason is None:
             break
@@ -248,59 +250,59 @@ def _framed(draw: Callable[[], Pixels]) -> Pixels:
 
 
 def _batch(digits: Digits, config: DigitsConfig, step: int, photographs: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-    """The step's images (B, 28, 28) in 0..1 and labels (B,): every epoch each digit once, in another order."""
-    chosen = _chosen(len(digits), config, step)
+    """Images (B, 28, 28) in 0..1 and labels (B,) of a step: each epoch every digit once, shuffled anew."""
+    chosen = _batch_indices(len(digits), config, step)
     rng = np.random.default_rng([config.seed, step])
     images, labels = as_input(digits.images[chosen]), digits.labels[chosen]
     count = len(chosen)
-    shares = (config.rewritten, config.soiled, config.printed, config.negatives)
-    other, dirty, press, none = (round(share * count) for share in shares)
-    if other:
-        images[count - other :] = rewritten(images[count - other :])
-    if dirty:
-        start = count - other - dirty // 3  # a third of the soiled ones are as MNIST's hands wrote them
-        start = max(min(start, count - none - dirty), 0)
-        part = slice(start, start + dirty)
+    shares = (config.p_elastic, config.p_degraded, config.p_printed, config.negatives)
+    distorted, defective, typeset, negative = (round(share * count) for share in shares)
+    if distorted:
+        images[count - distorted :] = elastic(images[count - distorted :])
+    if defective:
+        start = count - distorted - defective // 3  # a third of the degraded digits are not distorted
+        start = max(min(start, count - negative - defective), 0)
+        part = slice(start, start + defective)
         pixels = (images[part] * 255).byte().numpy()
-        images[part] = as_input(framed_batch(partial(soiled, image, rng) for image in pixels))
-    if press:
-        images[:press], labels[:press] = _printed(press, rng)
-    if none:
-        images[count - none :] = as_input(framed_batch([partial(training_negative, rng, photographs)] * none))
-        labels[count - none :] = NO_DIGIT
+        images[part] = as_input(framed_batch(partial(degraded, image, rng) for image in pixels))
+    if typeset:
+        images[:typeset], labels[:typeset] = _printed(typeset, rng)
+    if negative:
+        images[count - negative :] = as_input(framed_batch([partial(training_negative, rng, photographs)] * negative))
+        labels[count - negative :] = NO_DIGIT
     return images, labels
 
 
 def _printed(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Digits (count, 28, 28) in the fonts of training's letters, framed, and their labels (count,)."""
+    """Framed printed digits (count, 28, 28) in TRAINING_FONTS, and their labels (count,)."""
     labels = rng.integers(DIGITS, size=count).tolist()
     images = framed_batch(partial(print_of, str(digit), TRAINING_FONTS, rng, bold=0.1) for digit in labels)
     return as_input(images), torch.tensor(labels)
 
 
-def _chosen(count: int, config: DigitsConfig, step: int) -> Tensor:
-    """Which digits make the step's batch; the last, incomplete batch of an epoch is left out."""
+def _batch_indices(count: int, config: DigitsConfig, step: int) -> Tensor:
+    """Indices of a step's digits; the last, incomplete batch of an epoch is left out."""
     batch = min(config.batch_size, count)
-    epoch, place = divmod(step, count // batch)
+    epoch, index = divmod(step, count // batch)
     order = torch.from_numpy(np.random.default_rng([config.seed, epoch, count]).permutation(count))
-    return order[place * batch : (place + 1) * batch]
+    return order[index * batch : (index + 1) * batch]
 
 
-def checks(valid: Digits, config: DigitsConfig) -> dict[str, Digits]:
-    """What an epoch is measured on: plain digits, and where they are trained on soiled ones and pictures of none."""
+def validation_sets(valid: Digits, config: DigitsConfig) -> dict[str, Digits]:
+    """Validation sets by name: plain digits, and, where they are trained on, degraded digits and negatives."""
     parts = {"valid": valid}
     rng = np.random.default_rng(0)
-    some = Digits(valid.images[:CHECK], valid.labels[:CHECK])
-    if config.soiled:
-        images = framed_batch(partial(soiled, image, rng) for image in some.images.numpy())
-        parts["valid_soiled"] = Digits(images, some.labels)
+    some = Digits(valid.images[:ROBUSTNESS_IMAGES], valid.labels[:ROBUSTNESS_IMAGES])
+    if config.p_degraded:
+        images = framed_batch(partial(degraded, image, rng) for image in some.images.numpy())
+        parts["valid_degraded"] = Digits(images, some.labels)
     if config.negatives:
         images = framed_batch([partial(training_negative, rng)] * len(some))
         parts["valid_no_digit"] = Digits(images, torch.full((len(some),), NO_DIGIT))
     return parts
 
 
-def _validated(model: nn.Module, parts: dict[str, Digits]) -> dict[str, float]:
+def _accuracies(model: nn.Module, parts: dict[str, Digits]) -> dict[str, float]:
     return {f"{name}_accuracy": accuracy(model, digits) for name, digits in parts.items()}
 
 

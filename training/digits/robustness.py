@@ -1,7 +1,7 @@
-"""How well a reader of digits stands what is not clean MNIST: corruptions, variants of the digits, what is no digit.
+"""Robustness benchmark of digit readers: corruptions, variants of the digits, and images without a digit.
 
-Pictures go to the reader as they would go to the server: encoded, or where that changes nothing as grey levels, for
-the server frames a PNG of grey levels to the same pixels as the levels themselves. `framed_picture` frames both.
+Images are given to the reader as to the server: encoded, or, where that changes nothing, as grey levels. The server
+frames a PNG of grey levels to the same pixels as the levels themselves; `framed_image` frames both.
 """
 
 import io
@@ -19,39 +19,39 @@ from app.errors import CorpusError
 from app.images import Framed, decoded, framed, framed_array
 from training.digits.corruptions import CORRUPTIONS
 from training.digits.drawing import Grey
-from training.digits.negatives import Picture, benchmark_negatives
+from training.digits.negatives import RawImage, benchmark_negatives
 
-BATCH = 250  # pictures read at once; of the largest ones 13 MB
+BATCH = 250  # images of one batch; 13 MB for the largest ones
 BINS = 15  # of the calibration error
 
-Variant: TypeAlias = Callable[[Grey, np.random.Generator], Picture]
+Variant: TypeAlias = Callable[[Grey, np.random.Generator], RawImage]
 
 
 class Answer(Protocol):
-    """What a reader says of one picture."""
+    """A reader's answer for one image."""
 
     @property
     def digit(self) -> int | None:
-        """None if rejected."""
+        """The digit; None if rejected."""
 
     @property
     def confidence(self) -> float:
-        """The probability, in its own belief, that there is a digit and that it is the likeliest one."""
+        """The predicted probability that there is a digit and that it is the likeliest one."""
 
     @property
     def probabilities(self) -> Sequence[float]:
-        """Of the ten digits."""
+        """Probabilities of the ten digits."""
 
 
-Classify: TypeAlias = Callable[[list[Picture]], Sequence[Answer]]
+Classify: TypeAlias = Callable[[list[RawImage]], Sequence[Answer]]
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """What `measure` found; all but the counts are shares of 0 to 1."""
+    """The results of `measure`; all but the counts are shares of 0 to 1."""
 
-    images: int  # test digits, in each figure of accuracy
-    negatives: int  # pictures of each kind of negatives
+    images: int  # test digits, in each accuracy
+    negatives: int  # images of each kind of negatives
     accuracy: float  # on the plain test digits; as everywhere, one rejected is wrong
     wrongly_rejected: float  # of the plain test digits
     calibration_error: float  # on the plain test digits
@@ -61,17 +61,17 @@ class Robustness:
 
     @property
     def corrupted_accuracy(self) -> float:
-        """Mean over the corruptions."""
+        """Mean accuracy over the corruptions."""
         return fmean(self.corruptions.values())
 
     @property
     def variant_accuracy(self) -> float:
-        """Mean over the variants."""
+        """Mean accuracy over the variants."""
         return fmean(self.variants.values())
 
     @property
     def negatives_rejected(self) -> float:
-        """Share of all negatives."""
+        """Mean share rejected, over the kinds of negatives."""
         return fmean(self.rejected.values())
 
 
@@ -85,11 +85,11 @@ def measure(
     negatives: int = 200,
     seed: int = 0,
 ) -> Robustness:
-    """Put a reader to the test on digits (N, 28, 28), labels (N,), and `negatives` pictures of each kind of no digit.
+    """Measure a reader on digits (N, 28, 28), labels (N,), and `negatives` images of each kind without a digit.
 
     `photographs` are encoded images that the reader has not been trained on. With `limit` only so many digits are
-    used, evenly spread over all, for the first half of MNIST's test set is the easier one. Each figure has chance of
-    its own, drawn from `seed` and its name. Raise CorpusError without digits.
+    used, evenly spaced, since the first half of MNIST's test set is the easier one. Each metric has its own random
+    generator, seeded by `seed` and the metric's name. Raise CorpusError without digits.
     """
     kinds = benchmark_negatives(photographs)
     digits, truth = _spread(images, labels, limit)
@@ -124,15 +124,15 @@ def _spread(images: Grey, labels: npt.NDArray[np.integer], limit: int | None) ->
     return images[chosen], labels[chosen]
 
 
-def framed_picture(picture: Picture) -> Framed:
-    """What the server's reader sees of a picture; Malformed for bytes that are no image."""
-    return framed(decoded(picture)) if isinstance(picture, bytes) else framed_array(picture)
+def framed_image(image: RawImage) -> Framed:
+    """The image as the server frames it; raise Malformed for bytes that are no image."""
+    return framed(decoded(image)) if isinstance(image, bytes) else framed_array(image)
 
 
 def calibration_error(confidence: Sequence[float], right: npt.NDArray[np.bool_]) -> float:
     """The expected calibration error with 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599).
 
-    `right` (N,) says of each whether the likeliest digit was the right one, rejected or not.
+    `right` (N,) is true where the likeliest digit equals the label, rejected or not.
     """
     bins = np.ceil(np.asarray(confidence) * BINS).clip(1, BINS).astype(int)  # a bin holds its upper edge
     gaps = np.bincount(bins, right - np.asarray(confidence))
@@ -140,14 +140,14 @@ def calibration_error(confidence: Sequence[float], right: npt.NDArray[np.bool_])
 
 
 def table(found: Robustness) -> str:
-    """The figures as Markdown for a model card, in per cent."""
+    """The results as Markdown tables for a model card, in per cent."""
     summary = [
-        (f"test digits read rightly ({found.images:,})", found.accuracy),
+        (f"test digits classified correctly ({found.images:,})", found.accuracy),
         ("test digits wrongly rejected", found.wrongly_rejected),
         (f"expected calibration error, {BINS} bins", found.calibration_error),
         ("MNIST-C's corruptions, mean accuracy", found.corrupted_accuracy),
         ("variants, mean accuracy", found.variant_accuracy),
-        (f"pictures of no digit rejected ({found.negatives * len(found.rejected):,})", found.negatives_rejected),
+        (f"images without a digit rejected ({found.negatives * len(found.rejected):,})", found.negatives_rejected),
     ]
     parts = [
         _rows("what", "%", summary),
@@ -158,9 +158,9 @@ def table(found: Robustness) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(name: str, figure: str, rows: Iterable[tuple[str, float]]) -> str:
+def _rows(name: str, metric: str, rows: Iterable[tuple[str, float]]) -> str:
     return "\n".join(
-        [f"| {name} | {figure} |", "| --- | ---: |", *(f"| {n} | {100 * share:.2f} |" for n, share in rows)]
+        [f"| {name} | {metric} |", "| --- | ---: |", *(f"| {n} | {100 * share:.2f} |" for n, share in rows)]
     )
 
 
@@ -168,8 +168,8 @@ def _rng(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, *name.encode()])
 
 
-def _answers(classify: Classify, pictures: Iterable[Picture]) -> list[Answer]:
-    rest = iter(pictures)
+def _answers(classify: Classify, images: Iterable[RawImage]) -> list[Answer]:
+    rest = iter(images)
     batches = iter(lambda: list(islice(rest, BATCH)), [])
     return [answer for batch in batches for answer in classify(batch)]
 
@@ -188,7 +188,7 @@ def _resized(digit: Grey, factor: float) -> Grey:
 
 
 def _off_centre(digit: Grey, rng: np.random.Generator) -> Grey:
-    """On a canvas of four times the side, its middle 30 % of the canvas away from the canvas's, along both axes."""
+    """The digit on a canvas of four times the side, off centre by 30 % of the canvas along both axes."""
     side = len(digit)
     canvas = np.zeros((4 * side, 4 * side), np.uint8)
     top, left = (round(4 * side * (0.5 + 0.3 * way) - side / 2) for way in rng.choice([-1, 1], 2).tolist())
@@ -206,7 +206,7 @@ def _turned(digit: Grey, degrees: float) -> Grey:
     return np.asarray(Image.fromarray(digit).rotate(degrees, Image.Resampling.BICUBIC))
 
 
-VARIANTS: dict[str, Variant] = {
+VARIANTS: dict[str, Variant] = {  # a name also seeds its random generator: renaming changes the results
     "inverted": lambda digit, rng: 255 - digit,
     "half the size": lambda digit, rng: _resized(digit, 0.5),
     "twice the size": lambda digit, rng: _resized(digit, 2),

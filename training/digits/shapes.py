@@ -1,6 +1,6 @@
-"""Figures that are no digit, as the strokes of a pen: letters by hand, and two families of shapes.
+"""Shapes that are no digit, as strokes: handwritten letters, and two families of shapes.
 
-All within -1..1, x to the right and y down. No figure is a ring or a single line: those are a nought and a one.
+All within -1..1, x to the right and y down. No shape is a ring or a single line: those are a zero and a one.
 """
 
 import math
@@ -11,9 +11,9 @@ import numpy as np
 
 from training.digits.drawing import Points, Stroke, by_hand, pick
 
-Figure: TypeAlias = Callable[[np.random.Generator], list[Stroke]]
+Shape: TypeAlias = Callable[[np.random.Generator], list[Stroke]]
 
-# A pen's way on a board of five columns a-e and five rows 1-5, the first on top; a slash lifts the pen.
+# Pen paths on a grid of five columns a-e and five rows 1-5, the first on top; a slash lifts the pen.
 HANDWRITTEN = (
     *("a5 c1 e5 / b3 d3", "e1 a1 a5 e5 / a3 d3", "e1 a1 a5 / a3 d3", "a1 a5 / e1 e5 / a3 e3", "a1 a5 / e1 a3 e5"),
     *("a1 a5 e5", "a5 a1 c4 e1 e5", "a5 a1 e5 e1", "a5 a1 d1 e2 d3 a3", "a5 a1 d1 e2 d3 a3 e5", "a1 e1 / c1 c5"),
@@ -28,21 +28,21 @@ HANDWRITTEN = (
 
 
 def handwritten(rng: np.random.Generator) -> list[Stroke]:
-    """A letter or sign of some alphabet, as a hurried hand writes it."""
+    """A letter or sign of a random alphabet, as written by hand."""
     narrow = (rng.uniform(0.5, 1), 1)
-    return [Stroke(by_hand(_on_board(line), rng) * narrow) for line in pick(HANDWRITTEN, rng).split("/")]
+    return [Stroke(by_hand(_on_grid(line), rng) * narrow) for line in pick(HANDWRITTEN, rng).split("/")]
 
 
 def glyph(rng: np.random.Generator) -> list[Stroke]:
-    """Lines, arcs and outlines by chance: three strokes or more, or a closed outline, filled or with some inside."""
-    inside = [_chance_stroke(rng) for _ in range(int(rng.integers(3, 7)))]
+    """Random lines, arcs and outlines: three strokes or more, or a closed outline, filled or with some inside."""
+    inside = [_random_stroke(rng) for _ in range(int(rng.integers(3, 7)))]
     if rng.random() < 0.4:
         return inside
     outline = Stroke(_outline(rng), filled=bool(rng.random() < 0.4))
     return [outline] if outline.filled else [outline, *(Stroke(each.points * 0.6) for each in inside[:3])]
 
 
-def _chance_stroke(rng: np.random.Generator) -> Stroke:
+def _random_stroke(rng: np.random.Generator) -> Stroke:
     if rng.random() < 0.5:
         return Stroke(by_hand(rng.uniform(-1, 1, (rng.integers(2, 4), 2)), rng))
     angles = rng.uniform(0, math.tau) + np.linspace(0, rng.uniform(1, 5), 16)
@@ -51,7 +51,7 @@ def _chance_stroke(rng: np.random.Generator) -> Stroke:
 
 
 def _outline(rng: np.random.Generator) -> Points:
-    """Closed, of four to nine corners or waves, each as far from the middle as chance has it."""
+    """A closed outline of four to nine corners or waves at random distances from the middle."""
     count = int(rng.integers(4, 10))
     reach = rng.uniform(0.35, 1, count)
     steps = np.linspace(0, count, 48 if rng.random() < 0.5 else count + 1)
@@ -60,12 +60,12 @@ def _outline(rng: np.random.Generator) -> Points:
     return outline
 
 
-def _on_board(line: str) -> Points:
+def _on_grid(line: str) -> Points:
     return np.array([((ord(square[0]) - ord("c")) / 2, (int(square[1]) - 3) / 2) for square in line.split()])
 
 
 def ring(corners: int) -> Points:
-    """A regular polygon in the unit circle, its first corner told twice so that it closes."""
+    """A regular polygon in the unit circle, its first corner repeated so that it closes."""
     angles = np.linspace(0, math.tau, corners + 1)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
@@ -75,7 +75,7 @@ def _spokes(count: int) -> list[Stroke]:
 
 
 def _polygon(rng: np.random.Generator) -> list[Stroke]:
-    """Outlined, with at most five corners: a circle would be a nought; filled, with up to eight."""
+    """Outlined, with at most five corners: a circle would be a zero; filled, with up to eight."""
     filled = bool(rng.integers(2))
     return [Stroke(ring(int(rng.integers(3, 9 if filled else 6))) * (1, rng.uniform(0.7, 1)), filled)]
 
@@ -130,7 +130,7 @@ def _house(rng: np.random.Generator) -> list[Stroke]:
 
 
 def _spiral(rng: np.random.Generator) -> list[Stroke]:
-    """Of more turns than a 6 or a 9 has."""
+    """A spiral of more turns than a 6 or a 9 has."""
     t = np.linspace(0.1, 1, 90)
     angle = t * math.tau * rng.uniform(2.5, 4)
     return [Stroke(np.stack([t * np.cos(angle), t * np.sin(angle)], axis=1))]
@@ -184,7 +184,7 @@ def _face(rng: np.random.Generator) -> list[Stroke]:
     return [Stroke(ring(30)), *eyes, Stroke(mouth)]
 
 
-TRAINING_SHAPES: dict[str, Figure] = {
+TRAINING_SHAPES: dict[str, Shape] = {
     "polygon": _polygon,
     "disc": _disc,
     "target": _target,
@@ -194,7 +194,7 @@ TRAINING_SHAPES: dict[str, Figure] = {
     "grid": _grid,
     "cross": _cross,
 }
-BENCHMARK_SHAPES: dict[str, Figure] = {
+BENCHMARK_SHAPES: dict[str, Shape] = {
     "heart": _heart,
     "house": _house,
     "spiral": _spiral,

@@ -64,7 +64,7 @@ class Catalogue:
     def not_ready(self) -> dict[str, str]:
         """Why the others don't, by name."""
         try:
-            return self.registry.refused
+            return self.registry.rejected
         except NotReady as reason:
             return dict.fromkeys(self._names, str(reason))
 

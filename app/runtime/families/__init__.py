@@ -1,1 +1,1 @@
-"""Model families: a predictor each for language models, digit readers and captioners."""
+"""Model families: one predictor each for language models, digit readers and captioners."""

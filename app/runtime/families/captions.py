@@ -1,4 +1,4 @@
-"""The captioner's predictor: a photograph in, a sentence out, a word a turn.
+"""The captioner's predictor: photograph -> sentence, one word per scheduling step.
 
 Three graphs (made by `training.captions.export`), the first in float32 alone:
 
@@ -24,26 +24,26 @@ from app.runtime.beam_search import Expansion, Hypothesis, beam_search
 from app.runtime.onnx_session import Precision, session
 from app.runtime.recurrent_engine import WEIGHTS, Floats
 from app.runtime.scheduler import Resources, answer_all
-from app.text import Normaliser, Vocabulary, normaliser
+from app.text import Tokenizer, Vocabulary, make_tokenizer
 
 MOST_BEAMS: Final = 10
 MOST_ALTERNATIVES: Final = 9
-TURN: Final = 800  # rows of a step that all examples may have in a turn: about 50 ms, with their share of the search
+MAX_STEP_ROWS: Final = 800  # hypotheses that one step extends: about 50 ms, search included
 
 
 @dataclass(frozen=True, slots=True)
 class Describe:
-    """What is to be seen on this photograph? See POST /captions."""
+    """A request for a photograph's caption; see POST /captions."""
 
     content: bytes  # an encoded image
     name: str = "image"  # what errors call it
-    beam: int = 3  # captions kept in view while one is made
-    alternatives: int = 0  # further captions wanted
-    on_word: Callable[[str], None] | None = None  # told each certain word, in the thread of predict; must not raise
-    slow: ClassVar[bool] = True  # decoding a photograph takes long
+    beam: int = 3  # width of the beam search
+    alternatives: int = 0  # further captions to return
+    on_word: Callable[[str], None] | None = None  # called with each final word, in the inference thread; must not raise
+    slow: ClassVar[bool] = True  # a photograph takes long to decode
 
     def require_ranges(self) -> None:
-        """Raise InvalidField for a number that no search is made for."""
+        """Raise InvalidField for a number out of its range."""
         _require("beam", self.beam, 1, MOST_BEAMS)
         _require("alternatives", self.alternatives, 0, MOST_ALTERNATIVES)
 
@@ -65,50 +65,50 @@ class Description:
     alternatives: list[Alternative]  # best first
 
 
-class Steps(NamedTuple):
-    """Captions of one photograph that want their next word."""
+class DecodeStep(NamedTuple):
+    """The hypotheses of one photograph that the next step extends by a word."""
 
-    tokens: list[int]  # the last of each
+    tokens: list[int]  # the last of each of n hypotheses
     states: Floats  # (n, S) before it
 
 
-class Said(NamedTuple):
-    """What came of Steps."""
+class StepOutput(NamedTuple):
+    """The decoder's output for a DecodeStep."""
 
     log_probabilities: Floats  # (n, V) of the next word
-    states: Floats  # (n, S) after the last
+    states: Floats  # (n, S) after the last token
 
 
-Turns: TypeAlias = Generator[Steps, Said, Description]
+Steps: TypeAlias = Generator[DecodeStep, StepOutput, Description]
 
 
 class Example:
-    """A photograph, looked at, on its way to its caption: its turns, and what it wants of the next."""
+    """An encoded photograph in decoding: the generator of its steps, and the next one."""
 
-    def __init__(self, turns: Turns) -> None:
-        self._turns = turns
-        self.wanted = next(turns)
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self.step = next(steps)
         self.answer: Description | None = None
 
     @property
     def cost(self) -> int:
-        """What its next turn costs, in rows of a step."""
-        return len(self.wanted.tokens)
+        """The number of hypotheses that its next step extends."""
+        return len(self.step.tokens)
 
-    def take(self, said: Said) -> None:
-        """Go on with what was said."""
+    def send(self, output: StepOutput) -> None:
+        """Continue with the decoder's output for the step."""
         try:
-            self.wanted = self._turns.send(said)
+            self.step = self._steps.send(output)
         except StopIteration as stop:
             self.answer = stop.value
 
 
 class CaptionsPredictor:
-    """Describes photographs with one model (the seam `Predictor`)."""
+    """The `Predictor` of one captioner."""
 
-    # nats of a caption; what processors' sums differ by, seven digits down, int8's rounding may make 0.015 of
+    # nats of a caption; processors' sums differ in the seventh digit, which int8's rounding may amplify to 0.015
     PROBE_TOLERANCE: ClassVar[float] = 0.05
-    is_light: ClassVar[None] = None
+    fits_inline: ClassVar[None] = None
 
     def __init__(
         self,
@@ -116,26 +116,26 @@ class CaptionsPredictor:
         begin: ort.InferenceSession,
         step: ort.InferenceSession,
         vocabulary: Vocabulary,
-        normaliser: Normaliser,
+        tokenizer: Tokenizer,
         *,
         precision: Precision,
         length: int,
         length_penalty: float,
     ) -> None:
-        """`length`: words of a caption at most; `length_penalty`: see `app.runtime.beam_search`."""
+        """`length`: the most words of a caption; `length_penalty`: see `app.runtime.beam_search`."""
         self.precision = precision
         self.vocabulary = vocabulary
         self._cnn = cnn
         self._begin = begin
         self._step = step
-        self._normaliser = normaliser
+        self._tokenizer = tokenizer
         self._length = length
         self._length_penalty = length_penalty
 
     @classmethod
     def open(cls, bundle: Bundle, precision: Precision, resources: Resources) -> "CaptionsPredictor":
-        """The predictor of a bundle, on its graphs of this precision. Raise BundleError if they can't be run."""
-        bundle.path(WEIGHTS)  # the graphs read it on their own, so it must be among the verified files
+        """Open a bundle's graphs of this precision. Raise BundleError if they can't be run."""
+        bundle.path(WEIGHTS)  # the graphs load it themselves, so it must be among the verified files
         graphs = ("cnn.fp32.onnx", f"begin.{precision}.onnx", f"step.{precision}.onnx")
         cnn, begin, step = (session(bundle.path(graph), resources.threads) for graph in graphs)
         vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
@@ -147,80 +147,80 @@ class CaptionsPredictor:
             begin,
             step,
             vocabulary,
-            normaliser(bundle.manifest.normalisation or "whitespace", vocabulary),
+            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary),
             precision=precision,
             length=bundle.manifest.config["length"],
             length_penalty=bundle.manifest.config["length_penalty"],
         )
 
     def prepare(self, payload: Describe) -> Example:
-        """Decode a photograph and look at it; the words are left to the turns.
+        """Decode a photograph and run the CNN; the words are left to the steps.
 
-        Photographs gain nothing by being looked at together, but by several threads that prepare. Raise InvalidField
-        for a number out of its range, Malformed for what is no image, TooLarge for too many pixels.
+        Batching photographs gains nothing in the CNN; several preprocessing threads do. Raise InvalidField for a number
+        out of its range, Malformed for an undecodable image, TooLarge for too many pixels.
         """
         payload.require_ranges()
         pixels = photo(decoded(payload.content, name=payload.name, least=PHOTO_SIZE))
         return Example(self._describe(self.begin(self.features(pixels[None])), payload))
 
     def predict(self, examples: Sequence[Example]) -> list[Description | None]:
-        """One turn for each: its caption, or None if it wants another.
+        """Run one step; return per example the caption, or None if it needs another step.
 
-        A turn says the next word of all of a photograph's beams; those of all examples are one batch. The first example
-        is always served, the others in their order; what would make the turn longer than TURN is left for the next.
+        A step extends all hypotheses of all examples by one word, as one batch. The first example is always advanced,
+        the others in order while there are at most MAX_STEP_ROWS hypotheses.
         """
-        served, room = list[Example](), TURN
+        active, room = list[Example](), MAX_STEP_ROWS
         for example in examples:
-            if not served or example.cost <= room:
-                served.append(example)
+            if not active or example.cost <= room:
+                active.append(example)
                 room -= example.cost
-        steps = [example.wanted for example in served]
-        log_probabilities, states = self._say(steps)
+        steps = [example.step for example in active]
+        log_probabilities, states = self._decode(steps)
         end = 0
-        for example, step in zip(served, steps, strict=True):
+        for example, step in zip(active, steps, strict=True):
             start, end = end, end + len(step.tokens)
-            example.take(Said(log_probabilities[start:end], states[start:end]))
+            example.send(StepOutput(log_probabilities[start:end], states[start:end]))
         return [example.answer for example in examples]
 
     def features(self, pixels: npt.NDArray[np.uint8]) -> Floats:
-        """What the network sees of photographs: (B, 224, 224, 3) -> (B, F)."""
-        # One at a time: what passes between the layers stays in the processor's cache.
+        """Run the CNN: photographs (B, 224, 224, 3) -> features (B, F)."""
+        # One at a time: the activations stay in the processor's cache
         return np.concatenate([self._cnn.run(None, {"pixels": one[None]})[0] for one in pixels])
 
     def begin(self, features: Floats) -> Floats:
-        """(B, F) -> the states (B, S) before the first word."""
+        """Return the decoder's initial states (B, S) of features (B, F)."""
         state: Floats = self._begin.run(None, {"features": features})[0]
         return state
 
-    def step(self, tokens: Sequence[int], states: Floats) -> Said:
-        """The words (B,) that come next in states (B, S) -> what may follow them."""
-        return Said(*self._step.run(None, {"tokens": np.array(tokens, np.int64), "state": states}))
+    def step(self, tokens: Sequence[int], states: Floats) -> StepOutput:
+        """Run the decoder on tokens (B,) in states (B, S)."""
+        return StepOutput(*self._step.run(None, {"tokens": np.array(tokens, np.int64), "state": states}))
 
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
-        """[caption, log-probability] of the caption and each alternative for the `image` (base64) of `payload`."""
+        """Return [caption, log-probability] of the caption and its alternatives; `payload` has an `image` (base64)."""
         settings = payload | {"content": base64.b64decode(payload["image"])}
         del settings["image"]
         (found,) = answer_all(self, [self.prepare(Describe(**settings))])
         return [[each.caption, each.log_probability] for each in (found, *found.alternatives)]
 
-    def _say(self, steps: Sequence[Steps]) -> Said:
-        """All steps as one batch."""
+    def _decode(self, steps: Sequence[DecodeStep]) -> StepOutput:
+        """Run all steps as one batch."""
         tokens = list(chain.from_iterable(step.tokens for step in steps))
-        said = self.step(tokens, np.concatenate([step.states for step in steps]))
-        said.log_probabilities[:, self.vocabulary.unknown] = -np.inf
-        return said
+        output = self.step(tokens, np.concatenate([step.states for step in steps]))
+        output.log_probabilities[:, self.vocabulary.unknown] = -np.inf
+        return output
 
-    def _describe(self, state: Floats, payload: Describe) -> Turns:
-        """The caption is what a search of `beam` finds from the first state (1, S) on, whatever else is asked for.
+    def _describe(self, state: Floats, payload: Describe) -> Steps:
+        """Search for the caption, and for alternatives, from the initial state (1, S).
 
-        The alternatives are what else that search has kept or, if these would be too few, what a second one finds that
-        is wide enough.
+        The caption is the best of a search of width `beam`, whatever the number of alternatives. Alternatives are the
+        other results of that search or, if these are too few, those of a second, wider search.
         """
-        first = yield Steps([self.vocabulary.end], state)
-        telling = _Telling(self._word, payload.on_word) if payload.on_word else None
-        best, *others = yield from self._search(first, payload.beam, telling)
-        if telling:
-            telling(best.tokens)
+        first = yield DecodeStep([self.vocabulary.end], state)
+        stream = _WordStream(self._word, payload.on_word) if payload.on_word else None
+        best, *others = yield from self._search(first, payload.beam, stream)
+        if stream:
+            stream(best.tokens)
         if payload.alternatives >= payload.beam:
             wider = yield from self._search(first, payload.alternatives + 1)
             others = [hypothesis for hypothesis in wider if hypothesis.tokens != best.tokens]
@@ -231,12 +231,12 @@ class CaptionsPredictor:
         )
 
     def _search(
-        self, first: Said, width: int, on_certain: Callable[[tuple[int, ...]], None] | None = None
-    ) -> Generator[Steps, Said, list[Hypothesis[int]]]:
-        """Hypotheses keep the number of the row that their state has among those of the last step."""
-        said = first
+        self, first: StepOutput, width: int, on_certain: Callable[[tuple[int, ...]], None] | None = None
+    ) -> Generator[DecodeStep, StepOutput, list[Hypothesis[int]]]:
+        """Run a beam search; a hypothesis's state is its row among the states of the last output."""
+        output = first
         search = beam_search(
-            Expansion(said.log_probabilities[0], 0),
+            Expansion(output.log_probabilities[0], 0),
             width=width,
             length=self._length,
             end=self.vocabulary.end,
@@ -247,32 +247,34 @@ class CaptionsPredictor:
             hypotheses = next(search)
             while True:
                 rows = [hypothesis.state for hypothesis in hypotheses]
-                said = yield Steps([hypothesis.tokens[-1] for hypothesis in hypotheses], said.states[rows])
-                hypotheses = search.send([Expansion(values, row) for row, values in enumerate(said.log_probabilities)])
+                output = yield DecodeStep([hypothesis.tokens[-1] for hypothesis in hypotheses], output.states[rows])
+                hypotheses = search.send(
+                    [Expansion(values, row) for row, values in enumerate(output.log_probabilities)]
+                )
         except StopIteration as stop:
             found: list[Hypothesis[int]] = stop.value
             return found
 
     def _caption(self, hypothesis: Hypothesis[int]) -> str:
-        return self._normaliser.join([self.vocabulary.tokens[token] for token in hypothesis.tokens])
+        return self._tokenizer.join([self.vocabulary.tokens[token] for token in hypothesis.tokens])
 
     def _word(self, token: int) -> str:
-        return self._normaliser.join([self.vocabulary.tokens[token]])
+        return self._tokenizer.join([self.vocabulary.tokens[token]])
 
 
-class _Telling:
-    """Tells each word of a caption once, as the caption grows."""
+class _WordStream:
+    """A callback for a growing caption that passes on each new word once."""
 
     def __init__(self, word: Callable[[int], str], on_word: Callable[[str], None]) -> None:
         self._word = word
         self._on_word = on_word
-        self._told = 0
+        self._sent = 0
 
     def __call__(self, tokens: tuple[int, ...]) -> None:
-        """Tell what of these leading tokens has not been told."""
-        for token in tokens[self._told :]:
+        """Pass on the words of these leading tokens that are new."""
+        for token in tokens[self._sent :]:
             self._on_word(self._word(token))
-        self._told = len(tokens)
+        self._sent = len(tokens)
 
 
 def _require(field: str, value: int, least: int, most: int) -> None:

@@ -1,4 +1,4 @@
-"""The digit reader's predictor: a picture in, the digit on it out, or why there is none to be read."""
+"""The digit reader's predictor: image -> digit, or the reason why it is rejected."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -17,24 +17,24 @@ from app.runtime.recurrent_engine import Floats
 from app.runtime.scheduler import Resources
 
 DIGITS: Final = 10
-READ_AT: Final = 512  # pixels of the shorter side: more of a large picture need not be decoded to frame it
+READ_AT: Final = 512  # pixels of the shorter side to which a large image is decoded for framing
 NO_DIGIT: Final = "no digit to be read"
-DOUBT: Final = 0.1  # more of it, 1 - confidence, calls for a second look,
-TURN: Final = 8.0  # turned by so many degrees
+DOUBT: Final = 0.1  # above this 1 - confidence, the image is read again,
+ROTATION: Final = 8.0  # rotated by this many degrees either way
 
 Probabilities: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Classify:
-    """Which digit is on this picture? See POST /digits."""
+    """A request to read the digit on an image; see POST /digits."""
 
     content: bytes  # an encoded image
     name: str = "image"  # what errors call it
 
     @property
     def slow(self) -> bool:
-        """Whether decoding and framing it may take long; for a small picture a thread would take longer."""
+        """True if decoding and framing may take long; for a small image the switch to a thread takes longer."""
         return not is_small(self.content)
 
 
@@ -44,24 +44,24 @@ class Classification:
 
     digit: int | None  # None if rejected
     confidence: float  # the calibrated probability that the likeliest digit is right
-    probabilities: list[float]  # of the digits 0 to 9, if it is one
+    probabilities: list[float]  # of the digits 0 to 9, given that the image shows one
     rejected: bool
-    reason: str | None  # why it is rejected
-    framed: npt.NDArray[np.uint8]  # (28, 28), what the model saw
+    reason: str | None  # for the rejection
+    framed: npt.NDArray[np.uint8]  # (28, 28), the model's input
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What turns a reader's logits into probabilities (Guo et al. 2017, arXiv 1706.04599) and tells digits from others.
+    """Temperature scaling of the logits (Guo et al. 2017, arXiv 1706.04599) and the threshold of rejection.
 
-    Both numbers are chosen on the validation part.
+    Both are chosen on the validation split.
     """
 
-    temperature: float  # that the logits are divided by
-    rejection_threshold: float  # the largest doubt, 1 - confidence, that is still answered with a digit
+    temperature: float  # divisor of the logits
+    rejection_threshold: float  # largest 1 - confidence that is answered with a digit
 
     def probabilities(self, logits: Floats) -> Probabilities:
-        """(B, 10 or 11) -> of each class, (B, 10 or 11)."""
+        """Return the class probabilities of logits (B, 10 or 11)."""
         scaled = logits.astype(np.float64) / self.temperature
         powers = np.exp(scaled - scaled.max(1, keepdims=True))
         shares: Probabilities = powers / powers.sum(1, keepdims=True)
@@ -69,10 +69,10 @@ class Calibration:
 
 
 class DigitsPredictor:
-    """Reads digits with one model (the seam `Predictor`)."""
+    """The `Predictor` of one digit reader."""
 
     PROBE_TOLERANCE: ClassVar[float] = 1e-2  # of a probability
-    is_light: ClassVar[None] = None
+    fits_inline: ClassVar[None] = None
 
     def __init__(self, reader: ort.InferenceSession, calibration: Calibration, *, precision: Precision) -> None:
         """`reader`: the graph of pixels (B, 28, 28) uint8 -> logits (B, 10 or 11), see training.digits.export."""
@@ -82,47 +82,47 @@ class DigitsPredictor:
 
     @classmethod
     def open(cls, bundle: Bundle, precision: Precision, resources: Resources) -> "DigitsPredictor":
-        """The predictor of a bundle, on its graph of this precision. Raise BundleError if it can't be run."""
+        """Open a bundle's graph of this precision. Raise BundleError if it can't be run."""
         reader = session(bundle.path(f"reader.{precision}.onnx"), resources.threads)
         return cls(reader, calibration(bundle.manifest.calibration, str(bundle.folder)), precision=precision)
 
     def prepare(self, payload: Classify) -> Framed:
-        """Decode and frame a picture. Raise Malformed for what is none, TooLarge for too many pixels."""
+        """Decode and frame an image. Raise Malformed for an undecodable one, TooLarge for too many pixels."""
         return framed(decoded(payload.content, name=payload.name, least=READ_AT))
 
     def predict(self, examples: Sequence[Framed]) -> list[Classification | None]:
-        """The answer to each; one turn is enough for all of them."""
+        """Return the answer to every example: one step is enough."""
         probabilities = self.probabilities(np.stack([each.pixels for each in examples]))
         return [self._answer(*each) for each in zip(examples, probabilities, strict=True)]
 
     def recalibrated(self, calibration: Calibration) -> "DigitsPredictor":
-        """The same reader with another calibration."""
+        """Return this reader with another calibration."""
         return DigitsPredictor(self._reader, calibration, precision=self.precision)
 
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> Probabilities:
-        """Framed pixels (B, 28, 28) -> of each digit and perhaps of none, (B, 10 or 11).
+        """Return the probabilities (B, 10 or 11) of the digits, and perhaps of "no digit", of pixels (B, 28, 28).
 
-        What is doubted is looked at again, turned by TURN degrees either way, and the mean counts: a digit stays what
-        it is, what only looks like one does not.
+        Doubtful images are read again, rotated by ROTATION degrees either way, and the probabilities averaged: a digit
+        keeps its class, an image that only resembles one does not.
         """
         found = self._calibration.probabilities(self.logits(pixels))
         again = np.flatnonzero(1 - confidences(found) > DOUBT)
         if len(again):
-            looks = np.concatenate([turned(pixels[again], degrees) for degrees in (TURN, -TURN)])
-            left, right = np.split(self._calibration.probabilities(self.logits(looks)), 2)
+            rotated = np.concatenate([turned(pixels[again], degrees) for degrees in (ROTATION, -ROTATION)])
+            left, right = np.split(self._calibration.probabilities(self.logits(rotated)), 2)
             found[again] = (found[again] + left + right) / 3
         return found
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> Floats:
-        """(B, 28, 28) -> (B, 10 or 11)."""
+        """Run the graph: pixels (B, 28, 28) -> logits (B, 10 or 11)."""
         logits: Floats = self._reader.run(None, {"pixels": pixels})[0]
         return logits
 
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
-        """[class, probability] of each digit and perhaps of none, for the `image` (base64) of `payload`."""
+        """Return [class, probability] of each digit, and perhaps of none, for the `image` (base64) of `payload`."""
         example = self.prepare(Classify(base64.b64decode(payload["image"])))
         found = self.probabilities(example.pixels[None])[0]
-        names = [*map(str, range(DIGITS)), "none"]  # the last for a reader that knows of none
+        names = [*map(str, range(DIGITS)), "none"]  # a reader with 10 classes has no "none"
         return [[name, float(value)] for name, value in zip(names, found, strict=False)]
 
     def _answer(self, example: Framed, probabilities: Probabilities) -> Classification:
@@ -130,7 +130,7 @@ class DigitsPredictor:
         confidence = float(confidences(probabilities))
         doubtful = 1 - confidence > self._calibration.rejection_threshold
         reason = example.reason or (NO_DIGIT if doubtful else None)
-        if example.reason:  # the model was not made for what has no ink at all
+        if example.reason:  # without ink, outside the model's domain
             digits, confidence = np.full(DIGITS, 1 / DIGITS), 0.0
         return Classification(
             digit=None if reason else int(digits.argmax()),
@@ -142,17 +142,17 @@ class DigitsPredictor:
         )
 
 
-def calibration(found: Mapping[str, float], place: str) -> Calibration:
-    """A manifest's calibration; BundleError, naming `place`, for one that is none."""
+def calibration(found: Mapping[str, float], folder: str) -> Calibration:
+    """Return a manifest's calibration. Raise BundleError that names `folder` if it is invalid."""
     try:
         return Calibration(**found)
     except TypeError as error:
         raise BundleError(
-            f"{place}: calibration: expected temperature and rejection_threshold, found {found}"
+            f"{folder}: calibration: expected temperature and rejection_threshold, found {found}"
         ) from error
 
 
 def confidences(probabilities: Probabilities) -> Probabilities:
-    """(..., 10 or 11) -> that there is a digit and that it is the likeliest one, (...)."""
+    """Return the largest probability of a digit, (..., 10 or 11) -> (...)."""
     most: Probabilities = probabilities[..., :DIGITS].max(-1)
     return most

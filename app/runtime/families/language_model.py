@@ -1,4 +1,4 @@
-"""The language model's predictor: next words and scores, a turn at a time."""
+"""The language model's predictor: next words and scores, one scheduling step at a time."""
 
 import hashlib
 import math
@@ -18,39 +18,40 @@ from app.runtime.scheduler import ObserveCache, Resources, answer_all, ignore
 from app.runtime.scores import TextScore, TokenScore
 from app.runtime.state_cache import StateCache
 from app.text import (
-    WORDLESS,
+    BLANK,
     Completion,
     Ids,
-    Normaliser,
     Token,
+    Tokenizer,
     Vocabulary,
     context,
     context_texts,
     lines,
-    normaliser,
+    make_tokenizer,
     sentences,
 )
 
 Mode: TypeAlias = Literal["document", "sentence"]
-Turns: TypeAlias = Generator[list[Segment], list[Reading], Any]
+Steps: TypeAlias = Generator[list[Segment], list[Reading], Any]
 Likely: TypeAlias = tuple[int, float]  # a token and its log-probability
 Found: TypeAlias = tuple[tuple[int, ...], float]  # a run of tokens and its log-probability
 
-CHUNK = 32  # tokens of one sequence read in a turn: alone about 3 ms, so nobody waits long for a document's next turn
-SENTENCES = 8  # sentences of one text read side by side in a turn
-LIGHT = 64  # what a turn may cost that is given in an event loop: about 3 ms
-TURN = 512  # what all examples may cost in a turn: about 25 ms, and no more would make a token cheaper
-FOLLOWING = 1  # tokens that finding the likeliest of the whole vocabulary costs as much as
+# Costs are in tokens read.
+CHUNK = 32  # tokens of one sequence per step: about 3 ms, a short wait for what shares the step with a document
+SENTENCES = 8  # sentences of one text read in parallel per step
+INLINE_COST = 64  # limit of a step that runs inline on the event loop: about 3 ms
+MAX_STEP_COST = 512  # limit of a step over all examples: about 25 ms; more would make no token cheaper
+SOFTMAX_COST = 1  # of finding the likeliest next tokens of the whole vocabulary
 BEAM = 10  # least width of the search for runs of several words
-LONG_TEXT = 10_000  # characters; a longer one is slow to check
-LONG_LINES = 1_000  # the same of its line breaks: of lines without words each is looked into
-SHORT_CONTEXT = 500  # tokens whose remembered states are looked for in 0.2 ms at most
-LONG_CONTEXT = 2_000  # the same of a text to go on from, which is split into words at once: at worst in 3 ms
+LONG_TEXT = 10_000  # characters; a longer text is slow to prepare
+LONG_LINES = 1_000  # line breaks; more are slow to prepare: each line is searched for words
+SHORT_CONTEXT = 500  # tokens; a lookup of its prefixes in the state cache takes 0.2 ms at most
+LONG_CONTEXT = 2_000  # characters; a longer context is slow to prepare: it is tokenized at once, in up to 3 ms
 
 
 @dataclass(frozen=True, slots=True)
 class Suggest:
-    """What comes after `text`? See POST /next-word."""
+    """A request for the next words after `text`; see POST /next-word."""
 
     text: str
     top_k: int = 5
@@ -59,13 +60,13 @@ class Suggest:
 
     @property
     def slow(self) -> bool:
-        """Whether checking it would hold up an event loop."""
+        """True if preparing it would block the event loop for too long."""
         return len(self.text) > LONG_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely is `text`? See POST /perplexity."""
+    """A request for the log-likelihood of `text`; see POST /perplexity."""
 
     text: str
     mode: Mode = "document"
@@ -74,12 +75,12 @@ class Score:
 
     @property
     def slow(self) -> bool:
-        """Whether checking it would hold up an event loop."""
+        """True if preparing it would block the event loop for too long."""
         return len(self.text) > LONG_TEXT or self.text.count("\n") + self.text.count("\r") > LONG_LINES
 
 
 class Suggestion(NamedTuple):
-    """One way to go on, as a person would type it."""
+    """One continuation, as a person would type it."""
 
     text: str
     probability: float
@@ -92,39 +93,39 @@ class Suggestions(NamedTuple):
     suggestions: list[Suggestion]
     context_tokens: int
     unknown_words: list[str]
-    cached_tokens: int  # of the context, answered from remembered states
+    cached_tokens: int  # leading context tokens whose state was cached
 
 
 class Example:
-    """A request in progress: its turns, and the segments whose readings it waits for."""
+    """A request in progress: the generator of its steps and the segments that its next step reads."""
 
-    def __init__(self, turns: Turns, *, short: bool = False) -> None:
-        """`short`: it takes no time to find out what is wanted first."""
+    def __init__(self, steps: Steps, *, short: bool = False) -> None:
+        """`short`: computing the first segments takes negligible time."""
         self.short = short
-        self._turns = turns
-        self._wanted: list[Segment] | None = None
+        self._steps = steps
+        self._segments: list[Segment] | None = None
         self.answer: Any = None
 
-    def wanted(self) -> list[Segment]:
-        """What to read for the next turn; nothing once there is an answer."""
-        if self._wanted is None:
-            self._advance(lambda: next(self._turns))
-        return self._wanted or []
+    def segments(self) -> list[Segment]:
+        """Return the segments to read in the next step; empty once there is an answer."""
+        if self._segments is None:
+            self._advance(lambda: next(self._steps))
+        return self._segments or []
 
-    def take(self, readings: list[Reading]) -> None:
-        """Go on with what was read."""
+    def send(self, readings: list[Reading]) -> None:
+        """Continue with the readings of the segments."""
         if self.answer is None:
-            self._advance(lambda: self._turns.send(readings))
+            self._advance(lambda: self._steps.send(readings))
 
-    def _advance(self, turn: Callable[[], list[Segment]]) -> None:
+    def _advance(self, step: Callable[[], list[Segment]]) -> None:
         try:
-            self._wanted = turn()
+            self._segments = step()
         except StopIteration as stop:
-            self._wanted, self.answer = [], stop.value
+            self._segments, self.answer = [], stop.value
 
 
 class LanguageModelPredictor:
-    """Suggests and scores with one model (the seam `Predictor`)."""
+    """The `Predictor` of one language model: suggests next words and scores texts."""
 
     # nats; processors' exp and tanh differ in the seventh digit, a broken kernel in the first
     PROBE_TOLERANCE: ClassVar[float] = 1e-3
@@ -133,33 +134,33 @@ class LanguageModelPredictor:
         self,
         engine: RecurrentEngine,
         vocabulary: Vocabulary,
-        normaliser: Normaliser,
+        tokenizer: Tokenizer,
         *,
         precision: Precision,
         cache: StateCache,
         chunk: int = CHUNK,
         observe_cache: ObserveCache = ignore,
     ) -> None:
-        """`observe_cache` is told, turn by turn, how many tokens of contexts were remembered and how many were read."""
+        """`observe_cache` is called after each step with the context tokens found in the cache and those read."""
         self.vocabulary = vocabulary
-        self.normaliser = normaliser
+        self.tokenizer = tokenizer
         self.precision = precision
         self._engine = engine
         self._cache = cache
         self._chunk = chunk
         self._observe_cache = observe_cache
-        self._looked_up: list[tuple[int, int]] = []  # this turn, of each context the tokens remembered and read
+        self._lookups: list[tuple[int, int]] = []  # of this step, per context: tokens cached and read
         after_end = Segment(engine.initial_state(), [vocabulary.end])
         self._start = engine.run([after_end])[0].state
         self._never = (vocabulary.end, vocabulary.unknown)
         self._suggestable = np.delete(np.arange(len(vocabulary)), self._never)
-        self._alone = [normaliser.join([token]) for token in vocabulary.tokens]
+        self._words = [tokenizer.join([token]) for token in vocabulary.tokens]
 
     @classmethod
     def open(
         cls, bundle: Bundle, precision: Precision, resources: Resources, *, chunk: int = CHUNK
     ) -> "LanguageModelPredictor":
-        """The predictor of a bundle, on its graphs of this precision. Raise BundleError if they can't be run."""
+        """Open a bundle's graphs of this precision. Raise BundleError if they can't be run."""
         engine = RecurrentEngine.open(bundle, precision, threads=resources.threads)
         words = bundle.text("vocabulary.txt")
         found = hashlib.sha256(words.encode()).hexdigest()
@@ -174,7 +175,7 @@ class LanguageModelPredictor:
         return cls(
             engine,
             vocabulary,
-            normaliser(bundle.manifest.normalisation or "whitespace", vocabulary),
+            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary),
             precision=precision,
             cache=StateCache(resources.cache_bytes),
             chunk=chunk,
@@ -182,58 +183,54 @@ class LanguageModelPredictor:
         )
 
     def prepare(self, payload: Suggest | Score) -> Example:
-        """Check a payload; the work itself is left to the turns. Raise InvalidField for a text that can't be scored."""
+        """Validate a payload; all reading is left to the steps. Raise InvalidField for a text without words."""
         if isinstance(payload, Suggest):
             _require_some("top_k", payload.top_k)
             _require_some("words", payload.words)
             before = self._context(payload)
             return Example(self._suggest(payload, before), short=len(before.ids) <= SHORT_CONTEXT)
-        found = chain.from_iterable(sentences(self._lines(payload), self.normaliser))
+        found = chain.from_iterable(sentences(self._lines(payload), self.tokenizer))
         if not payload.text.strip() or next(found, None) is None:
             raise InvalidField("text", f"expected some words, found {_shortened(payload.text)!r}")
         return Example(self._score(self._lines(payload), payload))
 
     def predict(self, examples: Sequence[Example]) -> list[Any]:
-        """One turn for each: its answer, or None if it wants another.
+        """Run one step; return per example the answer, or None if it needs another step.
 
-        The first example is always served, the others in their order; what would make the turn longer than TURN is left
-        for the next.
+        The first example is always advanced, the others in order while the step's cost stays within MAX_STEP_COST.
         """
-        served, segments, room = list[Example](), list[Segment](), TURN
+        active, segments, room = list[Example](), list[Segment](), MAX_STEP_COST
         for example in examples:
-            wanted = example.wanted()
-            cost = _cost(wanted) or self._chunk  # to look for words and find none is work too
-            if not served or cost <= room:
-                served.append(example)
-                segments += wanted
+            needed = example.segments()
+            cost = _cost(needed) or self._chunk  # searching blank lines for words is work too
+            if not active or cost <= room:
+                active.append(example)
+                segments += needed
                 room -= cost
         readings = iter(self._engine.run(segments) if segments else [])
-        for example in served:
-            example.take(list(islice(readings, len(example.wanted()))))
-        self._tell_cache()
+        for example in active:
+            example.send(list(islice(readings, len(example.segments()))))
+        if self._lookups:
+            self._observe_cache(*map(sum, zip(*self._lookups, strict=True)))
+            self._lookups.clear()
         return [example.answer for example in examples]
 
-    def is_light(self, examples: Sequence[Example]) -> bool:
-        """Whether a turn of all these costs no more than LIGHT; no more of them are looked at than tell."""
-        room = LIGHT
+    def fits_inline(self, examples: Sequence[Example]) -> bool:
+        """Return whether one step over all examples costs at most INLINE_COST."""
+        room = INLINE_COST
         for example in examples:
             if room <= 0 or not example.short:
                 return False
-            room -= _cost(example.wanted())
+            room -= _cost(example.segments())
         return room >= 0
 
-    def _tell_cache(self) -> None:
-        if self._looked_up:
-            self._observe_cache(*map(sum, zip(*self._looked_up, strict=True)))
-            self._looked_up.clear()
-
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
-        """[text, log-probability] of each suggestion for `payload`, the fields of a Suggest."""
+        """Return [text, log-probability] of each suggestion for `payload`, the fields of a Suggest."""
         (answer,) = answer_all(self, [self.prepare(Suggest(**payload))])
         return [[suggestion.text, suggestion.log_probability] for suggestion in answer.suggestions]
 
     def score_lines(self, text: Iterable[tuple[str, int]], mode: Mode = "document") -> TextScore:
-        """Score lines (each with its offset) as they come, in memory that does not grow with their number."""
+        """Score a stream of lines, each with its offset, in constant memory."""
         characters = 0
 
         def counted() -> Iterator[tuple[str, int]]:
@@ -246,20 +243,20 @@ class LanguageModelPredictor:
         return replace(score, characters=characters)
 
     def _lines(self, payload: Score) -> Iterator[tuple[str, int]]:
-        return lines(payload.text, blank=self.normaliser.keeps_blank_lines)
+        return lines(payload.text, blank=self.tokenizer.keeps_blank_lines)
 
     def _context(self, payload: Suggest) -> "_Context":
-        """What stands before the next word, or before the one being typed."""
-        completion = self.normaliser.complete(payload.text) if payload.complete else None
-        texts = completion.context_texts if completion else context_texts(payload.text, self.normaliser)
+        """Tokenize the text before the next word, or before the one being typed."""
+        completion = self.tokenizer.complete(payload.text) if payload.complete else None
+        texts = completion.context_texts if completion else context_texts(payload.text, self.tokenizer)
         ids = self.vocabulary.ids(texts)
         unknown = list[str]()
         if self.vocabulary.unknown in ids:
-            tokens = completion.context if completion else context(payload.text, self.normaliser)
+            tokens = completion.context if completion else context(payload.text, self.tokenizer)
             unknown = _unknown_words(payload.text, tokens, ids, self.vocabulary.unknown)
         return _Context(ids, unknown, completion)
 
-    def _suggest(self, payload: Suggest, before: "_Context") -> Turns:
+    def _suggest(self, payload: Suggest, before: "_Context") -> Steps:
         ids, unknown_words, completion = before
         cached, state = self._cache.longest(ids)
         state = self._start if state is None else state
@@ -272,7 +269,7 @@ class LanguageModelPredictor:
         candidates = self._candidates(completion) if completion else None
         (reading,) = yield [Segment(state, last, likeliest=0 if completion else count, candidates=candidates)]
         self._cache.put(ids, reading.state)
-        self._looked_up.append((cached, len(ids) - cached))
+        self._lookups.append((cached, len(ids) - cached))
 
         first = _likely(reading, self._never) if candidates is None else _completing(reading, candidates, width)
         found: Iterable[Found] = (((token,), value) for token, value in first)
@@ -286,15 +283,15 @@ class LanguageModelPredictor:
         )
 
     def _candidates(self, completion: Completion) -> Ids:
-        """What the word being typed may become, in the order of the ids."""
+        """Return the ids of the words that the typed prefix may become, ascending."""
         return self._suggestable if completion.candidates is None else np.sort(completion.candidates)
 
     def _search(
         self, start: Expansion[Floats], width: int, length: int
     ) -> Generator[list[Segment], list[Reading], Iterable[Found]]:
-        """The `width` likeliest runs of up to `length` words."""
+        """Find the `width` likeliest runs of up to `length` words."""
         search = beam_search(start, width=width, length=length, end=self.vocabulary.end)
-        count = width + 2  # one may be the end, which a beam looks at beside its width, one the unknown
+        count = width + 2  # the end and `<unk>` may be among them
         try:
             hypotheses = next(search)
             while True:
@@ -307,14 +304,14 @@ class LanguageModelPredictor:
     def _suggestion(self, tokens: Sequence[int], log_probability: float, completion: Completion | None) -> Suggestion:
         if len(tokens) > 1:
             words = [self.vocabulary.tokens[token] for token in tokens]
-            text = completion.text(words) if completion else self.normaliser.join(words)
+            text = completion.text(words) if completion else self.tokenizer.join(words)
         else:
-            text = completion.word(self._alone[tokens[0]]) if completion else self._alone[tokens[0]]
+            text = completion.word(self._words[tokens[0]]) if completion else self._words[tokens[0]]
         return Suggestion(text, math.exp(log_probability), log_probability)
 
-    def _score(self, text: Iterable[tuple[str, int]], payload: Score) -> Turns:
-        # None stands for lines without words, so that looking for some ends a turn too.
-        found = (iter([None]) if tokens is WORDLESS else tokens for tokens in sentences(text, self.normaliser))
+    def _score(self, text: Iterable[tuple[str, int]], payload: Score) -> Steps:
+        # None marks lines without words, so that a step may end among them
+        found = (iter([None]) if tokens is BLANK else tokens for tokens in sentences(text, self.tokenizer))
         streams = iter([chain.from_iterable(found)]) if payload.mode == "document" else found
         details = payload.alternatives if payload.per_token else None
         total, kept = TextScore(), list[TokenScore]()
@@ -354,7 +351,7 @@ class LanguageModelPredictor:
 
 
 class _Context(NamedTuple):
-    """What a suggestion goes on from."""
+    """The tokenized context of a suggestion."""
 
     ids: list[int]
     unknown_words: list[str]
@@ -363,7 +360,7 @@ class _Context(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Stream:
-    """A sequence being scored: its tokens still to come, the state so far and what it has been worth."""
+    """A sequence being scored: its remaining tokens, the current state and the score so far."""
 
     tokens: Iterator[Token | None]
     state: Floats
@@ -372,18 +369,18 @@ class _Stream:
 
 
 def _chunks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Pieces of at most `size`; of nothing one empty piece."""
+    """Split into chunks of at most `size`; an empty sequence gives one empty chunk."""
     return [ids[start : start + size] for start in range(0, len(ids), size)] or [ids]
 
 
 def _likely(reading: Reading, never: Sequence[int]) -> list[Likely]:
-    """The likeliest words but those `never` suggested."""
+    """Return the likeliest tokens except those `never` suggested."""
     assert reading.likeliest is not None
     return [likely for likely in zip(*reading.likeliest, strict=True) if likely[0] not in never]
 
 
 def _completing(reading: Reading, candidates: Ids, width: int) -> list[Likely]:
-    """The likeliest of the candidates; over all of these the probabilities sum to 1."""
+    """Return the likeliest candidates, their probabilities normalised over all candidates."""
     assert reading.candidates is not None
     best = likeliest(reading.candidates, width)
     log_probabilities = reading.candidates[best] - _log_sum_exp(reading.candidates)
@@ -391,20 +388,20 @@ def _completing(reading: Reading, candidates: Ids, width: int) -> list[Likely]:
 
 
 def _expansion(found: Sequence[Likely], reading: Reading) -> Expansion[Floats]:
-    """What a search goes on from."""
+    """Return the beam search's input from the tokens found and the state of a reading."""
     values = np.array([value for _, value in found], np.float32)
     return Expansion(values, reading.state, [token for token, _ in found])
 
 
 def _unknown_words(text: str, tokens: Sequence[Token], ids: Sequence[int], unknown: int) -> list[str]:
-    """The words of `text` that the model reads as `<unk>`, as sent, each once."""
+    """Return the distinct words of `text` that the model reads as `<unk>`, as typed."""
     words = (text[token.start : token.end] for token, found in zip(tokens, ids, strict=True) if found == unknown)
     return list(dict.fromkeys(words))
 
 
 def _cost(segments: Sequence[Segment]) -> int:
-    """What a turn of these segments costs, in tokens."""
-    return sum([len(segment.tokens) + FOLLOWING * segment.looks_on for segment in segments])
+    """Return the cost of reading these segments, in tokens."""
+    return sum([len(segment.tokens) + SOFTMAX_COST * segment.predicts for segment in segments])
 
 
 def _require_some(field: str, value: int) -> None:
@@ -417,6 +414,6 @@ def _shortened(text: str) -> str:
 
 
 def _log_sum_exp(values: Floats) -> float:
-    """log(sum(exp)), 0 if nothing is above -inf."""
+    """Return log(sum(exp(values))), 0 if no value is above -inf."""
     peak = float(values.max(initial=-np.inf))
     return peak + math.log(float(np.exp(values - peak).sum(dtype=np.float64))) if peak > -math.inf else 0.0

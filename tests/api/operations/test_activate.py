@@ -110,7 +110,7 @@ async def test_a_version_that_cannot_be_trusted_is_a_conflict_that_says_why(stor
         figures = (await client.get("/metrics")).text
     told = response.json()
     assert (response.status_code, told["status"], told["type"]) == (409, 409, "/problems/unservable")
-    assert "weights.safetensors: sha256 is" in told["detail"]
+    assert "weights.safetensors: expected sha256" in told["detail"]
     assert 'seqserve_swaps_total{model="tiny",outcome="refused"} 1.0' in figures
     assert bundles.current(store, "tiny") == "1"
 
@@ -160,7 +160,7 @@ async def test_a_store_that_cannot_be_written_is_told_and_the_version_answers(
     assert "CURRENT: can't be written: Read-only file system" in told["reason"]
 
 
-async def test_a_model_that_was_refused_at_start_is_healed(store: Path) -> None:
+async def test_a_model_that_was_rejected_at_start_is_healed(store: Path) -> None:
     flip_a_bit(store / "tiny" / "1" / "weights.safetensors")
     async with running(store) as (client, _):
         assert (await client.get("/readyz")).status_code == 503
@@ -217,7 +217,7 @@ async def test_sighup_serves_what_current_names(store: Path, caplog: pytest.LogC
             async with asyncio.timeout(30):
                 while await answering(client) == "1":
                     pass
-    assert "tiny: 2 serves, before it 1" in caplog.text
+    assert "tiny: serves 2, before 1" in caplog.text
 
 
 async def test_where_loading_failed_a_reload_is_told_to_be_none(

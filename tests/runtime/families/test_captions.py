@@ -1,4 +1,4 @@
-"""The captions predictor: what is said of a photograph, in what company, and when each word is told."""
+"""The captions predictor: batch invariance, beam search, streaming and its bundles."""
 
 import base64
 import hashlib
@@ -40,11 +40,11 @@ def picture(seed: int, size: tuple[int, int] = (30, 40)) -> bytes:
     return stream.getvalue()
 
 
-PICTURES = [picture(seed) for seed in range(12)]
+PHOTOGRAPHS = [picture(seed) for seed in range(12)]
 
 
 class Colours(nn.Module):
-    """Sees which colours there are, in sixteen places."""
+    """A fake CNN: the mean colours of a 4 by 4 grid."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def store(modules: tuple[Captioner, fx.GraphModule], tmp_path_factory: pytest.Te
     )
     draft = bundles.read(bundles.publish(tmp_path_factory.mktemp("draft"), manifest, contents))
     opened = {p: CaptionsPredictor.open(draft, p, Resources()) for p in PRECISIONS}
-    payload = {"image": base64.b64encode(PICTURES[0]).decode(), "alternatives": 2}
+    payload = {"image": base64.b64encode(PHOTOGRAPHS[0]).decode(), "alternatives": 2}
     contents["probe.json"] = json.dumps(probe(opened, payload)).encode()
     folder = tmp_path_factory.mktemp("store")
     bundles.publish(folder, manifest, contents)
@@ -125,7 +125,7 @@ def said(answer: Description) -> list[tuple[str, float]]:
 
 
 def log_probabilities(predictor: CaptionsPredictor, content: bytes, tokens: list[int]) -> list[float]:
-    """Of each of `tokens` after those before it."""
+    """Return the log-probability of each of `tokens` after those before it."""
     state = predictor.begin(predictor.features(photo(decoded(content))[None]))
     values = []
     for before, token in itertools.pairwise([END, *tokens]):
@@ -162,13 +162,13 @@ def ids(caption: str) -> list[int]:
 
 
 def test_a_beam_of_1_is_greedy(predictor: CaptionsPredictor) -> None:
-    found = described(predictor, *(Describe(content, beam=1) for content in PICTURES))
-    assert [answer.caption for answer in found] == [words(greedy(predictor, content)) for content in PICTURES]
+    found = described(predictor, *(Describe(content, beam=1) for content in PHOTOGRAPHS))
+    assert [answer.caption for answer in found] == [words(greedy(predictor, content)) for content in PHOTOGRAPHS]
     assert len({answer.caption for answer in found}) > 3  # the pictures do differ
 
 
 def test_captions_are_of_known_words_and_end_in_time(int8: CaptionsPredictor) -> None:
-    for answer in described(int8, *(Describe(content, alternatives=9) for content in PICTURES)):
+    for answer in described(int8, *(Describe(content, alternatives=9) for content in PHOTOGRAPHS)):
         for caption, _ in said(answer):
             assert 1 <= len(caption.replace("'s", " 's").split()) <= LENGTH
             assert "<" not in caption
@@ -176,18 +176,18 @@ def test_captions_are_of_known_words_and_end_in_time(int8: CaptionsPredictor) ->
 
 def test_a_log_probability_is_the_sum_over_words_and_end_whatever_ranks_them(predictor: CaptionsPredictor) -> None:
     ended = 0
-    for content in PICTURES:
+    for content in PHOTOGRAPHS:
         (answer,) = described(predictor, Describe(content, alternatives=4))
         for caption, log_probability in said(answer):
             tokens = ids(caption)
             ended += END in tokens
             assert log_probability == pytest.approx(sum(log_probabilities(predictor, content, tokens)), abs=1e-4)
-    assert 0 < ended < 5 * len(PICTURES)  # there are such and such
+    assert 0 < ended < 5 * len(PHOTOGRAPHS)  # there are such and such
 
 
 def test_captions_are_ranked_by_log_probability_over_length(int8: CaptionsPredictor) -> None:
     sums, ranked = list[bool](), list[bool]()
-    for answer in described(int8, *(Describe(content, beam=6, alternatives=5) for content in PICTURES)):
+    for answer in described(int8, *(Describe(content, beam=6, alternatives=5) for content in PHOTOGRAPHS)):
         values = [(log_probability, len(ids(caption))) for caption, log_probability in said(answer)]
         assert len(values) == 6
         ranks = [value / count**0.7 for value, count in values]
@@ -199,7 +199,7 @@ def test_captions_are_ranked_by_log_probability_over_length(int8: CaptionsPredic
 
 @pytest.mark.parametrize("beam", [1, 3, 10])
 def test_a_caption_does_not_depend_on_the_alternatives(beam: int, int8: CaptionsPredictor) -> None:
-    for content in PICTURES:
+    for content in PHOTOGRAPHS:
         few, more, most = described(int8, *(Describe(content, beam=beam, alternatives=n) for n in (0, 2, 9)))
         assert few.alternatives == []
         assert (few.caption, few.log_probability) == (more.caption, more.log_probability)
@@ -216,14 +216,14 @@ def test_a_caption_does_not_depend_on_the_alternatives(beam: int, int8: Captions
 # company
 
 
-def test_a_caption_is_the_same_bit_for_bit_whatever_shares_its_turns(
+def test_a_caption_is_the_same_bit_for_bit_whatever_shares_its_steps(
     predictor: CaptionsPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    payloads = [Describe(content, beam=1 + place % 4, alternatives=place % 3) for place, content in enumerate(PICTURES)]
+    payloads = [Describe(content, beam=1 + i % 4, alternatives=i % 3) for i, content in enumerate(PHOTOGRAPHS)]
     alone = [described(predictor, payload)[0] for payload in payloads]
     assert _alike(described(predictor, *payloads), alone, predictor.precision)
     assert _alike(described(predictor, *payloads[::-1])[::-1], alone, predictor.precision)
-    monkeypatch.setattr(served, "TURN", 1)  # one photograph a turn: they come one after the other
+    monkeypatch.setattr(served, "MAX_STEP_ROWS", 1)  # one photograph a step: they come one after the other
     assert _alike(described(predictor, *payloads), alone, predictor.precision)
 
 
@@ -238,74 +238,72 @@ def _alike(found: list[Description], expected: list[Description], precision: str
     )
 
 
-def test_a_turn_has_no_more_rows_than_there_is_room_for(
-    int8: CaptionsPredictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(served, "TURN", 4)
-    examples = [int8.prepare(Describe(content)) for content in PICTURES[:5]]
+def test_a_step_has_at_most_the_maximum_of_rows(int8: CaptionsPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "MAX_STEP_ROWS", 4)
+    examples = [int8.prepare(Describe(content)) for content in PHOTOGRAPHS[:5]]
     assert [example.cost for example in examples] == [1] * 5
     int8.predict(examples)  # four say their first word
     assert [example.cost for example in examples] == [3, 3, 3, 3, 1]
-    wanted = [example.wanted for example in examples]
+    wanted = [example.step for example in examples]
     int8.predict(examples)  # three beams go on, and there is room for the last one's first word
-    gone_on = [example.wanted is not before for example, before in zip(examples, wanted, strict=True)]
+    gone_on = [example.step is not before for example, before in zip(examples, wanted, strict=True)]
     assert gone_on == [True, False, False, False, True]
 
 
-def test_the_first_is_served_even_where_it_takes_more_than_a_turn_has(
+def test_the_first_example_advances_even_above_the_maximum(
     int8: CaptionsPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served, "TURN", 2)
-    examples = [int8.prepare(Describe(content)) for content in PICTURES[:2]]
+    monkeypatch.setattr(served, "MAX_STEP_ROWS", 2)
+    examples = [int8.prepare(Describe(content)) for content in PHOTOGRAPHS[:2]]
     int8.predict(examples[:1])
-    (before, _) = [example.wanted for example in examples]
+    (before, _) = [example.step for example in examples]
     int8.predict(examples)
-    assert examples[0].wanted is not before
+    assert examples[0].step is not before
     assert examples[1].cost == 1
 
 
 def test_photographs_may_be_prepared_side_by_side(int8: CaptionsPredictor) -> None:
-    payloads = [Describe(content) for content in PICTURES]
+    payloads = [Describe(content) for content in PHOTOGRAPHS]
     with ThreadPoolExecutor(4) as threads:
         examples = list(threads.map(int8.prepare, payloads))
     assert answer_all(int8, examples) == described(int8, *payloads)
 
 
-# telling
+# streaming
 
 
-def told_by_turn(predictor: CaptionsPredictor, content: bytes, **asked: Any) -> tuple[list[list[str]], Description]:
-    """The words told in each turn, and the answer."""
-    told = list[str]()
-    example = predictor.prepare(Describe(content, on_word=told.append, **asked))
-    turns = list[list[str]]()
+def words_by_step(predictor: CaptionsPredictor, content: bytes, **asked: Any) -> tuple[list[list[str]], Description]:
+    """Return the words streamed in each step, and the answer."""
+    streamed = list[str]()
+    example = predictor.prepare(Describe(content, on_word=streamed.append, **asked))
+    steps = list[list[str]]()
     while example.answer is None:
-        before = len(told)
+        before = len(streamed)
         predictor.predict([example])
-        turns.append(told[before:])
-    return turns, example.answer
+        steps.append(streamed[before:])
+    return steps, example.answer
 
 
-def test_each_word_is_told_once_in_its_order_before_the_answer(int8: CaptionsPredictor) -> None:
+def test_each_word_is_streamed_once_in_order_before_the_answer(int8: CaptionsPredictor) -> None:
     early = 0
-    for content in PICTURES:
+    for content in PHOTOGRAPHS:
         for asked in ({"beam": 1}, {"beam": 3}, {"beam": 2, "alternatives": 5}):
-            turns, answer = told_by_turn(int8, content, **asked)
-            assert " ".join(itertools.chain(*turns)).replace(" 's", "'s") == answer.caption
-            early += asked == {"beam": 3} and any(turns[:-1])
-    assert early > 0  # not all is told at the end
+            steps, answer = words_by_step(int8, content, **asked)
+            assert " ".join(itertools.chain(*steps)).replace(" 's", "'s") == answer.caption
+            early += asked == {"beam": 3} and any(steps[:-1])
+    assert early > 0  # not all words are streamed at the end
 
 
-def test_a_beam_of_1_tells_each_word_at_once(int8: CaptionsPredictor) -> None:
-    for content in PICTURES:
-        turns, answer = told_by_turn(int8, content, beam=1)
-        spoken = turns if len(ids(answer.caption)) == LENGTH and END not in ids(answer.caption) else turns[:-1]
-        assert [len(turn) for turn in spoken] == [1] * len(spoken)
+def test_a_beam_of_1_streams_each_word_at_once(int8: CaptionsPredictor) -> None:
+    for content in PHOTOGRAPHS:
+        steps, answer = words_by_step(int8, content, beam=1)
+        spoken = steps if len(ids(answer.caption)) == LENGTH and END not in ids(answer.caption) else steps[:-1]
+        assert [len(step) for step in spoken] == [1] * len(spoken)
 
 
-def test_telling_changes_no_caption(int8: CaptionsPredictor) -> None:
-    for content in PICTURES:
-        assert told_by_turn(int8, content, alternatives=4)[1] == described(int8, Describe(content, alternatives=4))[0]
+def test_streaming_changes_no_caption(int8: CaptionsPredictor) -> None:
+    for content in PHOTOGRAPHS:
+        assert words_by_step(int8, content, alternatives=4)[1] == described(int8, Describe(content, alternatives=4))[0]
 
 
 # what is refused
@@ -320,12 +318,12 @@ def test_telling_changes_no_caption(int8: CaptionsPredictor) -> None:
         ({"alternatives": 10}, "alternatives: expected 0 to 9, found 10"),
     ],
 )
-def test_a_number_out_of_its_range_is_refused(asked: dict[str, int], message: str, int8: CaptionsPredictor) -> None:
+def test_a_number_out_of_its_range_is_rejected(asked: dict[str, int], message: str, int8: CaptionsPredictor) -> None:
     with pytest.raises(InvalidField, match=f"^{message}$"):
-        int8.prepare(Describe(PICTURES[0], **asked))  # type: ignore[arg-type]  # an int is neither name nor callback
+        int8.prepare(Describe(PHOTOGRAPHS[0], **asked))  # type: ignore[arg-type]  # an int is neither name nor callback
 
 
-def test_what_is_no_image_is_refused_by_its_name(int8: CaptionsPredictor) -> None:
+def test_an_undecodable_image_is_rejected_by_its_name(int8: CaptionsPredictor) -> None:
     with pytest.raises(Malformed, match=r"^image\.2: expected PNG"):
         int8.prepare(Describe(b"words", "image.2"))
     stream = io.BytesIO()
@@ -345,14 +343,14 @@ def test_it_is_served_once_its_probe_is_replayed(precision: str, bundle: Bundle)
     assert predictor.precision == precision
 
 
-def test_a_probe_tells_the_caption_and_the_alternatives(int8: CaptionsPredictor) -> None:
-    (answer,) = described(int8, Describe(PICTURES[1], beam=2, alternatives=1))
-    payload = {"image": base64.b64encode(PICTURES[1]).decode(), "beam": 2, "alternatives": 1}
+def test_a_probe_returns_the_caption_and_the_alternatives(int8: CaptionsPredictor) -> None:
+    (answer,) = described(int8, Describe(PHOTOGRAPHS[1], beam=2, alternatives=1))
+    payload = {"image": base64.b64encode(PHOTOGRAPHS[1]).decode(), "beam": 2, "alternatives": 1}
     assert int8.probe(payload) == [list(each) for each in said(answer)]
     assert len(answer.alternatives) == 1
 
 
-def test_a_vocabulary_of_another_size_is_refused(store: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_vocabulary_of_another_size_is_rejected(store: Path, bundle: Bundle, tmp_path: Path) -> None:
     contents: dict[str, bytes | Path] = {name: bundle.path(name) for name in bundle.manifest.files}
     contents["vocabulary.txt"] = "\n".join(WORDS[:-1]).encode()
     changed = bundles.read(bundles.publish(tmp_path, bundle.manifest, contents))

@@ -1,4 +1,4 @@
-"""The digits predictor: what it makes of logits, what it rejects, which bundles it can be opened from."""
+"""The digits predictor: calibration, rejection and its bundles."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ from app.models.digits import ReNet, RowReader
 from app.models.language_model import parameter_count
 from app.runtime.families.digits import (
     NO_DIGIT,
-    TURN,
+    ROTATION,
     Calibration,
     Classification,
     Classify,
@@ -44,7 +44,7 @@ CALIBRATION = {"temperature": 1.5, "rejection_threshold": 0.9}
 
 
 class Reader:
-    """Stands for a graph: answers a picture whose middle is of the shade n with the logits n, however it is turned."""
+    """A fake graph: returns the logits n for an image with shade n at its centre, however it is rotated."""
 
     def __init__(self, logits: Sequence[Sequence[float]]) -> None:
         self._logits = np.array(logits, np.float32)
@@ -71,7 +71,7 @@ def answers(
     temperature: float = 1,
     threshold: float = 1,
 ) -> list[Classification]:
-    """What is answered to images of which a graph said `logits`, and the framing perhaps why it saw none."""
+    """Return the answers to images with these logits, and perhaps a framing reason."""
     reader = cast(ort.InferenceSession, Reader(logits))
     predictor = DigitsPredictor(reader, Calibration(temperature, threshold), precision="int8")
     reasons = reasons or [None] * len(logits)
@@ -81,7 +81,7 @@ def answers(
 
 
 def logits(likeliest: int, probability: float, none: float | None = None) -> list[float]:
-    """Of a reader that gives `probability` to one digit and shares the rest; and of no digit, that to all eleven."""
+    """Return logits that give `probability` to one digit and share the rest; without a digit, equal logits."""
     rest = math.log((1 - probability) / 9)
     of_digits = [math.log(probability) if digit == likeliest else rest for digit in range(10)]
     return of_digits if none is None else [*of_digits, math.log(none / (1 - none))]
@@ -116,7 +116,7 @@ def test_large_logits_are_probabilities_too() -> None:
 # second looks
 
 
-def test_only_what_is_doubted_is_looked_at_again_from_both_sides_and_all_at_once() -> None:
+def test_only_doubtful_images_are_read_again_rotated_both_ways_in_one_batch() -> None:
     reader = Reader([logits(3, 0.95), logits(4, 0.85), logits(5, 0.7)])
     predictor = DigitsPredictor(cast(ort.InferenceSession, reader), Calibration(1.0, 1.0), precision="int8")
     predictor.predict([Framed(shaded(n), None) for n in range(3)])
@@ -125,7 +125,7 @@ def test_only_what_is_doubted_is_looked_at_again_from_both_sides_and_all_at_once
     assert reader.asked == [3, 4, 1]
 
 
-def test_a_second_look_counts_as_much_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotated_readings_count_as_much_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = [logits(3, 0.6, none=0.1), logits(3, 0.9, none=0.1), logits(8, 0.6, none=0.5)]
     monkeypatch.setattr(
         "app.runtime.families.digits.turned", lambda pixels, degrees: np.stack([shaded(1 if degrees > 0 else 2)])
@@ -146,7 +146,7 @@ def test_the_likeliest_digit_is_answered_with_its_probability() -> None:
     assert found.probabilities == pytest.approx([0.7 if digit == 3 else 0.3 / 9 for digit in range(10)])
 
 
-def test_confidence_is_that_it_is_a_digit_and_this_one() -> None:
+def test_confidence_is_the_probability_of_the_likeliest_digit() -> None:
     (found,) = answers([logits(3, 0.7, none=0.2)])
     assert found.confidence == pytest.approx(0.7 * 0.8)
     assert max(found.probabilities) == pytest.approx(0.7)
@@ -171,7 +171,7 @@ def test_more_doubt_than_the_threshold_rejects(given: list[float], rejected: boo
     assert int(np.argmax(found.probabilities)) == 3  # if it is one
 
 
-def test_what_the_framing_saw_nothing_on_is_rejected_for_its_reason_whatever_the_graph_says() -> None:
+def test_an_image_that_framing_rejects_is_rejected_for_its_reason_whatever_the_logits() -> None:
     blank, seen = answers([logits(3, 0.99, 0.01)] * 2, reasons=["blank image", None], threshold=0.4)
     assert (blank.digit, blank.rejected, blank.reason) == (None, True, "blank image")
     assert blank.confidence == 0
@@ -243,7 +243,7 @@ def test_a_picture_is_framed_as_it_is_prepared(predictor: DigitsPredictor) -> No
     np.testing.assert_array_equal(predictor.prepare(Classify(png(seven()))).pixels, seven())
 
 
-def test_what_is_no_picture_is_refused_by_name(predictor: DigitsPredictor) -> None:
+def test_an_undecodable_image_is_rejected_by_name(predictor: DigitsPredictor) -> None:
     with pytest.raises(Malformed, match=r"^image.4: expected PNG"):
         predictor.prepare(Classify(b"none", "image.4"))
     side = math.isqrt(MAX_PIXELS) + 1
@@ -251,7 +251,7 @@ def test_what_is_no_picture_is_refused_by_name(predictor: DigitsPredictor) -> No
         predictor.prepare(Classify(png(np.zeros((side, side), np.uint8)), "image.5"))
 
 
-def test_an_answer_does_not_depend_on_what_shares_its_turn(predictor: DigitsPredictor) -> None:
+def test_an_answer_does_not_depend_on_what_shares_its_step(predictor: DigitsPredictor) -> None:
     examples = [framed_array(image) for image in digits(9, seed=5).images.numpy()]
     alone = [answer for example in examples for answer in answer_all(predictor, [example])]
     together = answer_all(predictor, examples)
@@ -286,14 +286,14 @@ def test_a_reader_of_ten_classes_answers_as_well(tmp_path: Path) -> None:
     predictor = DigitsPredictor.open(bundle, "fp32", Resources())
     (answer,) = answer_all(predictor, [framed_array(seven())])
     with torch.inference_mode():
-        looks = np.stack([seven(), *(turned(seven()[None], degrees)[0] for degrees in (TURN, -TURN))])
+        looks = np.stack([seven(), *(turned(seven()[None], degrees)[0] for degrees in (ROTATION, -ROTATION))])
         expected = (model(torch.from_numpy(looks) / 255) / CALIBRATION["temperature"]).softmax(1).mean(0)
     assert answer.probabilities == pytest.approx(expected.tolist(), abs=1e-6)
     assert answer.confidence == pytest.approx(max(answer.probabilities))
     assert [name for name, _ in predictor.probe(PAYLOAD)] == [*map(str, range(10))]
 
 
-def test_the_probe_tells_each_digits_probability_and_that_of_none(
+def test_the_probe_returns_the_probability_of_each_digit_and_of_none(
     digits_bundle: Bundle, predictor: DigitsPredictor
 ) -> None:
     found = predictor.probe(PAYLOAD)
@@ -310,7 +310,7 @@ def test_the_probe_tells_each_digits_probability_and_that_of_none(
 @pytest.mark.parametrize(
     "found", [{}, {"temperature": 1.0}, {"rejection_threshold": 0.5}, {**CALIBRATION, "bias": 0.1}], ids=str
 )
-def test_a_bundle_without_its_calibration_is_refused(
+def test_a_bundle_without_its_calibration_is_rejected(
     found: dict[str, float], digits_bundle: Bundle, tmp_path: Path
 ) -> None:
     bundle = published(digits_bundle, tmp_path, calibration=found)
@@ -321,7 +321,7 @@ def test_a_bundle_without_its_calibration_is_refused(
     assert calibration(CALIBRATION, "here") == Calibration(1.5, 0.9)
 
 
-def test_a_bundle_without_its_graph_is_refused(digits_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_without_its_graph_is_rejected(digits_bundle: Bundle, tmp_path: Path) -> None:
     files = {name: entry for name, entry in digits_bundle.manifest.files.items() if name != "reader.int8.onnx"}
     unlisted = Bundle(digits_bundle.folder, digits_bundle.manifest.model_copy(update={"files": files}))
     with pytest.raises(BundleError, match=r"expected a file reader.int8.onnx in the list, found none"):
@@ -331,15 +331,13 @@ def test_a_bundle_without_its_graph_is_refused(digits_bundle: Bundle, tmp_path: 
         load_predictor(broken)
 
 
-def test_int8_serves_where_it_answers_the_probe_as_recorded(
-    digits_bundle: Bundle, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_int8_serves_where_it_passes_the_probe(digits_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     assert load_predictor(digits_bundle).precision == "int8"
     assert caplog.text == ""
 
 
 @pytest.mark.parametrize(("off", "precision"), [(0.009, "int8"), (0.011, "fp32")])
-def test_where_int8_answers_the_probe_otherwise_fp32_serves_and_a_warning_says_so(
+def test_fp32_serves_with_a_warning_where_int8_fails_the_probe(
     off: float, precision: str, digits_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     document = digits_bundle.json("probe.json")
@@ -348,7 +346,7 @@ def test_where_int8_answers_the_probe_otherwise_fp32_serves_and_a_warning_says_s
     with caplog.at_level(logging.WARNING):
         predictor = load_predictor(bundle)
     assert predictor.precision == precision
-    assert ("int8 can't be trusted on this machine, fp32 serves" in caplog.text) is (precision == "fp32")
+    assert ("falling back to fp32 on this machine" in caplog.text) is (precision == "fp32")
     assert predictor.probe(PAYLOAD) == DigitsPredictor.open(digits_bundle, predictor.precision, Resources()).probe(
         PAYLOAD
     )
@@ -366,7 +364,7 @@ async def test_one_store_serves_it_beside_a_language_model(
     published(digits_bundle, store)
     figures = Metrics(CollectorRegistry())
     registry = Registry(store, threads=1, queue_size=8, batch_size=8, cache_bytes=1 << 20, metrics=figures).load()
-    assert registry.refused == {}
+    assert registry.rejected == {}
     assert [(model.name, model.manifest.family) for model in registry.served()] == [
         ("digits", "digits"),
         ("tiny", "language_model"),

@@ -29,7 +29,7 @@ from app.runtime.recurrent_engine import Reading, RecurrentEngine, Segment
 from app.runtime.scheduler import Resources, answer_all
 from app.runtime.scores import TextScore, TokenScore, pooled
 from app.runtime.state_cache import StateCache
-from app.text import Token, Vocabulary, context, lines, normaliser, sentences
+from app.text import Token, Vocabulary, context, lines, make_tokenizer, sentences
 
 EVERYDAY = "Mr. Zork said the company's profits fell 12%.\nHe said he could, they don't: it's <unk> in New York\n"
 EVERYTHING = 1000  # more suggestions than there are words
@@ -38,7 +38,7 @@ CACHE = 1 << 20  # bytes
 
 
 class Watched(RecurrentEngine):
-    """An engine that remembers what it was asked to read."""
+    """An engine that records the segments it reads."""
 
     def __init__(self, *graphs: Any) -> None:
         super().__init__(*graphs)
@@ -56,13 +56,13 @@ class Watched(RecurrentEngine):
 
 @pytest.fixture(scope="module")
 def int8(tiny_bundle: Bundle) -> LanguageModelPredictor:
-    """Remembers nothing."""
+    """A predictor without a cache."""
     return LanguageModelPredictor.open(tiny_bundle, "int8", Resources())
 
 
 @pytest.fixture(scope="module")
 def fp32(tiny_bundle: Bundle) -> LanguageModelPredictor:
-    """Remembers nothing."""
+    """A predictor without a cache."""
     return LanguageModelPredictor.open(tiny_bundle, "fp32", Resources())
 
 
@@ -75,15 +75,15 @@ def engine(tiny_bundle: Bundle) -> Watched:
 
 @pytest.fixture
 def watched(engine: Watched, vocabulary: Vocabulary) -> LanguageModelPredictor:
-    """A predictor on `engine`, which has not been asked for anything yet."""
-    penn = normaliser("ptb", vocabulary)
+    """A predictor on `engine`, which has read nothing yet."""
+    penn = make_tokenizer("ptb", vocabulary)
     predictor = LanguageModelPredictor(engine, vocabulary, penn, precision="fp32", cache=StateCache(0))
     engine.asked.clear()
     return predictor
 
 
 def ask(predictor: LanguageModelPredictor, *payloads: Suggest | Score) -> list[Any]:
-    """The answers to payloads that share their turns."""
+    """Return the answers to payloads that share their steps."""
     return answer_all(predictor, [predictor.prepare(payload) for payload in payloads])
 
 
@@ -110,7 +110,7 @@ def log_probabilities(suggestions: Sequence[Suggestion]) -> dict[str, float]:
 
 
 def module_scores(model: LanguageModel, ids: list[int]) -> list[float]:
-    """The log-probability of each token but the first, as torch has it."""
+    """The log-probability of each token but the first, as computed by torch."""
     tokens = torch.tensor(ids)[:, None]
     with torch.no_grad():
         reading = model(tokens[:-1], model.initial_state(1))
@@ -193,13 +193,13 @@ def test_the_scores_of_the_tokens_make_up_the_text_s(int8: LanguageModelPredicto
     assert [row.start for row in rows] == sorted(row.start for row in rows)
 
 
-def test_tokens_are_told_apart_only_where_that_is_wanted(int8: LanguageModelPredictor, document: str) -> None:
+def test_token_scores_are_returned_on_request_only(int8: LanguageModelPredictor, document: str) -> None:
     plain, detailed = ask(int8, Score(document), Score(document, per_token=True, alternatives=4))
     assert plain.token_scores is None
     assert plain.log_likelihood == detailed.log_likelihood
 
 
-def test_tokens_carry_their_place_in_the_text_as_sent(int8: LanguageModelPredictor) -> None:
+def test_tokens_carry_their_offsets_in_the_request_text(int8: LanguageModelPredictor) -> None:
     rows = token_scores(int8, EVERYDAY)
     assert [(row.token, EVERYDAY[row.start : row.end]) for row in rows[:9]] == [
         ("mr.", "Mr."),
@@ -254,7 +254,7 @@ def test_ranks_and_alternatives_agree_with_the_whole_distribution(
         assert short.rank == row.rank
 
 
-def test_figures_follow_from_the_sums() -> None:
+def test_metrics_follow_from_the_sums() -> None:
     found = TextScore(log_likelihood=-20.0, log_likelihood_unknown=-8.0, tokens=8, unknown_tokens=2, characters=40)
     assert found.perplexity == pytest.approx(math.exp(20 / 8))
     assert found.perplexity_excluding_unknown == pytest.approx(math.exp(12 / 6))
@@ -321,7 +321,7 @@ def test_every_word_of_a_text_is_suggested_with_the_probability_that_scoring_giv
     answers = ask(predictor, *(Suggest(text[: row.start], top_k=EVERYTHING) for row in rows))
     assert len(rows) > 40
     for row, answer in zip(rows, answers, strict=True):
-        found = log_probabilities(answer.suggestions)[predictor.normaliser.join([row.token])]
+        found = log_probabilities(answer.suggestions)[predictor.tokenizer.join([row.token])]
         assert found == pytest.approx(row.log_probability, abs=0 if precision == "int8" else 1e-5)
 
 
@@ -330,7 +330,7 @@ def test_all_words_but_unk_and_the_end_of_a_sentence_are_suggested(
 ) -> None:
     everything = suggest(int8, "the company", top_k=EVERYTHING)
     assert {suggestion.text for suggestion in everything} == {
-        int8.normaliser.join([token]) for token in vocabulary.tokens if token not in ("<eos>", "<unk>")
+        int8.tokenizer.join([token]) for token in vocabulary.tokens if token not in ("<eos>", "<unk>")
     }
     (row,) = token_scores(int8, "the company rose", alternatives=EVERYTHING)[2:3]
     never = sum(math.exp(value) for word, value in row.alternatives if word in ("<eos>", "<unk>"))
@@ -353,7 +353,7 @@ def test_the_likeliest_come_first_and_no_more_than_asked_for(
 def test_runs_of_words_are_those_that_exhaustive_search_finds(
     int8: LanguageModelPredictor, vocabulary: Vocabulary, tiny_bundle: Bundle
 ) -> None:
-    """No more runs of two words, ended or not, are there than a beam of 2000 keeps."""
+    """No more runs of two words, finished or not, exist than a beam of 2000 keeps."""
     before = vocabulary.ids(["<eos>", "the", "company"])
     words = [token for token in range(len(vocabulary)) if token not in (vocabulary.end, vocabulary.unknown)]
     engine = RecurrentEngine.open(tiny_bundle, "int8")
@@ -374,7 +374,7 @@ def test_runs_of_words_are_those_that_exhaustive_search_finds(
     found.sort(key=lambda pair: (-pair[0], pair[1]))
     suggestions = suggest(int8, "the company", top_k=2000, words=3)
     assert [(suggestion.log_probability, suggestion.text) for suggestion in suggestions] == [
-        (value, int8.normaliser.join([vocabulary.tokens[token] for token in path])) for value, path in found[:2000]
+        (value, int8.tokenizer.join([vocabulary.tokens[token] for token in path])) for value, path in found[:2000]
     ]
     assert {len(path) for _, path in found[:2000]} == {1, 2, 3}  # some ended early
 
@@ -406,7 +406,7 @@ def test_a_suggestion_depends_on_its_text_alone_bit_for_bit(
         assert [answer.suggestions for answer in answers] == expected
 
 
-def test_remembered_or_not_fp32_suggests_the_same(tiny_bundle: Bundle) -> None:
+def test_cached_or_not_fp32_suggests_the_same(tiny_bundle: Bundle) -> None:
     remembering = LanguageModelPredictor.open(tiny_bundle, "fp32", Resources(cache_bytes=CACHE))
     for payload in PAYLOADS:
         first, again = ask(remembering, payload)[0], ask(remembering, payload)[0]
@@ -430,26 +430,26 @@ def test_remembered_or_not_fp32_suggests_the_same(tiny_bundle: Bundle) -> None:
         ("", False, 0),
     ],
 )
-def test_the_longest_context_answered_before_is_remembered(
+def test_the_state_of_the_longest_context_answered_before_is_cached(
     tiny_bundle: Bundle, text: str, complete: bool, cached: int
 ) -> None:
-    told = []
+    observed = []
     predictor = LanguageModelPredictor.open(
-        tiny_bundle, "int8", Resources(cache_bytes=CACHE, observe_cache=lambda hit, read: told.append((hit, read)))
+        tiny_bundle, "int8", Resources(cache_bytes=CACHE, observe_cache=lambda hit, read: observed.append((hit, read)))
     )
     (first,) = ask(predictor, Suggest("the company said"))
     (second,) = ask(predictor, Suggest(text, complete=complete))
     assert (first.cached_tokens, second.cached_tokens) == (0, cached)
-    assert told == [(0, 3), (cached, second.context_tokens - cached)]
+    assert observed == [(0, 3), (cached, second.context_tokens - cached)]
 
 
-def test_without_a_cache_nothing_is_remembered(int8: LanguageModelPredictor) -> None:
+def test_without_a_cache_no_state_is_kept(int8: LanguageModelPredictor) -> None:
     for _ in range(2):
         (answer,) = ask(int8, Suggest("the company said"))
         assert answer.cached_tokens == 0
 
 
-def test_the_context_is_told_and_its_unknown_words_as_sent_each_once(int8: LanguageModelPredictor) -> None:
+def test_the_context_and_its_distinct_unknown_words_are_returned(int8: LanguageModelPredictor) -> None:
     (answer,) = ask(int8, Suggest("Zork said Quux's zork.\nThe Zork <unk>"))
     assert answer.context_tokens == 9  # zork said quux 's zork <eos> the zork <unk>
     assert answer.unknown_words == ["Zork", "Quux", "zork", "<unk>"]
@@ -492,7 +492,7 @@ def test_where_no_word_fits_nothing_is_suggested(int8: LanguageModelPredictor) -
 
 
 @pytest.mark.parametrize("typed", ["Pr", "PR", "pr", "\u201cpr", "N", "198", "<", "n'", "third-q", "\uff50r"])
-def test_what_was_typed_stays_as_it_was_typed(int8: LanguageModelPredictor, typed: str) -> None:
+def test_the_typed_prefix_is_kept_as_typed(int8: LanguageModelPredictor, typed: str) -> None:
     for suggestion in suggest(int8, f"the company said {typed}", complete=True, words=2):
         assert suggestion.text.startswith(typed)
 
@@ -500,14 +500,14 @@ def test_what_was_typed_stays_as_it_was_typed(int8: LanguageModelPredictor, type
 # Turns
 
 
-def test_a_text_is_read_a_chunk_a_turn_and_others_are_answered_between(
+def test_a_text_is_read_a_chunk_a_step_and_others_are_answered_in_between(
     watched: LanguageModelPredictor, engine: Watched
 ) -> None:
     document, first, second = (
         watched.prepare(payload) for payload in (Score("the " * (3 * CHUNK)), Suggest("the"), Suggest("he"))
     )
     answers = [watched.predict(batch) for batch in ([document, first], [document, second], [document], [document])]
-    assert [[answer is not None for answer in turn] for turn in answers] == [
+    assert [[answer is not None for answer in step] for step in answers] == [
         [False, True],
         [False, True],
         [False],
@@ -517,7 +517,7 @@ def test_a_text_is_read_a_chunk_a_turn_and_others_are_answered_between(
     assert max(len(segment.tokens) for segments in engine.asked for segment in segments) == CHUNK
 
 
-def test_a_long_context_is_read_a_chunk_a_turn(watched: LanguageModelPredictor, engine: Watched) -> None:
+def test_a_long_context_is_read_a_chunk_a_step(watched: LanguageModelPredictor, engine: Watched) -> None:
     ask(watched, Suggest("the " * (2 * CHUNK + 1)))
     assert [[len(segment.tokens) for segment in segments] for segments in engine.asked] == [[CHUNK], [CHUNK], [1]]
 
@@ -536,42 +536,42 @@ def test_a_long_context_is_read_a_chunk_a_turn(watched: LanguageModelPredictor, 
         ([Suggest("the company "), Score("the company")], False),
     ],
 )
-def test_a_turn_is_light_that_reads_a_few_words(
+def test_a_step_that_reads_a_few_words_fits_inline(
     watched: LanguageModelPredictor, engine: Watched, payloads: list[Suggest | Score], light: bool
 ) -> None:
     examples = [watched.prepare(payload) for payload in payloads]
-    assert watched.is_light(examples) == light
+    assert watched.fits_inline(examples) == light
     assert engine.asked == []
     expected = ask(watched, *payloads)
     assert answer_all(watched, examples) == expected  # to have been asked changes nothing
 
 
-def test_what_is_no_light_turn_is_known_after_a_few_looks(watched: LanguageModelPredictor) -> None:
+def test_an_expensive_batch_is_recognised_after_a_few_examples(watched: LanguageModelPredictor) -> None:
     examples = [watched.prepare(Suggest("the " * 30)) for _ in range(100)]
     for example in examples[3:]:
-        example.wanted = None  # type: ignore[assignment,method-assign]  # nobody is to ask
-    assert not watched.is_light(examples)
+        example.segments = None  # type: ignore[assignment,method-assign]  # must not be called
+    assert not watched.fits_inline(examples)
 
 
-def test_sentences_are_read_side_by_side_so_many_a_turn(watched: LanguageModelPredictor, engine: Watched) -> None:
+def test_a_limited_number_of_sentences_is_read_per_step(watched: LanguageModelPredictor, engine: Watched) -> None:
     score(watched, "the company\n" * (SENTENCES + 1), mode="sentence")
     assert [len(segments) for segments in engine.asked] == [SENTENCES, 1]
 
 
 @pytest.mark.parametrize("mode", ["document", "sentence"])
 @pytest.mark.parametrize(("line", "most"), [(" \n", 10), ("-\n", 2000)])
-def test_lines_without_words_hold_nobody_up(
+def test_lines_without_words_delay_no_other_request(
     watched: LanguageModelPredictor, monkeypatch: pytest.MonkeyPatch, line: str, most: int, mode: Mode
 ) -> None:
     looked_into = list[str]()
-    tokens = watched.normaliser.tokens
+    tokens = watched.tokenizer.tokens
 
     def counted(line: str, offset: int = 0) -> Iterator[Token]:
         looked_into.append(line)
         return tokens(line, offset)
 
     example = watched.prepare(Score(line * 20_000 + "company", mode))
-    monkeypatch.setattr(watched.normaliser, "tokens", counted)
+    monkeypatch.setattr(watched.tokenizer, "tokens", counted)
     answer = None
     while answer is None:
         looked_into.clear()
@@ -580,14 +580,14 @@ def test_lines_without_words_hold_nobody_up(
     assert answer == replace(score(watched, "company"), characters=len(line) * 20_000 + 7)
 
 
-def test_one_who_is_done_takes_no_further_turn(watched: LanguageModelPredictor, engine: Watched) -> None:
+def test_a_finished_example_takes_no_further_step(watched: LanguageModelPredictor, engine: Watched) -> None:
     example = watched.prepare(Suggest("the"))
     (answer,) = watched.predict([example])
     assert watched.predict([example]) == [answer]
     assert len(engine.asked) == 1
 
 
-def test_a_turn_is_bounded_whoever_shares_it_and_everybody_is_answered(
+def test_a_step_is_bounded_for_any_batch_and_every_example_is_answered(
     watched: LanguageModelPredictor, engine: Watched
 ) -> None:
     texts = [Score("the company said profits rose\n" * 400, "sentence") for _ in range(20)]
@@ -598,24 +598,24 @@ def test_a_turn_is_bounded_whoever_shares_it_and_everybody_is_answered(
     assert max(sum(len(s.tokens) + (s.likeliest > 0) for s in segments) for segments in engine.asked) <= 512
 
 
-def test_what_is_small_finds_room_beside_what_is_large(watched: LanguageModelPredictor, engine: Watched) -> None:
+def test_a_small_example_fits_beside_a_large_one(watched: LanguageModelPredictor, engine: Watched) -> None:
     texts = [watched.prepare(Score("the company said profits rose shares\n" * 400, "sentence")) for _ in range(30)]
     keystroke = watched.prepare(Suggest("the"))
     assert watched.predict([*texts, keystroke])[-1] is not None
-    assert list(engine.asked[0][0].tokens) == list(texts[0].wanted()[0].tokens)
+    assert list(engine.asked[0][0].tokens) == list(texts[0].segments()[0].tokens)
 
 
 def test_the_first_of_a_batch_are_served_in_their_order(watched: LanguageModelPredictor, engine: Watched) -> None:
     long = [watched.prepare(Score("the company said profits rose shares " * 400)) for _ in range(40)]
     beam = watched.prepare(Suggest("the", top_k=10, words=3))
-    turns = 0
+    steps = 0
     while beam.answer is None:
         watched.predict([long[0], beam, *long[1:]])
-        turns += 1
-    assert turns == 3
+        steps += 1
+    assert steps == 3
 
 
-def test_no_examples_are_no_turn(int8: LanguageModelPredictor) -> None:
+def test_no_examples_are_no_step(int8: LanguageModelPredictor) -> None:
     assert int8.predict([]) == []
 
 
@@ -628,12 +628,12 @@ def test_no_examples_are_no_turn(int8: LanguageModelPredictor) -> None:
     st.booleans(),
     st.sampled_from(["document", "sentence"]),
 )
-def test_any_text_is_answered_or_refused_for_its_field(
+def test_any_text_is_answered_or_rejected_for_its_field(
     int8: LanguageModelPredictor, text: str, complete: bool, mode: Mode
 ) -> None:
     answer = ask(int8, Suggest(text, words=2, complete=complete))[0]
     assert answer.suggestions or complete
-    has_words = any(sentences(lines(text), int8.normaliser))
+    has_words = any(sentences(lines(text), int8.tokenizer))
     try:
         found = score(int8, text, mode=mode, per_token=True)
     except InvalidField:
@@ -643,17 +643,17 @@ def test_any_text_is_answered_or_refused_for_its_field(
     assert math.isfinite(found.perplexity)
     assert found.token_scores is not None
     assert all(0 <= row.start <= row.end <= len(text) for row in found.token_scores)
-    before: list[Token] = context(text, int8.normaliser)
+    before: list[Token] = context(text, int8.tokenizer)
     assert [row.token for row in found.token_scores[: len(before)]] == [token.text for token in before]
 
 
 @pytest.mark.parametrize(("ask_for", "characters"), [(Suggest, LONG_CONTEXT), (Score, LONG_TEXT)])
-def test_only_a_long_text_is_slow_to_check(ask_for: type[Suggest] | type[Score], characters: int) -> None:
+def test_only_a_long_text_is_slow_to_prepare(ask_for: type[Suggest] | type[Score], characters: int) -> None:
     assert not ask_for("a" * characters).slow
     assert ask_for("a" * (characters + 1)).slow
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n"])
-def test_a_text_of_many_lines_is_slow_to_check(line_break: str) -> None:
+def test_a_text_of_many_lines_is_slow_to_prepare(line_break: str) -> None:
     assert not Score("a" + line_break * (LONG_LINES // len(line_break))).slow
     assert Score("a" + line_break * (LONG_LINES + 1)).slow

@@ -268,7 +268,7 @@ def test_a_version_that_is_there_is_refused_before_any_measuring(
     store: Path, finished: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "compared", lambda *arguments: pytest.fail("minutes of measuring for nothing"))
-    with pytest.raises(BundleError, match="this version is published already"):
+    with pytest.raises(BundleError, match="expected an unpublished version"):
         publish(finished, store, version="v1")
 
 

@@ -1,4 +1,4 @@
-"""What is done to a digit leaves it a digit, in its place, and is drawn from the chance that is given."""
+"""Augmentation: a digit stays a digit in its position, and all randomness comes from the given generator."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.drawn_digits import digits
-from training.digits.augmentation import rewritten, soiled
+from training.digits.augmentation import degraded, elastic
 from training.digits.recipe import framed_batch
 
 Pixels = npt.NDArray[np.uint8]
@@ -33,18 +33,18 @@ def middles(images: Tensor) -> Tensor:
     return torch.stack([images.sum(2) @ places, images.sum(1) @ places], 1) / mass[:, None]
 
 
-# rewritten
+# elastic
 
 
 def test_a_rewritten_digit_keeps_its_shape_and_its_range(images: Tensor) -> None:
-    found = rewritten(images)
+    found = elastic(images)
     assert found.shape == images.shape
     assert found.min() >= 0
     assert found.max() <= 1 + 1e-6
 
 
 def test_a_rewritten_digit_keeps_its_place_and_most_of_its_ink(images: Tensor) -> None:
-    found = rewritten(images)
+    found = elastic(images)
     assert (middles(found) - middles(images)).abs().max() < 4  # pixels
     ink = found.sum((1, 2)) / images.sum((1, 2))
     assert 0.3 < ink.min() < ink.max() < 2.5
@@ -52,35 +52,35 @@ def test_a_rewritten_digit_keeps_its_place_and_most_of_its_ink(images: Tensor) -
 
 
 def test_each_digit_of_a_batch_is_rewritten_in_another_way(images: Tensor) -> None:
-    found = rewritten(images[:1].expand(20, 28, 28))
+    found = elastic(images[:1].expand(20, 28, 28))
     assert len({image.numpy().tobytes() for image in found}) == 20
 
 
 def test_strokes_become_thinner_and_thicker(images: Tensor) -> None:
-    ink = rewritten(images[:1].expand(50, 28, 28)).sum((1, 2)) / images[0].sum()
+    ink = elastic(images[:1].expand(50, 28, 28)).sum((1, 2)) / images[0].sum()
     assert ink.min() < 0.8
     assert ink.max() > 1.2
 
 
 def test_nothing_rewritten_is_nothing() -> None:
-    assert not rewritten(torch.zeros(5, 28, 28)).any()
+    assert not elastic(torch.zeros(5, 28, 28)).any()
 
 
 def test_rewriting_draws_from_torchs_generator(images: Tensor) -> None:
     before = images.clone()
     torch.manual_seed(5)
-    once = rewritten(images)
+    once = elastic(images)
     torch.manual_seed(5)
-    assert torch.equal(rewritten(images), once)
-    assert not torch.equal(rewritten(images), once)
+    assert torch.equal(elastic(images), once)
+    assert not torch.equal(elastic(images), once)
     assert torch.equal(images, before)
 
 
-# soiled
+# degraded
 
 
-def test_soiled_is_an_image_of_grey_levels_of_any_size(seven: Pixels) -> None:
-    found = [soiled(seven, np.random.default_rng(seed)) for seed in range(300)]
+def test_degraded_is_an_image_of_grey_levels_of_any_size(seven: Pixels) -> None:
+    found = [degraded(seven, np.random.default_rng(seed)) for seed in range(300)]
     assert {image.dtype for image in found} == {np.dtype(np.uint8)}
     sides = [side for image in found for side in image.shape]
     assert 8 <= min(sides) < 28 < max(sides) <= 200
@@ -89,21 +89,21 @@ def test_soiled_is_an_image_of_grey_levels_of_any_size(seven: Pixels) -> None:
     assert 0.15 < np.mean(dark) < 0.6  # ink on paper as well as chalk on a board
 
 
-def test_soiling_draws_from_the_generator_alone(seven: Pixels) -> None:
+def test_degrading_draws_from_the_generator_alone(seven: Pixels) -> None:
     before = seven.copy()
-    once = [soiled(seven, np.random.default_rng(seed)) for seed in range(40)]
+    once = [degraded(seven, np.random.default_rng(seed)) for seed in range(40)]
     torch.manual_seed(2)
-    again = [soiled(seven, np.random.default_rng(seed)) for seed in range(40)]
+    again = [degraded(seven, np.random.default_rng(seed)) for seed in range(40)]
     for one, other in zip(once, again, strict=True):
         np.testing.assert_array_equal(one, other)
     assert len({image.tobytes() for image in once}) == 40
     np.testing.assert_array_equal(seven, before)
 
 
-def test_the_framing_finds_what_was_soiled_so_that_it_can_be_found(images: Tensor) -> None:
+def test_the_framing_finds_what_was_degraded_so_that_it_can_be_found(images: Tensor) -> None:
     rng = np.random.default_rng(3)
     pixels = (images * 255).byte().numpy()
-    framed = framed_batch(partial(soiled, image, rng) for image in pixels).numpy()
+    framed = framed_batch(partial(degraded, image, rng) for image in pixels).numpy()
     assert framed.any((1, 2)).all()
     alike = [np.corrcoef(each.ravel(), image.ravel())[0, 1] for each, image in zip(framed, pixels, strict=True)]
     assert np.median(alike) > 0.7

@@ -1,4 +1,4 @@
-"""MNIST-C's corruptions: each does to a digit what the paper says it does, by the generator's chance alone."""
+"""MNIST-C's corruptions follow the paper's definitions and draw from the given generator alone."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_there_are_the_papers_fifteen() -> None:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("digit", [bar(), BLACK, np.full((28, 28), 255, np.uint8)], ids=["bar", "black", "white"])
-def test_a_corruption_makes_another_picture_of_the_same_form_and_spares_its_input(name: str, digit: Digit) -> None:
+def test_a_corruption_makes_another_image_of_the_same_form_and_spares_its_input(name: str, digit: Digit) -> None:
     before = digit.copy()
     after = CORRUPTIONS[name](digit, np.random.default_rng(1))
     assert after.shape == (28, 28)
@@ -136,7 +136,7 @@ def test_translate_moves_by_three_pixels_along_both_axes() -> None:
     assert moved.sum() == bar().sum()
 
 
-def test_what_is_moved_out_of_the_picture_does_not_come_back() -> None:
+def test_what_is_moved_out_of_the_image_does_not_come_back() -> None:
     corner = BLACK.copy()
     corner[0, 0] = corner[27, 27] = corner[0, 27] = corner[27, 0] = 255
     assert (corrupted("translate", corner) > 0).sum() == 1

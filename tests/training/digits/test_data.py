@@ -1,4 +1,4 @@
-"""MNIST: files that are checked, a split that is always the same, and what is told when it can't be had."""
+"""MNIST: checked files, a fixed split, and errors when it is missing."""
 
 import gzip
 import hashlib
@@ -74,7 +74,7 @@ def test_nothing_is_written_to_the_folder(folder: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_what_a_run_writes_down_tells_the_files_and_their_terms(folder: Path, tmp_path: Path) -> None:
+def test_what_a_run_writes_down_states_the_files_and_their_terms(folder: Path, tmp_path: Path) -> None:
     assert load(folder, tmp_path / "cache").describe() == {
         "name": "mnist",
         "folder": str(folder),
@@ -91,7 +91,7 @@ def test_another_file_is_refused_by_name_with_both_checksums(folder: Path, tmp_p
     found = hashlib.sha256(b"something else").hexdigest()
     with pytest.raises(CorpusError) as refusal:
         load(folder, tmp_path / "cache")
-    assert str(refusal.value) == f"{path}: sha256 is {found}, MNIST's is {mnist.FILES[name]}"
+    assert str(refusal.value) == f"{path}: expected MNIST's sha256 {mnist.FILES[name]}, found {found}"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -102,7 +102,7 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path, name: str) -> Non
         load(folder, tmp_path / "cache")
 
 
-def test_without_a_folder_and_a_network_that_is_told(folder: Path, tmp_path: Path) -> None:
+def test_without_a_folder_and_a_network_raises_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="MNIST: can't be downloaded: "):
         load(None, tmp_path / "cache")
 

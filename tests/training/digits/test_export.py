@@ -1,4 +1,4 @@
-"""What a digit reader's graphs compute is what its module computes, in either precision."""
+"""Exported digit readers compute the module's outputs, in either precision."""
 
 from collections.abc import Callable
 from functools import partial
@@ -127,7 +127,7 @@ def test_an_int8_graph_holds_its_recurrent_weights_in_a_byte_each(model: RowRead
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_a_graph_takes_pixels_as_they_are_and_tells_how_many_classes_there_are(
+def test_a_graph_takes_pixels_as_they_are_and_states_how_many_classes_there_are(
     model: RowReader | ReNet, folder: Path, precision: Precision
 ) -> None:
     opened = session(folder / f"reader.{precision}.onnx", 1)

@@ -1,4 +1,4 @@
-"""Pictures of no digit: of every kind and size, in two families that have nothing in common."""
+"""Negatives: images without a digit of every kind and size, in two disjoint families."""
 
 import io
 import tarfile
@@ -13,12 +13,12 @@ from PIL import Image
 
 from app.errors import CorpusError
 from training.digits import negatives
-from training.digits.drawing import CANVAS, Place, drawn, font, on_paper, place, printed
+from training.digits.drawing import CANVAS, Pose, font, on_paper, random_pose, render_character, render_strokes
 from training.digits.negatives import (
     BENCHMARK_FONTS,
     BENCHMARK_NEGATIVES,
     BENCHMARK_PRINT,
-    PICTURES,
+    PHOTOGRAPHS,
     TRAINING_FONTS,
     TRAINING_NEGATIVES,
     TRAINING_PRINT,
@@ -50,7 +50,7 @@ def jpeg(level: int, size: tuple[int, int] = (60, 40)) -> bytes:
 
 
 def number(kinds: dict[str, Draw], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kind draws nothing but its own number."""
+    """Replace each kind by an image of its own number."""
     for level, kind in enumerate(kinds):
         monkeypatch.setitem(kinds, kind, partial(lambda number, rng: np.full((1, 1), number, np.uint8), level))
 
@@ -60,12 +60,12 @@ def share(times: int) -> object:
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=list(DRAWN))
-def test_a_negative_is_a_grey_picture_whose_longer_side_has_28_to_200_pixels(
+def test_a_negative_is_a_grey_image_whose_longer_side_has_28_to_200_pixels(
     draw: Draw, rng: np.random.Generator
 ) -> None:
-    pictures = [draw(rng) for _ in range(60)]
-    sides = [max(picture.shape) for picture in pictures]
-    assert {picture.dtype for picture in pictures} == {np.dtype(np.uint8)}
+    images = [draw(rng) for _ in range(60)]
+    sides = [max(image.shape) for image in images]
+    assert {image.dtype for image in images} == {np.dtype(np.uint8)}
     assert CANVAS[0] <= min(sides) < 40
     assert 130 < max(sides) <= CANVAS[1]
 
@@ -86,8 +86,8 @@ def test_all_but_blanks_have_something_on_them(draw: Draw, rng: np.random.Genera
     "name", ["training letters", "training print", "training glyphs", "benchmark letters", "benchmark shapes"]
 )
 def test_ink_is_darker_than_paper_as_well_as_lighter(name: str, rng: np.random.Generator) -> None:
-    def dark_ink(picture: npt.NDArray[np.uint8]) -> bool:
-        edge = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]))
+    def dark_ink(image: npt.NDArray[np.uint8]) -> bool:
+        edge = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
         return bool(edge > 127)
 
     counted = Counter(dark_ink(DRAWN[name](rng)) for _ in range(200))
@@ -110,8 +110,8 @@ def test_the_benchmark_draws_five_kinds_evenly(monkeypatch: pytest.MonkeyPatch, 
     number(BENCHMARK_NEGATIVES, monkeypatch)
     photograph = jpeg(99)
     counted = Counter(
-        "photograph" if isinstance(picture, bytes) else int(picture[0, 0])
-        for picture in (benchmark_negative(rng, [photograph]) for _ in range(1000))
+        "photograph" if isinstance(image, bytes) else int(image[0, 0])
+        for image in (benchmark_negative(rng, [photograph]) for _ in range(1000))
     )
     assert counted == dict.fromkeys((*range(4), "photograph"), share(200))
 
@@ -141,7 +141,7 @@ def test_no_character_is_a_digit_to_the_eye_but_their_twins_in_print_are_there()
 
 def test_a_glyph_shows_and_stays_on_its_canvas(rng: np.random.Generator) -> None:
     for _ in range(50):
-        ink = drawn(glyph(rng), Place(side=100, reach=30, centre=(50, 50), turn=rng.uniform(-3, 3)), 0.2)
+        ink = render_strokes(glyph(rng), Pose(side=100, reach=30, centre=(50, 50), turn=rng.uniform(-3, 3)), 0.2)
         assert ink.max() == 255
         assert 0.005 < (ink > 127).mean() < 0.5
         assert not ink[0].any()
@@ -149,13 +149,13 @@ def test_a_glyph_shows_and_stays_on_its_canvas(rng: np.random.Generator) -> None
 
 
 def test_print_is_of_the_characters_asked_for(rng: np.random.Generator) -> None:
-    pictures = [print_of(" ", ["cmr10"], rng, bold=0.1) for _ in range(20)]
-    assert all(np.ptp(picture) < 100 for picture in pictures)  # paper and its grain
+    images = [print_of(" ", ["cmr10"], rng, bold=0.1) for _ in range(20)]
+    assert all(np.ptp(image) < 100 for image in images)  # paper and its grain
     assert all(np.ptp(print_of("8", ["cmr10"], rng, bold=0.1)) > 40 for _ in range(20))
 
 
 def test_the_library_photographs_are_there_and_differ() -> None:
-    assert len({picture.tobytes() for picture in negatives.library_photographs()}) == len(PICTURES)
+    assert len({image.tobytes() for image in negatives.library_photographs()}) == len(PHOTOGRAPHS)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_the_library_photographs_are_there_and_differ() -> None:
     [*((name, TRAINING_PRINT) for name in TRAINING_FONTS), *((name, BENCHMARK_PRINT) for name in BENCHMARK_FONTS)],
 )
 def test_every_font_has_every_character(name: str, characters: str) -> None:
-    where = Place(side=60, reach=15, centre=(30, 30), turn=0)
-    missing = printed("\U0010fffe", font(name, 30), where, 0).tobytes()
-    looks = {printed(character, font(name, 30), where, 0).tobytes() for character in characters}
+    where = Pose(side=60, reach=15, centre=(30, 30), turn=0)
+    missing = render_character("\U0010fffe", font(name, 30), where, 0).tobytes()
+    looks = {render_character(character, font(name, 30), where, 0).tobytes() for character in characters}
     assert missing not in looks
     assert len(looks) == len(characters)
 
@@ -173,7 +173,7 @@ def test_every_font_has_every_character(name: str, characters: str) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_shows_and_stays_on_its_canvas(name: str, rng: np.random.Generator) -> None:
     for _ in range(20):
-        ink = drawn(SHAPES[name](rng), Place(side=100, reach=30, centre=(50, 50), turn=rng.uniform(-3, 3)), 0.2)
+        ink = render_strokes(SHAPES[name](rng), Pose(side=100, reach=30, centre=(50, 50), turn=rng.uniform(-3, 3)), 0.2)
         assert ink.max() == 255
         assert 0.005 < (ink > 127).mean() < 0.4
         assert not ink[0].any()
@@ -188,15 +188,15 @@ def test_a_handwritten_letter_is_more_than_one_straight_line(way: str) -> None:
 
 
 def test_no_two_handwritten_letters_are_alike(rng: np.random.Generator) -> None:
-    where = place(rng, 0)
-    assert len({drawn(handwritten(rng), where, 0.2).tobytes() for _ in range(100)}) == 100
+    where = random_pose(rng, 0)
+    assert len({render_strokes(handwritten(rng), where, 0.2).tobytes() for _ in range(100)}) == 100
 
 
-def test_a_figure_grows_with_its_reach_and_a_stroke_with_its_width() -> None:
+def test_a_shape_grows_with_its_reach_and_a_stroke_with_its_width() -> None:
     bar = TRAINING_SHAPES["cross"](np.random.default_rng(0))
 
     def ink(reach: float, width: float) -> float:
-        return float(drawn(bar, Place(side=100, reach=reach, centre=(50, 50), turn=0), width).mean())
+        return float(render_strokes(bar, Pose(side=100, reach=reach, centre=(50, 50), turn=0), width).mean())
 
     assert ink(40, 0.1) == pytest.approx(4 * ink(20, 0.1), rel=0.3)
     assert ink(40, 0.2) == pytest.approx(2 * ink(40, 0.1), rel=0.3)

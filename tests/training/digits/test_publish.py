@@ -1,4 +1,4 @@
-"""From a digit reader's finished run to a bundle that is calibrated, measured, proved and served."""
+"""Publishing of a digit reader: calibration, metrics, parity and serving."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def corpus() -> DigitCorpus:
 
 @pytest.fixture(scope="module", autouse=True)
 def small(corpus: DigitCorpus) -> Iterator[None]:
-    """Drawn digits stand for MNIST, and few pictures of no digit are shown."""
+    """Replace MNIST by drawn digits, and measure with few negatives."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.digits.data.load", lambda folder: corpus)
         patch.setattr(robustness, "measure", partial(robustness.measure, negatives=2))
@@ -66,7 +66,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(corpus: DigitCorpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run of a small `best`. Read only: whoever changes it copies it first."""
+    """A finished run of a small `best`. Read only: copy it before a change."""
     run = Run(tmp_path_factory.mktemp("runs") / "finished")
     train(CONFIG, corpus, run)
     return run
@@ -78,14 +78,14 @@ def published(finished: Run, photographs: Path, tmp_path_factory: pytest.TempPat
     return bundles.read(publish(finished, store, version="v1", photographs=photographs))
 
 
-def test_a_bundle_stands_in_the_store_as_the_current_version(published: Bundle) -> None:
+def test_a_bundle_is_in_the_store_as_the_current_version(published: Bundle) -> None:
     store = published.folder.parents[1]
     assert published.folder == store / "digits" / "v1"
     assert bundles.current(store, "digits") == "v1"
     assert published.manifest.files.keys() == FILES
 
 
-def test_the_manifest_tells_where_the_model_comes_from(published: Bundle, finished: Run, corpus: DigitCorpus) -> None:
+def test_the_manifest_states_where_the_model_comes_from(published: Bundle, finished: Run, corpus: DigitCorpus) -> None:
     manifest, described = published.manifest, corpus.describe()
     assert (manifest.family, manifest.model, manifest.version) == ("digits", "digits", "v1")
     assert manifest.commit == finished.read("environment.json")["commit"]
@@ -104,7 +104,7 @@ def test_a_configuration_is_read_back_from_a_run_and_from_a_manifest(
     assert read_config(stored) == config
 
 
-def test_the_figures_are_those_of_the_module_and_of_the_served_graph(
+def test_the_metrics_are_those_of_the_module_and_of_the_served_graph(
     published: Bundle, finished: Run, corpus: DigitCorpus
 ) -> None:
     metrics, model = published.manifest.metrics, trained(finished, CONFIG)
@@ -160,22 +160,22 @@ def test_the_drawn_probe_is_no_blank() -> None:
     assert framed_array(drawn_digit()).reason is None
 
 
-def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle) -> None:
+def test_the_model_card_states_terms_metrics_and_weaknesses(published: Bundle) -> None:
     card, manifest = published.text("README.md"), published.manifest
     assert card.startswith("# digits v1\n")
-    for told in (
+    for expected in (
         manifest.corpus.terms,
         "a ReNet of bidirectional GRUs (16 units on patches of 7 x 7)",
         f"{manifest.parameters:,} parameters",
-        f"| test digits read rightly (30) | {100 * manifest.metrics['test_accuracy']:.2f} |",
+        f"| test digits classified correctly (30) | {100 * manifest.metrics['test_accuracy']:.2f} |",
         f"the temperature {manifest.calibration['temperature']:.3f}",
-        f"falls short of 1 by more than {manifest.calibration['rejection_threshold']:.3f}",
+        f"likeliest digit exceeds {manifest.calibration['rejection_threshold']:.3f}",
         f"as served ({manifest.served})",
         *(f"| {name} |" for name in (*CORRUPTIONS, "photographs")),
         *(f"]({name})" for name in ("confusion.png", "errors.png", "reliability.png", "curves.png")),
         "## What it is not good at",
     ):
-        assert told in card
+        assert expected in card
     assert "$" not in card
     assert all(published.path(name).read_bytes().startswith(b"\x89PNG\r\n") for name in FILES if name.endswith("png"))
 
@@ -184,7 +184,7 @@ def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle) ->
 
 
 class Fixed:
-    """Stands for a graph: knows the logits of each image by its first pixels."""
+    """A fake graph that finds the logits of an image by its first pixels."""
 
     def __init__(self, logits: Floats) -> None:
         self._logits = logits
@@ -204,7 +204,7 @@ def knowing(logits: Floats) -> tuple[DigitsPredictor, npt.NDArray[np.uint8]]:
 
 
 def wavering(count: int, classes: int, sharpness: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Logits that are `sharpness` times too sharp, and labels drawn from the probabilities that would be right."""
+    """Logits that are `sharpness` times too sharp, and labels drawn from the true probabilities."""
     rng = np.random.default_rng(8)
     right = rng.normal(0, 2, (count, classes))
     shares = np.exp(right[:, :10]) / np.exp(right[:, :10]).sum(1, keepdims=True)
@@ -229,7 +229,7 @@ def test_the_temperature_has_the_least_negative_log_likelihood(sharpness: float,
 
 
 def doubting(doubts: Sequence[float]) -> Floats:
-    """Logits of eleven classes: a sure zero, and so much doubt that it is a digit at all."""
+    """Logits of eleven classes: a sure zero, and `doubt` that it is a digit at all."""
     logits = np.full((len(doubts), 11), -30.0, np.float32)
     logits[:, 0] = 0
     logits[:, 10] = [math.log(doubt / (1 - doubt)) for doubt in doubts]
@@ -255,7 +255,7 @@ def test_the_threshold_is_as_strict_as_it_can_be_and_keep_all_but_one_digit_in_a
 
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever measures has begun what can't be finished."""
+    """Fail if anything is measured."""
 
     def parity(*arguments: object) -> None:
         pytest.fail("minutes of measuring for what can't be published")
@@ -266,7 +266,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_version_that_is_there_is_refused_before_any_measuring(
     published: Bundle, finished: Run, photographs: Path, unmeasured: None
 ) -> None:
-    with pytest.raises(BundleError, match=f"{published.folder}: this version is published already"):
+    with pytest.raises(BundleError, match=f"{published.folder}: expected an unpublished version"):
         publish(finished, published.folder.parents[1], version="v1", photographs=photographs)
 
 
@@ -292,7 +292,7 @@ def test_a_run_without_a_checkpoint_is_refused(
     shutil.copytree(finished.folder, tmp_path / "copied")
     copied = Run(tmp_path / "copied")
     copied.checkpoint.unlink()
-    with pytest.raises(RunError, match=f"{copied.checkpoint}: no such file: has the run begun"):
+    with pytest.raises(RunError, match=f"{copied.checkpoint}: expected a checkpoint, found none"):
         publish(copied, tmp_path / "store", photographs=photographs)
 
 
@@ -314,3 +314,9 @@ def test_a_chapters_reader_is_published_and_served_photographs_or_not(corpus: Di
     predictor = load_predictor(bundle)
     assert isinstance(predictor, DigitsPredictor)
     assert predictor.logits(corpus.test.images.numpy()[:2]).shape == (2, NO_DIGIT)
+
+
+def test_a_configuration_with_former_names_is_read(published: Bundle) -> None:
+    stored = published.manifest.config
+    former = {"p_elastic": "rewritten", "p_degraded": "soiled", "p_printed": "printed"}
+    assert read_config({former.get(name, name): value for name, value in stored.items()}) == read_config(stored)

@@ -1,4 +1,4 @@
-"""The digit recipe: what the presets are, what a step is shown, how a run that was stopped or killed ends."""
+"""The digit recipe: presets, batches, stopped and killed runs."""
 
 import math
 import os
@@ -27,16 +27,16 @@ from tests.training.test_run import Doomed, KilledError, same
 from training.digits import recipe as recipe
 from training.digits.data import DigitCorpus, Digits
 from training.digits.recipe import (
-    DRAWS,
+    MAX_DRAWS,
     NO_DIGIT,
     PRESETS,
     DigitsConfig,
     accuracy,
     as_input,
     build,
-    checks,
     framed_batch,
     train,
+    validation_sets,
 )
 from training.run import Run, RunError
 
@@ -47,7 +47,7 @@ def corpus() -> DigitCorpus:
 
 
 def shrunk(preset: str) -> DigitsConfig:
-    """The same but for its sizes and its length: two epochs of three steps."""
+    """Shrink a preset to small layers and two epochs of three steps."""
     config = PRESETS[preset]
     sizes: dict[str, Any] = (
         {"hidden_sizes": (8,)} if config.reader == "rows" else {"hidden_sizes": (4, 6), "patches": (4, 7)}
@@ -79,9 +79,9 @@ def test_the_chapter_preset_is_the_chapters_system() -> None:
         "dropout": 0.0,
         "samples": 400_000,
         "batch_size": 128,
-        "rewritten": 0.0,
-        "soiled": 0.0,
-        "printed": 0.0,
+        "p_elastic": 0.0,
+        "p_degraded": 0.0,
+        "p_printed": 0.0,
         "negatives": 0.0,
         "label_smoothing": 0.0,
         "optimiser": "adam",
@@ -103,7 +103,14 @@ def test_the_best_preset_has_what_was_found_to_help() -> None:
     assert (config.reader, config.schedule) == ("renet", "one-cycle")
     assert len(config.hidden_sizes) > 1
     assert (
-        min(config.rewritten, config.soiled, config.printed, config.negatives, config.label_smoothing, config.average)
+        min(
+            config.p_elastic,
+            config.p_degraded,
+            config.p_printed,
+            config.negatives,
+            config.label_smoothing,
+            config.average,
+        )
         > 0
     )
     model = build(config)
@@ -123,9 +130,9 @@ def test_the_best_preset_has_what_was_found_to_help() -> None:
         ("samples", [0, -1], 1),
         ("batch_size", [0, -1], 1),
         ("dropout", [-0.1, 1.0, math.nan], 0.99),
-        ("rewritten", [-0.1, 1.1, math.nan], 1.0),
-        ("soiled", [-0.1, 1.0, math.nan], 0.99),
-        ("printed", [-0.1, 1.0, math.nan], 0.99),
+        ("p_elastic", [-0.1, 1.1, math.nan], 1.0),
+        ("p_degraded", [-0.1, 1.0, math.nan], 0.99),
+        ("p_printed", [-0.1, 1.0, math.nan], 0.99),
         ("negatives", [-0.1, 1.0, math.nan], 0.99),
         ("label_smoothing", [-0.1, 1.0, math.nan], 0.99),
         ("average", [-0.1, 1.0, math.nan], 0.99),
@@ -142,11 +149,11 @@ def test_a_field_out_of_its_range_is_refused_by_name(field: str, wrong: list[Any
     assert getattr(replace(PRESETS["chapter"], **{field: right}), field) == right
 
 
-def test_all_faults_are_told_together() -> None:
+def test_all_faults_are_reported_together() -> None:
     with pytest.raises(SettingsError) as refusal:
-        DigitsConfig(batch_size=0, soiled=1.5, patches=(2, 2))
+        DigitsConfig(batch_size=0, p_degraded=1.5, patches=(2, 2))
     assert str(refusal.value) == (
-        "batch_size: expected 1 or more, found 0; soiled: expected 0 or more and below 1, found 1.5; "
+        "batch_size: expected 1 or more, found 0; p_degraded: expected 0 or more and below 1, found 1.5; "
         "patches: expected one a layer of hidden_sizes (256,), found (2, 2)"
     )
 
@@ -164,7 +171,7 @@ def test_patches_that_do_not_fill_the_image_are_refused_before_anything_is_writt
 
 
 class Shown:
-    """What the model was trained on, step by step: images (B, 28, 28) and labels (B,)."""
+    """Images (B, 28, 28) and labels (B,) of each training step."""
 
     def __init__(self) -> None:
         self.images: list[Tensor] = []
@@ -215,7 +222,7 @@ def test_every_epoch_shows_each_digit_once_in_another_order(count: int, shown: S
     assert shown.smoothing == {0.0}
 
 
-def test_pictures_of_no_digit_stand_in_for_their_share_and_are_the_eleventh_class(shown: Shown, tmp_path: Path) -> None:
+def test_negatives_stand_in_for_their_share_and_are_the_eleventh_class(shown: Shown, tmp_path: Path) -> None:
     config = replace(shrunk("chapter"), negatives=0.1)
     train(config, numbered(60), Run(tmp_path))
     for images, labels in zip(shown.images, shown.labels, strict=True):
@@ -226,7 +233,7 @@ def test_pictures_of_no_digit_stand_in_for_their_share_and_are_the_eleventh_clas
 
 
 def test_printed_digits_stand_in_for_their_share_with_the_label_that_is_printed(shown: Shown, tmp_path: Path) -> None:
-    train(replace(shrunk("chapter"), printed=0.25), numbered(60), Run(tmp_path))
+    train(replace(shrunk("chapter"), p_printed=0.25), numbered(60), Run(tmp_path))
     printed = torch.cat([images[:5] for images in shown.images]).flatten(1).float()
     labels = torch.cat([labels[:5] for labels in shown.labels])
     assert set(labels.tolist()) <= set(range(10))
@@ -240,11 +247,11 @@ def test_printed_digits_stand_in_for_their_share_with_the_label_that_is_printed(
 @pytest.mark.parametrize(
     ("shares", "changed"),
     [
-        ({"soiled": 0.3}, range(4, 7)),  # a stain may miss the ink
-        ({"rewritten": 0.5}, range(10, 11)),
-        ({"rewritten": 1.0, "soiled": 0.3}, range(20, 21)),
-        ({"soiled": 0.3, "negatives": 0.1}, range(6, 9)),
-        ({"rewritten": 0.5, "soiled": 0.3}, range(10, 13)),  # a third of the soiled ones is not rewritten
+        ({"p_degraded": 0.3}, range(4, 7)),  # a stain may miss the ink
+        ({"p_elastic": 0.5}, range(10, 11)),
+        ({"p_elastic": 1.0, "p_degraded": 0.3}, range(20, 21)),
+        ({"p_degraded": 0.3, "negatives": 0.1}, range(6, 9)),
+        ({"p_elastic": 0.5, "p_degraded": 0.3}, range(10, 13)),  # a third of the degraded ones is not elastic
     ],
     ids=str,
 )
@@ -271,7 +278,7 @@ def test_what_the_framing_refuses_is_drawn_again_but_not_for_ever() -> None:
     calls = list[None]()
     refused = framed_batch([lambda: calls.append(None) or blank])  # type: ignore[func-returns-value]
     assert not refused.any()
-    assert len(calls) == DRAWS
+    assert len(calls) == MAX_DRAWS
 
 
 def test_labels_are_smoothed_as_asked(shown: Shown, corpus: DigitCorpus, tmp_path: Path) -> None:
@@ -288,9 +295,9 @@ def test_every_preset_learns_a_batch_by_heart(preset: str, tmp_path: Path) -> No
         shrunk(preset),
         hidden_sizes=(32,),
         patches=(7,),
-        rewritten=0.0,
-        soiled=0.0,
-        printed=0.0,
+        p_elastic=0.0,
+        p_degraded=0.0,
+        p_printed=0.0,
         negatives=0.0,
         dropout=0.0,
         average=0.5,
@@ -322,7 +329,7 @@ def test_the_chapters_training_is_adam_on_the_mean_cross_entropy(corpus: DigitCo
 
 
 class WatchedRun(Run):
-    """A run that notes the weights and the rate after each step."""
+    """A run that records the weights and the rate after each step."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -391,24 +398,24 @@ def test_accuracy_is_the_share_of_right_answers_in_batches_of_any_size(corpus: D
 
 
 def test_an_epoch_is_measured_on_what_is_trained(corpus: DigitCorpus) -> None:
-    assert checks(corpus.valid, shrunk("chapter")) == {"valid": corpus.valid}
-    parts = checks(corpus.valid, shrunk("best"))
-    assert parts.keys() == {"valid", "valid_soiled", "valid_no_digit"}
-    assert parts["valid_soiled"].labels.equal(corpus.valid.labels)
-    assert not parts["valid_soiled"].images.equal(corpus.valid.images)
+    assert validation_sets(corpus.valid, shrunk("chapter")) == {"valid": corpus.valid}
+    parts = validation_sets(corpus.valid, shrunk("best"))
+    assert parts.keys() == {"valid", "valid_degraded", "valid_no_digit"}
+    assert parts["valid_degraded"].labels.equal(corpus.valid.labels)
+    assert not parts["valid_degraded"].images.equal(corpus.valid.images)
     assert (parts["valid_no_digit"].labels == NO_DIGIT).all()
-    again = checks(corpus.valid, replace(shrunk("best"), seed=9))
+    again = validation_sets(corpus.valid, replace(shrunk("best"), seed=9))
     assert all(again[name].images.equal(part.images) for name, part in parts.items())  # the same for every run
 
 
-def test_metrics_are_told_epoch_by_epoch(corpus: DigitCorpus, tmp_path: Path) -> None:
+def test_metrics_are_reported_epoch_by_epoch(corpus: DigitCorpus, tmp_path: Path) -> None:
     run = Run(tmp_path)
     train(replace(shrunk("best"), samples=20 * 7), corpus, run)  # two epochs and a step
     assert [entry["epoch"] for entry in run.metrics()] == [1, 2, 3]
     assert all(0 <= entry["train_accuracy"] <= 1 for entry in run.metrics())
     assert run.metrics()[0].keys() == {
         *("epoch", "train_cost", "train_accuracy", "learning_rate", "images_per_second"),
-        *("valid_accuracy", "valid_soiled_accuracy", "valid_no_digit_accuracy"),
+        *("valid_accuracy", "valid_degraded_accuracy", "valid_no_digit_accuracy"),
     }
     assert run.read("environment.json")["family"] == "digits"
     assert run.read("source.json") == corpus.describe() | {"photographs": 0}
@@ -455,7 +462,7 @@ def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(
 
 @pytest.fixture(scope="module")
 def finished(corpus: DigitCorpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Run]:
-    """An undisturbed run of the shrunk `chapter` preset. Read only."""
+    """An uninterrupted run of the shrunk `chapter` preset. Read only."""
     run = Run(tmp_path_factory.mktemp("runs") / "finished")
     train(shrunk("chapter"), corpus, run)
     return lambda: run
@@ -474,8 +481,10 @@ def test_resuming_with_another_configuration_is_refused_by_field(
     finished: Callable[[], Run], corpus: DigitCorpus
 ) -> None:
     run = finished()
-    with pytest.raises(RunError, match=f"{run.folder}: started with another configuration: soiled is 0.5, was 0.0$"):
-        train(replace(shrunk("chapter"), soiled=0.5), corpus, run, resume=True)
+    with pytest.raises(
+        RunError, match=f"{run.folder}: started with another configuration: p_degraded is 0.5, was 0.0$"
+    ):
+        train(replace(shrunk("chapter"), p_degraded=0.5), corpus, run, resume=True)
 
 
 def test_starting_over_an_existing_run_is_refused(finished: Callable[[], Run], corpus: DigitCorpus) -> None:

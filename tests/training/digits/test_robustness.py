@@ -1,4 +1,4 @@
-"""The benchmark of robustness: what it shows a reader, and what it makes of the answers."""
+"""The robustness benchmark: images given to a reader, and metrics of its answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from app.errors import CorpusError
 from app.images import decoded, framed, framed_array, png
 from training.digits.corruptions import CORRUPTIONS
 from training.digits.drawing import Grey
-from training.digits.negatives import BENCHMARK_NEGATIVES, Picture
-from training.digits.robustness import BATCH, VARIANTS, Robustness, calibration_error, framed_picture, measure, table
+from training.digits.negatives import BENCHMARK_NEGATIVES, RawImage
+from training.digits.robustness import BATCH, VARIANTS, Robustness, calibration_error, framed_image, measure, table
 
 PHOTOGRAPHS = [png(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))]
 
 
 @dataclass(frozen=True)
-class Said:
+class FixedAnswer:
     digit: int | None
     confidence: float
     probabilities: list[float]
@@ -25,22 +25,22 @@ class Said:
 
 @dataclass
 class Reader:
-    """Says the same of every picture, and remembers what it was shown."""
+    """A reader that returns one answer for every image and records the images."""
 
     digit: int | None
     confidence: float = 0.8
     likeliest: int = 3
-    shown: list[Picture] = field(default_factory=list)
+    shown: list[RawImage] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
 
-    def __call__(self, pictures: list[Picture]) -> Sequence[Said]:
-        self.shown += pictures
-        self.batches.append(len(pictures))
-        return [Said(self.digit, self.confidence, np.eye(10)[self.likeliest].tolist()) for _ in pictures]
+    def __call__(self, images: list[RawImage]) -> Sequence[FixedAnswer]:
+        self.shown += images
+        self.batches.append(len(images))
+        return [FixedAnswer(self.digit, self.confidence, np.eye(10)[self.likeliest].tolist()) for _ in images]
 
 
 def digits(count: int) -> Grey:
-    """Bars of different slants, as MNIST would frame them; each is another picture."""
+    """Bars of different slants, framed as in MNIST; all images differ."""
     rows = np.arange(28)[:, None]
     middle = 13.5 + (rows - 13.5) * np.linspace(-0.6, 0.6, count)[:, None, None]
     ink = np.clip(3 - np.abs(np.arange(28) - middle), 0, 1)
@@ -77,7 +77,7 @@ def test_a_rejected_digit_is_wrong() -> None:
     assert found.wrongly_rejected == found.negatives_rejected == 1
 
 
-def test_figures_are_means_over_their_kinds() -> None:
+def test_metrics_are_means_over_their_kinds() -> None:
     found = Robustness(
         10, 4, 1, 0, 0, {"fog": 0.5, "scale": 1}, {"inverted": 0.25, "larger": 0.75}, {"noise": 1, "b": 0.5}
     )
@@ -109,12 +109,12 @@ def test_the_calibration_error_is_guos(confidence: list[float], right: list[int]
 def test_a_limit_spreads_the_digits_over_all_of_them() -> None:
     reader = Reader(3)
     assert measured(reader, count=100, limit=3).images == 3
-    shown = [picture.tobytes() for picture in reader.shown[:3] if isinstance(picture, np.ndarray)]
+    shown = [image.tobytes() for image in reader.shown[:3] if isinstance(image, np.ndarray)]
     assert shown == [digits(100)[place].tobytes() for place in (0, 49, 99)]
     assert measured(Reader(3), count=10, limit=1000).images == 10
 
 
-def test_pictures_come_in_batches() -> None:
+def test_images_come_in_batches() -> None:
     reader = Reader(3)
     measure(reader, digits(BATCH + 1), np.zeros(BATCH + 1, int), PHOTOGRAPHS, negatives=BATCH)
     assert reader.batches == [BATCH, 1] * (1 + 15 + len(VARIANTS)) + [BATCH] * 5
@@ -128,7 +128,7 @@ def test_chance_is_the_seeds() -> None:
     assert list(map(content, first.shown)) != list(map(content, other.shown))
 
 
-def test_a_figure_does_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_does_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, part = Reader(3), Reader(3)
     measured(whole)
     monkeypatch.delitem(CORRUPTIONS, "shot noise")
@@ -149,15 +149,15 @@ def test_without_photographs_the_drawn_kinds_are_measured_alone() -> None:
     assert found.rejected.keys() == BENCHMARK_NEGATIVES.keys()
 
 
-def test_the_table_says_every_figure_in_per_cent() -> None:
+def test_the_table_says_every_metric_in_per_cent() -> None:
     found = Robustness(1234, 200, 0.99651, 0.001, 0.004, {"fog": 0.95}, {"inverted": 0.991}, {"noise": 1.0, "b": 0.9})
     lines = table(found).splitlines()
-    assert "| test digits read rightly (1,234) | 99.65 |" in lines
+    assert "| test digits classified correctly (1,234) | 99.65 |" in lines
     assert "| test digits wrongly rejected | 0.10 |" in lines
     assert "| expected calibration error, 15 bins | 0.40 |" in lines
     assert "| MNIST-C's corruptions, mean accuracy | 95.00 |" in lines
     assert "| variants, mean accuracy | 99.10 |" in lines
-    assert "| pictures of no digit rejected (400) | 95.00 |" in lines
+    assert "| images without a digit rejected (400) | 95.00 |" in lines
     assert {"| fog | 95.00 |", "| inverted | 99.10 |", "| noise | 100.00 |", "| b | 90.00 |"} <= set(lines)
 
 
@@ -166,7 +166,7 @@ def test_the_table_says_every_figure_in_per_cent() -> None:
     [*CORRUPTIONS.values(), *VARIANTS.values()],
     ids=[*CORRUPTIONS, *VARIANTS],
 )
-def test_grey_levels_are_framed_as_a_png_of_them(change: Callable[[Grey, np.random.Generator], Picture]) -> None:
+def test_grey_levels_are_framed_as_a_png_of_them(change: Callable[[Grey, np.random.Generator], RawImage]) -> None:
     rng = np.random.default_rng(1)
     for digit in digits(3):
         framed_as_its_png_is(change(digit, rng))
@@ -179,9 +179,9 @@ def test_grey_negatives_are_framed_as_a_png_of_them(kind: str) -> None:
         framed_as_its_png_is(BENCHMARK_NEGATIVES[kind](rng))
 
 
-def framed_as_its_png_is(picture: Picture) -> None:
-    served = framed(decoded(picture if isinstance(picture, bytes) else png(picture)))
-    here = framed_picture(picture)
+def framed_as_its_png_is(image: RawImage) -> None:
+    served = framed(decoded(image if isinstance(image, bytes) else png(image)))
+    here = framed_image(image)
     assert (here.pixels == served.pixels).all()
     assert here.reason == served.reason
 
@@ -210,20 +210,20 @@ def test_off_centre_is_30_per_cent_of_the_canvas_along_both_axes() -> None:
 
 
 def test_the_jpeg_is_one() -> None:
-    picture = VARIANTS["JPEG at quality 50"](digits(1)[0], np.random.default_rng(1))
-    assert isinstance(picture, bytes)
-    assert picture.startswith(b"\xff\xd8\xff")
-    assert np.abs(np.asarray(decoded(picture).convert("L"), int) - digits(1)[0]).mean() < 15
+    image = VARIANTS["JPEG at quality 50"](digits(1)[0], np.random.default_rng(1))
+    assert isinstance(image, bytes)
+    assert image.startswith(b"\xff\xd8\xff")
+    assert np.abs(np.asarray(decoded(image).convert("L"), int) - digits(1)[0]).mean() < 15
 
 
 def test_the_turned_digit_keeps_its_ink_and_turns_to_either_side() -> None:
     upright = digits(3)[1]
     turned = [VARIANTS["turned by 15 degrees to either side"](upright, np.random.default_rng(n)) for n in range(9)]
-    assert len({content(picture) for picture in turned}) == 2
-    for picture in turned:
-        assert isinstance(picture, np.ndarray)
-        assert picture.mean() == pytest.approx(upright.mean(), rel=0.1)
-        columns = [row @ np.arange(28) / row.sum() for row in picture[[9, 18]].astype(float)]
+    assert len({content(image) for image in turned}) == 2
+    for image in turned:
+        assert isinstance(image, np.ndarray)
+        assert image.mean() == pytest.approx(upright.mean(), rel=0.1)
+        columns = [row @ np.arange(28) / row.sum() for row in image[[9, 18]].astype(float)]
         assert abs(columns[1] - columns[0]) / 9 == pytest.approx(np.tan(np.radians(15)), abs=0.05)
 
 
@@ -231,11 +231,11 @@ def test_a_digit_in_mnists_form_is_framed_as_it_is() -> None:
     assert (framed_array(digits(3)[1]).pixels == digits(3)[1]).all()
 
 
-def content(picture: Picture) -> bytes:
-    return picture if isinstance(picture, bytes) else picture.tobytes()
+def content(image: RawImage) -> bytes:
+    return image if isinstance(image, bytes) else image.tobytes()
 
 
 def grey(variant: str) -> Grey:
-    picture = VARIANTS[variant](digits(1)[0], np.random.default_rng(1))
-    assert isinstance(picture, np.ndarray)
-    return picture
+    image = VARIANTS[variant](digits(1)[0], np.random.default_rng(1))
+    assert isinstance(image, np.ndarray)
+    return image

@@ -197,7 +197,7 @@ def test_a_version_that_is_there_is_refused_before_any_measuring(
         pytest.fail("minutes of measuring for a version that can't be published")
 
     monkeypatch.setattr(publishing, "measure", measure)
-    with pytest.raises(BundleError, match=f"{published.folder}: this version is published already"):
+    with pytest.raises(BundleError, match=f"{published.folder}: expected an unpublished version"):
         publish(finished, tmp_path / "store", version="v1")
     assert {path: path.stat().st_mtime_ns for path in published.folder.iterdir()} == before
 

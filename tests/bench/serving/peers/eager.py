@@ -21,7 +21,7 @@ from app.models.language_model import LanguageModel
 from app.runtime.families.captions import CaptionsPredictor
 from app.runtime.families.digits import DigitsPredictor, calibration
 from app.runtime.scores import TextScore
-from app.text import Completion, Token, Vocabulary, context, lines, normaliser, sentences
+from app.text import Completion, Token, Vocabulary, context, lines, make_tokenizer, sentences
 from tests.bench.serving.peers.engines import score_json
 
 WINDOW: Final = 64  # tokens per document whose logits are computed at once
@@ -34,16 +34,16 @@ class EagerLanguageModel:
         torch.set_num_threads(threads)
         self._named = {"model": bundle.manifest.model, "version": bundle.manifest.version}
         self._vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
-        self._normaliser = normaliser(bundle.manifest.normalisation or "whitespace", self._vocabulary)
+        self._tokenizer = make_tokenizer(bundle.manifest.normalisation or "whitespace", self._vocabulary)
         self._model = _language_model(bundle)
         self._never = torch.tensor([self._vocabulary.end, self._vocabulary.unknown])
 
     @torch.inference_mode()
     def suggest(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Answer requests of /next-word for single words."""
-        completions = [self._normaliser.complete(each["text"]) if each["complete"] else None for each in asked]
+        completions = [self._tokenizer.complete(each["text"]) if each["complete"] else None for each in asked]
         before = [
-            completion.context if completion else context(each["text"], self._normaliser)
+            completion.context if completion else context(each["text"], self._tokenizer)
             for each, completion in zip(asked, completions, strict=True)
         ]
         rows = self._next([self._ids(tokens) for tokens in before])
@@ -52,7 +52,7 @@ class EagerLanguageModel:
     @torch.inference_mode()
     def score(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Answer requests of /perplexity with one document each."""
-        documents = [self._ids(chain.from_iterable(sentences(lines(each["text"]), self._normaliser))) for each in asked]
+        documents = [self._ids(chain.from_iterable(sentences(lines(each["text"]), self._tokenizer))) for each in asked]
         sums = self.log_likelihoods(documents)
         return [self._scored(*each) for each in zip(asked, documents, sums, strict=True)]
 
@@ -105,7 +105,7 @@ class EagerLanguageModel:
 
     def _written(self, token: int, completion: Completion | None) -> str:
         words = [self._vocabulary.tokens[token]]
-        return completion.text(words) if completion else self._normaliser.join(words)
+        return completion.text(words) if completion else self._tokenizer.join(words)
 
     def _scored(self, asked: dict[str, Any], ids: list[int], sums: tuple[float, float]) -> dict[str, Any]:
         score = TextScore(
@@ -156,7 +156,7 @@ def captions(bundle: Bundle, threads: int) -> CaptionsPredictor:
         TorchGraph(lambda features: (captioner.begin(features),)),
         TorchGraph(lambda tokens, state: captioner.step(tokens, state)),
         vocabulary,
-        normaliser(bundle.manifest.normalisation or "whitespace", vocabulary),
+        make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary),
         precision="fp32",
         length=config["length"],
         length_penalty=config["length_penalty"],

@@ -1,0 +1,438 @@
+"""The subword language-model recipe: a stack of gated linear recurrences over documents of pieces.
+
+    corpus = documents.load([Path("everyday2")], tokenizer)
+    train(PRESETS["everyday"], corpus, Run(Path("runs/everyday")))
+
+A run of unknown length: warm-up, a constant rate, then a decay over the last fifth of `steps` (Hägele et al. 2024,
+arXiv 2405.18392). Until the decay begins nothing depends on `steps`: a resumed run may be given more or fewer.
+"""
+
+import dataclasses
+import heapq
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from app.errors import CorpusError
+from app.models.gated_recurrence import Block, GatedRecurrentLanguageModel, detached
+from training.corpora.documents import (
+    TEMPLATED,
+    DocumentCorpus,
+    Documents,
+    PieceIds,
+    epoch_stream,
+    register_of,
+    repeats,
+)
+from training.language_model.sampled_softmax import NegativeSampler, full_costs, piece_counts, sampled_costs
+from training.ranges import Range, require_ranges
+from training.run import Run
+
+
+@dataclass(frozen=True)
+class SubwordLanguageModelConfig:
+    """All that decides what a run learns. Raise SettingsError that names every field out of its range."""
+
+    vocabulary_size: int = 16_384  # pieces of the tokenizer
+    embedding_size: int = 320  # tied: of input and softmax
+    width: int = 384  # of the residual stream
+    layers: int = 6
+    hidden_size: int = 512  # of each recurrence
+    inner_size: int = 768  # of each gated MLP
+    kernel: int = 4  # steps that a convolution mixes before the gates; 1 for none
+    longest_memory: float = 4.0  # the bias of z is drawn from minus this to 0
+    dropout: float = 0.05  # of the embedded input and before the softmax, one mask a window
+
+    batch_size: int = 128  # streams read side by side
+    window: int = 70  # pieces through which the gradient goes back
+    p_reset: float = 0.5  # a document starts from a zero state with this probability
+    source_power: float = 0.7  # sources are read in proportion to words^this
+    most_repeats: float = 2.0  # of a source in one pass
+    lowered: float = 0.1  # share of lines in lower case
+
+    steps: int = 21_000  # may change until the decay begins
+    warm_up: int = 500  # steps
+    decay: float = 0.2  # share of the steps
+    full_softmax: float = 0.1  # share of the steps, the last ones
+    negatives: int = 4_096  # of the sampled softmax before them
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05  # decoupled, of matrices
+    beta2: float = 0.98
+    clip: float = 1.0  # global gradient norm
+    average_every: int = 10  # steps between two updates of the weights' average
+    average_decay: float = 0.99  # of the average, an update
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"  # of the products
+    compiled: bool = True  # blocks and softmax by torch.compile; needs a C++ compiler
+
+    validate_every: int = 1_000  # steps
+    validation_pieces: int = 8_000  # of each source during training; all at the end
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        require_ranges(self, _RANGES)
+
+
+_RANGES: tuple[Range, ...] = (
+    ("2 to 65536", lambda value: 2 <= value <= 65_536, ("vocabulary_size",)),
+    (
+        "1 or more",
+        lambda value: value >= 1,
+        ("embedding_size", "width", "layers", "hidden_size", "inner_size", "kernel", "batch_size", "window"),
+    ),
+    (
+        "1 or more",
+        lambda value: value >= 1,
+        ("steps", "negatives", "average_every", "validate_every", "validation_pieces"),
+    ),
+    ("0 or more and below 1", lambda value: 0 <= value < 1, ("dropout", "average_decay", "beta2")),
+    ("0 to 1", lambda value: 0 <= value <= 1, ("p_reset", "lowered", "decay", "full_softmax", "source_power")),
+    ("1 or more", lambda value: 1 <= value < math.inf, ("most_repeats",)),
+    ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate", "clip")),
+    ("a number from 0", lambda value: 0 <= value < math.inf, ("longest_memory", "warm_up", "weight_decay")),
+    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
+)
+EXTENDABLE = ("steps", "validate_every", "validation_pieces")
+"""Fields that a resumed run may change."""
+
+PRESETS = {"everyday": SubwordLanguageModelConfig()}
+
+
+def train(
+    config: SubwordLanguageModelConfig,
+    corpus: DocumentCorpus,
+    run: Run,
+    *,
+    resume: bool = False,
+    minutes: float = math.inf,
+) -> bool:
+    """Train into `run`, with `resume` from its checkpoint if there is one; True when the last step is done.
+
+    Every draw of a step depends on the seed and the step's number alone, so a resumed run ends with the weights of an
+    undisturbed one. `minutes` bounds this part of the work; SIGTERM ends it after the current step.
+    """
+    fabric = Fabric(devices=1, precision=config.precision)
+    torch.manual_seed(config.seed)
+    model = build(config)
+    optimiser = _optimiser(model, config)
+    wrapped, optimiser = fabric.setup(model, optimiser)
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    progress: dict[str, Any] = {"step": 0, "epoch": 0, "window": 0, "updates": 0, "carried": None}
+    state = {"model": wrapped, "optimiser": optimiser, "average": average, "progress": progress}
+    if resume and run.checkpoint.exists():
+        run.check_texts(corpus.sha256)
+        fabric.load(run.checkpoint, state)
+        average, progress = state["average"], state["progress"]
+        _check_config(config, run, progress["step"])
+    else:
+        run.start("language_model", config, corpus.describe())
+    sampler = _sampler(corpus, config)
+    costs = _costs(sampler, model, config)
+    if config.compiled:
+        _compile(model)
+    carried = progress["carried"] or model.initial_state(config.batch_size)
+    stop = _Stop(time.monotonic() + 60 * minutes)
+    lap = _Lap(config)
+
+    for inputs, targets in _batches(corpus, config, progress):
+        step = progress["step"]
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        model.train()
+        resets = (inputs == corpus.tokenizer.document) & (torch.rand(inputs.shape) < config.p_reset)
+        with fabric.autocast():
+            hidden, carried = model(inputs, carried, resets)  # (T, B) -> (T, B, E)
+            cost = costs(hidden.flatten(0, 1), targets.flatten(), step).mean()
+        optimiser.zero_grad()
+        fabric.backward(cost)
+        fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = rate(config, step)
+        optimiser.step()
+        carried = detached(carried)
+        progress.update(step=step + 1, carried=carried)
+        if (step + 1) % config.average_every == 0:
+            progress["updates"] += 1
+            _update_average(average, model, progress["updates"], config.average_decay)
+        lap.add(cost.item())
+        if (step + 1) % 100 == 0:
+            fabric.print(f"step {step + 1}/{config.steps}: {lap.report()}, rate {rate(config, step):.2e}", flush=True)
+        if (step + 1) % config.validate_every == 0:
+            _validate(fabric, model, average, corpus, config, run, progress)
+        run.save_when_due(fabric, state)
+        if stop.due() and step + 1 < config.steps:
+            run.save(fabric, state)
+            return False
+    run.save(fabric, state)
+    final = evaluate(model, average, corpus, None, config)
+    fabric.print(f"valid bits a byte {final['macro']:.4f}")
+    run.finish({f"valid_bits_per_byte/{name}": value for name, value in final.items()})
+    return True
+
+
+def build(config: SubwordLanguageModelConfig) -> GatedRecurrentLanguageModel:
+    """Return the module that `config` describes, freshly initialised."""
+    return GatedRecurrentLanguageModel(
+        vocabulary_size=config.vocabulary_size,
+        embedding_size=config.embedding_size,
+        width=config.width,
+        layers=config.layers,
+        hidden_size=config.hidden_size,
+        inner_size=config.inner_size,
+        kernel=config.kernel,
+        longest_memory=config.longest_memory,
+        dropout=config.dropout,
+    )
+
+
+def rate(config: SubwordLanguageModelConfig, step: int) -> float:
+    """Return the learning rate of a step: linear warm-up, constant, then down to 0 as 1 - sqrt of the decay's part."""
+    start = config.steps * (1 - config.decay)
+    warm = min((step + 1) / config.warm_up, 1.0) if config.warm_up else 1.0
+    part = max(step - start, 0.0) / max(config.steps - start, 1.0)
+    return config.learning_rate * warm * (1 - math.sqrt(part))
+
+
+def evaluate(
+    model: GatedRecurrentLanguageModel,
+    weights: Mapping[str, Tensor],
+    corpus: DocumentCorpus,
+    most: int | None,
+    config: SubwordLanguageModelConfig,
+) -> dict[str, float]:
+    """Return bits a byte with `weights` by register, and `macro`: the mean over registers, assistant tasks apart.
+
+    A register is the mean over its sources. `most`: pieces of each source, about, the same ones every time.
+    """
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    try:
+        sources = bits_per_byte(model, corpus, most, config.batch_size, config.window)  # shapes compiled already
+    finally:
+        model.load_state_dict(trained)
+    registers: dict[str, list[float]] = {}
+    for name, bits in sources.items():
+        registers.setdefault(register_of(name), []).append(bits)
+    means = {register: sum(values) / len(values) for register, values in registers.items()}
+    counted = [mean for register, mean in means.items() if register != register_of(next(iter(TEMPLATED)))]
+    return means | {"macro": sum(counted or means.values()) / len(counted or means)}
+
+
+@torch.no_grad()
+def bits_per_byte(
+    model: GatedRecurrentLanguageModel, corpus: DocumentCorpus, most: int | None, lanes: int = 128, window: int = 70
+) -> dict[str, float]:
+    """Return -log2 p of each source's documents over their bytes of UTF-8, line ends and document ends included.
+
+    Every document is read from a zero state, by the full softmax. `most`: see `evaluate`.
+    """
+    model.eval()
+    document = corpus.tokenizer.document
+    lengths = np.array([len(piece) for piece in corpus.tokenizer.pieces])
+    lengths[[document, corpus.tokenizer.newline]] = 0  # a line's first space stands for its end
+    names = sorted(name for name, part in corpus.valid.items() if len(part.ids))
+    texts = [(at, ids) for at, name in enumerate(names) for ids in _chosen(corpus.valid[name], most)]
+    sizes, bits = np.zeros(len(names)), np.zeros(len(names))
+    for at, ids in texts:
+        sizes[at] += lengths[ids].sum()
+    inputs, targets, owners = _lanes(texts, document, lanes, window)  # (T, lanes) each
+    state = model.initial_state(inputs.shape[1])
+    for start in range(0, len(inputs), window):
+        before = torch.from_numpy(inputs[start : start + window])
+        owner = owners[start : start + window].ravel()
+        hidden, state = model(before, state, before == document)
+        expected = torch.from_numpy(targets[start : start + window]).flatten()
+        for part in range(0, len(expected), 1024):
+            counted = np.flatnonzero(owner[part : part + 1024] >= 0)
+            rows = hidden.flatten(0, 1)[part : part + 1024][counted]
+            costs = full_costs(rows, expected[part : part + 1024][counted], model.embedding.weight, model.bias)
+            np.add.at(bits, owner[part : part + 1024][counted], costs.double().numpy() / math.log(2))
+    return dict(zip(names, (bits / sizes).tolist(), strict=True))
+
+
+def _chosen(part: Documents, most: int | None) -> list[PieceIds]:
+    """Documents evenly spaced over the source until they have `most` pieces; all for None."""
+    number = len(part.starts) - 1
+    share = 1.0 if most is None else min(1.0, most / len(part.ids))
+    chosen = np.unique((np.arange(max(1, round(number * share))) / share).astype(np.int64).clip(0, number - 1))
+    return [np.asarray(part.ids[part.starts[k] : part.starts[k + 1]]) for k in chosen]
+
+
+def _lanes(
+    texts: list[tuple[int, PieceIds]], document: int, lanes: int, window: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Whole documents laid end to end in lanes of about equal length: inputs, targets and the source of each target.
+
+    (T, lanes) each, T a multiple of `window`; the source is -1 where a lane is over.
+    """
+    heap = [(0, lane) for lane in range(lanes)]
+    filled: list[list[tuple[int, PieceIds]]] = [[] for _ in range(lanes)]
+    for owner, ids in sorted(texts, key=lambda text: -len(text[1])):
+        length, lane = heap[0]
+        filled[lane].append((owner, ids))
+        heapq.heapreplace(heap, (length + len(ids), lane))
+    steps = -(-max(length for length, _ in heap) // window) * window
+    inputs = np.full((lanes, steps), document, np.int64)
+    targets, owners = inputs.copy(), np.full((lanes, steps), -1, np.int64)
+    for lane, parts in enumerate(filled):
+        at = 0
+        for owner, ids in parts:
+            inputs[lane, at : at + len(ids)] = ids
+            targets[lane, at : at + len(ids) - 1] = ids[1:]
+            owners[lane, at : at + len(ids)] = owner
+            at += len(ids)
+    return inputs.T.copy(), targets.T.copy(), owners.T.copy()
+
+
+def _validate(
+    fabric: Fabric,
+    model: GatedRecurrentLanguageModel,
+    average: Mapping[str, Tensor],
+    corpus: DocumentCorpus,
+    config: SubwordLanguageModelConfig,
+    run: Run,
+    progress: Mapping[str, Any],
+) -> None:
+    """Print and record bits a byte of the averaged weights on the fixed part of the validation texts."""
+    if not corpus.valid:
+        return
+    step = progress["step"]
+    with fabric.autocast():
+        bits = evaluate(model, average, corpus, config.validation_pieces, config)
+    fabric.print(f"step {step}: valid " + ", ".join(f"{name} {value:.4f}" for name, value in bits.items()), flush=True)
+    metrics = {f"valid_bits_per_byte/{name}": value for name, value in bits.items()}
+    pieces = step * config.batch_size * config.window
+    run.record({"epoch": step, "pieces": pieces, **metrics})
+
+
+def _batches(
+    corpus: DocumentCorpus, config: SubwordLanguageModelConfig, progress: dict[str, Any]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The windows of all epochs from `progress` on, which is moved on before each, until the last step is done."""
+    counts = repeats(corpus.train, config.source_power, config.most_repeats)
+    while progress["step"] < config.steps:
+        stream = epoch_stream(corpus.train, counts, config.seed, progress["epoch"])
+        for batch in _windows(stream, config, progress["window"]):
+            progress["window"] += 1
+            yield batch
+            if progress["step"] == config.steps:
+                return
+        progress.update(epoch=progress["epoch"] + 1, window=0)
+
+
+def _windows(stream: PieceIds, config: SubwordLanguageModelConfig, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(inputs, targets), each (window, batch_size), from window `first` on: contiguous streams."""
+    count = _window_count(len(stream), config)
+    length = count * config.window
+    inputs = stream[: config.batch_size * length].reshape(config.batch_size, length)
+    targets = stream[1 : config.batch_size * length + 1].reshape(config.batch_size, length)
+    for at in range(first, count):
+        part = slice(at * config.window, (at + 1) * config.window)
+        yield (
+            torch.from_numpy(inputs[:, part].T.astype(np.int64)),
+            torch.from_numpy(targets[:, part].T.astype(np.int64)),
+        )
+
+
+def _window_count(pieces: int, config: SubwordLanguageModelConfig) -> int:
+    size = config.batch_size * config.window
+    if pieces <= size:
+        raise CorpusError(f"training text: expected more than {size} pieces, found {pieces}")
+    return (pieces - 1) // size
+
+
+def _sampler(corpus: DocumentCorpus, config: SubwordLanguageModelConfig) -> NegativeSampler:
+    streams = [torch.from_numpy(np.asarray(part.ids).astype(np.int64)) for part in corpus.train.values()]
+    counts = piece_counts(streams, config.vocabulary_size)
+    return NegativeSampler(counts, min(config.negatives, config.vocabulary_size))
+
+
+def _costs(
+    sampler: NegativeSampler, model: GatedRecurrentLanguageModel, config: SubwordLanguageModelConfig
+) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """Return (hidden (N, E), targets (N,), step) -> costs (N,): the sampled softmax, the full one in the last steps."""
+    full_from = config.steps * (1 - config.full_softmax)
+    compiled = torch.compile(sampled_costs, dynamic=False) if config.compiled else sampled_costs
+
+    def costs(hidden: Tensor, targets: Tensor, step: int) -> Tensor:
+        weight, bias = model.embedding.weight, model.bias
+        if step >= full_from:
+            return full_costs(hidden, targets, weight, bias)
+        return sampler.costs(hidden, targets, weight, bias, sampler.draw(), compiled)
+
+    return costs
+
+
+def _compile(model: GatedRecurrentLanguageModel) -> None:
+    """Compile what is in each block before and after the recurrence, whose loop is its own function."""
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        block.input.compile(dynamic=False)
+        block.mixing.compile(dynamic=False)
+
+
+def _optimiser(model: nn.Module, config: SubwordLanguageModelConfig) -> torch.optim.Optimizer:
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith("kernel")]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or name.endswith("kernel")]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, config.learning_rate, (0.9, config.beta2), fused=True)
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, Tensor], model: nn.Module, updates: int, decay: float) -> None:
+    """Exponential moving average of the weights, shorter at the start."""
+    weight = 1 - min(decay, updates / (updates + 9))
+    for name, value in model.state_dict().items():
+        average[name].lerp_(value, weight)
+
+
+def _check_config(config: SubwordLanguageModelConfig, run: Run, step: int) -> None:
+    """Raise RunError for another configuration, but for what may change before the decay begins; record the change."""
+    was = run.read("config.json")
+    before_decay = step <= min(was["steps"], config.steps) * (1 - max(config.decay, config.full_softmax))
+    kept = EXTENDABLE if before_decay else EXTENDABLE[1:]
+    run.check_config(dataclasses.replace(config, **{name: was[name] for name in kept}))
+    run.record_config(config)
+
+
+class _Stop:
+    """The end of this part of the work: a deadline (time.monotonic) or SIGTERM."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def due(self) -> bool:
+        """Return whether to stop now."""
+        return time.monotonic() > self.deadline
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.deadline = -math.inf
+
+
+class _Lap:
+    """Mean cost and speed since the last report."""
+
+    def __init__(self, config: SubwordLanguageModelConfig) -> None:
+        self.pieces = config.batch_size * config.window
+        self.steps, self.cost, self.started = 0, 0.0, time.monotonic()
+
+    def add(self, cost: float) -> None:
+        """Count a step."""
+        self.steps, self.cost = self.steps + 1, self.cost + cost
+
+    def report(self) -> str:
+        """Return the text, and start over."""
+        speed = self.steps * self.pieces / (time.monotonic() - self.started)
+        text = f"cost {self.cost / self.steps:.4f}, {speed:.0f} pieces/s"
+        self.steps, self.cost, self.started = 0, 0.0, time.monotonic()
+        return text
