@@ -245,7 +245,7 @@ def _predictor(store: Path, family: str, model: str | None, threads: int) -> Any
 
     names = bundles.models(store)
     if model is not None and model not in names:
-        raise UnknownModel(f"{model}: no such model; there are: {', '.join(names) or 'none'}")
+        raise UnknownModel(f"{model}: no such model; available: {', '.join(names) or 'none'}")
     bundle = _bundle(store, model) if model else _first(store, names, family)
     if bundle.manifest.family != family:
         raise UnknownModel(f"{model}: expected a {family} model, found one of {bundle.manifest.family}")
