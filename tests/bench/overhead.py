@@ -2,9 +2,9 @@
 
     python tests/bench/overhead.py
 
-The whole path is that of POST /next-word from the bytes that come to the bytes that go, the kernel's part left out,
-with a model that answers at once; the echo is a FastAPI application that only checks such a request and writes such an
-answer, under uvicorn as it is. Each piece stands before an application that answers at once. The last line is JSON.
+The whole path is POST /next-word from received to sent bytes without the kernel, with a model that is instant. The
+echo is a FastAPI application that validates the same request and serializes the same answer, under plain uvicorn. Each
+middleware is measured before an application that answers at once. The last line is JSON.
 """
 
 import asyncio
@@ -99,7 +99,7 @@ def echo() -> FastAPI:
 
 
 def ours(**settings: Any) -> FastAPI:
-    """The service, whose model answers at once."""
+    """Return the service with a model that answers at once."""
     found = Suggestions([Suggestion("the", 0.5, -0.693)] * 5, 7, [], 6)
 
     async def at_once(payload: Any, deadline: float | None) -> Suggestions:
@@ -110,7 +110,7 @@ def ours(**settings: Any) -> FastAPI:
 
 
 class Wire(asyncio.Transport):
-    """A connection whose other end is this program."""
+    """A transport that records the written bytes."""
 
     def __init__(self) -> None:
         super().__init__({"sockname": ("127.0.0.1", 1), "peername": ("127.0.0.1", 2)})
@@ -123,17 +123,17 @@ class Wire(asyncio.Transport):
         return False
 
     def close(self) -> None:
-        """No more comes of itself."""
+        """Do nothing."""
 
     def pause_reading(self) -> None:
-        """Nothing comes unasked."""
+        """Do nothing."""
 
     def resume_reading(self) -> None:
-        """Nothing comes unasked."""
+        """Do nothing."""
 
 
 async def path_us(app: FastAPI, protocol: type[HttpToolsProtocol]) -> float:
-    """The loop's time for a request, from its bytes to those of its answer."""
+    """Return the event loop's CPU time per request, from received to sent bytes."""
     config = uvicorn.Config(app, http=protocol, ws="none", log_config=None, server_header=False, proxy_headers=False)
     config.load()
     async with app.router.lifespan_context(app) as state:
@@ -157,14 +157,14 @@ async def path_us(app: FastAPI, protocol: type[HttpToolsProtocol]) -> float:
 
 async def whole() -> dict[str, float]:
     return {
-        "the whole path": await path_us(ours(), protocol.bounded(1)),
-        "the whole path, with rates": await path_us(ours(rate_limit="1000000000/hour"), protocol.bounded(1)),
+        "the whole path": await path_us(ours(), protocol.limited(1)),
+        "the whole path, with rates": await path_us(ours(rate_limit="1000000000/hour"), protocol.limited(1)),
         "the echo's whole path": await path_us(echo(), HttpToolsProtocol),
     }
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Say 200."""
+    """Answer 200."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
     await send({"type": "http.response.body", "body": b"{}"})
 
@@ -174,7 +174,7 @@ async def unread() -> Message:
 
 
 async def unsent(message: Message) -> None:
-    """Drop it."""
+    """Discard the message."""
 
 
 async def microseconds(app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> float:
@@ -204,8 +204,8 @@ def scheduler_us() -> float:
 
 async def measured(folder: Path) -> dict[str, float]:
     secret = keys.create(folder / "keys", "bench", "predict", None)
-    for place in range(100):
-        keys.create(folder / "keys", f"other-{place}", "predict", None)
+    for n in range(100):
+        keys.create(folder / "keys", f"other-{n}", "predict", None)
     metrics = Metrics(CollectorRegistry())
     routes, keyed = ours().routes, [*HEADERS, (b"authorization", f"Bearer {secret}".encode())]
     limits = rate_limits.open_limiter("1000000000/hour", "memory://", metrics)

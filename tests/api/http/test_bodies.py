@@ -294,6 +294,7 @@ async def test_the_timeout_of_the_client_starts_with_the_request(
     assert "expected within 0.01 s" in response.json()["detail"]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(("sent", "limit"), [("5", 5), ("1000", 120), (None, 120)])
 @pytest.mark.anyio
 async def test_a_model_gets_the_remaining_time(served: FakeServed, sent: str | None, limit: float) -> None:
