@@ -1,7 +1,7 @@
 """Export of captioners and their CNNs to ONNX; app.runtime.families.captions documents the graphs.
 
-The decoder is there in int8, with a scale a row as training.onnx.graph makes it, and in float32. The network is there
-in float32 alone: what int8 would save is little beside what it costs in captions, see training/LOG.md.
+The decoder is exported in int8, with a scale a row as in training.onnx.graph, and in float32. The CNN is exported in
+float32 alone: int8 would save little time and cost quality, see training/LOG.md.
 """
 
 import operator
@@ -22,14 +22,13 @@ from app.runtime.recurrent_engine import WEIGHTS
 from training.onnx.cells import carried, recall, step
 from training.onnx.graph import LINEAR, Array, Graph, Place, layout
 
-CNN = "cnn."  # begins the names of the network's weights beside those of the captioner
+CNN = "cnn."  # prefix of the names of the CNN's weights
 
 
 def export_captions(model: Captioner, network: fx.GraphModule) -> dict[str, bytes]:
-    """Weights (float16) and graphs of a captioner and of the network that sees for it, file name -> content.
+    """Weights (float16) and graphs of a captioner and of its CNN, file name -> content.
 
-    `network` takes what `app.images.normalised` returns. Raise SettingsError for one with a layer that is not known
-    here.
+    `network` takes the output of `app.images.normalised`. Raise SettingsError for an unknown layer.
     """
     weights = _halves(model) | {f"{CNN}{name}": value for name, value in _halves(network).items()}
     if model.output.weight is model.embedding.weight:
@@ -47,7 +46,7 @@ def _halves(module: nn.Module) -> dict[str, Array]:
     return {name: tensor.detach().contiguous().half().numpy() for name, tensor in module.state_dict().items()}
 
 
-# the network that sees
+# the CNN
 
 
 def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], places: Mapping[str, Place]) -> bytes:
@@ -75,13 +74,13 @@ def _feature_size(network: fx.GraphModule) -> int:
 
 
 class _Translation:
-    """Writes the lines of a traced torch module, node by node."""
+    """A translation of a traced torch module to lines of a graph, node by node."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
 
     def of(self, network: fx.GraphModule) -> str:
-        """The graph's name of what the network returns for `photograph`."""
+        """Translate the network applied to `photograph`; return its output's name."""
         names: dict[fx.Node, str] = {}
         for node in network.graph.nodes:
             if node.op == "placeholder":
@@ -109,9 +108,9 @@ class _Translation:
             "dilations": list(layer.dilation),
             "group": layer.groups,
         }
-        told = ", ".join(f"{key} = {value}" for key, value in attributes.items())
+        listed = ", ".join(f"{key} = {value}" for key, value in attributes.items())
         parameters = [self._weight(f"{CNN}{name}.{part}") for part, _ in layer.named_parameters()]
-        return f"Conv <{told}> ({', '.join([*inputs, *parameters])})"
+        return f"Conv <{listed}> ({', '.join([*inputs, *parameters])})"
 
     def clip(self, inputs: list[str], most: float) -> str:
         low = self._graph.constant("none", np.array(0, np.float32))
@@ -124,7 +123,7 @@ class _Translation:
         return short
 
 
-# What a torch layer or function is in ONNX: the call, from (translation, layer, its name, names of inputs).
+# ONNX calls by torch layer or function, from (translation, layer, its name, names of inputs).
 LAYERS: dict[Any, Callable[[_Translation, Any, str, list[str]], str]] = {
     nn.Conv2d: lambda to, layer, name, x: to.conv(layer, name, x),
     nn.ReLU6: lambda to, layer, name, x: to.clip(x, 6),
@@ -146,7 +145,7 @@ def _known() -> list[str]:
     return sorted(kind.__name__ for kind in LAYERS)
 
 
-# the network that tells
+# the decoder
 
 
 def _begin(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, Place], precision: Precision) -> bytes:
@@ -200,7 +199,10 @@ def _output(weights: Mapping[str, Array]) -> str:
 
 
 def _advance(graph: Graph, model: Captioner, x: str, parts: list[str], term: str | None) -> list[str]:
-    """The equations of Captioner: the names of [c] h after the input `x`; `term` is what of V X has yet to enter."""
+    """Write one step of Captioner after the input `x`; return the names of [c] h.
+
+    `term` is V X, if it is still to be added.
+    """
     layer, after = "recurrent.layers.0", [f"{part}_next" for part in carried(model.cell)]
     read = _biased(graph, "read", graph.linear(x, f"{layer}.weight_ih"), graph.weights[f"{layer}.bias"])
     if term:
@@ -214,7 +216,7 @@ def _advance(graph: Graph, model: Captioner, x: str, parts: list[str], term: str
 
 
 def _biased(graph: Graph, name: str, product: str, bias: Array | None) -> str:
-    """Write the product that a call makes, with a bias added if there is one; `name`."""
+    """Write a product, with a bias added if there is one; return `name`."""
     if bias is None:
         graph.lines.append(f"{name} = {product}")
         return name
@@ -224,7 +226,7 @@ def _biased(graph: Graph, name: str, product: str, bias: Array | None) -> str:
 
 
 def _zeros(graph: Graph, like: str, size: int) -> None:
-    """Write `zeros` (B, size), as many rows as `like` has."""
+    """Write `zeros` (B, size), with the rows of `like`."""
     graph.constant("zeros_size", np.array([size]))
     graph.lines += [
         f"zeros_count = Shape <start = 0, end = 1> ({like})",
