@@ -3,23 +3,22 @@
 import base64
 import hashlib
 import io
-import json
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 from torch import fx
+from typing_extensions import override
 
-from app import bundle as bundles
-from app.bundle import CorpusEntry, Manifest
+from app.bundle import Bundle, CorpusEntry, Manifest
 from app.errors import CorpusError
 from app.images import PHOTO_SIZE, decoded, normalised, photo
 from app.models.captioner import Captioner
@@ -28,14 +27,22 @@ from app.runtime.families.captions import CaptionsPredictor, Describe, Descripti
 from app.runtime.onnx_session import Precision
 from app.runtime.scheduler import Resources, answer_all
 from training import plots
-from training.captions import data as data
-from training.captions import features
+from training.captions import data, features
 from training.captions.data import CaptionCorpus, Photo, Source, words
 from training.captions.export import export_captions
 from training.captions.recipe import CaptionsConfig, build
 from training.captions.scores import score
-from training.publishing import CELL_NAMES, PRECISIONS, drafted, free_names, probe, unmeasured
-from training.run import Run, RunError
+from training.publishing import (
+    CELL_NAMES,
+    PRECISIONS,
+    Measurements,
+    Publisher,
+    load_checkpoint,
+    probe,
+    publish_run,
+    require_finished,
+)
+from training.run import Run
 
 INT8_MAY_COST = 0.5  # of the validation CIDEr, in percent
 PARITY = 100  # validation photographs
@@ -43,6 +50,8 @@ BATCH = 50  # photographs that are captioned together
 GALLERY_EVERY = 40  # of the test photographs, in their order: not hand-picked
 GALLERY = 24
 TITLE = "captions"
+
+CaptionData: TypeAlias = tuple[CaptionCorpus, fx.GraphModule]  # the corpus and the CNN
 
 
 @dataclass(frozen=True)
@@ -61,43 +70,81 @@ class CaptionedSplit:
 
 
 def publish(run: Run, store: Path, *, name: str | None = None, version: str | None = None) -> Path:
-    """Write `run` as a bundle into `store`, make it the current version and return the bundle's folder.
+    """Publish `run` as `publish_run` does.
 
     The validation photographs are captioned with both precisions, as in the server; int8 is served if it costs at most
-    INT8_MAY_COST of their CIDEr. The served precision captions the test photographs, once. Raise BundleError if the
-    version exists already, RunError if the run is not finished or used other photographs.
+    INT8_MAY_COST of their CIDEr. The served precision captions the test photographs, once. Raise RunError if the run
+    used other photographs.
     """
-    config = CaptionsConfig(**run.read("config.json"))
-    name, version = free_names(store, name, version, corpus=TITLE)
-    corpus, network = _corpus(run, config)
-    model = trained(run, config, corpus)
-    contents: dict[str, bytes | Path] = dict(export_captions(model, network))
-    contents["vocabulary.txt"] = "\n".join(corpus.vocabulary.tokens).encode()
-    manifest = _manifest(run, corpus, name, version, parameter_count(model) + parameter_count(network))
-    with drafted(manifest, contents) as (draft, scratch):
+    return publish_run(CaptionsPublisher(run), store, name, version)
+
+
+class CaptionsPublisher(Publisher[CaptionData, Captioner]):
+    """Publishing hooks of captioners."""
+
+    family = "captions"
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.config = CaptionsConfig(**run.read("config.json"))
+
+    @override
+    def default_name(self) -> str:
+        return TITLE
+
+    @override
+    def load(self) -> CaptionData:
+        return _corpus(self.run, self.config)
+
+    @override
+    def build(self, data: CaptionData) -> Captioner:
+        return trained(self.run, self.config, data[0])
+
+    @override
+    def export(self, data: CaptionData, model: Captioner) -> dict[str, bytes | Path]:
+        corpus, network = data
+        return {**export_captions(model, network), "vocabulary.txt": "\n".join(corpus.vocabulary.tokens).encode()}
+
+    @override
+    def describe(self, data: CaptionData, model: Captioner) -> dict[str, Any]:
+        corpus, network = data
+        source = corpus.source
+        length_penalty = self.run.read("result.json")["length_penalty"]
+        return {
+            "config": self.run.read("config.json") | {"length_penalty": length_penalty},
+            "normalisation": "ptb",
+            "vocabulary_sha256": hashlib.sha256("\n".join(corpus.vocabulary.tokens).encode()).hexdigest(),
+            "corpus": CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
+            "parameters": parameter_count(model) + parameter_count(network),
+        }
+
+    @override
+    def measure(self, draft: Bundle, data: CaptionData, model: Captioner, scratch: Path) -> Measurements:
+        corpus, network = data
+        beam = self.config.beam_width
         predictors = {p: CaptionsPredictor.open(draft, p, Resources()) for p in PRECISIONS}
-        metrics = compare_precisions(predictors, model, network, corpus, config.beam_width)
+        metrics = compare_precisions(predictors, model, network, corpus, beam)
         served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
-        test = caption_photographs(predictors[served], _photos(corpus, "test"), config.beam_width)
-        metrics |= _as_served(metrics, served) | test.metrics("test")
-        manifest = manifest.model_copy(update={"metrics": metrics, "served": served})
+        test = caption_photographs(predictors[served], _photos(corpus, "test"), beam)
         payload = {"image": base64.b64encode(drawn_scene()).decode()}
-        contents |= {"probe.json": json.dumps(probe(predictors, payload)).encode()}
-        contents |= card_plots(run, test, f"{name} {version}", scratch)
-        contents["README.md"] = model_card(manifest, corpus).encode()
-        return bundles.publish(store, manifest, contents)
+        return Measurements(
+            metrics=metrics | _as_served(metrics, served) | test.metrics("test"),
+            served=served,
+            probe=probe(predictors, payload),
+            plots=card_plots(self.run, test, f"{draft.manifest.model} {draft.manifest.version}", scratch),
+        )
+
+    @override
+    def card(self, manifest: Manifest, data: CaptionData, measurements: Measurements) -> str:
+        return model_card(manifest, data[0])
 
 
 def trained(run: Run, config: CaptionsConfig, corpus: CaptionCorpus) -> Captioner:
     """Return the run's best model in the bundle's float16 precision; raise RunError if the run is not finished."""
-    if not run.checkpoint.exists():
-        raise RunError(f"{run.checkpoint}: expected a checkpoint, found none")
-    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    epochs, expected = state["progress"]["epoch"], config.epochs + config.reward_epochs
-    if epochs < expected:
-        raise RunError(f"{run.folder}: expected {expected} finished epochs, found {epochs}; go on with --resume")
+    checkpoint = load_checkpoint(run)
+    require_finished(run, config.epochs + config.reward_epochs, checkpoint["progress"]["epoch"], "finished epochs")
     model = build(config, corpus)
-    model.load_state_dict(state["best"]["weights"])
+    model.load_state_dict(checkpoint["best"]["weights"])
     return model.half().float().eval()
 
 
@@ -153,7 +200,7 @@ def preprocessed(photos: Iterable[Photo]) -> Iterator[npt.NDArray[np.uint8]]:
     return (photo(decoded(each.content, name=each.name, least=PHOTO_SIZE)) for each in data.contents(photos))
 
 
-def card_plots(run: Run, test: CaptionedSplit, title: str, folder: Path) -> dict[str, bytes | Path]:
+def card_plots(run: Run, test: CaptionedSplit, title: str, folder: Path) -> dict[str, Path]:
     """Draw the plots of the model card into `folder`; return their paths by file name."""
     curves, gallery = folder / "curves.png", folder / "gallery.png"
     plots.caption_curves(run.metrics(), curves, title)
@@ -221,7 +268,7 @@ def drawn_scene() -> bytes:
     return stream.getvalue()
 
 
-def _corpus(run: Run, config: CaptionsConfig) -> tuple[CaptionCorpus, fx.GraphModule]:
+def _corpus(run: Run, config: CaptionsConfig) -> CaptionData:
     """The run's corpus and its CNN, in the bundle's float16 precision."""
     described = run.read("source.json")
     weights = described.get("weights")
@@ -234,23 +281,6 @@ def _corpus(run: Run, config: CaptionsConfig) -> tuple[CaptionCorpus, fx.GraphMo
     network = backbone.module.half().float().eval()
     assert isinstance(network, fx.GraphModule), "training.captions.features folds its batch norms"
     return corpus, network
-
-
-def _manifest(run: Run, corpus: CaptionCorpus, name: str, version: str, parameters: int) -> Manifest:
-    source = corpus.source
-    vocabulary = "\n".join(corpus.vocabulary.tokens).encode()
-    manifest = unmeasured(
-        run,
-        "captions",
-        name,
-        version,
-        corpus=CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
-        parameters=parameters,
-        normalisation="ptb",
-        vocabulary_sha256=hashlib.sha256(vocabulary).hexdigest(),
-    )
-    chosen = {"length_penalty": run.read("result.json")["length_penalty"]}
-    return manifest.model_copy(update={"config": manifest.config | chosen})
 
 
 def _photos(corpus: CaptionCorpus, split: str) -> list[Photo]:

@@ -76,7 +76,7 @@ def documented(folder: Path) -> None:
 
 
 def documented_without_tars(folder: Path) -> None:
-    """The same, photographs as files."""
+    """A corpus with its photographs as files."""
     entries = [{"file": name, "split": split, "captions": SAID} for split, names in NAMES.items() for name in names]
     for names in NAMES.values():
         for name in names:

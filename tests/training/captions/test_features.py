@@ -223,7 +223,7 @@ def test_weights_that_cannot_be_downloaded_are_reported(monkeypatch: pytest.Monk
         raise OSError("no network")
 
     monkeypatch.setattr("training.captions.features.get_model", offline)
-    with pytest.raises(CorpusError, match=r"^resnet18: expected to download the weights: no network$"):
+    with pytest.raises(CorpusError, match=r"^resnet18: expected to download the weights, found: no network$"):
         backbone("resnet18")
 
 

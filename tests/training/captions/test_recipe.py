@@ -391,7 +391,7 @@ def talker(photographs: CaptionCorpus) -> Captioner:
 def searched(
     model: Captioner, features: Tensor, vocabulary: Vocabulary, width: int, alpha: float
 ) -> tuple[list[int], float]:
-    """The same by the served search, one photograph, one state at a time."""
+    """Captions by the served beam search, one photograph and one state at a time."""
 
     def expansion(state: Tensor, token: int) -> served.Expansion[Tensor]:
         said, after = model.step(torch.tensor([token]), state)
