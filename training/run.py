@@ -22,7 +22,7 @@ class RunError(SeqserveError):
 
 @dataclass
 class Run:
-    """What a training job leaves: its config, source, environment, metrics, result and curves, and its checkpoint.
+    """The files of a training job: its config, source, environment, metrics, result, curves and checkpoint.
 
     The checkpoint is replaced atomically, so that a process killed at any moment leaves a whole one.
     """
@@ -92,7 +92,7 @@ class Run:
         partial.replace(self.folder / "metrics.jsonl")
 
     def finish(self, results: Mapping[str, float]) -> None:
-        """Write down what the finished run is worth: result.json."""
+        """Write the final results to result.json."""
         self._write("result.json", results)
 
     def metrics(self) -> list[dict[str, float]]:
@@ -114,7 +114,7 @@ class Run:
 
 
 def environment() -> dict[str, Any]:
-    """What a figure depends on besides the configuration."""
+    """Return the versions, hardware and commit that results depend on besides the configuration."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
