@@ -18,7 +18,7 @@ DEVELOPMENT = $(VENV)/.development-installed
 # Those that `bench` compares with pin other versions than ours, and are not for an environment that serves.
 PEERS = .venv-bench/.installed
 
-.PHONY: help install serve test check bench bench-cells fuzz audit train-language-model train-digits train-captions publish lock
+.PHONY: help install serve test check bench bench-cells fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## show this
@@ -59,6 +59,9 @@ audit: $(DEVELOPMENT) ## look for known faults in the pinned packages, where the
 
 train-language-model: $(DEVELOPMENT) ## train, or go on: PRESET=cpu DATA=corpora/ptb RUN=runs/language-model-cpu
 	$(call train,language-model,$(or $(PRESET),cpu))
+
+train-subword-language-model: $(DEVELOPMENT) ## the same: PRESET=everyday DATA="corpora/everyday2 corpora/everyday2-more"
+	$(call train,subword-language-model,$(or $(PRESET),everyday))
 
 train-digits: $(DEVELOPMENT) ## the same: PRESET=best DATA=corpora/mnist
 	$(call train,digits,$(or $(PRESET),best))

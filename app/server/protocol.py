@@ -16,7 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api.http import problems, security_headers
-from app.api.http.disconnects import CALLER, EXTENSION, Caller
+from app.api.http.disconnects import CONNECTION, EXTENSION, ClientConnection
 
 MAX_HEAD_BYTES: Final = 32 * 1024  # request line and headers
 MAX_HEADERS: Final = 100
@@ -71,7 +71,7 @@ class Bounded(HttpToolsProtocol):
         """Take one connection, or refuse it."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
-        self._caller = Caller(self.flow.resume_reading)
+        self._client = ClientConnection(self.flow.resume_reading)
         if len(self.connections) > self.max_connections:
             self._close(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", {"Retry-After": "1"})
         else:
@@ -86,7 +86,7 @@ class Bounded(HttpToolsProtocol):
         if self._answered:  # uvicorn tells the request that came last, which may wait for this one's answer
             self._answered.disconnected = True
             self._answered.message_event.set()
-        self._caller.leave()
+        self._client.disconnect()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, as long as there is room for its requests."""
@@ -113,8 +113,8 @@ class Bounded(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: {CALLER: self._caller}}
-        self._in_head = self._caller.is_sending = True
+        self.scope["extensions"] = {EXTENSION: {CONNECTION: self._client}}
+        self._in_head = self._client.is_sending = True
         self._begun += 1
         self._head_bytes = self._fed_bytes = 0
 
@@ -148,7 +148,7 @@ class Bounded(HttpToolsProtocol):
         """All of it is here."""
         if self.parser.should_upgrade():  # it is not
             return
-        self._in_body = self._caller.is_sending = False
+        self._in_body = self._client.is_sending = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
