@@ -18,7 +18,7 @@ DEVELOPMENT = $(VENV)/.development-installed
 # The peers of `bench` pin other versions than the server, so they get an environment of their own.
 PEERS = .venv-bench/.installed
 
-.PHONY: help install serve test test-fast check bench bench-cells fuzz audit train-language-model train-digits train-captions publish lock
+.PHONY: help install serve test test-fast check bench bench-cells fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -66,6 +66,9 @@ audit: $(DEVELOPMENT) ## look up known vulnerabilities of the pinned packages
 
 train-language-model: $(DEVELOPMENT) ## train, or resume: PRESET=cpu DATA=corpora/ptb RUN=runs/language-model-cpu
 	$(call train,language-model,$(or $(PRESET),cpu))
+
+train-subword-language-model: $(DEVELOPMENT) ## train, or resume: PRESET=everyday DATA="corpora/everyday2 corpora/everyday2-more"
+	$(call train,subword-language-model,$(or $(PRESET),everyday))
 
 train-digits: $(DEVELOPMENT) ## train, or resume: PRESET=best DATA=corpora/mnist
 	$(call train,digits,$(or $(PRESET),best))

@@ -10,20 +10,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
 
 from app import bundle
-from app.api.http import authorization, bodies, problems, rate_limits, tracing
-from app.api.http.authorization import Access
+from app.api.http import authorization, problems, rate_limits, tracing
+from app.api.http.authorization import AccessControl
+from app.api.http.endpoints import TIMEOUT, Dispatch, required_scopes
 from app.api.http.keys import Keys
-from app.api.http.middleware import Edge, Head, Unexpected
-from app.api.http.rate_limits import Rated
+from app.api.http.middleware import ErrorBoundary, HeadRequests, RequestLogging
+from app.api.http.rate_limits import RateLimiting
 from app.api.http.state import Catalogue, State
 from app.api.http.tracing import Traced
 from app.api.native import language, vision
@@ -39,37 +36,29 @@ log = logging.getLogger(__name__)
 
 
 class Application(FastAPI):
-    """FastAPI, with the problem documents and the keys in its OpenAPI document."""
+    """FastAPI with problem documents and API keys in its OpenAPI document."""
 
     with_keys = False
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document."""
+        """Return the OpenAPI document."""
         document = super().openapi()
         document["components"]["schemas"].update(problems.schemas())
-        authorization.document(document, with_keys=self.with_keys)
+        authorization.document(document, required_scopes(self.routes), with_keys=self.with_keys)
         return document
-
-    def build_middleware_stack(self) -> ASGIApp:
-        """The middleware that was added, around FastAPI's inner two: of its outer three, Unexpected has the office."""
-        app: ASGIApp = bodies.Direct(AsyncExitStackMiddleware(self.router), self.routes)
-        app = ExceptionMiddleware(app, self.exception_handlers)
-        for wrap, arguments, options in reversed(self.user_middleware):
-            app = wrap(app, *arguments, **options)
-        return app
 
 
 def create_app(settings: Settings, registry: Registry | None = None, worker: Worker | None = None) -> FastAPI:
-    """The service. Its models load from the store, in a thread, from the moment it starts, unless a registry is given.
+    """Return the service. Its models load from the store, in a thread, when it starts, unless a registry is given.
 
-    As one of several workers it loads, tells and changes what they have in common.
+    With a `worker`, one of several processes, the metrics and the versions served are shared.
 
-    Raise BundleError if there is no such store, SettingsError for a setting that can't be kept to.
+    Raise BundleError if the store is missing, SettingsError for an invalid setting.
     """
     metrics = worker.registry.metrics if worker else Metrics(CollectorRegistry())
     keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
-    limits = (
-        rate_limits.open_rates(settings.rate_limit, settings.rate_storage, metrics) if settings.rate_limit else None
+    limiter = (
+        rate_limits.open_limiter(settings.rate_limit, settings.rate_storage, metrics) if settings.rate_limit else None
     )
     tracer_provider = tracing.tracer_provider(settings.traces_endpoint) if settings.traces_endpoint else None
     names = bundle.models(settings.store) if registry is None else []
@@ -83,59 +72,60 @@ def create_app(settings: Settings, registry: Registry | None = None, worker: Wor
         else:
             loading.set_result(registry)
         catalogue = Catalogue(names, loading, worker.activate, worker.reload) if worker else Catalogue(names, loading)
-        _tell_who_may_ask(settings, keys)
-        _reload_when_told(catalogue)
-        async with _attending(worker, catalogue):
+        _log_access(settings, keys)
+        _reload_on_sighup(catalogue)
+        async with _attached(worker, catalogue):
             yield {"catalogue": catalogue, "metrics": metrics, "request_timeout_s": settings.request_timeout_s}
             await catalogue.close()
-        if limits:
-            await limits.close()
+        if limiter:
+            await limiter.close()
         if tracer_provider:
-            await asyncio.to_thread(tracer_provider.shutdown)  # what is left of the spans is sent
+            await asyncio.to_thread(tracer_provider.shutdown)  # sends the remaining spans
 
     app = Application(
         title="seqserve",
-        version="1",  # of the contract, not of the program
+        version="1",  # of the API, not of the program
         description="Recurrent sequence models over HTTP. Errors are problem documents (RFC 9457).",
         lifespan=lifespan,
         redirect_slashes=False,
-        openapi_url=None,  # a route of ours, so that it's measured as any other
+        openapi_url=None,  # an endpoint of its own, in the metrics like any other
         exception_handlers=dict.fromkeys(problems.HANDLED, problems.answer_error),
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the middleware below does these
     )
-    for router in (
-        language.routes(settings.max_body_bytes),
-        vision.routes(settings.max_upload_bytes),
-        operations.router,
-        page.routes(),
-    ):
-        app.routes.extend(router.routes)  # an included router would match every path twice
-    app.mount(operations.DOCS_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files")
+    app.routes.extend(
+        (
+            *language.routes(settings.max_body_bytes),
+            *vision.routes(settings.max_upload_bytes),
+            *operations.ROUTES,
+            *page.routes(),
+        )
+    )
     app.with_keys = keys is not None
     app.user_middleware += [
-        Middleware(Edge, metrics=metrics),
+        Middleware(RequestLogging, metrics=metrics),
         *([Middleware(Traced, provider=tracer_provider)] if tracer_provider else []),
         *([_cors(settings.origins)] if settings.origins else []),
-        Middleware(Head),
-        Middleware(Unexpected),
-        Middleware(Access, keys=keys, paths=authorization.templates(app.routes)),
-        *([Middleware(Rated, rates=limits)] if limits else []),
+        Middleware(HeadRequests),
+        Middleware(ErrorBoundary),
+        Middleware(AccessControl, keys=keys, required=required_scopes(app.routes)),
+        *([Middleware(RateLimiting, limiter=limiter)] if limiter else []),
+        Middleware(Dispatch, routes=app.routes),
     ]  # outermost first
     return app
 
 
 def _cors(origins: Sequence[str]) -> Middleware:
-    """Leave for the pages of these origins to ask, with a key but without cookies, and to read all that is told."""
+    """Allow pages of these origins to send requests, with a key but without cookies, and to read the answers."""
     return Middleware(
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=("GET", "POST"),
-        allow_headers=("Authorization", "X-API-Key", "X-Request-Id", bodies.TIMEOUT),
+        allow_headers=("Authorization", "X-API-Key", "X-Request-Id", TIMEOUT),
         expose_headers=("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy"),
     )
 
 
-def _tell_who_may_ask(settings: Settings, keys: Keys | None) -> None:
+def _log_access(settings: Settings, keys: Keys | None) -> None:
     if keys is not None:
         log.info("%s answers to the %d keys of %s", settings.url, len(keys), settings.api_keys_file)
     elif settings.is_local:
@@ -144,12 +134,12 @@ def _tell_who_may_ask(settings: Settings, keys: Keys | None) -> None:
         log.warning("no API keys: %s answers to all who reach it, but for /metrics, which is local", settings.url)
 
 
-def _reload_when_told(catalogue: Catalogue) -> None:
-    """SIGHUP begins a reload, as long as the event loop runs."""
+def _reload_on_sighup(catalogue: Catalogue) -> None:
+    """Start a reload on SIGHUP, while the event loop runs."""
     if threading.current_thread() is threading.main_thread():
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
     else:
-        log.debug("SIGHUP is not heard: the event loop runs in another thread than the main one")
+        log.debug("SIGHUP is ignored: the event loop does not run in the main thread")
 
 
 def sizes(settings: Settings) -> dict[str, int]:
@@ -167,24 +157,24 @@ def sizes(settings: Settings) -> dict[str, int]:
 
 
 def _processors() -> int:
-    """Those that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @asynccontextmanager
-async def _attending(worker: Worker | None, catalogue: Catalogue) -> AsyncIterator[None]:
-    """Meanwhile one of several workers does what its supervisor says; until its models answer, others are asked."""
+async def _attached(worker: Worker | None, catalogue: Catalogue) -> AsyncIterator[None]:
+    """Follow the supervisor's commands meanwhile, once the models have loaded."""
     if worker is None:
         yield
         return
     await catalogue.loaded()
-    attending = asyncio.ensure_future(worker.attend(catalogue.reload))
+    task = asyncio.ensure_future(worker.attend(catalogue.reload))
     yield
-    attending.cancel()
+    task.cancel()
 
 
 async def _load(settings: Settings, load: Callable[[], Registry]) -> Registry:
-    """The registry of the store, once it is there and announced."""
+    """Load the registry of the store, and log what it serves."""
     try:
         registry = await asyncio.to_thread(load)
     except Exception:
@@ -192,6 +182,6 @@ async def _load(settings: Settings, load: Callable[[], Registry]) -> Registry:
         raise
     freeze_heap()
     serving = [f"{served.name} {served.version}" for served in registry.served()]
-    refused = f"; rejected: {', '.join(registry.rejected)}" if registry.rejected else ""  # why has been logged
+    refused = f"; rejected: {', '.join(registry.rejected)}" if registry.rejected else ""  # the reasons have been logged
     log.info("%s serves %s%s", settings.url, ", ".join(serving) or "no model", refused)
     return registry

@@ -196,8 +196,8 @@ class GatedRecurrentLanguageModel(nn.Module):
 
 
 def detached(state: Sequence[BlockState]) -> list[BlockState]:
-    """The same states cut from the graph: the truncation of truncated back-propagation through time."""
-    return [(h.detach(), tail.detach()) for h, tail in state]
+    """Copies cut from the graph, and from the windows they are views of: truncated back-propagation through time."""
+    return [(h.detach().clone(), tail.detach().clone()) for h, tail in state]
 
 
 def _native(z: Tensor) -> bool:

@@ -27,7 +27,7 @@ from app.runtime.onnx_session import Precision
 from app.runtime.preprocessing import Preprocessor
 from app.runtime.scheduler import MAX_INLINE_BATCH, BundlePredictor, ObserveCache, Resources, Scheduler, ignore
 from app.runtime.scores import TextScore
-from app.runtime.usage import ACCOUNT, Account
+from app.runtime.usage import REQUEST_USAGE, RequestUsage
 
 AnyPredictor: TypeAlias = LanguageModelPredictor | DigitsPredictor | CaptionsPredictor
 PREDICTORS: dict[Family, type[AnyPredictor]] = {  # by family
@@ -94,7 +94,7 @@ class Served:
 
         A payload that is not slow may be prepared `at_once`, in the calling thread.
         """
-        if account := ACCOUNT.get():
+        if account := REQUEST_USAGE.get():
             account.model = self.name
         if at_once:
             return self.predictor.prepare(make())
@@ -102,7 +102,7 @@ class Served:
 
     async def submit(self, example: Any, *, deadline: float | None = None) -> Any:
         """Return the answer to a prepared example."""
-        account = ACCOUNT.get()
+        account = REQUEST_USAGE.get()
         if account is None:
             return await self.scheduler.submit(example, deadline)
         account.model = self.name
@@ -292,7 +292,7 @@ def _release_memory() -> None:
         libc.malloc_trim(0)
 
 
-def _count(account: Account, answer: Any) -> None:
+def _count(account: RequestUsage, answer: Any) -> None:
     """Add an answer's tokens or images to the request's usage."""
     match answer:
         case Suggestions():

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 from app.bundle import Bundle
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 from app.runtime.onnx_session import Precision
-from app.runtime.usage import ACCOUNT, Account
+from app.runtime.usage import REQUEST_USAGE, RequestUsage
 
 Payload = TypeVar("Payload", contravariant=True)
 Example = TypeVar("Example")
@@ -121,7 +121,7 @@ class _Job:
     accepted: float
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
-    account: Account | None  # of the HTTP request
+    account: RequestUsage | None  # of the HTTP request
     steps: int = 0
     cancelled: bool = False
 
@@ -206,7 +206,7 @@ class Scheduler:
         Raise Overloaded if the queue is full, NotReady after `close`, DeadlineExceeded once the deadline has passed.
         """
         loop = asyncio.get_running_loop()
-        job = _Job(example, deadline, self._now(), loop.create_future(), loop, ACCOUNT.get())
+        job = _Job(example, deadline, self._now(), loop.create_future(), loop, REQUEST_USAGE.get())
         self._accept(job)
         try:
             return await job.future
@@ -329,7 +329,7 @@ class Scheduler:
     def _observe_step(self, batch: Sequence[_Job], started: float, ended: float) -> None:
         self._observer.observe_batch(self._name, len(batch), ended - started)
         for account in {job.account for job in batch if job.account}:
-            account.take_turn(started, ended)
+            account.record_step(started, ended)
 
     def _gather(self) -> list[_Job]:
         """Wait for the thread's next batch; empty once closed and finished."""

@@ -1,4 +1,4 @@
-"""What one request is given by the models, counted while it is given."""
+"""Model usage of one request, recorded while the models work on it."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -6,41 +6,41 @@ from typing import Final
 
 
 @dataclass(slots=True, eq=False)
-class Account:
-    """One request's share of a model; of several examples the tokens, images and turns add up.
+class RequestUsage:
+    """Tokens, images and engine time of one request, summed over its examples.
 
-    Times are those of the batcher's clock. Who gives a turn writes here before it hands over the answer, and whoever
-    waits for the answer reads after that.
+    Times are those of the scheduler's clock. The scheduler writes before it delivers an answer; readers wait for the
+    answer, so no lock is needed.
     """
 
     model: str | None = None
-    tokens: int | None = None  # of texts
-    cached: int | None = None  # of these, remembered ones
+    tokens: int | None = None
+    cached: int | None = None  # tokens whose state was cached
     images: int | None = None
-    accepted: float | None = None  # when its first example was
-    begun: float | None = None  # when the first turn was that one of its examples had
-    ended: float | None = None  # when the last one was over
-    engine_s: float = 0.0  # what these turns took, each counted once
+    accepted: float | None = None  # the first example entered the queue
+    started: float | None = None  # start of the first step with one of the examples
+    finished: float | None = None  # end of the last such step
+    engine_s: float = 0.0  # total duration of these steps, each counted once
 
     @property
     def queue_s(self) -> float | None:
-        """What passed from acceptance to the first turn."""
-        return self.begun - self.accepted if self.begun is not None and self.accepted is not None else None
+        """Return the seconds from acceptance to the first step, or None if there was none."""
+        return self.started - self.accepted if self.started is not None and self.accepted is not None else None
 
     def accept(self, now: float) -> None:
-        """An example waits from now on."""
+        """Record that an example entered the queue."""
         if self.accepted is None:
             self.accepted = now
 
-    def take_turn(self, begun: float, ended: float) -> None:
-        """A turn was had, however many of the request's examples shared it."""
-        if self.begun is None:
-            self.begun = begun
-        self.ended = ended
-        self.engine_s += ended - begun
+    def record_step(self, started: float, finished: float) -> None:
+        """Record one scheduling step, once for all of the request's examples in its batch."""
+        if self.started is None:
+            self.started = started
+        self.finished = finished
+        self.engine_s += finished - started
 
     def add(self, *, tokens: int | None = None, cached: int | None = None, images: int | None = None) -> None:
-        """Count what was answered."""
+        """Add the counts of one answer."""
         if tokens is not None:
             self.tokens = (self.tokens or 0) + tokens
         if cached is not None:
@@ -49,5 +49,5 @@ class Account:
             self.images = (self.images or 0) + images
 
 
-# Whose work is being done: set once for a request, seen by all tasks that it begins.
-ACCOUNT: Final[ContextVar[Account | None]] = ContextVar("account", default=None)
+# Usage of the current request; inherited by the tasks that it creates.
+REQUEST_USAGE: Final[ContextVar[RequestUsage | None]] = ContextVar("request_usage", default=None)

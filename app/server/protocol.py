@@ -16,7 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.api.http import problems, security_headers
-from app.api.http.disconnects import CALLER, EXTENSION, Caller
+from app.api.http.disconnects import CONNECTION, EXTENSION, ClientConnection
 
 MAX_HEAD_BYTES: Final = 32 * 1024  # request line and headers
 MAX_HEADERS: Final = 100
@@ -73,7 +73,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Accept the connection, or reject it at the limit."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
-        self._caller = Caller(self.flow.resume_reading)
+        self._client = ClientConnection(self.flow.resume_reading)
         if len(self.connections) > self.max_connections:
             self._close(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", {"Retry-After": "1"})
         else:
@@ -88,7 +88,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._running:  # uvicorn disconnects the last request only, which may still wait in the pipeline
             self._running.disconnected = True
             self._running.message_event.set()
-        self._caller.leave()
+        self._client.disconnect()
 
     def data_received(self, data: bytes) -> None:
         """Parse the data, as far as the pipeline has room."""
@@ -120,8 +120,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start a request."""
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: {CALLER: self._caller}}
-        self._in_head = self._caller.is_sending = True
+        self.scope["extensions"] = {EXTENSION: {CONNECTION: self._client}}
+        self._in_head = self._client.is_sending = True
         self._started += 1
         self._head_bytes = self._fed_bytes = 0
 
@@ -155,7 +155,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Finish the request body."""
         if self.parser.should_upgrade():  # the body was not parsed
             return
-        self._in_body = self._caller.is_sending = False
+        self._in_body = self._client.is_sending = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -32,13 +32,15 @@ ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from app.api.http import keys, logs, rate_limits  # noqa: E402  # from this tree
-from app.api.http.authorization import NEEDED, Access  # noqa: E402
+from app.api.http.authorization import AccessControl  # noqa: E402
+from app.api.http.context import RequestContext  # noqa: E402
+from app.api.http.endpoints import required_scopes  # noqa: E402
 from app.api.http.keys import Keys  # noqa: E402
-from app.api.http.middleware import Edge  # noqa: E402
-from app.api.http.rate_limits import Rated  # noqa: E402
+from app.api.http.middleware import RequestLogging  # noqa: E402
+from app.api.http.rate_limits import RateLimiting  # noqa: E402
 from app.runtime.families.language_model import Suggestion, Suggestions  # noqa: E402
 from app.runtime.metrics import Metrics  # noqa: E402
-from app.runtime.usage import ACCOUNT, Account  # noqa: E402
+from app.runtime.usage import REQUEST_USAGE, RequestUsage  # noqa: E402
 from app.server import protocol  # noqa: E402
 from tests.api.conftest import FakeServed, service  # noqa: E402
 
@@ -181,7 +183,7 @@ async def microseconds(app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> floa
     for _ in range(ROUNDS):
         began = time.perf_counter()
         for _ in range(REQUESTS):
-            state: dict[str, Any] = {"request_id": "0" * 32, "more_headers": []}
+            state = {"context": RequestContext("0" * 32, 0.0)}
             scope = {"type": "http", "method": "POST", "path": "/next-word", "headers": headers, "state": state}
             await app({**scope, "client": ("127.0.0.1", 1)}, unread, unsent)
         taken.append((time.perf_counter() - began) / REQUESTS * 1e6)
@@ -190,14 +192,14 @@ async def microseconds(app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> floa
 
 def usage_us() -> float:
     """Return the scheduler's cost of recording usage: one lookup and one step per request."""
-    ACCOUNT.set(Account())
+    REQUEST_USAGE.set(RequestUsage())
     began = time.perf_counter()
     for _ in range(100_000):
-        account = ACCOUNT.get()
+        account = REQUEST_USAGE.get()
         assert account
         account.accept(1.0)
         for one in {each for each in (account,) if each}:
-            one.take_turn(1.0, 2.0)
+            one.record_step(1.0, 2.0)
     return (time.perf_counter() - began) / 100_000 * 1e6
 
 
@@ -206,15 +208,15 @@ async def measured(folder: Path) -> dict[str, float]:
     for n in range(100):
         keys.create(folder / "keys", f"other-{n}", "predict", None)
     metrics = Metrics(CollectorRegistry())
-    paths, keyed = list(NEEDED), [*HEADERS, (b"authorization", f"Bearer {secret}".encode())]
-    limits = rate_limits.open_rates("1000000000/hour", "memory://", metrics)
+    required, keyed = required_scopes(ours().routes), [*HEADERS, (b"authorization", f"Bearer {secret}".encode())]
+    limits = rate_limits.open_limiter("1000000000/hour", "memory://", metrics)
     found = Keys(folder / "keys")
     stacks: dict[str, tuple[ASGIApp, list[tuple[bytes, bytes]]]] = {
         "nothing": (answer, HEADERS),
-        "access, no keys": (Access(answer, None, paths), HEADERS),
-        "access, 101 keys": (Access(answer, found, paths), keyed),
-        "access, 101 keys, and rates": (Access(Rated(answer, limits), found, paths), keyed),
-        "names, security, metrics, the log's line": (Edge(answer, metrics), HEADERS),
+        "access, no keys": (AccessControl(answer, None, required), HEADERS),
+        "access, 101 keys": (AccessControl(answer, found, required), keyed),
+        "access, 101 keys, and rates": (AccessControl(RateLimiting(answer, limits), found, required), keyed),
+        "names, security, metrics, the log's line": (RequestLogging(answer, metrics), HEADERS),
     }
     base = await microseconds(*stacks.pop("nothing"))
     return {name: await microseconds(*stack) - base for name, stack in stacks.items()}

@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 from app.runtime.scheduler import Scheduler, answer_all
-from app.runtime.usage import ACCOUNT, Account
+from app.runtime.usage import REQUEST_USAGE, RequestUsage
 
 pytestmark = pytest.mark.anyio
 
@@ -354,32 +354,32 @@ async def test_waiting_and_step_times_are_counted_per_request() -> None:
         return [None if work.steps else work.name for work in batch]
 
     scheduler = Scheduler("m", predict, Recorder(), queue_size=10, batch_size=10, now=lambda: next(times))
-    account = Account()
-    token = ACCOUNT.set(account)
+    account = RequestUsage()
+    token = REQUEST_USAGE.set(account)
     try:
         await scheduler.submit(Work("a", steps=2))
     finally:
-        ACCOUNT.reset(token)
+        REQUEST_USAGE.reset(token)
         await scheduler.close()
     assert account.queue_s == 11.0
-    assert (account.begun, account.ended) == (11.0, 21.0)
+    assert (account.started, account.finished) == (11.0, 21.0)
     assert account.engine_s == 2.5
 
 
 async def test_a_step_that_a_requests_examples_share_counts_once_and_each_request_by_itself() -> None:
     clock = iter(range(1000))
     async with busy(now=lambda: float(next(clock))) as bench:
-        accounts = Account(), Account()
+        accounts = RequestUsage(), RequestUsage()
         tasks = []
         for account, names in zip(accounts, ("ab", "c"), strict=True):
-            token = ACCOUNT.set(account)
+            token = REQUEST_USAGE.set(account)
             tasks += await bench.submit(*map(Work, names))
-            ACCOUNT.reset(token)
+            REQUEST_USAGE.reset(token)
         bench.gate.opened.set()
         await answers(*tasks)
     assert bench.gate.batches[1] == ["a", "b", "c"]
     assert accounts[0].engine_s == accounts[1].engine_s > 0
-    assert accounts[0].begun == accounts[1].begun
+    assert accounts[0].started == accounts[1].started
 
 
 async def test_an_exception_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -532,16 +532,16 @@ async def test_an_inline_step_that_fails_fails_its_batch_alone(name: str) -> Non
 
 
 async def test_an_inline_step_is_observed_as_any_other() -> None:
-    account = Account()
-    token = ACCOUNT.set(account)
+    account = RequestUsage()
+    token = REQUEST_USAGE.set(account)
     try:
         async with in_steps() as (_, scheduler):
             await scheduler.submit(Work("a"))
     finally:
-        ACCOUNT.reset(token)
-    assert account.begun is not None
-    assert account.ended is not None
-    assert account.engine_s == account.ended - account.begun
+        REQUEST_USAGE.reset(token)
+    assert account.started is not None
+    assert account.finished is not None
+    assert account.engine_s == account.finished - account.started
 
 
 async def test_a_request_cancelled_before_an_inline_step_gets_none() -> None:

@@ -360,13 +360,14 @@ def _costs(
 ) -> Callable[[Tensor, Tensor, int], Tensor]:
     """Return (hidden (N, E), targets (N,), step) -> costs (N,): the sampled softmax, the full one in the last steps."""
     full_from = config.steps * (1 - config.full_softmax)
-    compiled = torch.compile(sampled_costs, dynamic=False) if config.compiled else sampled_costs
+    sampled = torch.compile(sampled_costs, dynamic=False) if config.compiled else sampled_costs
+    full = torch.compile(full_costs, dynamic=False) if config.compiled else full_costs
 
     def costs(hidden: Tensor, targets: Tensor, step: int) -> Tensor:
         weight, bias = model.embedding.weight, model.bias
         if step >= full_from:
-            return full_costs(hidden, targets, weight, bias)
-        return sampler.costs(hidden, targets, weight, bias, sampler.draw(), compiled)
+            return full(hidden, targets, weight, bias)
+        return sampler.costs(hidden, targets, weight, bias, sampler.draw(), sampled)
 
     return costs
 

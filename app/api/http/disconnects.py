@@ -1,6 +1,6 @@
-"""A caller who leaves before its answer is there: the work that is done for it ends.
+"""Cancellation of a request's work when its client disconnects.
 
-A server of ours tells of its callers by an ASGI extension; under another one all is seen from `receive`.
+The project's own server reports disconnects through an ASGI extension; under other servers `receive` reports them.
 """
 
 import asyncio
@@ -10,34 +10,34 @@ from typing import Any, Final, TypeVar
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-EXTENSION: Final = "seqserve"  # its dict has the Caller under CALLER
-CALLER: Final = "caller"
+EXTENSION: Final = "seqserve"  # a dict with the ClientConnection under CONNECTION
+CONNECTION: Final = "connection"
 
 Result = TypeVar("Result")
 
 
-class Caller:
-    """Who asks, at the other end of one connection; `listen` has the server notice that it leaves."""
+class ClientConnection:
+    """The client's end of one connection; `listen` makes the server detect a disconnect."""
 
     def __init__(self, listen: Callable[[], None]) -> None:
-        self.is_sending = False  # a request, of which not all is here
+        self.is_sending = False  # a request has started and not yet arrived completely
         self._listen = listen
-        self._left = False
+        self._disconnected = False
         self._waiting: asyncio.Task[Any] | None = None
 
-    def has_left(self) -> bool:
-        """Whether nobody is there any more."""
-        return self._left
+    def has_disconnected(self) -> bool:
+        """Return whether the client has disconnected."""
+        return self._disconnected
 
-    def leave(self) -> None:
-        """Note that it has left, and cancel what is done for it."""
-        self._left = True
+    def disconnect(self) -> None:
+        """Record that the client has disconnected, and cancel the work done for it."""
+        self._disconnected = True
         if self._waiting:
             self._waiting.cancel()
 
     async def wait_for(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The result of `work`, as `while_connected` has it, done in the task that calls."""
-        if self.has_left():
+        """Run `work` in the current task, as `while_connected` does."""
+        if self.has_disconnected():
             work.close()
             raise ClientDisconnect
         self._listen()
@@ -46,49 +46,48 @@ class Caller:
         try:
             return await work
         except asyncio.CancelledError:
-            if not self.has_left() or task.uncancel():  # it is the server that gives up
+            if not self.has_disconnected() or task.uncancel():  # cancelled by the server
                 raise
             raise ClientDisconnect from None
         finally:
             self._waiting = None
 
 
-def has_sent(scope: Scope) -> bool:
-    """Whether the whole body is known to be here, so that `receive` waits for nothing."""
-    caller = _caller(scope)
-    return caller is not None and not caller.is_sending
+def is_complete(scope: Scope) -> bool:
+    """Return whether the whole body is known to have arrived, so that `receive` never waits."""
+    connection = _connection(scope)
+    return connection is not None and not connection.is_sending
 
 
 async def while_connected(scope: Scope, receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled when the caller leaves; then raise ClientDisconnect.
+    """Return the result of `work`; cancel it and raise ClientDisconnect when the client disconnects.
 
-    The body must have been received: where the server does not tell who asks, what comes next on `receive` is the
-    caller's leaving.
+    The body must have been received: without the extension, the next message of `receive` is the disconnect.
     """
-    if caller := _caller(scope):
-        return await caller.wait_for(work)
-    return await _while_unheard(receive, work)
+    if connection := _connection(scope):
+        return await connection.wait_for(work)
+    return await _while_receiving(receive, work)
 
 
-def _caller(scope: Scope) -> Caller | None:
-    caller: Caller | None = scope.get("extensions", {}).get(EXTENSION, {}).get(CALLER)
-    return caller
+def _connection(scope: Scope) -> ClientConnection | None:
+    connection: ClientConnection | None = scope.get("extensions", {}).get(EXTENSION, {}).get(CONNECTION)
+    return connection
 
 
-async def _while_unheard(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+async def _while_receiving(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(receive))
+    disconnect = asyncio.ensure_future(_disconnect(receive))
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise ClientDisconnect
     finally:
         working.cancel()
-        leaving.cancel()
-        await asyncio.wait((working, leaving))
+        disconnect.cancel()
+        await asyncio.wait((working, disconnect))
 
 
-async def _left(receive: Receive) -> None:
+async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

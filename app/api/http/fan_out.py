@@ -1,4 +1,4 @@
-"""One request, several answers: asked for side by side, told in order, none of them if one fails."""
+"""Concurrent examples of one request: answers in order, or the first error."""
 
 import asyncio
 import time
@@ -9,49 +9,49 @@ from typing import Final, TypeAlias, TypeVar
 from app.errors import Overloaded
 
 Answer = TypeVar("Answer")
-Ask: TypeAlias = Callable[[], Awaitable[Answer]]
+Submit: TypeAlias = Callable[[], Awaitable[Answer]]
 
-FAN_OUT: Final = 32  # answers of one request waited for at once: enough to fill a batch, too few to fill a queue
-RETRY_S: Final = 0.05  # until the last of a request asks a full queue for a place again
+FAN_OUT: Final = 32  # concurrent examples of one request: enough to fill a batch, too few to fill a queue
+RETRY_S: Final = 0.05  # before a full queue is tried again for the last examples
 
 
-async def all_answers(asks: Sequence[Ask[Answer]], deadline: float) -> list[Answer]:
-    """What each of `asks` is answered, in their order; if one fails, the rest is cancelled and its error raised.
+async def all_answers(submits: Sequence[Submit[Answer]], deadline: float) -> list[Answer]:
+    """Return the answers of `submits` in order; if one fails, cancel the rest and raise its error.
 
-    Where the queue has no room for more of them, those that have a place go first, and who had none asks anew. Raise
-    Overloaded if none gets one, or none in time: `deadline` is a time of time.monotonic.
+    Examples rejected by a full queue are submitted again after those accepted. Raise Overloaded if none is accepted,
+    or none in time: `deadline` is a time of time.monotonic.
     """
-    if len(asks) == 1:
-        return [await asks[0]()]
-    waiting = deque(enumerate(asks))
+    if len(submits) == 1:
+        return [await submits[0]()]
+    waiting = deque(enumerate(submits))
     answers: dict[int, Answer] = {}
-    under_way = 0
+    running = 0
 
-    async def answer(place: int, ask: Ask[Answer]) -> None:
-        nonlocal under_way
-        under_way += 1
+    async def answer(index: int, submit: Submit[Answer]) -> None:
+        nonlocal running
+        running += 1
         try:
-            answers[place] = await ask()
+            answers[index] = await submit()
         finally:
-            under_way -= 1
+            running -= 1
 
     async def work() -> None:
         while waiting:
-            place, ask = waiting.popleft()
+            index, submit = waiting.popleft()
             try:
-                await answer(place, ask)
+                await answer(index, submit)
             except Overloaded:
-                waiting.appendleft((place, ask))
-                if under_way:
-                    return  # those under way will come to it
+                waiting.appendleft((index, submit))
+                if running:
+                    return  # the running workers will take it
                 if not answers or time.monotonic() >= deadline:
                     raise
                 await asyncio.sleep(RETRY_S)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(FAN_OUT, len(asks))):
+            for _ in range(min(FAN_OUT, len(submits))):
                 group.create_task(work())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from errors
-    return [answers[place] for place in range(len(asks))]
+    return [answers[index] for index in range(len(submits))]

@@ -1,4 +1,4 @@
-"""What wraps every request: its name, its measure and line in the log, HEAD, and an answer to what nobody foresaw."""
+"""Middleware around every request: request id, metrics and log line, HEAD, and errors as problem documents."""
 
 import asyncio
 import itertools
@@ -6,15 +6,17 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.http import logs, problems, security_headers
+from app.api.http.context import KEY, RequestContext, request_context
 from app.errors import NotReady
 from app.runtime.metrics import Metrics
-from app.runtime.usage import ACCOUNT, Account
+from app.runtime.usage import REQUEST_USAGE
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -22,67 +24,64 @@ REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 log = logging.getLogger(__name__)
 
 
-class Edge:
-    """What holds for every request and every response, at the edge of the service, with one look at each message.
+class RequestLogging:
+    """The outermost middleware: creates the request's context, counts, times and logs it in one line.
 
-    A request is named by the caller's X-Request-Id, if that is up to 128 visible ASCII characters, else anew; it is
-    counted, timed and logged in one line, under its route's template; nothing of its text is. Its response carries the
-    name, `security.HEADERS`, and what the functions in its state's `more_headers` then give. The state has the
-    `status` as soon as the response has begun.
+    A client's X-Request-Id of up to 128 visible ASCII characters is kept, any other is replaced. The log line has the
+    route's template and never the request's text. Each response gets the request id, the security headers and those of
+    the context's `response_headers`.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, now: Callable[[], float] = time.monotonic) -> None:
         self.app = app
         self.metrics = metrics
         self.now = now
-        self._names = names(os.urandom(8))
+        self._ids = request_ids(os.urandom(8))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        account = Account()
-        state: dict[str, Any] = scope.setdefault("state", {})
-        name = _sent(scope["headers"]) or next(self._names)
-        state.update(request_id=name.decode(), started=self.now(), account=account, more_headers=[])
+        request_id = _valid_id(scope["headers"]) or next(self._ids)
+        context = RequestContext(request_id.decode(), self.now())
+        scope.setdefault("state", {})[KEY] = context
 
-        async def send_told(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                state["status"] = message["status"]
-                more = [pair for give in state["more_headers"] for pair in give()]
+                context.status = message["status"]
                 message["headers"] = [
                     *security_headers.secured(message.get("headers", ())),
-                    *more,
-                    (b"x-request-id", name),
+                    *(pair for headers in context.response_headers for pair in headers()),
+                    (b"x-request-id", request_id),
                 ]
             await send(message)
 
-        token = ACCOUNT.set(account)
+        token = REQUEST_USAGE.set(context.usage)
         try:
-            await self.app(scope, receive, send_told)
+            await self.app(scope, receive, send_with_headers)
         finally:
-            ACCOUNT.reset(token)
-            self._tell(scope, state)
+            REQUEST_USAGE.reset(token)
+            self._record(scope["method"], context)
 
-    def _tell(self, scope: Scope, state: Mapping[str, Any]) -> None:
-        """Count the request, and log its line."""
-        route = getattr(scope.get("route"), "path", None) or state.get("template", "unknown")
-        method = scope["method"] if scope["method"] in METHODS else "other"
-        status = state.get("status", problems.CLIENT_CLOSED_REQUEST)
-        seconds = self.now() - state["started"]
+    def _record(self, method: str, context: RequestContext) -> None:
+        """Update the metrics, and log the request's line."""
+        route = context.route or "unknown"
+        method = method if method in METHODS else "other"
+        status = context.status or problems.CLIENT_CLOSED_REQUEST
+        seconds = self.now() - context.started
         self.metrics.observe_request(route, method, status, seconds)
-        logs.inform(log, "request", _line(state, route, method, status, seconds))
+        logs.inform(log, "request", _line(context, route, method, status, seconds))
 
 
-class Head:
-    """HEAD is answered as GET is, without the content (RFC 9110, 9.3.2)."""
+class HeadRequests:
+    """Middleware that answers HEAD as GET without the content (RFC 9110, 9.3.2), content length included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Serve one request."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
@@ -96,60 +95,65 @@ class Head:
         try:
             await self.app(get, receive, send_head)
         finally:
-            scope.update(get, method="HEAD")  # the route that was found
+            scope.update(get, method="HEAD")  # the selected route, for the tracing around
 
 
-class Unexpected:
-    """An error that nobody foresaw is logged under the request's id and answered without a word about its cause."""
+class ErrorBoundary:
+    """Middleware that converts exceptions to problem documents; an unhandled one is logged under the request id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer for what the application raises."""
+        """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         try:
             await self.app(scope, receive, send)
-        except asyncio.CancelledError:  # the server's grace is over
-            if "status" in scope["state"]:
+        except asyncio.CancelledError:  # the server's grace period is over
+            if request_context(scope).status is not None:
                 raise
             await problems.from_error(NotReady("the server is shutting down"))(scope, receive, send)
-        except Exception:
-            log.exception("request %s: unexpected error", scope["state"]["request_id"])
-            if "status" in scope["state"]:  # can't be taken back: let the server break the connection off
-                raise
-            answer = problems.problem(problems.blank(500), "unexpected error; the log tells it under this X-Request-Id")
+        except Exception as error:
+            context = request_context(scope)
+            if isinstance(error, problems.HANDLED) and context.status is None:
+                answer = await problems.answer_error(Request(scope), error)
+            else:
+                log.exception("request %s: unexpected error", context.request_id)
+                if context.status is not None:  # the response has started: the server closes the connection
+                    raise
+                detail = "unexpected error; the log tells it under this X-Request-Id"
+                answer = problems.problem(problems.blank(500), detail)
             await answer(scope, receive, send)
 
 
-def names(prefix: bytes) -> Iterator[bytes]:
-    """Names of requests, 32 hexadecimal digits each; no two are the same where no two prefixes of 8 bytes are."""
-    return (b"%s%016x" % (prefix.hex().encode(), place) for place in itertools.count())
+def request_ids(prefix: bytes) -> Iterator[bytes]:
+    """Yield request ids of 32 hexadecimal digits, distinct for distinct prefixes of 8 bytes."""
+    return (b"%s%016x" % (prefix.hex().encode(), number) for number in itertools.count())
 
 
-def _line(state: Mapping[str, Any], route: str, method: str, status: int, seconds: float) -> dict[str, Any]:
-    """What the log tells of a request."""
-    account: Account = state["account"]
+def _line(context: RequestContext, route: str, method: str, status: int, seconds: float) -> dict[str, Any]:
+    """Return the fields of the log line."""
+    usage = context.usage
     return {
-        "id": state["request_id"],
-        "trace": state.get("trace"),
+        "id": context.request_id,
+        "trace": context.trace_id,
         "method": method,
         "route": route,
         "status": status,
         "seconds": round(seconds, 6),
-        "key": state.get("key"),
-        "model": account.model,
-        "tokens": account.tokens,
-        "cached": account.cached,
-        "images": account.images,
-        "queue_s": None if account.queue_s is None else round(account.queue_s, 6),
-        "engine_s": round(account.engine_s, 6) if account.ended else None,
+        "key": context.key,
+        "model": usage.model,
+        "tokens": usage.tokens,
+        "cached": usage.cached,
+        "images": usage.images,
+        "queue_s": None if usage.queue_s is None else round(usage.queue_s, 6),
+        "engine_s": round(usage.engine_s, 6) if usage.finished else None,
     }
 
 
-def _sent(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The name that the caller gave, if it is one."""
+def _valid_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """Return the client's request id, or None if it is missing or invalid."""
     sent = next((value for name, value in headers if name == b"x-request-id"), b"")
     return sent if REQUEST_ID.fullmatch(sent) else None

@@ -1,8 +1,8 @@
-"""How much a caller may ask in a time: units of cost, counted per key, or per address where there are no keys.
+"""Rate limits in units of cost, counted per API key, or per address without keys.
 
-A request of a route that needs the scope `predict` costs 1 when it arrives, and once its body has been read what
-`app.api.http.bodies` charges for its texts or images. A client over its quota waits for the next window, which starts
-with the first request after the last one's end: the fixed window of `limits`, whose counters are O(1).
+A request to a route of the scope `predict` costs one unit on arrival, and the endpoint's declared cost once its body
+has been read. A client over its quota waits for the next window, which starts with the first request after the end of
+the last one: the fixed window of `limits`, whose counters are O(1).
 
 Headers are those of draft-ietf-httpapi-ratelimit-headers-10.
 """
@@ -22,12 +22,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.http import bodies
 from app.api.http.authorization import address
+from app.api.http.context import request_context
+from app.api.http.security_headers import Header
 from app.errors import RateLimited, SettingsError
 
 POLICY: Final = "default"
-MOST_CALLERS: Final = 100_000  # counted in memory at once; the one that has been quiet longest is forgotten
-ROUNDED_S: Final = 0.5  # Redis tells the end of a window in whole seconds
-RETRY_S: Final = 1.0  # until a storage that failed is asked again
+MAX_CLIENTS: Final = 100_000  # counted in memory; the least recently active one is evicted
+ROUNDED_S: Final = 0.5  # Redis returns the end of a window in whole seconds
+RETRY_S: Final = 1.0  # before a failed storage is tried again
 STORAGE_TIMEOUT_S: Final = 0.25
 CONNECTIONS: Final = 32  # to the storage
 SCHEMES: Final = ("memory", "redis", "rediss")
@@ -36,56 +38,56 @@ log = logging.getLogger(__name__)
 
 
 class Storage(Protocol):
-    """Counters that begin anew some time after their first count: the part of limits' storages that is used."""
+    """Expiring counters: the used part of the storages of `limits`."""
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """The count of `key`, `amount` more; it begins anew `expiry` seconds after its first."""
+        """Add `amount` to the count of `key`, which expires `expiry` seconds after its first; return the count."""
         ...
 
     async def get_expiry(self, key: str) -> float:
-        """The time of time.time at which the count begins anew."""
+        """Return the time of time.time at which the count expires."""
         ...
 
 
 class Memory:
-    """A Storage in this process; that of limits looks through all of its keys at each count."""
+    """A Storage in this process; the one of `limits` scans all of its keys at each count."""
 
-    def __init__(self, most: int = MOST_CALLERS, now: Callable[[], float] = time.time) -> None:
-        self._most = most
+    def __init__(self, max_clients: int = MAX_CLIENTS, now: Callable[[], float] = time.time) -> None:
+        self._max_clients = max_clients
         self._now = now
-        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()  # the count and its end, quietest first
+        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()  # count and end, least recently active first
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """As Storage has it."""
+        """Add to the count of `key`, and return it."""
         now = self._now()
         count, end = self._counts.pop(key, (0, 0.0))
         if end <= now:
             count, end = 0, now + expiry
         self._counts[key] = count + amount, end
-        if len(self._counts) > self._most:
+        if len(self._counts) > self._max_clients:
             self._counts.popitem(last=False)
         return count + amount
 
     async def get_expiry(self, key: str) -> float:
-        """As Storage has it."""
+        """Return the end of the count's window."""
         return self._counts[key][1] if key in self._counts else self._now()
 
 
 class Observer(Protocol):
-    """Is told what becomes of rates."""
+    """Counts events of the rate limiter."""
 
     def count_rate_limited(self) -> None:
-        """A request was refused."""
+        """Count a rejected request."""
         ...
 
     def count_rate_storage_error(self) -> None:
-        """The storage gave no answer."""
+        """Count a failure of the storage."""
         ...
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a caller stands: what is left, until in so many seconds it is all there again."""
+class LimitStatus:
+    """A client's remaining units, and the seconds until the quota is reset."""
 
     remaining: int
     reset_s: int
@@ -93,22 +95,22 @@ class Standing:
 
 @dataclass(frozen=True)
 class Quota:
-    """So many units of cost in so many seconds."""
+    """A number of units of cost per window of seconds."""
 
     units: int
     window_s: int
 
     @cached_property
     def policy(self) -> bytes:
-        """The value of RateLimit-Policy."""
+        """Return the value of RateLimit-Policy."""
         return f'"{POLICY}";q={self.units};w={self.window_s};qu="cost"'.encode()
 
 
-class Rates:
-    """Counts what callers ask for, in a storage that may be shared with other servers.
+class RateLimiter:
+    """Counts the cost of each client's requests, in a storage that may be shared with other servers.
 
-    While a shared storage gives no answer, this process counts by itself, from nothing: nobody is turned away for it,
-    and nobody is let off altogether. The log and a metric tell.
+    While a shared storage fails, this process counts alone, from zero: no client is rejected for the failure, and
+    limits stay in force. The log and a metric report it.
     """
 
     def __init__(
@@ -124,19 +126,21 @@ class Rates:
         self.quota = quota
         self._storage = storage
         self._observer = observer
-        self._failures = failures  # what a storage raises when it can't be reached
+        self._failures = failures  # errors of an unreachable storage
         self._close = close
         self._now = now
-        self._spare = Memory(now=now)
+        self._fallback = Memory(now=now)
         self._broken_until: float | None = None
-        self._ends: OrderedDict[str, float] = OrderedDict()  # of windows, as far as known: a storage isn't asked twice
+        self._ends: OrderedDict[str, float] = (
+            OrderedDict()
+        )  # known ends of windows, which save a second call of the storage
 
-    async def charge(self, caller: str, cost: int) -> Standing:
-        """Count `cost` units. Raise RateLimited, and count none, where the caller would be over the quota."""
-        count, end = await self._count(caller, cost)
+    async def charge(self, client: str, cost: int) -> LimitStatus:
+        """Count `cost` units. Raise RateLimited, and count none, if the client would exceed its quota."""
+        count, end = await self._count(client, cost)
         reset_s = max(1, math.ceil(end - self._now() + ROUNDED_S))
         if count > self.quota.units:
-            await self._count(caller, -cost)
+            await self._count(client, -cost)
             self._observer.count_rate_limited()
             raise RateLimited(
                 f"expected at most {self.quota.units} units of cost in {self.quota.window_s} s, found {count}; "
@@ -144,106 +148,103 @@ class Rates:
                 retry_after=reset_s,
                 remaining=max(0, self.quota.units - count + cost),
             )
-        return Standing(self.quota.units - count, reset_s)
+        return LimitStatus(self.quota.units - count, reset_s)
 
     async def close(self) -> None:
-        """Leave no connection to the storage open."""
+        """Close the connections to the storage."""
         if self._close:
             await self._close()
 
-    async def _count(self, caller: str, cost: int) -> tuple[int, float]:
+    async def _count(self, client: str, cost: int) -> tuple[int, float]:
         if self._broken_until is None or self._now() >= self._broken_until:
             try:
-                counted = await self._count_in(self._storage, caller, cost)
+                counted = await self._count_in(self._storage, client, cost)
             except self._failures as error:
                 self._fail(error)
             else:
-                self._mend()
+                self._recover()
                 return counted
-        return await self._count_in(self._spare, caller, cost)
+        return await self._count_in(self._fallback, client, cost)
 
-    async def _count_in(self, storage: Storage, caller: str, cost: int) -> tuple[int, float]:
-        """The count and the time at which it begins anew."""
-        key = f"{caller}/{self.quota.units}/{self.quota.window_s}"  # another quota is another count
+    async def _count_in(self, storage: Storage, client: str, cost: int) -> tuple[int, float]:
+        """Return the count and the end of its window."""
+        key = f"{client}/{self.quota.units}/{self.quota.window_s}"  # another quota is another count
         count = await storage.incr(key, self.quota.window_s, cost)
-        end = self._ends.get(caller, 0.0)
-        if count == cost or end <= self._now():  # a new window, or one that another server began
-            end = self._ends[caller] = await storage.get_expiry(key)
-            if len(self._ends) > MOST_CALLERS:
+        end = self._ends.get(client, 0.0)
+        if count == cost or end <= self._now():  # a new window, or one that another server started
+            end = self._ends[client] = await storage.get_expiry(key)
+            if len(self._ends) > MAX_CLIENTS:
                 self._ends.popitem(last=False)
         return count, end
 
     def _fail(self, error: Exception) -> None:
         self._observer.count_rate_storage_error()
         if self._broken_until is None:
-            log.error("the storage of rates gives no answer; this process counts by itself meanwhile: %s", error)
+            log.error("the rate limit storage failed; this process counts alone meanwhile: %s", error)
             self._ends.clear()
         self._broken_until = self._now() + RETRY_S
 
-    def _mend(self) -> None:
+    def _recover(self) -> None:
         if self._broken_until is not None:
-            log.info("the storage of rates answers again")
+            log.info("the rate limit storage has recovered")
             self._broken_until = None
             self._ends.clear()
 
 
-class Rated:
-    """Requests that need the scope `predict` are charged to their caller; responses tell where that one stands."""
+class RateLimiting:
+    """Middleware that charges requests to routes of the scope `predict`, and adds the rate limit headers."""
 
-    def __init__(self, app: ASGIApp, rates: Rates) -> None:
+    def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
         self.app = app
-        self._rates = rates
+        self._limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Charge one request for having come; the guard charges the rest."""
-        if scope["type"] != "http" or scope["state"].get("needed") != "predict":
+        """Charge the base cost of one request; its endpoint charges the rest."""
+        if scope["type"] != "http" or (context := request_context(scope)).required != "predict":
             await self.app(scope, receive, send)
             return
-        bill = Bill(self._rates, caller(scope))
-        scope["state"]["bill"] = bill
-        scope["state"]["more_headers"].append(bill.headers)
+        context.charge = Charge(self._limiter, client_id(context.key, scope.get("client")))
+        context.response_headers.append(context.charge.headers)
         try:
-            await bill.charge(1)
+            await context.charge.add(1)
         except RateLimited as error:
-            await bodies.refuse(error, scope, receive, send)
+            await bodies.reject(error, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
 
-class Bill:
-    """What one request costs its caller."""
+class Charge:
+    """The cost of one request, charged to its client as it becomes known."""
 
-    def __init__(self, rates: Rates, caller: str) -> None:
-        self._rates = rates
-        self._caller = caller
-        self._standing = Standing(0, 0)
+    def __init__(self, limiter: RateLimiter, client: str) -> None:
+        self._limiter = limiter
+        self._client = client
+        self._status = LimitStatus(0, 0)
         self._charged = 0
 
-    async def charge(self, cost: int) -> None:
-        """Raise RateLimited if it is too much; a request never costs more than the whole quota."""
-        cost = min(cost, self._rates.quota.units - self._charged)
+    async def add(self, cost: int) -> None:
+        """Charge `cost` units more, a whole quota at most. Raise RateLimited if the client would exceed its quota."""
+        cost = min(cost, self._limiter.quota.units - self._charged)
         self._charged += cost
         try:
-            self._standing = await self._rates.charge(self._caller, cost)
+            self._status = await self._limiter.charge(self._client, cost)
         except RateLimited as error:
-            self._standing = Standing(error.remaining, error.retry_after)
+            self._status = LimitStatus(error.remaining, error.retry_after)
             raise
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """RateLimit-Policy and RateLimit, as the caller stands now."""
-        standing = f'"{POLICY}";r={self._standing.remaining};t={self._standing.reset_s}'
-        return [(b"ratelimit-policy", self._rates.quota.policy), (b"ratelimit", standing.encode())]
+    def headers(self) -> list[Header]:
+        """Return RateLimit-Policy and RateLimit with the client's current status."""
+        status = f'"{POLICY}";r={self._status.remaining};t={self._status.reset_s}'
+        return [(b"ratelimit-policy", self._limiter.quota.policy), (b"ratelimit", status.encode())]
 
 
-def caller(scope: Scope) -> str:
-    """By the name of its key, else by its address; who has an IPv6 address has the 2^64 beside it as well."""
-    if name := scope["state"].get("key"):
-        return f"key:{name}"
-    return _place((scope.get("client") or ("", 0))[0])
+def client_id(key: str | None, client: tuple[str, int] | None) -> str:
+    """Return the id that a client is counted by: its key's name or its address, an IPv6 one by its /64 network."""
+    return f"key:{key}" if key else _network((client or ("", 0))[0])
 
 
-@lru_cache(1024)  # who asks asks again
-def _place(host: str) -> str:
+@lru_cache(1024)
+def _network(host: str) -> str:
     try:
         found = address(host)
     except ValueError:
@@ -253,8 +254,8 @@ def _place(host: str) -> str:
 
 
 def parse(limit: str) -> Quota:
-    """The quota that a text as `600/minute` or `100 per 10 seconds` asks for. Raise SettingsError if it is none."""
-    import limits  # takes a while, and most servers limit no rates
+    """Parse a quota such as `600/minute` or `100 per 10 seconds`. Raise SettingsError if it is invalid."""
+    import limits  # slow to import, and unused by most servers
 
     try:
         (item,) = limits.parse_many(limit)
@@ -265,14 +266,14 @@ def parse(limit: str) -> Quota:
     return Quota(item.amount, item.get_expiry())
 
 
-def open_rates(limit: str, storage: str, observer: Observer) -> Rates:
-    """Rates of this limit, counted in memory:// or in redis://host:port/db. Raise SettingsError for another storage."""
+def open_limiter(limit: str, storage: str, observer: Observer) -> RateLimiter:
+    """Return a limiter that counts in memory:// or redis://host:port/db. Raise SettingsError for another storage."""
     quota = parse(limit)
     scheme = urlsplit(storage).scheme
     if scheme not in SCHEMES:
         raise SettingsError(f"SEQSERVE_RATE_STORAGE: expected {', '.join(SCHEMES)}://…, found {scheme[:80]!r}")
     if scheme == "memory":
-        return Rates(quota, Memory(), observer)
+        return RateLimiter(quota, Memory(), observer)
     from limits.aio.storage import RedisStorage
     from redis.asyncio import BlockingConnectionPool
     from redis.exceptions import RedisError
@@ -285,4 +286,4 @@ def open_rates(limit: str, storage: str, observer: Observer) -> Rates:
         socket_connect_timeout=STORAGE_TIMEOUT_S,
     )
     shared = RedisStorage(f"async+{storage}", implementation="redispy", key_prefix="seqserve", connection_pool=pool)
-    return Rates(quota, shared, observer, failures=(RedisError, OSError, TimeoutError), close=pool.aclose)
+    return RateLimiter(quota, shared, observer, failures=(RedisError, OSError, TimeoutError), close=pool.aclose)

@@ -1,4 +1,4 @@
-"""What routes share while the service lives."""
+"""Lifespan state shared by the endpoints: the models, and the metrics."""
 
 import asyncio
 import logging
@@ -15,14 +15,14 @@ from app.runtime.registry import Registry, Served
 from app.runtime.versions import Activated
 
 Result = TypeVar("Result")
-Activate: TypeAlias = Callable[[Registry, str, str], Coroutine[Any, Any, Activated]]  # a model's name and a version
+Activate: TypeAlias = Callable[[Registry, str, str], Coroutine[Any, Any, Activated]]  # by model name and version
 Reload: TypeAlias = Callable[[Registry], Coroutine[Any, Any, None]]
 
 log = logging.getLogger(__name__)
 
 
 class Catalogue:
-    """The registry, and the time before it: while it loads, models are known by name and not ready."""
+    """The registry once it has loaded; until then, the models' names, not ready."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Catalogue:
         activate: Activate = versions.activate,
         reload: Reload = versions.reload,
     ) -> None:
-        """`activate` and `reload` change what is served; more than this process may be concerned."""
+        """`activate` and `reload` change the versions served, in all workers where there are several."""
         self._names = names
         self._loading = loading
         self._activate = activate
@@ -41,7 +41,7 @@ class Catalogue:
 
     @property
     def registry(self) -> Registry:
-        """Raise NotReady while it loads, if loading failed, or once it is shut."""
+        """Return the registry. Raise NotReady while it loads, if loading failed, or once it is shut."""
         if self._shut:
             raise NotReady("shutting down", closing=True)
         if not self._loading.done():
@@ -51,18 +51,18 @@ class Catalogue:
         return self._loading.result()
 
     def get(self, name: str | None, family: str) -> Served:
-        """The named model, or the family's first. Raise UnknownModel or NotReady."""
+        """Return the named model, or the family's first. Raise UnknownModel or NotReady."""
         return self.registry.get(name, family)
 
     def served(self) -> list[Served]:
-        """The models that answer; none while loading."""
+        """Return the models served; none while loading."""
         try:
             return self.registry.served()
         except NotReady:
             return []
 
     def not_ready(self) -> dict[str, str]:
-        """Why the others don't, by name."""
+        """Return the reason of every model that is not served, by name."""
         try:
             return self.registry.rejected
         except NotReady as reason:
@@ -70,32 +70,32 @@ class Catalogue:
 
     @property
     def ready(self) -> bool:
-        """Whether there are models and all of them answer."""
+        """Return whether there are models and all of them are served."""
         return bool(self.served()) and not self.not_ready()
 
     async def loaded(self) -> None:
-        """Wait until loading has ended, well or not."""
+        """Wait until loading has succeeded or failed."""
         await asyncio.wait((self._loading,))
 
     async def activate(self, name: str, version: str) -> Activated:
-        """Let this version answer. Raise UnknownModel, UnknownVersion or BundleError, or NotReady while loading.
+        """Serve this version. Raise UnknownModel, UnknownVersion or BundleError, or NotReady while loading.
 
-        It goes on to its end whoever leaves: half of a change is none.
+        A started change is completed even if the client disconnects.
         """
-        return await asyncio.shield(self._begin(self._activate(self.registry, name, version)))
+        return await asyncio.shield(self._start(self._activate(self.registry, name, version)))
 
     def reload(self) -> None:
-        """Begin to serve what every model's CURRENT names by then; the log tells what comes of it."""
-        self._begin(self._reload_loaded())
+        """Start to serve the version that each model's CURRENT names; the log reports the outcome."""
+        self._start(self._reload_loaded())
 
     def shut(self) -> None:
-        """From now on no model is ready to be asked; whoever has asked is answered."""
+        """Reject new requests with NotReady; those accepted are answered."""
         self._shut = True
 
     async def close(self) -> None:
-        """Finish what was accepted, then stop; loading and changes, once begun, are waited for."""
+        """Finish loading, started changes and accepted requests, then stop."""
         await self.loaded()
-        await asyncio.gather(*self._changes, return_exceptions=True)  # who asked for them is told
+        await asyncio.gather(*self._changes, return_exceptions=True)  # raised in the requests that wait for them
         if not self._loading.exception():
             await self._loading.result().close()
 
@@ -108,7 +108,7 @@ class Catalogue:
             return
         await self._reload(registry)
 
-    def _begin(self, change: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+    def _start(self, change: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         task = asyncio.ensure_future(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
@@ -116,7 +116,7 @@ class Catalogue:
 
 
 class State(TypedDict):
-    """The lifespan's state, as each request sees it."""
+    """The lifespan's state, part of every request's `scope['state']`."""
 
     catalogue: Catalogue
     metrics: Metrics

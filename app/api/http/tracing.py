@@ -5,13 +5,14 @@ extra `traces` are imported only if an endpoint is set.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.http.context import request_context
 from app.errors import SettingsError
-from app.runtime.usage import Account
+from app.runtime.usage import RequestUsage
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -65,8 +66,9 @@ class Traced:
         sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if name in TRACED}
         parent = self._propagator.extract(sent)
         span = self._tracer.start_span(scope["method"], parent, SpanKind.SERVER, start_time=self._epoch_ns())
-        scope["state"]["trace"] = format_trace_id(span.get_span_context().trace_id)
-        scope["state"]["more_headers"].append(lambda: self._response_headers(span))
+        context = request_context(scope)
+        context.trace_id = format_trace_id(span.get_span_context().trace_id)
+        context.response_headers.append(lambda: self._response_headers(span))
         try:
             await self.app(scope, receive, send)
         finally:
@@ -82,26 +84,29 @@ class Traced:
     def _end(self, span: "Span", scope: Scope) -> None:
         from opentelemetry.trace import set_span_in_context
 
-        state: Mapping[str, Any] = scope["state"]
+        context = request_context(scope)
         if route := getattr(scope.get("route"), "path", None):
             span.update_name(f"{scope['method']} {route}")
             span.set_attribute("http.route", route)
-        span.set_attributes({"http.request.method": scope["method"], "seqserve.request_id": state["request_id"]})
-        if status := state.get("status"):
-            span.set_attribute("http.response.status_code", status)
-        account: Account = state["account"]
+        span.set_attributes({"http.request.method": scope["method"], "seqserve.request_id": context.request_id})
+        if context.status:
+            span.set_attribute("http.response.status_code", context.status)
+        usage = context.usage
         offset_ns = self._epoch_ns() - int(self._now() * 1e9)  # between the two clocks
-        for name, begin, end in (("queue", account.accepted, account.begun), ("engine", account.begun, account.ended)):
+        for name, begin, end in (
+            ("queue", usage.accepted, usage.started),
+            ("engine", usage.started, usage.finished),
+        ):
             if begin is not None and end is not None:
                 part = self._tracer.start_span(
-                    name, set_span_in_context(span), start_time=offset_ns + int(begin * 1e9), attributes=_share(account)
+                    name, set_span_in_context(span), start_time=offset_ns + int(begin * 1e9), attributes=_share(usage)
                 )
                 part.end(offset_ns + int(end * 1e9))
         span.end(self._epoch_ns())
 
 
-def _share(account: Account) -> dict[str, str | int | float]:
+def _share(usage: RequestUsage) -> dict[str, str | int | float]:
     """Return the usage of the models as span attributes."""
-    shares = {"model": account.model, "tokens": account.tokens, "cached": account.cached, "images": account.images}
+    shares = {"model": usage.model, "tokens": usage.tokens, "cached": usage.cached, "images": usage.images}
     attributes = {f"seqserve.{name}": value for name, value in shares.items() if value is not None}
-    return {**attributes, "seqserve.engine_s": account.engine_s}
+    return {**attributes, "seqserve.engine_s": usage.engine_s}

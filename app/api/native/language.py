@@ -1,14 +1,17 @@
 """POST /next-word and POST /perplexity."""
 
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from functools import partial
 from typing import Final
 
-from fastapi import APIRouter
 from pydantic_core import to_json
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute
 
-from app.api.http.bodies import PROBLEMS, Deadline, json_route
+from app.api.http import costs
+from app.api.http.bodies import JsonBody
+from app.api.http.endpoints import PROBLEMS, Deadline, Endpoint
 from app.api.http.fan_out import all_answers
 from app.api.http.state import CatalogueOf
 from app.api.native.schemas import NextWord, NextWordAnswer, Perplexity, PerplexityAnswer, Score, TokenScore
@@ -17,29 +20,34 @@ from app.runtime import scores as scoring
 from app.runtime.families import language_model as runtime
 from app.runtime.registry import Served
 
+TAGS: Final[list[str | Enum]] = ["language model"]
 FAMILY: Final = "language_model"
 NEXT_WORD_BYTES: Final = 64 * 1024
 PIECE: Final = 256  # token scores encoded at once: about a millisecond
 
 
-def routes(max_body_bytes: int) -> APIRouter:
-    """The language model's routes; `max_body_bytes` is for /perplexity."""
-    router = APIRouter(tags=["language model"], responses=PROBLEMS)
-    router.add_api_route(
-        "/next-word",
-        next_word,
-        methods=["POST"],
-        response_model=NextWordAnswer,
-        route_class_override=json_route(NEXT_WORD_BYTES),
-    )
-    router.add_api_route(
-        "/perplexity",
-        perplexity,
-        methods=["POST"],
-        response_model=PerplexityAnswer,
-        route_class_override=json_route(max_body_bytes),
-    )
-    return router
+def routes(max_body_bytes: int) -> list[BaseRoute]:
+    """Return the language model's endpoints; `max_body_bytes` limits the body of /perplexity."""
+    return [
+        Endpoint(
+            "/next-word",
+            next_word,
+            scope="predict",
+            body=JsonBody(NEXT_WORD_BYTES, cost=costs.of_text),
+            response_model=NextWordAnswer,
+            responses=PROBLEMS,
+            tags=TAGS,
+        ),
+        Endpoint(
+            "/perplexity",
+            perplexity,
+            scope="predict",
+            body=JsonBody(max_body_bytes, cost=costs.of_text),
+            response_model=PerplexityAnswer,
+            responses=PROBLEMS,
+            tags=TAGS,
+        ),
+    ]
 
 
 async def next_word(body: NextWord, catalogue: CatalogueOf, deadline: Deadline) -> Response:
@@ -64,19 +72,19 @@ async def next_word(body: NextWord, catalogue: CatalogueOf, deadline: Deadline) 
 async def perplexity(body: Perplexity, catalogue: CatalogueOf, deadline: Deadline) -> Response:
     """Score a text, or several: perplexity, cross-entropy, and on request what each token was worth."""
     served = catalogue.get(body.model, FAMILY)
-    texts = {f"texts.{place}": text for place, text in enumerate(body.texts)} or {"text": body.text}
-    asks = [
+    texts = {f"texts.{index}": text for index, text in enumerate(body.texts)} or {"text": body.text}
+    submits = [
         partial(_scored, served, runtime.Score(text, body.mode, body.per_token, body.alternatives), deadline, field)
         for field, text in texts.items()
     ]
-    pieces = encoded(served, await all_answers(asks, deadline))
+    pieces = encoded(served, await all_answers(submits, deadline))
     if body.per_token:
         return StreamingResponse(pieces, media_type="application/json")  # encoded in a worker thread
     return Response(b"".join(pieces), media_type="application/json")
 
 
 async def _scored(served: Served, payload: runtime.Score, deadline: float, field: str) -> scoring.TextScore:
-    """The score of the text that is the request's `field`."""
+    """Return the score of the text in the request's `field`."""
     try:
         score: scoring.TextScore = await served.answer(payload, deadline=deadline)
     except InvalidField as error:
@@ -85,20 +93,20 @@ async def _scored(served: Served, payload: runtime.Score, deadline: float, field
 
 
 def encoded(served: Served, scores: Sequence[scoring.TextScore]) -> Iterator[bytes]:
-    """A PerplexityAnswer as JSON, in pieces so small that whoever encodes them lets others run in between."""
+    """Encode a PerplexityAnswer as JSON, in pieces small enough for other threads to run in between."""
     yield b'{"model":%b,"version":%b,"results":[' % (to_json(served.name), to_json(served.version))
-    for place, score in enumerate(scores):
-        yield b"," if place else b""
+    for index, score in enumerate(scores):
+        yield b"," if index else b""
         yield from _encoded_score(score)
     yield b'],"corpus":%b}' % _json(_score(scoring.pooled(scores)))
 
 
 def _encoded_score(score: scoring.TextScore) -> Iterator[bytes]:
-    figures = _json(_score(score))
+    fields = _json(_score(score))
     if score.token_scores is None:
-        yield figures
+        yield fields
         return
-    yield figures.removesuffix(b"null}") + b"["
+    yield fields.removesuffix(b"null}") + b"["
     for start in range(0, len(score.token_scores), PIECE):
         rows = _json([_token_score(one) for one in score.token_scores[start : start + PIECE]])
         yield (b"," if start else b"") + rows[1:-1]
@@ -106,7 +114,7 @@ def _encoded_score(score: scoring.TextScore) -> Iterator[bytes]:
 
 
 def _score(score: scoring.TextScore) -> Score:
-    """All but the tokens' scores."""
+    """Convert all but the tokens' scores."""
     return {
         "perplexity": score.perplexity,
         "perplexity_excluding_unknown": score.perplexity_excluding_unknown,
@@ -134,5 +142,5 @@ def _token_score(score: scoring.TokenScore) -> TokenScore:
 
 
 def _json(value: NextWordAnswer | Score | list[TokenScore]) -> bytes:
-    """NaN becomes null."""
+    """Encode as JSON, NaN as null."""
     return to_json(value, inf_nan_mode="null")

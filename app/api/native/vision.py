@@ -6,18 +6,21 @@ from base64 import b64encode
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from typing import Annotated, Any, Final, TypeAlias
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Depends, Query, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic_core import to_json
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
-from app import images as pictures
-from app.api.http import problems
-from app.api.http.bodies import PROBLEMS, Deadline, Images, image_route
+from app import images as image_files
+from app.api.http import costs, problems
+from app.api.http.bodies import ImageBody
+from app.api.http.endpoints import PROBLEMS, Deadline, Endpoint, Images
 from app.api.http.fan_out import all_answers
 from app.api.http.fields import ModelName
 from app.api.http.state import CatalogueOf
@@ -28,45 +31,47 @@ from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.registry import Payload, Served
 
-MOST_DIGITS: Final = 32  # images of a request
-MOST_CAPTIONS: Final = 8
-PREPARED: Final = 4  # images of one request that wait to be prepared: others' need not wait for all of them
+TAGS: Final[list[str | Enum]] = ["vision"]
+MAX_DIGITS: Final = 32  # images per request
+MAX_CAPTIONS: Final = 8
+MAX_PREPROCESSING: Final = 4  # images of one request in preprocessing, so that other requests get their share
 EVENTS: Final = "text/event-stream"
-REFUSED: Final = re.compile(r"q=0(\.0{0,3})?")
+ZERO_WEIGHT: Final = re.compile(r"q=0(\.0{0,3})?")
 
-Ask: TypeAlias = Callable[[bytes, str], Payload]  # of an image's content and name
-AskAloud: TypeAlias = Callable[..., Payload]  # the same with `on_word`
+MakePayload: TypeAlias = Callable[[bytes, str], Payload]  # from an image's content and name
+MakeStreamedPayload: TypeAlias = Callable[..., Payload]  # with `on_word` besides
 
 
 async def _streamed(request: Request) -> bool:
-    """Whether the answer is wanted as events; OpenAPI has it among the media types."""
-    return _wants_events(", ".join(request.headers.getlist("accept")))
+    """Return whether the client accepts events; OpenAPI documents them as a media type of the answer."""
+    return _accepts_events(", ".join(request.headers.getlist("accept")))
 
 
 Streamed: TypeAlias = Annotated[bool, Depends(_streamed)]
 
 
-def routes(max_upload_bytes: int) -> APIRouter:
-    """The routes that take images, in bodies of at most so many bytes."""
-    router = APIRouter(tags=["vision"], responses=PROBLEMS)
-    router.add_api_route(
-        "/digits",
-        digits,
-        methods=["POST"],
-        response_model=DigitsAnswer,
-        openapi_extra=_takes(MOST_DIGITS),
-        route_class_override=image_route(max_upload_bytes, MOST_DIGITS),
-    )
-    router.add_api_route(
-        "/captions",
-        captions,
-        methods=["POST"],
-        response_model=CaptionsAnswer,
-        responses={200: {"content": {EVENTS: {"schema": {"type": "string"}}}}},
-        openapi_extra=_takes(MOST_CAPTIONS),
-        route_class_override=image_route(max_upload_bytes, MOST_CAPTIONS),
-    )
-    return router
+def routes(max_upload_bytes: int) -> list[BaseRoute]:
+    """Return the endpoints that take images, in bodies of at most `max_upload_bytes` bytes."""
+    return [
+        Endpoint(
+            "/digits",
+            digits,
+            scope="predict",
+            body=ImageBody(max_upload_bytes, MAX_DIGITS, cost=costs.of_images),
+            response_model=DigitsAnswer,
+            responses=PROBLEMS,
+            tags=TAGS,
+        ),
+        Endpoint(
+            "/captions",
+            captions,
+            scope="predict",
+            body=ImageBody(max_upload_bytes, MAX_CAPTIONS, cost=costs.of_images),
+            response_model=CaptionsAnswer,
+            responses=PROBLEMS | {200: {"content": {EVENTS: {"schema": {"type": "string"}}}}},
+            tags=TAGS,
+        ),
+    ]
 
 
 async def digits(
@@ -102,59 +107,61 @@ async def captions(
     an event `caption` has the whole answer, or an event `error` a problem document.
     """
     served = catalogue.get(model, "captions")
-    ask = partial(Describe, beam=beam, alternatives=alternatives)
+    make = partial(Describe, beam=beam, alternatives=alternatives)
     if not streamed:
-        answer = _captions(served, await _answers(served, images, ask, deadline))
+        answer = _captions(served, await _answers(served, images, make, deadline))
         return Response(to_json(answer), media_type="application/json")
     if len(images) > 1:
         raise InvalidField(PART, f"expected one image with Accept: {EVENTS}, found {len(images)}")
-    events = _events(served, images[0], ask, deadline)
-    return _Events(await anext(events), events)  # what goes wrong before the first event has a status of its own
+    events = _events(served, images[0], make, deadline)
+    return _Events(await anext(events), events)  # an error before the first event has its own status
 
 
-async def _answers(served: Served, images: Sequence[Upload], ask: Ask, deadline: float) -> list[Any]:
-    room = asyncio.Semaphore(PREPARED)
-    asking = [_Asking(served, image, ask, deadline, room, alone=len(images) == 1) for image in images]
-    return await all_answers([each.answer for each in asking], deadline)
+async def _answers(served: Served, images: Sequence[Upload], make: MakePayload, deadline: float) -> list[Any]:
+    slots = asyncio.Semaphore(MAX_PREPROCESSING)
+    examples = [_Example(served, image, make, deadline, slots, alone=len(images) == 1) for image in images]
+    return await all_answers([each.answer for each in examples], deadline)
 
 
 @dataclass
-class _Asking:
-    """An image on its way to its answer: read and prepared once, however often a full queue sends it away."""
+class _Example:
+    """One image of a request, read and preprocessed once even if a full queue rejects it."""
 
     served: Served
     image: Upload
-    ask: Ask
+    make: MakePayload
     deadline: float
-    room: asyncio.Semaphore
-    alone: bool = True  # in its request
-    example: Any = None
+    slots: asyncio.Semaphore
+    alone: bool = True  # the request's only image
+    preprocessed: Any = None
 
     async def answer(self) -> Any:
-        if self.example is None:
-            async with self.room:
-                quick = self._is_quick()
-                self.example = await self.served.prepared(self._payload, at_once=quick, deadline=self.deadline)
-        return await self.served.submit(self.example, deadline=self.deadline)
+        if self.preprocessed is None:
+            async with self.slots:
+                inline = self._fits_inline()
+                self.preprocessed = await self.served.prepared(self._payload, at_once=inline, deadline=self.deadline)
+        return await self.served.submit(self.preprocessed, deadline=self.deadline)
 
-    def _is_quick(self) -> bool:
-        """Whether the event loop can spare the time to prepare it: no more than one such image of a request."""
+    def _fits_inline(self) -> bool:
+        """Return whether preprocessing is cheap enough to run inline on the event loop: at most one image a request."""
         return self.alone and self.image.in_memory and not self._payload().slow
 
     def _payload(self) -> Payload:
-        return self.ask(self.image.read(), self.image.name)
+        return self.make(self.image.read(), self.image.name)
 
 
-async def _events(served: Served, image: Upload, ask: AskAloud, deadline: float) -> AsyncGenerator[bytes, None]:
-    """Events: each word as soon as it is certain, then the caption. To close it gives the caption up."""
+async def _events(
+    served: Served, image: Upload, make: MakeStreamedPayload, deadline: float
+) -> AsyncGenerator[bytes, None]:
+    """Yield an event for each word as soon as it is certain, then the caption. Closing cancels the caption."""
     words = asyncio.Queue[str | None]()
     loop = asyncio.get_running_loop()
 
     def on_word(word: str) -> None:
-        loop.call_soon_threadsafe(words.put_nowait, word)  # it is the inference thread that tells
+        loop.call_soon_threadsafe(words.put_nowait, word)  # called from the inference thread
 
-    asking = _Asking(served, image, partial(ask, on_word=on_word), deadline, asyncio.Semaphore())
-    answering = asyncio.ensure_future(asking.answer())
+    example = _Example(served, image, partial(make, on_word=on_word), deadline, asyncio.Semaphore())
+    answering = asyncio.ensure_future(example.answer())
     answering.add_done_callback(lambda _: words.put_nowait(None))
     try:
         while (word := await words.get()) is not None:
@@ -166,11 +173,11 @@ async def _events(served: Served, image: Upload, ask: AskAloud, deadline: float)
 
 
 class _Events(EventSourceResponse):
-    """The `first` event, at hand already, and the others, which are closed with the response whoever ends it."""
+    """A response of the `first` event and the others, which are closed with the response however it ends."""
 
     def __init__(self, first: bytes, others: AsyncGenerator[bytes, None]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_told(first, others), headers=headers)
+        super().__init__(_all_events(first, others), headers=headers)
         self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -178,8 +185,8 @@ class _Events(EventSourceResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _told(first: bytes, others: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """All events; if one of our errors ends them, it is the last."""
+async def _all_events(first: bytes, others: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Yield all events; an error is the last one, as a problem document."""
     yield first
     try:
         async for event in others:
@@ -192,10 +199,10 @@ def _event(name: str, data: CaptionWord | CaptionsAnswer) -> bytes:
     return format_sse_event(event=name, data_str=to_json(data).decode())
 
 
-def _wants_events(accept: str) -> bool:
-    """Whether they are accepted by name, and not with a weight of 0: that means `not acceptable` (RFC 9110, 12.4.2)."""
+def _accepts_events(accept: str) -> bool:
+    """Return whether events are accepted by name, and not with weight 0, `not acceptable` (RFC 9110, 12.4.2)."""
     accepted = (media.lower().replace(" ", "").partition(";") for media in accept.split(","))
-    return any(kind == EVENTS and not REFUSED.fullmatch(weight) for kind, _, weight in accepted)
+    return any(kind == EVENTS and not ZERO_WEIGHT.fullmatch(weight) for kind, _, weight in accepted)
 
 
 def _digit(found: Classification, *, framed: bool) -> Digit:
@@ -207,7 +214,7 @@ def _digit(found: Classification, *, framed: bool) -> Digit:
         "reason": found.reason,
     }
     if framed:
-        digit["framed"] = f"data:image/png;base64,{b64encode(pictures.png(found.framed)).decode()}"
+        digit["framed"] = f"data:image/png;base64,{b64encode(image_files.png(found.framed)).decode()}"
     return digit
 
 
@@ -223,16 +230,3 @@ def _caption(found: Description) -> Caption:
             {"caption": other.caption, "log_probability": other.log_probability} for other in found.alternatives
         ],
     }
-
-
-def _takes(most: int) -> dict[str, Any]:
-    """The OpenAPI operation's body: a form of images, or one image."""
-    image = {"type": "string", "contentMediaType": "application/octet-stream"}
-    form = {
-        "type": "object",
-        "properties": {PART: {"type": "array", "items": image, "minItems": 1, "maxItems": most}},
-        "required": [PART],
-        "additionalProperties": False,
-    }
-    content = {"multipart/form-data": {"schema": form}, "image/*": {"schema": image}}
-    return {"requestBody": {"required": True, "content": content}}

@@ -1,13 +1,19 @@
 """Operations endpoints: health, readiness, metrics, models, versions and documentation."""
 
+from enum import Enum
 from http import HTTPStatus
 from typing import Final
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import HTTPException, Request
 from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+from starlette.staticfiles import StaticFiles
 
-from app.api.http import bodies, problems, security_headers, static_files
+from app.api.http import problems, security_headers, static_files
+from app.api.http.bodies import JsonBody
+from app.api.http.endpoints import PROBLEMS, Endpoint, PublicMount
 from app.api.http.state import Catalogue, CatalogueOf, MetricsOf
 from app.api.operations.schemas import (
     Activate,
@@ -28,10 +34,7 @@ IMAGE_TYPE = "image/png"
 DOCS_FILES = "/docs/files"
 ACTIVATE_BYTES: Final = 4096
 
-router = APIRouter(tags=["operations"])
 
-
-@router.get("/docs", include_in_schema=False)
 async def docs() -> Response:
     """Serve Swagger UI."""
     page = get_swagger_ui_html(
@@ -45,19 +48,16 @@ async def docs() -> Response:
     return page
 
 
-@router.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request) -> Response:
     """Serve the OpenAPI document."""
     return JSONResponse(request.app.openapi())
 
 
-@router.get("/livez")
 async def livez() -> Alive:
     """Answer while the process is alive, even while models load."""
     return {"status": "alive"}
 
 
-@router.get("/readyz", response_model=Readiness, responses=problems.documented(HTTPStatus.SERVICE_UNAVAILABLE))
 async def readyz(catalogue: CatalogueOf) -> Readiness | Response:
     """Report whether every model is ready; a 503 gives each reason. A service without models is never ready."""
     models = states(catalogue)
@@ -72,17 +72,11 @@ async def readyz(catalogue: CatalogueOf) -> Readiness | Response:
     )
 
 
-@router.get(
-    "/metrics",
-    response_class=Response,
-    responses={200: {"content": {runtime_metrics.CONTENT_TYPE: {"schema": {"type": "string"}}}}},
-)
 async def metrics(registered: MetricsOf) -> Response:
     """Return all metrics in Prometheus's text format."""
     return Response(registered.render(), headers={"Content-Type": runtime_metrics.CONTENT_TYPE})
 
 
-@router.get("/models")
 def models(catalogue: CatalogueOf) -> ModelList:
     """List all models of the store: those served, and those rejected with the reason."""
     known = [_summary(served) for served in catalogue.served()]
@@ -90,18 +84,12 @@ def models(catalogue: CatalogueOf) -> ModelList:
     return {"models": sorted(known, key=lambda model: model["name"])}
 
 
-@router.get(
-    "/models/{model}",
-    responses=problems.documented(
-        HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE
-    ),
-)
 def model(model: str, catalogue: CatalogueOf) -> Model:
     """Return the model's manifest: configuration, data, metrics, sizes, versions and the model card."""
     return _described(_named(model, catalogue))
 
 
-async def activate(model: str, body: Activate, catalogue: CatalogueOf) -> ActivateAnswer:
+async def activate(model: str, body: Activate, catalogue: CatalogueOf) -> Response:
     """Serve another version of the model, newer or older, without downtime.
 
     The new version is loaded, verified and probed while the old one serves; every answer names the version that
@@ -112,33 +100,16 @@ async def activate(model: str, body: Activate, catalogue: CatalogueOf) -> Activa
         done = await catalogue.activate(model, body.version)
     except BundleError as error:
         raise Unservable(str(error)) from error
-    return {
+    answer: ActivateAnswer = {
         "model": done.model,
         "version": done.version,
         "previous": done.previous,
         "persisted": done.unsaved is None,
         "reason": done.unsaved,
     }
+    return Response(to_json(answer), media_type="application/json")
 
 
-router.add_api_route(
-    "/models/{model}/activate",
-    activate,
-    methods=["POST"],
-    responses=bodies.PROBLEMS | problems.documented(HTTPStatus.CONFLICT),
-    route_class_override=bodies.json_route(ACTIVATE_BYTES),
-)
-
-
-@router.get(
-    "/models/{model}/files/{name}",
-    response_class=Response,
-    responses={
-        200: {"content": {IMAGE_TYPE: {"schema": {"type": "string", "contentMediaType": IMAGE_TYPE}}}},
-        304: {"description": "Not modified: If-None-Match has the ETag."},
-        **problems.documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE),
-    },
-)
 def image(model: str, name: str, catalogue: CatalogueOf, request: Request) -> Response:
     """Return an image of the model card. Other files of the bundle are not served."""
     served = _named(model, catalogue)
@@ -217,3 +188,55 @@ def _described(served: Served) -> Model:
         "sizes": {"files": sizes, "total": sum(sizes.values())},
         "card": served.bundle.text(CARD) if CARD in sizes else None,
     }
+
+
+TAGS: Final[list[str | Enum]] = ["operations"]
+MODEL_PROBLEMS: Final = problems.documented(
+    HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE
+)
+ROUTES: Final[list[BaseRoute]] = [
+    Endpoint("/docs", docs, scope=None, include_in_schema=False),
+    Endpoint("/openapi.json", openapi, scope=None, include_in_schema=False),
+    Endpoint("/livez", livez, scope=None, tags=TAGS),
+    Endpoint(
+        "/readyz",
+        readyz,
+        scope=None,
+        response_model=Readiness,
+        responses=problems.documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        tags=TAGS,
+    ),
+    Endpoint(
+        "/metrics",
+        metrics,
+        scope="admin",
+        response_class=Response,
+        responses={200: {"content": {runtime_metrics.CONTENT_TYPE: {"schema": {"type": "string"}}}}},
+        tags=TAGS,
+    ),
+    Endpoint("/models", models, scope="predict", tags=TAGS),
+    Endpoint("/models/{model}", model, scope="predict", responses=MODEL_PROBLEMS, tags=TAGS),
+    Endpoint(
+        "/models/{model}/activate",
+        activate,
+        scope="admin",
+        body=JsonBody(ACTIVATE_BYTES),
+        response_model=ActivateAnswer,
+        responses=PROBLEMS | problems.documented(HTTPStatus.CONFLICT),
+        tags=TAGS,
+    ),
+    Endpoint(
+        "/models/{model}/files/{name}",
+        image,
+        operation_id="picture_models__model__files__name__get",  # generated clients rely on it
+        scope=None,  # a browser's <img> can't send a key, and a model card's images are not secret
+        response_class=Response,
+        responses={
+            200: {"content": {IMAGE_TYPE: {"schema": {"type": "string", "contentMediaType": IMAGE_TYPE}}}},
+            304: {"description": "Not modified: If-None-Match has the ETag."},
+            **MODEL_PROBLEMS,
+        },
+        tags=TAGS,
+    ),
+    PublicMount(DOCS_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files"),
+]

@@ -6,10 +6,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import HTTPException, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from app.api.http import static_files
+from app.api.http.endpoints import Endpoint
 
 FOLDER: Final = Path(__file__).with_name("static")
 INDEX: Final = "index.html"
@@ -43,24 +45,24 @@ class StaticFile:
     sha256: str
 
 
-def routes(folder: Path = FOLDER) -> APIRouter:
+def routes(folder: Path = FOLDER) -> list[BaseRoute]:
     """Return the page's routes; its files, some 100 kB, are read once and kept in memory."""
     files = {path.name: _load(path) for path in sorted(folder.iterdir()) if path.suffix in TYPES}
-    router = APIRouter(include_in_schema=False)
 
-    @router.get("/")
     async def page(request: Request) -> Response:
         """Serve the page."""
         return _answer(request, files[INDEX])
 
-    @router.get("/web/{name}")
     async def file(name: str, request: Request) -> Response:
         """Serve one of the page's files."""
         if name not in files:
             raise HTTPException(HTTPStatus.NOT_FOUND)
         return _answer(request, files[name])
 
-    return router
+    return [
+        Endpoint("/", page, scope=None, include_in_schema=False),
+        Endpoint("/web/{name}", file, scope=None, include_in_schema=False),
+    ]
 
 
 def _load(path: Path) -> StaticFile:

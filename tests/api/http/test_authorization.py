@@ -1,5 +1,6 @@
 """Who may ask what."""
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -12,8 +13,10 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.routing import Mount, Route
 
-from app.api.http import authorization, keys
+from app.api.http import keys
+from app.api.http.endpoints import required_scopes
 from app.api.http.keys import Keys
 from app.errors import SettingsError
 from tests.api.conftest import FakeServed, connect, service, talk
@@ -42,10 +45,6 @@ def file(tmp_path: Path) -> Path:
     return file
 
 
-def open_all(path: str) -> bool:
-    return authorization.NEEDED[path] is None
-
-
 # Every route: its template, a request of it, and what each key is told. 200 stands for all that is no 401 and no 403.
 ROUTES = [
     # template                       method  path                      none  wrong late  reader operator
@@ -69,10 +68,18 @@ ROUTES = [
 KEYS = [NO_KEY, WRONG, bearer("late"), bearer("reader"), bearer("operator")]
 
 
-def test_every_route_is_declared_and_none_that_is_not_there(served: FakeServed) -> None:
-    app = service(served)
-    assert set(authorization.templates(app.routes)) == set(authorization.NEEDED)
-    assert [template for template, *_ in ROUTES] == list(authorization.NEEDED)
+def test_the_table_below_has_every_route_and_its_scope(served: FakeServed) -> None:
+    declared = required_scopes(service(served).routes)
+    assert sorted(template for template, *_ in ROUTES) == sorted(declared)
+    public = {template for template, *_, none, _, _, _, _ in ROUTES if none == 200}
+    assert {template for template, scope in declared.items() if scope is None} == public
+
+
+def test_a_route_that_declares_no_scope_needs_the_admin_scope() -> None:
+    assert required_scopes([Route("/new", asyncio.sleep), Mount("/below", routes=[])]) == {
+        "/new": "admin",
+        "/below/{path:path}": "admin",
+    }
 
 
 @pytest.mark.parametrize(("template", "method", "path", "statuses"), [(*row[:3], row[3:]) for row in ROUTES])
@@ -167,10 +174,11 @@ async def test_the_document_tells_which_key_an_operation_needs(served: FakeServe
         without, document = [(await one.get("/openapi.json")).json() for one in (open_client, client)]
     assert "securitySchemes" not in without["components"]
     assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
+    public = {template for template, *_, none, _, _, _, _ in ROUTES if none == 200}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            assert bool(operation.get("security")) != open_all(path)
-            assert ("401" in operation["responses"]) != open_all(path)
+            assert bool(operation.get("security")) != (path in public)
+            assert ("401" in operation["responses"]) != (path in public)
 
 
 def from_afar(app: FastAPI, state: object, address: str) -> httpx.AsyncClient:

@@ -1,4 +1,4 @@
-"""A caller who leaves before its answer is there."""
+"""A client that disconnects before its answer."""
 
 import asyncio
 from typing import Any
@@ -6,35 +6,35 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from app.api.http.disconnects import CALLER, EXTENSION, Caller, while_connected
+from app.api.http.disconnects import CONNECTION, EXTENSION, ClientConnection, while_connected
 
 pytestmark = pytest.mark.anyio
 
 
-class Leaving:
-    """A caller that a test sends away, to a server that tells of it or to one that doesn't."""
+class Client:
+    """A client whose disconnect the server reports through the extension, or does not."""
 
-    def __init__(self, *, told: bool) -> None:
+    def __init__(self, *, reported: bool) -> None:
         self._gone = asyncio.Event()
-        self.heard = 0
-        self._caller = Caller(self._hear)
-        self.scope: dict[str, Any] = {"extensions": {EXTENSION: {CALLER: self._caller}}} if told else {}
+        self.listened = 0
+        self._client = ClientConnection(self._listen)
+        self.scope: dict[str, Any] = {"extensions": {EXTENSION: {CONNECTION: self._client}}} if reported else {}
 
-    def _hear(self) -> None:
-        self.heard += 1
+    def _listen(self) -> None:
+        self.listened += 1
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         self._gone.set()
-        self._caller.leave()
+        self._client.disconnect()
 
     async def receive(self) -> dict[str, Any]:
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
 
-@pytest.fixture(params=[True, False], ids=["the server tells", "the server does not tell"])
-async def caller(request: pytest.FixtureRequest) -> Leaving:
-    return Leaving(told=request.param)
+@pytest.fixture(params=[True, False], ids=["with the extension", "without it"])
+async def client(request: pytest.FixtureRequest) -> Client:
+    return Client(reported=request.param)
 
 
 async def failing() -> None:
@@ -42,60 +42,60 @@ async def failing() -> None:
     raise LookupError
 
 
-async def test_work_ends_with_its_result_or_its_error_while_the_caller_waits(caller: Leaving) -> None:
-    assert await while_connected(caller.scope, caller.receive, asyncio.sleep(0, "done")) == "done"
+async def test_work_returns_its_result_or_raises_its_error(client: Client) -> None:
+    assert await while_connected(client.scope, client.receive, asyncio.sleep(0, "done")) == "done"
     with pytest.raises(LookupError):
-        await while_connected(caller.scope, caller.receive, failing())
+        await while_connected(client.scope, client.receive, failing())
 
 
-async def test_work_is_cancelled_when_the_caller_leaves_and_the_task_goes_on(caller: Leaving) -> None:
-    ended = []
+async def test_a_disconnect_cancels_the_work_but_not_the_task(client: Client) -> None:
+    outcome = []
 
     async def endless() -> None:
-        asyncio.get_running_loop().call_soon(caller.leave)
+        asyncio.get_running_loop().call_soon(client.disconnect)
         try:
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
-            ended.append("cancelled")
+            outcome.append("cancelled")
             raise
 
     with pytest.raises(ClientDisconnect):
-        await while_connected(caller.scope, caller.receive, endless())
+        await while_connected(client.scope, client.receive, endless())
     task = asyncio.current_task()
     assert task
-    assert (ended, task.cancelling()) == (["cancelled"], 0)
+    assert (outcome, task.cancelling()) == (["cancelled"], 0)
     await asyncio.sleep(0)  # is not cancelled any more
 
 
-async def test_who_left_before_the_work_began_has_none_done() -> None:
-    caller = Leaving(told=True)
-    caller.leave()
+async def test_work_is_not_started_after_a_disconnect() -> None:
+    client = Client(reported=True)
+    client.disconnect()
     with pytest.raises(ClientDisconnect):
-        await while_connected(caller.scope, caller.receive, failing())
+        await while_connected(client.scope, client.receive, failing())
 
 
-async def test_who_leaves_after_the_work_cancels_nothing() -> None:
-    caller = Leaving(told=True)
-    await while_connected(caller.scope, caller.receive, asyncio.sleep(0))
-    caller.leave()
+async def test_a_disconnect_after_the_work_cancels_nothing() -> None:
+    client = Client(reported=True)
+    await while_connected(client.scope, client.receive, asyncio.sleep(0))
+    client.disconnect()
     await asyncio.sleep(0)
 
 
-async def test_a_server_that_gives_up_is_not_taken_for_a_caller_who_leaves(caller: Leaving) -> None:
-    begun = asyncio.Event()
+async def test_a_cancellation_by_the_server_is_not_a_disconnect(client: Client) -> None:
+    started = asyncio.Event()
 
     async def endless() -> None:
-        begun.set()
+        started.set()
         await asyncio.get_running_loop().create_future()
 
-    serving = asyncio.ensure_future(while_connected(caller.scope, caller.receive, endless()))
-    await begun.wait()
+    serving = asyncio.ensure_future(while_connected(client.scope, client.receive, endless()))
+    await started.wait()
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await serving
 
 
-async def test_the_connection_is_listened_to_while_work_is_done() -> None:
-    caller = Leaving(told=True)
-    await while_connected(caller.scope, caller.receive, asyncio.sleep(0))
-    assert caller.heard == 1
+async def test_the_server_listens_to_the_connection_during_the_work() -> None:
+    client = Client(reported=True)
+    await while_connected(client.scope, client.receive, asyncio.sleep(0))
+    assert client.listened == 1

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.datastructures import QueryParams
 
 from app.api.http import costs, rate_limits
-from app.api.http.rate_limits import Bill, Memory, Quota, Rates
+from app.api.http.rate_limits import Charge, Memory, Quota, RateLimiter
 from app.errors import RateLimited, SettingsError
 from tests.api.conftest import FakeServed, connect, service
 from tests.api.http.test_authorization import bearer, from_afar, line
@@ -40,8 +40,8 @@ class Watching:
         self.errors += 1
 
 
-def counting(units: int, window_s: int, clock: Clock) -> Rates:
-    return Rates(Quota(units, window_s), Memory(now=clock), Watching(), now=clock)
+def counting(units: int, window_s: int, clock: Clock) -> RateLimiter:
+    return RateLimiter(Quota(units, window_s), Memory(now=clock), Watching(), now=clock)
 
 
 async def test_a_quota_is_used_up_and_is_whole_again_after_the_time_that_was_told() -> None:
@@ -65,10 +65,10 @@ async def test_callers_are_counted_apart() -> None:
 
 async def test_what_costs_more_than_there_ever_is_takes_all_of_it() -> None:
     rate_limits = counting(10, 60, Clock())
-    bill = Bill(rate_limits, "a")
-    await bill.charge(1)
-    await bill.charge(1000)
-    assert (b"ratelimit", b'"default";r=0;t=61') in bill.headers()
+    charge = Charge(rate_limits, "a")
+    await charge.add(1)
+    await charge.add(1000)
+    assert (b"ratelimit", b'"default";r=0;t=61') in charge.headers()
     with pytest.raises(RateLimited):
         await rate_limits.charge("a", 1)
 
@@ -83,7 +83,7 @@ async def test_what_is_refused_costs_nothing() -> None:
 
 
 async def test_memory_forgets_the_quietest_caller_when_it_is_full() -> None:
-    memory = Memory(most=2, now=Clock())
+    memory = Memory(max_clients=2, now=Clock())
     for name in "abac":
         await memory.incr(name, 60)
     assert [await memory.incr(name, 60) for name in "ac"] == [3, 2]
@@ -113,7 +113,7 @@ async def test_while_the_storage_is_down_the_process_counts_by_itself_and_says_s
 ) -> None:
     clock, watching = Clock(), Watching()
     storage = Down(clock)
-    counted = Rates(Quota(3, 60), storage, watching, failures=(OSError,), now=clock)
+    counted = RateLimiter(Quota(3, 60), storage, watching, failures=(OSError,), now=clock)
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             await counted.charge("a", 1)
@@ -127,7 +127,7 @@ async def test_while_the_storage_is_down_the_process_counts_by_itself_and_says_s
 
 
 async def test_what_is_no_failure_to_reach_the_storage_is_not_swallowed() -> None:
-    counted = Rates(Quota(3, 60), Down(Clock()), Watching(), failures=(KeyError,), now=Clock())
+    counted = RateLimiter(Quota(3, 60), Down(Clock()), Watching(), failures=(KeyError,), now=Clock())
     with pytest.raises(ConnectionError):
         await counted.charge("a", 1)
 

@@ -8,7 +8,7 @@ import pytest
 from starlette.middleware import Middleware
 
 from app.api.http.tracing import Traced
-from app.runtime.usage import ACCOUNT
+from app.runtime.usage import REQUEST_USAGE
 from tests.api.conftest import FakeServed, connect, plausible, service
 
 trace_export = pytest.importorskip("opentelemetry.sdk.trace.export", reason="the extra `traces` is not installed")
@@ -22,11 +22,11 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 @pytest.mark.anyio
 async def test_a_request_is_a_span_with_its_queue_and_engine_in_it(served: FakeServed, sent: dict[str, str]) -> None:
     async def answering(payload: Any, deadline: float | None) -> Any:
-        account = ACCOUNT.get()
+        account = REQUEST_USAGE.get()
         assert account
         account.model = "ptb"
         account.accept(1.0)
-        account.take_turn(3.0, 7.0)
+        account.record_step(3.0, 7.0)
         account.add(tokens=5, cached=4)
         return await plausible(payload, deadline)
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from app import images
 from app.api.http.fan_out import FAN_OUT
 from app.api.native.schemas import CaptionsAnswer, DigitsAnswer
-from app.api.native.vision import PREPARED
+from app.api.native.vision import MAX_PREPROCESSING
 from app.errors import DeadlineExceeded, InvalidField, NotReady, Overloaded
 from app.runtime.families.captions import Alternative, Describe, Description
 from app.runtime.families.digits import Classification, Classify
@@ -296,7 +296,7 @@ async def test_many_images_need_no_more_room_than_there_is_and_each_is_decoded_o
 
 async def test_one_request_does_not_fill_the_queue_of_what_is_to_be_prepared(vision: FakeVision) -> None:
     await post(vision, "/digits", files=parts(*[png()] * 32))
-    assert vision.preparing_most == PREPARED
+    assert vision.preparing_most == MAX_PREPROCESSING
 
 
 async def test_a_request_that_gets_no_place_is_refused(vision: FakeVision) -> None:

@@ -232,15 +232,13 @@ async def test_where_loading_failed_a_reload_is_told_to_be_none(
     assert "nothing is reloaded: could not be loaded" in caplog.text
 
 
-def test_a_service_beside_the_main_thread_serves_without_hearing_sighup(
-    served: FakeServed, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_service_outside_the_main_thread_ignores_sighup(served: FakeServed, caplog: pytest.LogCaptureFixture) -> None:
     before = signal.getsignal(signal.SIGHUP)
     with caplog.at_level(logging.DEBUG, "app.main"), listening(service(served)) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: service\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 200"
         assert signal.getsignal(signal.SIGHUP) is before
-    assert "SIGHUP is not heard" in caplog.text
+    assert "SIGHUP is ignored" in caplog.text
 
 
 async def test_without_keys_a_version_is_activated_from_this_machine_alone(served: FakeServed) -> None:

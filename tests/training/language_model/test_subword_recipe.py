@@ -1,0 +1,180 @@
+"""The recipe: exact resume, windows, the schedule, and bits a byte as the evaluation defines them."""
+
+import math
+import random
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.errors import SettingsError
+from app.models.gated_recurrence import GatedRecurrentLanguageModel
+from training.__main__ import main
+from training.corpora import documents as data
+from training.corpora.documents import DocumentCorpus, load
+from training.language_model import subword_recipe as subword_language_model
+from training.language_model.subword_recipe import (
+    PRESETS,
+    SubwordLanguageModelConfig,
+    bits_per_byte,
+    build,
+    evaluate,
+    rate,
+    train,
+)
+from training.language_model.tokenizer import train_tokenizer
+from training.run import Run, RunError
+
+WORDS = "the bank said Thanks for your help I don't know See you 10 , . café".split()
+
+
+@pytest.fixture(scope="module")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, draw = tmp_path_factory.mktemp("texts"), random.Random(1)
+    for name, lines in (("sms", 40), ("aeslc", 60), ("sgd", 20)):
+        for split, count in (("train", lines), ("valid", lines // 4)):
+            text = "".join(" ".join(draw.choices(WORDS, k=6)) + "\n" * draw.choice([1, 2]) for _ in range(count))
+            (folder / f"{name}.{split}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(corpus_folder: Path) -> DocumentCorpus:
+    tokenizer = train_tokenizer([corpus_folder], corpus_folder / "tokenizer.json", pieces=300, every=1)
+    return load([corpus_folder], tokenizer, cache=corpus_folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def config(corpus: DocumentCorpus) -> SubwordLanguageModelConfig:
+    return replace(
+        PRESETS["everyday"],
+        vocabulary_size=len(corpus.tokenizer),
+        embedding_size=8,
+        width=8,
+        layers=2,
+        hidden_size=8,
+        inner_size=8,
+        batch_size=4,
+        window=7,
+        steps=40,  # more than an epoch
+        warm_up=3,
+        negatives=50,
+        average_every=2,
+        compiled=False,
+        validate_every=10,
+        validation_pieces=50,
+    )
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    state = torch.load(run.checkpoint, weights_only=False)
+    return dict(state["model"]) | {f"average.{name}": value for name, value in state["average"].items()}
+
+
+def test_a_run_stopped_anywhere_ends_as_an_undisturbed_one(
+    corpus: DocumentCorpus, config: SubwordLanguageModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    assert train(config, corpus, whole)
+    monkeypatch.setattr(subword_language_model._Stop, "due", stop_every(11))  # noqa: SLF001
+    times = 1
+    while not train(config, corpus, parts, resume=True):
+        times += 1
+    assert times == 4
+    expected = weights(whole)
+    assert {name for name, value in weights(parts).items() if not torch.equal(value, expected[name])} == set()
+    assert parts.metrics() == whole.metrics()
+    assert [entry["epoch"] for entry in whole.metrics()] == [10, 20, 30, 40]
+    assert parts.read("result.json") == whole.read("result.json")
+
+
+def stop_every(steps: int) -> object:
+    calls = iter(range(1, 10_000))
+    return lambda self: next(calls) % steps == 0
+
+
+def test_steps_may_be_added_before_the_decay_and_nothing_else_changed(
+    corpus: DocumentCorpus, config: SubwordLanguageModelConfig, tmp_path: Path
+) -> None:
+    run, longer = Run(tmp_path / "run"), replace(config, steps=80)
+    assert not train(config, corpus, run, minutes=0)
+    with pytest.raises(RunError, match=r"learning_rate is 0\.1, was 0\.002"):
+        train(replace(config, learning_rate=0.1), corpus, run, resume=True)
+    assert not train(longer, corpus, run, resume=True, minutes=0)
+    assert run.read("config.json")["steps"] == 80
+    assert train(replace(config, steps=2), corpus, Run(tmp_path / "short"))
+    with pytest.raises(RunError, match="steps is 80, was 2"):
+        train(longer, corpus, Run(tmp_path / "short"), resume=True)
+
+
+def test_the_rate_warms_up_stays_and_decays(config: SubwordLanguageModelConfig) -> None:
+    settings = replace(config, steps=100, warm_up=10, decay=0.2, learning_rate=1.0)
+    assert [rate(settings, step) for step in (0, 4, 9, 10, 80)] == pytest.approx([0.1, 0.5, 1, 1, 1])
+    assert rate(settings, 85) == pytest.approx(0.5)
+    assert 0 < rate(settings, 99) < 0.05
+
+
+def test_bits_per_byte_is_the_cost_of_each_document_alone(
+    corpus: DocumentCorpus, config: SubwordLanguageModelConfig
+) -> None:
+    model = build(config).eval()
+    bits, size = 0.0, 0
+    part, tokenizer = corpus.valid["sms"], corpus.tokenizer
+    for start, end in zip(part.starts, part.starts[1:], strict=False):
+        ids = torch.from_numpy(part.ids[start:end].astype("int64"))
+        targets = torch.cat([ids[1:], ids[:1]])  # the next `<doc>` ends it
+        hidden, _ = model(ids[:, None], model.initial_state(1))
+        costs = torch.nn.functional.cross_entropy(model.logits(hidden[:, 0]), targets, reduction="sum")
+        bits += costs.item() / math.log(2)
+        size += len(tokenizer.decode(ids.tolist()).encode()) + 1
+    assert size == part.size
+    assert bits_per_byte(model, corpus, None, lanes=3, window=5)["sms"] == pytest.approx(bits / size, rel=1e-5)
+
+
+def test_macro_is_the_mean_of_registers_assistant_tasks_apart(
+    corpus: DocumentCorpus, config: SubwordLanguageModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits = {"sms": 1.0, "aeslc": 2.0, "clinton": 4.0, "sgd": 100.0}
+    monkeypatch.setattr(subword_language_model, "bits_per_byte", lambda *_: bits)
+    model = build(config)
+    found = evaluate(model, model.state_dict(), corpus, None, config)
+    assert found == {"SMS": 1.0, "e-mail": 3.0, "assistant tasks": 100.0, "macro": 2.0}
+
+
+def test_evaluation_leaves_the_weights_as_they_were(corpus: DocumentCorpus, config: SubwordLanguageModelConfig) -> None:
+    model: GatedRecurrentLanguageModel = build(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(model, {name: torch.zeros_like(value) for name, value in before.items()}, corpus, 50, config)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_field_out_of_its_range_is_rejected_by_name(config: SubwordLanguageModelConfig) -> None:
+    for name, wrong in (("vocabulary_size", 70_000), ("dropout", 1.0), ("decay", -0.1), ("most_repeats", 0.5)):
+        with pytest.raises(SettingsError, match=f"^{name}: expected .+, found {wrong}$"):
+            replace(config, **{name: wrong})  # type: ignore[arg-type]
+
+
+def test_one_command_trains_on_any_folder_and_goes_on(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data, "load", partial(load, cache=tmp_path / "cache"))
+    sizes = ["--embedding-size", 8, "--width", 8, "--layers", 1, "--hidden-size", 8, "--inner-size", 8, "--steps", 3]
+    sizes += ["--batch-size", 4, "--window", 7, "--negatives", 50, "--validate-every", 3, "--no-compiled"]
+    command("tokenizer", "--data", corpus_folder, "--output", tmp_path / "pieces.json", "--pieces", 300)
+    assert f"{tmp_path / 'pieces.json'}: 300 pieces" in capsys.readouterr().out
+    run, texts = tmp_path / "run", ["--data", corpus_folder, "--tokenizer", tmp_path / "pieces.json"]
+    training = ["subword-language-model", "everyday", "--run", run, *texts, *sizes]
+    command(*training, "--minutes", 0)
+    assert "go on with --resume" in capsys.readouterr().out
+    command(*training, "--resume")
+    assert Run(run).read("result.json")["valid_bits_per_byte/macro"] > 0
+    assert Run(run).read("config.json")["vocabulary_size"] == 300
+
+
+def command(*arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["training", *map(str, arguments)])
+        main()
