@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.models import get_model  # type: ignore[import-untyped]
 
-from app.bundle import Bundle, Family
+from app.bundle import Bundle, FamilyName
 from app.images import normalised
 from app.models.captioner import Captioner
 from app.models.digits import ReNet, RowReader
@@ -163,7 +163,7 @@ def captions(bundle: Bundle, threads: int) -> CaptionsPredictor:
     )
 
 
-MODELS: Final[dict[Family, Callable[[Bundle, int], Any]]] = {
+MODELS: Final[dict[FamilyName, Callable[[Bundle, int], Any]]] = {
     "language_model": EagerLanguageModel,
     "digits": digits,
     "captions": captions,

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from app import bundle as bundles
-from app.bundle import Bundle, Family
+from app.bundle import Bundle, FamilyName
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.language_model import Score, Suggest, Suggestions
-from app.runtime.registry import AnyPredictor, load_predictor
+from app.runtime.registry import load_predictor
 from app.runtime.scheduler import answer_all
 from app.runtime.scores import TextScore
 from tests.bench.serving.peers.routes import Kind
@@ -23,7 +23,7 @@ from tests.bench.serving.peers.routes import Kind
 Answers: TypeAlias = Callable[[Sequence[Any]], list[dict[str, Any]]]
 
 STORE: Final = Path("models_store")
-FAMILIES: Final[dict[Kind, Family]] = {
+FAMILIES: Final[dict[Kind, FamilyName]] = {
     "next-word": "language_model",
     "perplexity": "language_model",
     "digits": "digits",
@@ -44,7 +44,7 @@ def opened(kind: Kind) -> Answers:
     return ENGINES[os.environ["BENCH_ENGINE"]](kind, int(os.environ["BENCH_THREADS"]))
 
 
-def bundle_of(family: Family) -> Bundle:
+def bundle_of(family: FamilyName) -> Bundle:
     """Return the current version of the family's first model in STORE."""
     found = (bundles.read(STORE / name / bundles.current(STORE, name)) for name in bundles.models(STORE))
     return next(bundle for bundle in found if bundle.manifest.family == family)
@@ -84,13 +84,13 @@ ENGINES: Final[dict[str, Callable[[Kind, int], Answers]]] = {"torch": _torch, "i
 
 
 @cache
-def _published(family: Family, threads: int) -> tuple[Bundle, AnyPredictor]:
+def _published(family: FamilyName, threads: int) -> tuple[Bundle, Any]:
     bundle = bundle_of(family)
     return bundle, load_predictor(bundle, threads=threads, cache_bytes=0)
 
 
 @cache
-def _eager(family: Family, threads: int) -> tuple[Bundle, Any]:
+def _eager(family: FamilyName, threads: int) -> tuple[Bundle, Any]:
     from tests.bench.serving.peers import eager
 
     bundle = bundle_of(family)
