@@ -1,4 +1,4 @@
-"""Measure the overhead of a request without inference, in microseconds of one core (median of rounds).
+"""Overhead of a request beyond the model's answer, in microseconds of one core: the median of rounds.
 
     python tests/bench/overhead.py
 
@@ -31,10 +31,9 @@ from uvicorn.server import ServerState
 ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from app.api.http import keys, logs, rate_limits  # noqa: E402  # from this tree
+from app.api.http import keys, logs, rate_limits  # noqa: E402  # of this tree, however it is run
 from app.api.http.authorization import AccessControl  # noqa: E402
 from app.api.http.context import RequestContext  # noqa: E402
-from app.api.http.endpoints import required_scopes  # noqa: E402
 from app.api.http.keys import Keys  # noqa: E402
 from app.api.http.middleware import RequestLogging  # noqa: E402
 from app.api.http.rate_limits import RateLimiting  # noqa: E402
@@ -66,7 +65,7 @@ class Word(BaseModel):
 
 
 class EchoRequest(BaseModel):
-    """The request of the echo."""
+    """The echo's request."""
 
     text: str
     top_k: int = 5
@@ -75,8 +74,8 @@ class EchoRequest(BaseModel):
     model: str | None = None
 
 
-class EchoResponse(BaseModel):
-    """The response of the echo."""
+class EchoAnswer(BaseModel):
+    """The echo's answer."""
 
     model: str
     version: str
@@ -86,10 +85,10 @@ class EchoResponse(BaseModel):
     cached_tokens: int
 
 
-async def echoed(body: EchoRequest) -> EchoResponse:
+async def echoed(request: EchoRequest) -> EchoAnswer:
     words = [Word(text="the", probability=0.5, log_probability=-0.693)] * 5
-    return EchoResponse(
-        model="ptb", version="1", suggestions=words, context_tokens=len(body.text), unknown_words=[], cached_tokens=0
+    return EchoAnswer(
+        model="ptb", version="1", suggestions=words, context_tokens=len(request.text), unknown_words=[], cached_tokens=0
     )
 
 
@@ -190,15 +189,15 @@ async def microseconds(app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> floa
     return statistics.median(taken)
 
 
-def usage_us() -> float:
-    """Return the scheduler's cost of recording usage: one lookup and one step per request."""
+def scheduler_us() -> float:
+    """Return the cost of a request's usage in the scheduler: one lookup, then one recorded step."""
     REQUEST_USAGE.set(RequestUsage())
     began = time.perf_counter()
     for _ in range(100_000):
-        account = REQUEST_USAGE.get()
-        assert account
-        account.accept(1.0)
-        for one in {each for each in (account,) if each}:
+        usage = REQUEST_USAGE.get()
+        assert usage
+        usage.accept(1.0)
+        for one in {each for each in (usage,) if each}:
             one.record_step(1.0, 2.0)
     return (time.perf_counter() - began) / 100_000 * 1e6
 
@@ -208,15 +207,15 @@ async def measured(folder: Path) -> dict[str, float]:
     for n in range(100):
         keys.create(folder / "keys", f"other-{n}", "predict", None)
     metrics = Metrics(CollectorRegistry())
-    required, keyed = required_scopes(ours().routes), [*HEADERS, (b"authorization", f"Bearer {secret}".encode())]
+    routes, keyed = ours().routes, [*HEADERS, (b"authorization", f"Bearer {secret}".encode())]
     limits = rate_limits.open_limiter("1000000000/hour", "memory://", metrics)
     found = Keys(folder / "keys")
     stacks: dict[str, tuple[ASGIApp, list[tuple[bytes, bytes]]]] = {
         "nothing": (answer, HEADERS),
-        "access, no keys": (AccessControl(answer, None, required), HEADERS),
-        "access, 101 keys": (AccessControl(answer, found, required), keyed),
-        "access, 101 keys, and rates": (AccessControl(RateLimiting(answer, limits), found, required), keyed),
-        "names, security, metrics, the log's line": (RequestLogging(answer, metrics), HEADERS),
+        "access, no keys": (AccessControl(answer, None, routes), HEADERS),
+        "access, 101 keys": (AccessControl(answer, found, routes), keyed),
+        "access, 101 keys, and rates": (AccessControl(RateLimiting(answer, limits), found, routes), keyed),
+        "request id, headers, metrics, log line": (RequestLogging(answer, metrics), HEADERS),
     }
     base = await microseconds(*stacks.pop("nothing"))
     return {name: await microseconds(*stack) - base for name, stack in stacks.items()}
@@ -229,11 +228,11 @@ def main() -> None:
     log.setLevel(logging.INFO)
     log.addHandler(logs.handler("json", io.StringIO()))
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        results = runner.run(whole()) | runner.run(measured(Path(folder)))
-    results["a request's account, in the batcher"] = usage_us()
-    for name, result in results.items():
-        print(f"{name:44}{result:8.1f} us")
-    print(json.dumps({name: round(result, 2) for name, result in results.items()}))
+        figures = runner.run(whole()) | runner.run(measured(Path(folder)))
+    figures["a request's usage, in the scheduler"] = scheduler_us()
+    for name, figure in figures.items():
+        print(f"{name:44}{figure:8.1f} us")
+    print(json.dumps({name: round(figure, 2) for name, figure in figures.items()}))
 
 
 if __name__ == "__main__":
