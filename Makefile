@@ -2,12 +2,12 @@ PYTHON ?= python3
 VENV ?= .venv
 
 # train-…, publish
-PRESET ?= # the recipe's best for this machine if not given
-RUN ?= # runs/<recipe>-<preset> if not given
-DATA ?= # the folder of the corpus; downloaded if not given, where it can be
-WEIGHTS ?= # train-captions: the CNN's, a safetensors file; downloaded if not given
+PRESET ?= # the recipe's default
+RUN ?= # default: runs/<recipe>-<preset>
+DATA ?= # folder of the corpus; default: download
+WEIGHTS ?= # train-captions: CNN weights (safetensors); default: download
 
-# test: corpora for the tests that need one; they are skipped without
+# test: folder of corpora; tests that need one are skipped without it
 ifneq ($(wildcard ../shared/data),)
 export TEST_DATA ?= $(abspath ../shared/data)
 endif
@@ -15,30 +15,37 @@ endif
 BIN = $(VENV)/bin
 SERVING = $(VENV)/.serving-installed
 DEVELOPMENT = $(VENV)/.development-installed
-# Those that `bench` compares with pin other versions than ours, and are not for an environment that serves.
+# The peers of `bench` pin other versions than the server, so they get an environment of their own.
 PEERS = .venv-bench/.installed
 
-.PHONY: help install serve test check bench bench-cells fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
+.PHONY: help install serve test test-fast check bench bench-cells fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
-help: ## show this
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 24
 
-install: $(SERVING) ## what the server needs, into .venv; never torch
+install: $(SERVING) ## install the server into .venv, without torch
 
 serve: $(SERVING) ## start the server
 	$(BIN)/seqserve serve
 
-test: $(DEVELOPMENT) ## run the tests
-	$(BIN)/python -m pytest
+test: $(DEVELOPMENT) ## run all tests: in parallel (WORKERS=2), then the serial ones; ARGS=pytest options
+	$(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest -m serial $(ARGS)
 
-check: $(DEVELOPMENT) ## format, lint, types, imports
+test-fast: $(DEVELOPMENT) ## run the tests without end-to-end, training and serial ones
+	$(PARALLEL) --ignore tests/e2e --ignore tests/training $(ARGS)
+
+# A file's tests share a worker, and so the fixtures of its module.
+PARALLEL = $(BIN)/python -m pytest -m 'not serial' --numprocesses $(or $(WORKERS),2) --dist loadfile
+
+check: $(DEVELOPMENT) ## check format, lint, types and imports
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(DEVELOPMENT) $(PEERS) ## time the models against eager torch, the server against its peers: half an hour, 6 GiB more
+bench: $(DEVELOPMENT) $(PEERS) ## benchmark against eager torch and other servers: 30 minutes, 6 GiB of disk
 	$(BIN)/python tests/bench/language_model.py
 	$(BIN)/python tests/bench/digits.py
 	$(BIN)/python -m tests.bench.captions
@@ -47,26 +54,26 @@ bench: $(DEVELOPMENT) $(PEERS) ## time the models against eager torch, the serve
 	$(BIN)/python -m tests.bench.serving --data $(CORPORA)
 CORPORA = $(or $(DATA),$(TEST_DATA),$(error bench: DATA names the folder of ptb/, mnist/ and flickr8k/))
 
-bench-cells: $(DEVELOPMENT) ## time the cells that torch lacks against torch's LSTM, as trainings run
+bench-cells: $(DEVELOPMENT) ## benchmark our LSTM variants against torch.nn.LSTM, in training
 	$(KEEP_MEMORY) $(BIN)/python tests/bench/cells.py
 
-fuzz: $(DEVELOPMENT) ## hold the server against its OpenAPI document, with 10,000 examples and more: half an hour
+fuzz: $(DEVELOPMENT) ## fuzz the server against its OpenAPI document with 10,000 examples: 30 minutes
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),2500) $(BIN)/python -m pytest -o timeout=0 -rP tests/e2e/test_fuzz.py
 	$(BIN)/python tests/bench/hostile.py
 
-audit: $(DEVELOPMENT) ## look for known faults in the pinned packages, where the database can be reached
+audit: $(DEVELOPMENT) ## look up known vulnerabilities of the pinned packages
 	@$(BIN)/python .ci/audit
 
-train-language-model: $(DEVELOPMENT) ## train, or go on: PRESET=cpu DATA=corpora/ptb RUN=runs/language-model-cpu
+train-language-model: $(DEVELOPMENT) ## train, or resume: PRESET=cpu DATA=corpora/ptb RUN=runs/language-model-cpu
 	$(call train,language-model,$(or $(PRESET),cpu))
 
-train-subword-language-model: $(DEVELOPMENT) ## the same: PRESET=everyday DATA="corpora/everyday2 corpora/everyday2-more"
+train-subword-language-model: $(DEVELOPMENT) ## train, or resume: PRESET=everyday DATA="corpora/everyday2 corpora/everyday2-more"
 	$(call train,subword-language-model,$(or $(PRESET),everyday))
 
-train-digits: $(DEVELOPMENT) ## the same: PRESET=best DATA=corpora/mnist
+train-digits: $(DEVELOPMENT) ## train, or resume: PRESET=best DATA=corpora/mnist
 	$(call train,digits,$(or $(PRESET),best))
 
-train-captions: $(DEVELOPMENT) ## the same: PRESET=best DATA=corpora/flickr8k
+train-captions: $(DEVELOPMENT) ## train, or resume: PRESET=best DATA=corpora/flickr8k
 	$(call train,captions,$(or $(PRESET),best))
 
 # $(1) the recipe, $(2) the preset
@@ -74,20 +81,20 @@ train = $(KEEP_MEMORY) $(BIN)/python -m training $(1) $(2) --run $(call run,$(1)
 	$(if $(DATA),--data $(DATA)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(wildcard $(call run,$(1),$(2))/checkpoint.pt),--resume)
 run = $(or $(RUN),runs/$(1)-$(2))
 
-# glibc keeps freed memory: a step allocates the same large arrays anew, and their page faults cost a quarter of it
+# Let glibc keep freed memory: each step allocates the same large arrays, and page faults would cost 25 % of it
 KEEP_MEMORY = MALLOC_TOP_PAD_=1073741824 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 publish: $(DEVELOPMENT) ## publish a finished run into models_store: RUN=runs/language-model-cpu
 	$(BIN)/python -m training publish $(RUN)
 
-lock: ## fit requirements/ to pyproject.toml; delete its files first for the newest versions; needs uv
+lock: ## update requirements/ from pyproject.toml, with uv; delete the files first to upgrade all
 	uv pip compile $(LOCK) pyproject.toml --extra traces --extra train --extra test --output-file requirements/development.txt
 	uv pip compile $(LOCK) pyproject.toml --constraints requirements/development.txt --output-file requirements/serving.txt
 	grep -o '^[a-z0-9][^\\]*' requirements/development.txt | grep -v '^opentelemetry' | \
 		uv pip compile $(LOCK) pyproject.toml --extra bench --constraints - --output-file requirements/bench.txt
 LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 
-# Every package is pinned and its hash checked; seqserve itself, which has none, is added without its dependencies.
+# All packages are pinned with hashes; seqserve itself has none and is installed without dependencies.
 $(SERVING): requirements/serving.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/serving.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .

@@ -14,18 +14,18 @@ from app.bundle import Bundle
 from app.errors import BundleError, CorpusError, Malformed, SeqserveError, SettingsError, TooLarge, UnknownModel
 from app.settings import Settings
 
-if TYPE_CHECKING:  # what is slow to import, each command imports for itself
+if TYPE_CHECKING:  # slow imports, made by each command
     from app.runtime.families.captions import Description
     from app.runtime.families.digits import Classification
     from app.runtime.families.language_model import LanguageModelPredictor
     from app.runtime.scheduler import Predictor
     from app.runtime.scores import TextScore
 
-MAX_LINE: Final = 2**22  # characters; a line is read as a whole
-BATCH: Final = 32  # images decoded before they are answered together
+MAX_LINE: Final = 2**22  # characters; each line is held in memory
+BATCH: Final = 32  # images decoded and predicted together
 FAILED: Final = 1  # exit statuses
 USAGE: Final = 2
-FIGURES: Final = {  # which of a manifest's metrics its family is judged by
+HEADLINE_METRICS: Final = {  # the metric of the manifest shown for each family
     "test_perplexity": "perplexity {:.2f}",
     "test_accuracy": "accuracy {:.2%}",
     "test_cider": "CIDEr {:.1f}",
@@ -33,7 +33,7 @@ FIGURES: Final = {  # which of a manifest's metrics its family is judged by
 
 
 def serve(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> int:
-    """Start the server. Each option may also be given as SEQSERVE_…; the option goes before the environment."""
+    """Start the server. Each option can also be set as SEQSERVE_…; options override the environment."""
     from app.server import serve
 
     return serve.serve(settings)
@@ -48,16 +48,16 @@ def suggest(
     complete: bool = False,
     model: str | None = None,
 ) -> None:
-    """Suggest how a text may go on.
+    """Suggest continuations of a text.
 
     Args:
-        text: What was written so far; - is standard input, but for a line break at its end.
+        text: The text so far; - reads standard input, without a final line break.
         store: Folder of published bundles.
-        threads: Threads of inference.
-        top_k: Suggestions wanted at most.
-        words: Words of a suggestion at most.
-        complete: The text's last word is still being typed.
-        model: Which model; by default the first by name.
+        threads: Inference threads.
+        top_k: Maximum number of suggestions.
+        words: Maximum number of words per suggestion.
+        complete: Complete the last word of the text.
+        model: Name of the model; by default the first by name.
     """
     from app.runtime.families.language_model import Suggest
     from app.runtime.scheduler import answer_all
@@ -76,14 +76,14 @@ def score(
     mode: Literal["document", "sentence"] = "document",
     model: str | None = None,
 ) -> None:
-    """Print the perplexity of text files of any size, each as one document, and of all of them together.
+    """Print the perplexity of text files of any size, each as one document, and of all files together.
 
     Args:
-        files: Files in UTF-8, a sentence a line; - is standard input.
+        files: UTF-8 files, one sentence per line; - reads standard input.
         store: Folder of published bundles.
-        threads: Threads of inference.
-        mode: Whether a sentence is read knowing those before it.
-        model: Which model; by default the first by name.
+        threads: Inference threads.
+        mode: Score each sentence in the context of the document, or on its own.
+        model: Name of the model; by default the first by name.
     """
     from app.runtime.scores import pooled
 
@@ -98,13 +98,13 @@ def score(
 
 
 def classify(files: tyro.conf.Positional[tuple[Path, ...]], store: Path, threads: int, model: str | None = None) -> int:
-    """Print the digit in each image, and how sure that is. Status 1 if one of the files was no image.
+    """Print the digit in each image and its confidence. Exit with status 1 if a file is not an image.
 
     Args:
-        files: Images in PNG, JPEG, WebP, BMP or GIF; - is standard input.
+        files: PNG, JPEG, WebP, BMP or GIF images; - reads standard input.
         store: Folder of published bundles.
-        threads: Threads of inference.
-        model: Which model; by default the first by name.
+        threads: Inference threads.
+        model: Name of the model; by default the first by name.
     """
     from app.runtime.families.digits import Classify
 
@@ -127,20 +127,20 @@ def caption(
     alternatives: int = 0,
     model: str | None = None,
 ) -> int:
-    """Print a caption of each photograph. Status 1 if one of the files was no image.
+    """Print a caption of each photograph. Exit with status 1 if a file is not an image.
 
     Args:
-        files: Images in PNG, JPEG, WebP, BMP or GIF; - is standard input.
+        files: PNG, JPEG, WebP, BMP or GIF images; - reads standard input.
         store: Folder of published bundles.
-        threads: Threads of inference.
-        beam: Captions kept in view while one is made, 1 to 10.
-        alternatives: Further captions of each image at most.
-        model: Which model; by default the first by name.
+        threads: Inference threads.
+        beam: Beam width, 1 to 10.
+        alternatives: Maximum number of further captions per image.
+        model: Name of the model; by default the first by name.
     """
     from app.runtime.families.captions import Describe
 
     _require_files("caption", files)
-    Describe(b"", beam=beam, alternatives=alternatives).require_ranges()  # before any file is told
+    Describe(b"", beam=beam, alternatives=alternatives).require_ranges()  # before any file is reported
     predictor = _predictor(store, "captions", model, threads)
     widths = _print_heading(files, "log-probability", "caption")
 
@@ -153,7 +153,7 @@ def caption(
 
 
 def models(store: Path) -> None:
-    """List the models of the store; a damaged one with the reason.
+    """List the models of the store, damaged ones with the reason.
 
     Args:
         store: Folder of published bundles.
@@ -164,7 +164,7 @@ def models(store: Path) -> None:
         "family": lambda bundle: bundle.manifest.family,
         "parameters": lambda bundle: f"{bundle.manifest.parameters:,}",
         "served": lambda bundle: bundle.manifest.served,
-        "test": lambda bundle: _figure(bundle.manifest.metrics),
+        "test": lambda bundle: _headline_metric(bundle.manifest.metrics),
         "bytes": lambda bundle: f"{sum(entry.bytes for entry in bundle.manifest.files.values()):,}",
     }
     rows, damaged = [list(columns)], []
@@ -188,14 +188,14 @@ def keys(
     scope: Literal["predict", "admin"] = "predict",
     expires: str | None = None,
 ) -> None:
-    """Make an API key and print it: this once, since the file keeps its hash alone.
+    """Create an API key and print it once: the file stores only its hash.
 
     Args:
-        action: What is to be done.
-        name: Whose key it is: how the log calls its requests, and whose rate is counted.
-        file: File of keys, which the server reads as SEQSERVE_API_KEYS_FILE; made if there is none.
-        scope: What it is good for: admin may also read /metrics and change versions.
-        expires: Date or time (ISO 8601) from which on it is refused; by default it never is.
+        action: The action.
+        name: Name of the client, for the log and the rate limit.
+        file: Key file, which the server reads from SEQSERVE_API_KEYS_FILE; created if missing.
+        scope: predict, or admin to read /metrics and activate versions too.
+        expires: Date or time (ISO 8601) at which the key expires; by default never.
     """
     from app.api.http.keys import create, moment
 
@@ -209,7 +209,7 @@ def keys(
 
 
 def main() -> None:
-    """Run the command that the arguments name; an error of ours is one line on stderr, and no traceback."""
+    """Run the command line. A SeqserveError is printed as one line on stderr, without a traceback."""
     try:
         settings = Settings()
         status = tyro.extras.subcommand_cli_from_dict(
@@ -223,16 +223,16 @@ def main() -> None:
                 "keys": partial(keys, file=settings.api_keys_file),
             },
             prog="seqserve",
-            description="Serves recurrent sequence models over HTTP, or asks them here.",
+            description="Serve recurrent sequence models over HTTP, or run them on the command line.",
             sort_subcommands=False,
             config=(tyro.conf.OmitArgPrefixes,),
         )
         sys.stdout.flush()
         sys.exit(status)
     except SeqserveError as error:
-        _complain(error)
+        _print_error(error)
         sys.exit(USAGE if isinstance(error, SettingsError) else FAILED)
-    except BrokenPipeError:  # who read our output has enough; don't let the interpreter's last flush complain
+    except BrokenPipeError:  # the reader closed the pipe; the interpreter's final flush must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except KeyboardInterrupt:
@@ -240,12 +240,12 @@ def main() -> None:
 
 
 def _predictor(store: Path, family: str, model: str | None, threads: int) -> Any:
-    """The predictor of the named model, or of the family's first."""
+    """Load the predictor of the named model, or of the family's first."""
     from app.runtime.registry import load_predictor
 
     names = bundles.models(store)
     if model is not None and model not in names:
-        raise UnknownModel(f"{model}: no such model; there are: {', '.join(names) or 'none'}")
+        raise UnknownModel(f"{model}: no such model; available: {', '.join(names) or 'none'}")
     bundle = _bundle(store, model) if model else _first(store, names, family)
     if bundle.manifest.family != family:
         raise UnknownModel(f"{model}: expected a {family} model, found one of {bundle.manifest.family}")
@@ -253,12 +253,12 @@ def _predictor(store: Path, family: str, model: str | None, threads: int) -> Any
 
 
 def _first(store: Path, names: Sequence[str], family: str) -> Bundle:
-    """The first bundle of the family; what is damaged, and so of no family, is told on the way."""
+    """Return the first bundle of the family; damaged bundles are reported and skipped."""
     for name in names:
         try:
             bundle = _bundle(store, name)
         except BundleError as error:
-            _complain(f"{name}: damaged: {error}")
+            _print_error(f"{name}: damaged: {error}")
         else:
             if bundle.manifest.family == family:
                 return bundle
@@ -269,8 +269,8 @@ def _bundle(store: Path, model: str) -> Bundle:
     return bundles.read(store / model / bundles.current(store, model))
 
 
-def _figure(metrics: Mapping[str, float]) -> str:
-    return next((figure.format(metrics[name]) for name, figure in FIGURES.items() if name in metrics), "-")
+def _headline_metric(metrics: Mapping[str, float]) -> str:
+    return next((form.format(metrics[name]) for name, form in HEADLINE_METRICS.items() if name in metrics), "-")
 
 
 def _require_files(command: str, files: Sequence[Path]) -> None:
@@ -281,10 +281,10 @@ def _require_files(command: str, files: Sequence[Path]) -> None:
 def _answer_files(
     predictor: "Predictor[Any, Any, Any]",
     files: Sequence[Path],
-    ask: Callable[[bytes, str], Any],
+    make_payload: Callable[[bytes, str], Any],
     show: Callable[[Path, Any], None],
 ) -> int:
-    """Show the answer to each image; a file that is none is told, and then the status is FAILED."""
+    """Show the answer to each image; report each file that is not an image, and return FAILED if there is one."""
     from app.runtime.scheduler import answer_all
 
     status = 0
@@ -292,9 +292,9 @@ def _answer_files(
         examples = list[tuple[Path, Any]]()
         for file in files[start : start + BATCH]:
             try:
-                examples.append((file, predictor.prepare(ask(_content(file), str(file)))))
+                examples.append((file, predictor.prepare(make_payload(_content(file), str(file)))))
             except (CorpusError, Malformed, TooLarge) as error:
-                _complain(error)
+                _print_error(error)
                 status = FAILED
         for (file, _), answer in zip(examples, answer_all(predictor, [one for _, one in examples]), strict=True):
             show(file, answer)
@@ -302,15 +302,15 @@ def _answer_files(
 
 
 def _standard_input() -> str:
-    """A text that was piped in, without the line break that ends the last line of most."""
+    """Read a text from standard input, without a final line break."""
     try:
         with _open(Path("-")) as stream:
             return stream.read().removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise _no_text("-", error) from error
+        raise _not_utf8("-", error) from error
 
 
-def _no_text(name: object, error: UnicodeDecodeError) -> CorpusError:
+def _not_utf8(name: object, error: UnicodeDecodeError) -> CorpusError:
     return CorpusError(f"{name}: expected UTF-8, found byte {error.object[error.start]:#04x}")
 
 
@@ -322,7 +322,7 @@ def _content(file: Path) -> bytes:
 
 
 def _print_heading(files: Sequence[Path], *columns: str) -> list[int]:
-    """Of a table with a row or more a file, printed as they come; the widths of its columns."""
+    """Print the heading of a table whose rows follow one by one, and return the widths of its columns."""
     heading = ["file", *columns]
     widths = [max(map(len, ["file", *map(str, files)])), *map(len, columns)]
     _print_row(heading, widths)
@@ -333,8 +333,8 @@ def _print_row(cells: Sequence[str], widths: Sequence[int]) -> None:
     print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
-def _complain(what: object) -> None:
-    print(f"seqserve: {what}", file=sys.stderr)
+def _print_error(error: object) -> None:
+    print(f"seqserve: {error}", file=sys.stderr)
 
 
 def _score_file(predictor: "LanguageModelPredictor", file: Path, mode: Literal["document", "sentence"]) -> "TextScore":
@@ -344,29 +344,31 @@ def _score_file(predictor: "LanguageModelPredictor", file: Path, mode: Literal["
     except OSError as error:
         raise CorpusError(f"{file}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise _no_text(file, error) from error
+        raise _not_utf8(file, error) from error
     if not score.tokens:
         raise CorpusError(f"{file}: expected text, found none")
     return score
 
 
 def _open(file: Path) -> IO[str]:
-    """Line breaks are those of `app.text.lines`."""
+    """Open a UTF-8 file with the line breaks of `app.text.lines`."""
     return open(0 if str(file) == "-" else file, encoding="utf-8-sig", closefd=str(file) != "-")
 
 
 def _lines(stream: IO[str], file: Path) -> Iterator[tuple[str, int]]:
-    """Lines without their break, each with its offset; in memory that is bounded by the longest line."""
+    """Yield lines without their line break, and their offsets; memory is bounded by the longest line."""
     offset = 0
     while line := stream.readline(MAX_LINE):
         if len(line) == MAX_LINE and not line.endswith("\n"):
-            raise CorpusError(f"{file}: expected lines of at most {MAX_LINE} characters, found more at {offset}")
+            raise CorpusError(
+                f"{file}: expected lines of at most {MAX_LINE} characters, found a longer one at offset {offset}"
+            )
         yield line.removesuffix("\n"), offset
         offset += len(line)
 
 
 def _print_score(score: "TextScore", title: str | None) -> None:
-    """As KenLM's `query` does."""
+    """Print a score in the format of KenLM's `query`."""
     if title is not None:
         print(f"{title}:")
     print(f"Perplexity including OOVs:\t{score.perplexity:.4f}")

@@ -25,8 +25,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from app.errors import BundleError
 
-Family: TypeAlias = Literal["language_model", "digits", "captions"]
-
 FORMAT: Final = 1
 SUPPORTED = (FORMAT,)
 MANIFEST = "manifest.json"
@@ -54,6 +52,7 @@ def _store_name(name: str) -> str:
 
 FileName = Annotated[str, AfterValidator(_file_name)]
 StoreName = Annotated[str, AfterValidator(_store_name)]
+FamilyName: TypeAlias = Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -80,7 +79,7 @@ class Manifest(_Entry):
     """A bundle's metadata. Strict: no other fields, no type conversions, no infinities or NaN."""
 
     format: Literal[1]
-    family: Family
+    family: FamilyName
     model: StoreName
     version: StoreName
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")]  # ISO 8601, UTC

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import bundle
 from app.api.http import authorization, problems, rate_limits, tracing
 from app.api.http.authorization import AccessControl
-from app.api.http.endpoints import TIMEOUT, Dispatch, required_scopes
+from app.api.http.endpoints import TIMEOUT, Dispatch
 from app.api.http.keys import Keys
 from app.api.http.middleware import ErrorBoundary, HeadRequests, RequestLogging
 from app.api.http.rate_limits import RateLimiting
@@ -26,11 +26,13 @@ from app.api.http.tracing import Traced
 from app.api.native import language, vision
 from app.api.operations import routes as operations
 from app.api.web import page
+from app.runtime.families import FAMILIES, Family
 from app.runtime.metrics import Metrics
-from app.runtime.registry import Registry, freeze_heap
+from app.runtime.registry import Registry, Sizes, freeze_heap
 from app.runtime.scheduler import MAX_INLINE_BATCH
 from app.runtime.worker import Worker
 from app.settings import Settings
+from app.text import TOKENIZERS, TokenizerFactory
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +46,18 @@ class Application(FastAPI):
         """Return the OpenAPI document."""
         document = super().openapi()
         document["components"]["schemas"].update(problems.schemas())
-        authorization.document(document, required_scopes(self.routes), with_keys=self.with_keys)
+        authorization.document(document, self.routes, with_keys=self.with_keys)
         return document
 
 
-def create_app(settings: Settings, registry: Registry | None = None, worker: Worker | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    registry: Registry | None = None,
+    worker: Worker | None = None,
+    *,
+    families: Mapping[str, Family] = FAMILIES,
+    tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
+) -> FastAPI:
     """Return the service. Its models load from the store, in a thread, when it starts, unless a registry is given.
 
     With a `worker`, one of several processes, the metrics and the versions served are shared.
@@ -67,7 +76,13 @@ def create_app(settings: Settings, registry: Registry | None = None, worker: Wor
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         loading: asyncio.Future[Registry] = asyncio.get_running_loop().create_future()
         if registry is None:
-            load = worker.load if worker else Registry(settings.store, metrics=metrics, **sizes(settings)).load
+            load = (
+                worker.load
+                if worker
+                else Registry(
+                    settings.store, metrics=metrics, families=families, tokenizers=tokenizers, **sizes(settings)
+                ).load
+            )
             loading = asyncio.ensure_future(_load(settings, load))
         else:
             loading.set_result(registry)
@@ -107,7 +122,7 @@ def create_app(settings: Settings, registry: Registry | None = None, worker: Wor
         *([_cors(settings.origins)] if settings.origins else []),
         Middleware(HeadRequests),
         Middleware(ErrorBoundary),
-        Middleware(AccessControl, keys=keys, required=required_scopes(app.routes)),
+        Middleware(AccessControl, keys=keys, routes=app.routes),
         *([Middleware(RateLimiting, limiter=limiter)] if limiter else []),
         Middleware(Dispatch, routes=app.routes),
     ]  # outermost first
@@ -142,10 +157,11 @@ def _reload_on_sighup(catalogue: Catalogue) -> None:
         log.debug("SIGHUP is ignored: the event loop does not run in the main thread")
 
 
-def sizes(settings: Settings) -> dict[str, int]:
-    """What a registry may use of the machine.
+def sizes(settings: Settings) -> Sizes:
+    """Return the registry's limits of threads, queues, batches and cache.
 
-    Where each processor has a worker, no inference thread has one to itself: the event loops give all light turns.
+    With a worker for each processor, no inference thread has a processor to itself, so the event loops run all cheap
+    steps inline.
     """
     return {
         "max_inline_batch": MAX_INLINE_BATCH if settings.workers < _processors() else settings.batch_size,

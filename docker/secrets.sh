@@ -1,14 +1,13 @@
 #!/bin/sh
-# Makes the files that docker-compose.yml takes its secrets from, in docker/secrets; those that are there stay.
-#     sh docker/secrets.sh                                      with the server's image, built if it has to be
+# Create the secrets of docker-compose.yml in docker/secrets; existing ones are kept.
+#     sh docker/secrets.sh                                      with the server image, built if missing
 #     SEQSERVE=.venv/bin/seqserve sh docker/secrets.sh          with an installed server
-# Containers run as other users than yours and see these files alone: so they are for all to read, and their folder is
-# for you alone to enter.
+# Containers run as other users and mount only these files, so the files are world-readable and the folder is private.
 set -eu
 cd "$(dirname "$0")/.."
 SECRETS=${SECRETS:-docker/secrets}
 
-# The arguments of `seqserve keys`, answered by a key.
+# Run `seqserve keys` with these arguments; print the key.
 keys() {
     if [ -n "${SEQSERVE:-}" ]; then
         $SEQSERVE keys "$@" --file "$SECRETS/api_keys"
@@ -18,12 +17,12 @@ keys() {
     fi
 }
 
-# Standard input becomes the secret $1, whole or not at all.
-keep() {
+# Write standard input to the secret $1 atomically.
+store() {
     cat > "$SECRETS/.new"
     [ -s "$SECRETS/.new" ] || { echo "$SECRETS/$1: expected a secret, found none" >&2; exit 1; }
     mv "$SECRETS/.new" "$SECRETS/$1"
-    echo "$SECRETS/$1 made" >&2
+    echo "$SECRETS/$1 created" >&2
 }
 
 mkdir -p "$SECRETS"
@@ -32,8 +31,8 @@ IMAGE=$(sed -n 's/^ *image: \(seqserve:.*\)/\1/p' docker-compose.yml)
 if [ -z "${SEQSERVE:-}" ] && ! docker image inspect "$IMAGE" > /dev/null 2>&1; then
     docker build --file docker/Dockerfile --tag "$IMAGE" .
 fi
-[ -e "$SECRETS/metrics_key" ] || keys new prometheus --scope admin | keep metrics_key
-[ -e "$SECRETS/predict_key" ] || keys new first --scope predict | keep predict_key
-[ -e "$SECRETS/grafana_admin_password" ] || od -An -N24 -tx1 /dev/urandom | tr -d ' \n' | keep grafana_admin_password
+[ -e "$SECRETS/metrics_key" ] || keys new prometheus --scope admin | store metrics_key
+[ -e "$SECRETS/predict_key" ] || keys new first --scope predict | store predict_key
+[ -e "$SECRETS/grafana_admin_password" ] || od -An -N24 -tx1 /dev/urandom | tr -d ' \n' | store grafana_admin_password
 chmod 644 "$SECRETS/api_keys" "$SECRETS/metrics_key" "$SECRETS/grafana_admin_password"
 chmod 600 "$SECRETS/predict_key"

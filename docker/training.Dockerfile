@@ -1,9 +1,9 @@
-# Training: torch and the recipes. Built from the repository's root, for processors or for NVIDIA's cards:
+# The training image: torch and the recipes, for CPUs or NVIDIA GPUs. Build it from the repository root:
 #     docker build --file docker/training.Dockerfile --tag seqserve-training .
 #     docker build --file docker/training.Dockerfile --tag seqserve-training:cuda --build-arg ACCELERATOR=cuda .
 ARG BASE=python:3.11.14-slim-bookworm
 FROM ${BASE}
-# METEOR is a program for Java.
+# METEOR runs on Java.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends openjdk-17-jre-headless \
@@ -13,9 +13,9 @@ RUN python -m venv --without-pip .venv
 COPY requirements/development.txt requirements/
 ARG ACCELERATOR=cpu
 ARG CPU_INDEX=https://download.pytorch.org/whl/cpu
-# The pinned torch is built for cards and brings 4 GB of libraries for them, all hashes checked. Its builds for processors
-# have the same version on an index of their own: that one must be trusted, for the hashes are not those pinned.
-# The tokeniser of the captions' scores leaves its notes in its own folder, whoever runs it.
+# The pinned torch is a CUDA build with 4 GB of libraries, installed with checked hashes. CPU builds of the same version
+# come from PyTorch's own index, which must be trusted: their hashes differ from the pinned ones.
+# The tokenizer of pycocoevalcap writes temporary files into its own folder.
 RUN if [ "$ACCELERATOR" = cpu ]; then \
         sed -n -E 's/^(torch|torchvision)(==[^ ;]+).*/\1\2/p' requirements/development.txt > requirements/torch.txt \
         && awk '/^[a-z]/ { kept = !/^(cuda|nvidia)-|^(torch|torchvision|triton)==/ } kept' requirements/development.txt \
@@ -32,7 +32,7 @@ COPY app app
 COPY training training
 RUN .venv/bin/python -m compileall -q app training
 USER 65534:65534
-# glibc keeps freed memory, as in the Makefile: page faults cost a quarter of a step.
+# Let glibc keep freed memory, as in the Makefile: page faults cost 25 % of a step.
 ENV PATH=/seqserve/.venv/bin:$PATH PYTHONPATH=/seqserve PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp \
     ORT_DISABLE_TELEMETRY=1 \
     MALLOC_TOP_PAD_=1073741824 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592

@@ -1,4 +1,4 @@
-"""What all tests share: a tiny published language model, made once: random weights, real format."""
+"""Fixtures of all tests: a tiny published language model with random weights."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ WORDS = (
 ).split()
 
 
-torch.set_num_threads(1)  # tiny matrices gain nothing from a second thread, and sums are made in one order everywhere
+torch.set_num_threads(1)  # tiny matrices gain nothing from a second thread; a fixed order of summation
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """What draws by chance draws the same in every run."""
+    """Seed torch before each test."""
     torch.manual_seed(1)
 
 
@@ -37,7 +37,7 @@ def anyio_backend() -> str:
 
 
 def random_model(seed: int) -> LanguageModel:
-    """A model over WORDS, its weights already those that a float16 file keeps."""
+    """Return a model over WORDS with weights that float16 represents exactly."""
     torch.manual_seed(seed)
     model = LanguageModel(
         vocabulary_size=len(WORDS), embedding_size=16, hidden_sizes=(24, 16), tied=True, initial_range=0.8
@@ -53,7 +53,7 @@ def tiny_model() -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def tiny_store(tiny_model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one model, `tiny` version `1`. Read only: whoever changes it copies it first."""
+    """A store with version `1` of the model `tiny`. Read-only: copy it to change it."""
     store = tmp_path_factory.mktemp("store")
     publish_tiny(store, tiny_model, "1", tmp_path_factory.mktemp("draft"))
     return store
@@ -61,7 +61,7 @@ def tiny_store(tiny_model: LanguageModel, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def two_versions(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store with a version `2` of `tiny`, which answers otherwise; `1` is the current one. Read only too."""
+    """A store with versions `1` (current) and `2` of `tiny`, whose answers differ. Read-only."""
     store = tmp_path_factory.mktemp("versions") / "store"
     shutil.copytree(tiny_store, store)
     publish_tiny(store, random_model(2), "2", tmp_path_factory.mktemp("draft"))
@@ -70,7 +70,7 @@ def two_versions(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def publish_tiny(store: Path, model: LanguageModel, version: str, drafts: Path) -> None:
-    """Publish a model over WORDS as a version of `tiny`; its probe is recorded in `drafts`, an empty folder."""
+    """Publish a model over WORDS as a version of `tiny`; `drafts` is an empty folder for the probe's draft."""
     vocabulary = "\n".join(WORDS).encode()
     contents: dict[str, bytes | Path] = {"vocabulary.txt": vocabulary, **export_language_model(model)}
     contents["README.md"] = b"# tiny\n\nRandom weights, for tests.\n"

@@ -17,7 +17,7 @@ from app.runtime.families.digits import DigitsPredictor
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.registry import load_predictor
 from app.text.subword import SubwordTokenizer
-from training import plots as report
+from training import plots
 from training.captions import data as photographs_data
 from training.captions import recipe as captions_recipe
 from training.captions.features import backbone
@@ -76,12 +76,12 @@ def language_model(
         config: What to train; every field of a preset can be set.
         run: Folder for the checkpoint, the metrics and the configuration; a model of your own texts is named after it.
         data_folder: Folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt; left out, they are downloaded once.
-        train_text: A text of your own, tokens parted by white space, a sentence a line (with valid and test).
-        valid_text: Chooses nothing, measures every epoch.
-        test_text: Measured once, when the model is published.
-        terms: On what terms your text may be used; the model card says it.
-        resume: Go on where the run's checkpoint stands.
-        minutes: Stop after this long; go on with --resume.
+        train_text: A text of your own, whitespace-separated tokens, a sentence a line (with valid and test).
+        valid_text: Text that is scored after every epoch.
+        test_text: Text that is scored once, when the model is published.
+        terms: Terms of use of your text, for the model card.
+        resume: Continue from the run's checkpoint.
+        minutes: Stop after so many minutes; go on with --resume.
     """
     own = {"train": train_text, "valid": valid_text, "test": test_text}
     source = _source(data_folder, own, _model_name(run), terms)
@@ -90,8 +90,8 @@ def language_model(
     job = Run(run)
     done = language_model_recipe.train(config, corpus, job, resume=resume, minutes=minutes)
     if metrics := job.metrics():
-        report.learning_curve(metrics, run / "curves.png", run.resolve().name)
-    _tell_rest(run, done, minutes)
+        plots.learning_curve(metrics, run / "curves.png", run.resolve().name)
+    _print_rest(run, done, minutes)
 
 
 def tokenizer(
@@ -125,7 +125,7 @@ def subword_language_model(
         data: Folders with NAME.train.txt and NAME.valid.txt, plain, .gz or .xz, a blank line between documents.
         tokenizer_file: A tokenizer.json of `tokenizer`; left out, one is trained on the data.
         resume: Continue from the run's checkpoint; `--steps` may differ until the decay begins.
-        minutes: Stop after this long; continue with --resume.
+        minutes: Stop after this long; go on with --resume.
     """
     kept = run / "tokenizer.json"
     if not kept.exists():
@@ -139,7 +139,7 @@ def subword_language_model(
     corpus = documents.load(data, encoder, lowered=config.lowered)
     job = Run(run, saved_every=600)
     done = subword_recipe.train(config, corpus, job, resume=resume, minutes=minutes)
-    _tell_rest(run, done, minutes)
+    _print_rest(run, done, minutes)
 
 
 def digits(
@@ -156,14 +156,14 @@ def digits(
         config: What to train; every field of a preset can be set.
         run: Folder for the checkpoint, the metrics and the configuration.
         data_folder: Folder with MNIST/raw/*.gz, as torchvision lays them; left out, they are downloaded once.
-        photographs: A folder or a tar of JPEG files, shown as pictures of no digit beside the drawn ones.
-        resume: Go on where the run's checkpoint stands.
-        minutes: Stop after this long; go on with --resume.
+        photographs: A folder or a tar of JPEG files, used as images of no digit beside the drawn ones.
+        resume: Continue from the run's checkpoint.
+        minutes: Stop after so many minutes; go on with --resume.
     """
     corpus = mnist.load(data_folder)
     shown = photographs_in(photographs) if photographs else ()
     done = digits_recipe.train(config, corpus, Run(run), photographs=shown, resume=resume, minutes=minutes)
-    _tell_rest(run, done, minutes)
+    _print_rest(run, done, minutes)
 
 
 def captions(
@@ -175,16 +175,16 @@ def captions(
     resume: bool = False,
     minutes: float = math.inf,
 ) -> None:
-    """Train a captioner of photographs; the features of a CNN are computed once and kept.
+    """Train a captioner of photographs; the features of a CNN are computed once and cached.
 
     Args:
         config: What to train; every field of a preset can be set.
         run: Folder for the checkpoint, the metrics and the configuration.
         data_folder: Photographs with captions.json (in Flickr8k's form or COCO's) or with COCO's own captions files.
         weights: The CNN's weights, a safetensors file; left out, torchvision downloads its own once.
-        terms: On what terms photographs of your own may be used; the model card says it.
-        resume: Go on where the run's checkpoint stands.
-        minutes: Stop after this long; go on with --resume.
+        terms: Terms of use of your own photographs, for the model card.
+        resume: Continue from the run's checkpoint.
+        minutes: Stop after so many minutes; go on with --resume.
     """
     source = photographs_data.source(data_folder, terms)
     seen_by = backbone(config.backbone, weights)
@@ -192,7 +192,7 @@ def captions(
     for name, fault in corpus.corrupt.items():
         print(f"left out {name}: {fault}")
     done = captions_recipe.train(config, corpus, Run(run), resume=resume, minutes=minutes)
-    _tell_rest(run, done, minutes)
+    _print_rest(run, done, minutes)
 
 
 def publish(
@@ -209,7 +209,7 @@ def publish(
         store: The folder of all models.
         name: The model's name; left out, the corpus's or, for texts of your own, the run's folder.
         version: The version's name; left out, today's date.
-        photographs: For digits: a folder or a tar of JPEG files that must be rejected, others than the trained ones.
+        photographs: For digits: a folder or a tar of JPEG files that must be rejected, not those of training.
     """
     finished = Run(run)
     family = finished.read("environment.json").get("family")
@@ -223,7 +223,7 @@ def publish(
 def evaluate(
     files: tyro.conf.Positional[tuple[Path, ...]], store: Path = Path("models_store"), model: str = "ptb"
 ) -> None:
-    """Score text files, each as one document, with the model that the store serves: a line each, parted by tabs.
+    """Score text files, each as one document, with the model that the store serves: a line each, tab-separated.
 
     Args:
         files: Files in UTF-8, gzipped if they end in .gz, a sentence a line.
@@ -267,18 +267,18 @@ def robustness(
     store: Path = Path("models_store"),
     model: str = "digits",
 ) -> None:
-    """Put the digit reader that the store serves to the test: MNIST-C's corruptions, variants, pictures of no digit.
+    """Test the robustness of the served digit reader: MNIST-C's corruptions, variants, images of no digit.
 
     Args:
         data_folder: Folder with MNIST/raw/*.gz; left out, they are downloaded once.
         photographs: A folder or a tar of JPEG files that must be rejected.
-        limit: Use so many test digits only.
+        limit: Use only this many test digits.
         store: The folder of all models.
         model: The model's name.
     """
     predictor = load_predictor(_current(store, model))
     if not isinstance(predictor, DigitsPredictor):
-        raise CorpusError(f"robustness: expected a digit reader, found {model}, which is none")
+        raise CorpusError(f"robustness: expected a digit reader, found {model}")
     shown = photographs_in(photographs) if photographs else ()
     print(table(benchmark(predictor, mnist.load(data_folder).test, shown, limit)))
 
@@ -294,16 +294,16 @@ def cells(
 ) -> None:
     """Compare the six cells on the Penn Treebank, on MNIST and on the adding problem, and write a report.
 
-    What is measured already is not measured again: a command that was stopped goes on when it is given once more.
+    Finished measurements are not repeated: a stopped command continues when given again.
 
     Args:
         config: What to compare; every field can be set.
-        run: Folder for all runs and their figures.
-        report_folder: Folder for README.md with its pictures; left out, the folder `report` of the run.
+        run: Folder for all runs and their results.
+        report_folder: Folder for README.md with its plots; left out, the folder `report` of the run.
         ptb: Folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt; left out, they are downloaded once.
         mnist_folder: Folder with MNIST/raw/*.gz; left out, they are downloaded once.
         part: Measure these parts only; the report is of all that is measured.
-        jobs: Runs side by side, each on one thread.
+        jobs: Parallel runs, each on one thread.
     """
     measure(config, run, Corpora(ptb, mnist_folder), part, jobs)
     folder = report_folder or run / "report"
@@ -313,7 +313,7 @@ def cells(
 
 
 def main() -> None:
-    """Run the command that the arguments name; a SeqserveError is one line on stderr and exit status 1."""
+    """Run the command that the arguments name; a SeqserveError becomes one line on stderr and exit status 1."""
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
@@ -347,7 +347,7 @@ def _current(store: Path, model: str) -> bundles.Bundle:
     return bundles.read(store / model / bundles.current(store, model))
 
 
-def _tell_rest(run: Path, done: bool, minutes: float) -> None:
+def _print_rest(run: Path, done: bool, minutes: float) -> None:
     if not done:
         print(f"{run}: stopped after {minutes:g} minutes; go on with --resume")
 
@@ -362,7 +362,7 @@ def _source(folder: Path | None, own: dict[str, Path | None], name: str, terms: 
 
 
 def _model_name(run: Path) -> str:
-    """What a store may call the model of this run; `corpus` if the folder's name gives nothing."""
+    """Return a valid model name from the run's folder; `corpus` if none is left."""
     return re.sub(r"[^a-z0-9._-]", "-", run.resolve().name.lower()).lstrip("._-")[:64] or "corpus"
 
 

@@ -1,4 +1,4 @@
-"""Scores a published bundle through the same predictor that the server uses."""
+"""Scoring of texts with a published bundle, through the predictor of the server."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from training.corpora.files import open_text
 
 
 def score_files(predictor: LanguageModelPredictor, paths: Sequence[Path]) -> list[TextScore]:
-    """The score of each file's whole text as one document; the files are read side by side.
+    """Return the score of each file's whole text as one document; the files are scored in one batch.
 
     Raise CorpusError for a file that is missing, without words or not UTF-8.
     """

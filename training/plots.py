@@ -1,4 +1,4 @@
-"""Pictures for people: what a run learned."""
+"""Plots of training runs and results, as PNG."""
 
 import math
 import textwrap
@@ -21,18 +21,18 @@ def learning_curve(
     path: Path,
     title: str,
     *,
-    figure: str = "perplexity",
+    metric: str = "perplexity",
     parts: Sequence[str] = ("train", "valid"),
     logarithmic: bool = True,
 ) -> None:
-    """`figure` on each of `parts` (metrics named part_figure) against epochs, as PNG; the rate behind them."""
+    """Plot `metric` of each of `parts` (entries named part_metric) against epochs, as PNG, with the learning rate."""
     epochs = [entry["epoch"] for entry in metrics]
     canvas, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for part, colour in zip(parts, COLOURS, strict=False):
-        values = [entry[f"{part}_{figure}"] for entry in metrics]
+        values = [entry[f"{part}_{metric}"] for entry in metrics]
         label = f"{part.replace('_', ' ')} (last {values[-1]:{'.1f' if logarithmic else '.4f'}})"
         axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
-    axes.set(title=title, xlabel="epoch", ylabel=figure, yscale="log" if logarithmic else "linear")
+    axes.set(title=title, xlabel="epoch", ylabel=metric, yscale="log" if logarithmic else "linear")
     if logarithmic:
         axes.yaxis.set_major_formatter("{x:.0f}")
         axes.yaxis.set_minor_formatter("{x:.0f}")
@@ -46,7 +46,7 @@ def learning_curve(
 
 
 def confusion_matrix(labels: Sequence[int], answers: Sequence[int], names: Sequence[str], path: Path) -> None:
-    """How often each class (row) was taken for each (column), as PNG; the diagonal is left pale."""
+    """Plot how often each class (row) was predicted as each (column), as PNG; the diagonal stays pale."""
     counts = np.zeros((len(names), len(names)), int)
     np.add.at(counts, (np.asarray(labels), np.asarray(answers)), 1)
     errors = np.where(np.eye(len(names), dtype=bool), 0, counts)
@@ -67,7 +67,7 @@ def confusion_matrix(labels: Sequence[int], answers: Sequence[int], names: Seque
 def contact_sheet(
     images: Sequence[npt.NDArray[np.uint8]], titles: Sequence[str], path: Path, columns: int = 10
 ) -> None:
-    """Small pictures, each under its title, as PNG."""
+    """Plot small images, each under its title, as PNG."""
     rows = max(math.ceil(len(images) / columns), 1)
     canvas, grid = plt.subplots(rows, columns, figsize=(columns * 0.9, rows * 1.1), layout="constrained", squeeze=False)
     for axes in grid.flat:
@@ -80,15 +80,15 @@ def contact_sheet(
 
 
 def reliability_diagram(confidence: Sequence[float], right: Sequence[bool], path: Path, bins: int = 15) -> None:
-    """The share that was right against the confidence, bin by bin, and how many answers each bin has, as PNG."""
+    """Plot the accuracy against the confidence, and the number of answers, by bin, as PNG."""
     edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    shares = np.bincount(place, np.asarray(right, float), minlength=bins) / np.maximum(counts, 1)
+    index = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    shares = np.bincount(index, np.asarray(right, float), minlength=bins) / np.maximum(counts, 1)
     canvas, (axes, below) = plt.subplots(2, 1, figsize=(5, 6), height_ratios=(3, 1), sharex=True, layout="constrained")
     axes.bar(edges[:-1], np.where(counts, shares, 0), 1 / bins, align="edge", color=COLOURS[1], edgecolor="white")
     axes.plot([0, 1], [0, 1], color=COLOURS[0], linestyle="--")
-    axes.set(ylabel="share right", ylim=(0, 1))
+    axes.set(ylabel="accuracy", ylim=(0, 1))
     below.bar(edges[:-1], counts, 1 / bins, align="edge", color=COLOURS[0], edgecolor="white")
     below.set(xlabel="confidence", ylabel="answers", yscale="log", xlim=(0, 1))
     canvas.savefig(path, dpi=110)
@@ -96,18 +96,18 @@ def reliability_diagram(confidence: Sequence[float], right: Sequence[bool], path
 
 
 def caption_curves(metrics: Sequence[dict[str, float]], path: Path, title: str) -> None:
-    """Validation CIDEr against epochs, as PNG; behind it what was trained for, captions' cost and then the reward."""
+    """Plot validation CIDEr against epochs, as PNG, with the training objectives: cost, then reward."""
     canvas, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     epochs, cider = ([entry[key] for entry in metrics] for key in ("epoch", "valid_cider"))
     axes.plot(epochs, cider, color=COLOURS[1], marker="o", markersize=3, label=f"CIDEr (best {max(cider):.1f})")
     axes.set(title=title, xlabel="epoch", ylabel="validation CIDEr")
     axes.grid(alpha=0.3)
     axes.legend()
-    for key, place, colour in (("train_cost", 1.0, COLOURS[0]), ("train_reward", 1.12, COLOURS[2])):
+    for key, offset, colour in (("train_cost", 1.0, COLOURS[0]), ("train_reward", 1.12, COLOURS[2])):
         trained = [entry for entry in metrics if key in entry]
         if trained:
             behind = axes.twinx()
-            behind.spines["right"].set_position(("axes", place))
+            behind.spines["right"].set_position(("axes", offset))
             behind.plot([e["epoch"] for e in trained], [e[key] for e in trained], color=colour, linestyle=":")
             behind.set_ylabel(key.replace("_", " "), color=colour)
     canvas.savefig(path, dpi=110)
@@ -117,7 +117,7 @@ def caption_curves(metrics: Sequence[dict[str, float]], path: Path, title: str) 
 def gallery(
     photographs: Sequence[npt.NDArray[np.uint8]], captions: Sequence[str], path: Path, columns: int = 4
 ) -> None:
-    """Photographs, each over its caption, as PNG."""
+    """Plot photographs, each over its caption, as PNG."""
     rows = math.ceil(len(photographs) / columns)
     canvas, grid = plt.subplots(rows, columns, figsize=(columns * 2.4, rows * 2.9), layout="constrained", squeeze=False)
     for axes in grid.flat:

@@ -1,4 +1,4 @@
-"""What the fields of a recipe's configuration may be, and one error that tells of all that are not."""
+"""Range checks of a recipe's configuration, with one error for all fields out of range."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -6,13 +6,13 @@ from typing import Any, TypeAlias
 from app.errors import SettingsError
 
 Range: TypeAlias = tuple[str, Callable[[Any], bool], tuple[str, ...]]
-"""What is expected, whether a value is that (no comparison holds for NaN), and of which fields."""
+"""The expectation in words, its predicate (false for NaN, as all comparisons are), and the fields it holds for."""
 
 
 def require_ranges(config: Any, ranges: Sequence[Range], *further: str) -> None:
-    """Raise SettingsError that names every field out of its range, and the `further` faults.
+    """Raise SettingsError that names every field out of its range, and lists the `further` faults.
 
-    Of a field that is a tuple each value must be in range, and there must be one.
+    A tuple must not be empty, and each of its values must be in range.
     """
     faults = [
         f"{name}: expected {expected}, found {getattr(config, name)}"

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-from app.bundle import Family
+from app.bundle import FamilyName
 from app.errors import SeqserveError
 
 
 class RunError(SeqserveError):
-    """A run folder can't be used as asked."""
+    """A run folder can't be used for the requested operation."""
 
 
 @dataclass
 class Run:
-    """What a training job leaves: its config, source, environment, metrics, result and curves, and its checkpoint.
+    """The folder of a training run: config, source, environment, metrics, result, curves and checkpoint.
 
-    The checkpoint is replaced atomically, so that a process killed at any moment leaves a whole one.
+    The checkpoint is replaced atomically: a killed process leaves a complete one.
     """
 
     folder: Path
@@ -33,14 +33,11 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest checkpoint's path; it need not exist."""
+        """Return the path of the newest checkpoint, which may not exist."""
         return self.folder / "checkpoint.pt"
 
-    def start(self, family: Family, config: Any, source: Mapping[str, Any]) -> None:
-        """Make the folder and write down what is about to run, on what data; RunError if it holds another run.
-
-        `family` is the one that the published bundle will be of.
-        """
+    def start(self, family: FamilyName, config: Any, source: Mapping[str, Any]) -> None:
+        """Create the folder with family, config, source and environment; RunError if it holds a run already."""
         if self.checkpoint.exists():
             raise RunError(f"{self.folder}: holds a run already; go on with --resume or choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +47,7 @@ class Run:
         self._write("environment.json", {"family": family, **environment()})
 
     def check_config(self, config: Any, former_names: Mapping[str, str] | None = None) -> None:
-        """Raise RunError unless the run was started with this very configuration.
+        """Raise RunError unless the run was started with this configuration.
 
         `former_names` maps names of fields in older runs to today's.
         """
@@ -85,36 +82,36 @@ class Run:
         self._saved_at = time.monotonic()
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Add one epoch's metrics, in place of what a run killed before its next checkpoint left of this epoch."""
+        """Append an epoch's metrics, replacing those that a run killed before its next checkpoint left of it."""
         earlier = [entry for entry in self.metrics() if entry["epoch"] < metrics["epoch"]]
         partial = self.folder / "metrics.partial"
         partial.write_text("".join(json.dumps(entry) + "\n" for entry in [*earlier, metrics]))
         partial.replace(self.folder / "metrics.jsonl")
 
     def finish(self, results: Mapping[str, float]) -> None:
-        """Write down what the finished run is worth: result.json."""
+        """Write the results of the finished run to result.json."""
         self._write("result.json", results)
 
     def metrics(self) -> list[dict[str, float]]:
-        """The metrics of all finished epochs."""
+        """Return the metrics of all finished epochs."""
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
     def read(self, name: str) -> Any:
-        """One of the JSON files; RunError if there is none, or it is no JSON."""
+        """Return the content of a JSON file; RunError if it is missing or invalid."""
         path = self.folder / name
         try:
             return json.loads(path.read_text())
         except FileNotFoundError as error:
             raise RunError(f"{path}: no such file: is {self.folder} the folder of a run?") from error
         except ValueError as error:
-            raise RunError(f"{path}: expected JSON, found otherwise: {error}") from error
+            raise RunError(f"{path}: expected JSON, found invalid content: {error}") from error
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         (self.folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def environment() -> dict[str, Any]:
-    """What a figure depends on besides the configuration."""
+    """Return the environment that results depend on besides the configuration."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -127,7 +124,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that the code was run from, with `-dirty` if it was changed; None outside a checkout."""
+    """Return the commit of the code, with `-dirty` if it was changed; None outside a checkout."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=Path(__file__).parent,

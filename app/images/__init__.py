@@ -1,6 +1,6 @@
-"""From bytes to what a model sees: checked decoding, the framing of digits, the framing of photographs.
+"""Image preprocessing from bytes to model inputs: checked decoding, framing of digits and of photographs.
 
-    bytes --decoded--> RGB picture --framed--> (28, 28) grey digit, framed as MNIST's are
+    bytes --decoded--> RGB image   --framed--> (28, 28) grey digit, framed as MNIST's are
                                    --photo---> (224, 224, 3) RGB --normalised--> (3, 224, 224) floats
 
 Training, evaluation and the server call these same functions.

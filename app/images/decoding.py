@@ -1,4 +1,4 @@
-"""From bytes of five formats to a checked, upright picture."""
+"""Checked decoding of five image formats to upright RGB images."""
 
 import io
 import struct
@@ -23,9 +23,9 @@ SMALL_BYTES: Final = 4096
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"IDAT", b"IEND"})
-_MAX_SCANS = 100  # of a JPEG: encoders write about ten, and each is a pass over the whole picture
+_MAX_SCANS = 100  # of a JPEG: encoders write about ten, and each is a pass over the whole image
 _NEARLY_WHITE = 224
-_UPRIGHT = {  # EXIF orientation -> what undoes it
+_UPRIGHT = {  # EXIF orientation -> transform that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,34 +39,34 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it
 def decoded(
     content: bytes, *, name: str = "image", least: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """The checked, upright RGB picture in `content`: its first frame, in sRGB, transparency over white.
+    """Return the image in `content` checked, upright and in sRGB: its first frame, transparency over white.
 
-    Where all that can be seen is itself nearly white, transparency is over black. With `least`, the picture may be
-    reduced by a whole factor as long as both its sides stay at least that many pixels. Raise TooLarge for more than
-    `max_pixels`, before any is decoded, and Malformed for what is no PNG, JPEG, WebP, BMP or GIF, or is damaged;
-    `name` is what their messages call it.
+    Transparency is over black where the visible part is nearly white. With `least`, the image may be reduced by a whole
+    factor as long as both its sides keep at least that many pixels. Raise TooLarge for more than `max_pixels`, before
+    decoding, and Malformed for a damaged file or one that is no PNG, JPEG, WebP, BMP or GIF; messages start with
+    `name`.
     """
     form = next((form for form, (accepts, _) in _FORMATS.items() if accepts(content[:12])), None)
     if form is None:
-        found = f"a file that begins with the bytes {content[:12].hex(' ')}" if content else "nothing"
+        found = f"a file that starts with the bytes {content[:12].hex(' ')}" if content else "nothing"
         raise Malformed(f"{name}: expected {', '.join(_FORMATS)}, found {found}")
-    with _told(name, form):
+    with _as_malformed(name, form):
         if form == "GIF":
             _check_size(name, _gif_size(content), max_pixels)
-        picture = _FORMATS[form][1](content)
-        _check_size(name, picture.size, max_pixels)
+        image = _FORMATS[form][1](content)
+        _check_size(name, image.size, max_pixels)
         if least:
-            picture.draft(None, (least, least))
-        picture.load()
-        flat = _srgb(_flat(picture, least), picture.info.get("icc_profile"))
-        turn = _UPRIGHT.get(_orientation(picture.info.get("exif", b"")))
+            image.draft(None, (least, least))
+        image.load()
+        flat = _srgb(_flat(image, least), image.info.get("icc_profile"))
+        turn = _UPRIGHT.get(_orientation(image.info.get("exif", b"")))
         return flat if turn is None else flat.transpose(turn)
 
 
 def is_small(content: bytes) -> bool:
-    """Whether, at a glance, it is a PNG of at most SMALL_SIDE x SMALL_SIDE pixels in at most SMALL_BYTES bytes.
+    """Return whether the header is that of a PNG of at most SMALL_SIDE x SMALL_SIDE pixels and SMALL_BYTES bytes.
 
-    One that may turn out to be more work than its header tells, by another header or a colour profile, is not.
+    False for a file that may cost more than its header says: with a second header or a colour profile.
     """
     return (
         len(content) <= SMALL_BYTES
@@ -79,15 +79,15 @@ def is_small(content: bytes) -> bool:
 
 
 @contextmanager
-def _told(name: str, form: str) -> Iterator[None]:
-    """Tell whatever a damaged file leads Pillow to raise as Malformed."""
+def _as_malformed(name: str, form: str) -> Iterator[None]:
+    """Raise Malformed for any exception that Pillow raises on a damaged file."""
     try:
         yield
     except SeqserveError:
         raise
     except Image.DecompressionBombError as error:
         raise TooLarge(f"{name}: {error}", hopeless=False) from error
-    except Exception as error:  # a reader may stumble anywhere, so its errors share no base but this
+    except Exception as error:  # Pillow's decoders share no narrower base class of errors
         reason = str(error) or type(error).__name__
         raise Malformed(f"{name}: expected a whole {form} file, found one that can't be decoded: {reason}") from error
 
@@ -98,7 +98,7 @@ def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _png(content: bytes) -> ImageFile.ImageFile:
-    """Opened without its texts and its animation, whose flaws and sizes then can't matter."""
+    """Open without text and animation chunks, so that their faults and sizes can't matter."""
     kept, at = [content[:8]], 8
     while at < len(content):
         (length,) = struct.unpack_from(">I", content, at)
@@ -111,7 +111,7 @@ def _png(content: bytes) -> ImageFile.ImageFile:
 
 class _Jpeg(JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Not needed, and it warns of EXIF that is damaged."""
+        """Do nothing: not needed, and Pillow warns of damaged EXIF."""
 
 
 def _jpeg(content: bytes) -> ImageFile.ImageFile:
@@ -122,7 +122,7 @@ def _jpeg(content: bytes) -> ImageFile.ImageFile:
 
 
 def _gif_size(content: bytes) -> tuple[int, int]:
-    """What holds the screen and the first frame, which Pillow adds up only while opening, with a warning."""
+    """Return the size of screen and first frame together; Pillow computes it only while opening, with a warning."""
     width, height, flags = struct.unpack_from("<HHB", content, 6)
     at = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
     while content[at] == 0x21:  # extensions: a label, then blocks up to an empty one
@@ -136,7 +136,7 @@ def _gif_size(content: bytes) -> tuple[int, int]:
     return max(width, left + frame_width), max(height, top + frame_height)
 
 
-# Pillow's readers are called by class: `Image.open` warns of a large image before its size can be refused.
+# Pillow's readers are called by class: `Image.open` warns of a large image before its size can be rejected.
 _FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile.ImageFile]]] = {
     "PNG": (lambda head: head.startswith(_PNG), _png),
     "JPEG": (lambda head: head.startswith(b"\xff\xd8\xff"), _jpeg),
@@ -146,28 +146,28 @@ _FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile.I
 }
 
 
-def _flat(picture: Image.Image, least: int | None) -> Image.Image:
-    """L, RGB or CMYK of 8 bits a channel, without transparency, reduced as far as `least` allows."""
-    if picture.mode.startswith("I"):  # 16 bits of grey
-        picture = _eight_bits(picture)
-    if picture.has_transparency_data:
-        return _over_ground(_reduced(picture if picture.mode == "RGBA" else picture.convert("RGBA"), least))
-    if picture.mode not in ("L", "RGB", "CMYK"):
-        picture = picture.convert("L" if picture.mode == "1" else "RGB")
-    return _reduced(picture, least)
+def _flat(image: Image.Image, least: int | None) -> Image.Image:
+    """Return L, RGB or CMYK of 8 bits a channel, without transparency, reduced as far as `least` allows."""
+    if image.mode.startswith("I"):  # 16 bits of grey
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        return _over_ground(_reduced(image if image.mode == "RGBA" else image.convert("RGBA"), least))
+    if image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return _reduced(image, least)
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Of 16 bits of grey the upper ones; the grey that means transparent goes with them."""
-    upper = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if "transparency" in picture.info:
-        upper.info["transparency"] = picture.info["transparency"] >> 8
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return the upper 8 bits of 16-bit grey, the transparent grey value included."""
+    upper = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "transparency" in image.info:
+        upper.info["transparency"] = image.info["transparency"] >> 8
     return upper
 
 
-def _reduced(picture: Image.Image, least: int | None) -> Image.Image:
-    factor = min(picture.size) // least if least else 1
-    return picture.reduce(factor) if factor > 1 else picture
+def _reduced(image: Image.Image, least: int | None) -> Image.Image:
+    factor = min(image.size) // least if least else 1
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _over_ground(layer: Image.Image) -> Image.Image:
@@ -178,22 +178,22 @@ def _over_ground(layer: Image.Image) -> Image.Image:
     return ground
 
 
-def _srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB as the embedded colour profile means it; one that is damaged or for other channels means nothing."""
+def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert to sRGB by the embedded colour profile; ignore one that is damaged or for other channels."""
     if profile:
         try:
             converted = ImageCms.profileToProfile(
-                picture, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+                image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
             )
         except ImageCms.PyCMSError:
             converted = None
         if converted is not None:
             return converted
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 def _orientation(exif: bytes) -> int:
-    """Tag 0x0112 of the first directory; 1, upright, if none can be read. Pillow's reader warns where this does not."""
+    """Return EXIF tag 0x0112 of the first directory; 1, upright, if it can't be read. Pillow's reader would warn."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 8:

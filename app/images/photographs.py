@@ -1,4 +1,4 @@
-"""Photographs as the network that looks at them wants them."""
+"""Preprocessing of photographs for the image encoder."""
 
 from typing import Final
 
@@ -13,12 +13,12 @@ _MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's, of red, green
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def photo(picture: Image.Image) -> Bytes:
-    """(224, 224, 3) RGB: the whole picture, squeezed; one of that size already is returned bit for bit."""
-    picture = picture.convert("RGB")
-    if picture.size != (PHOTO_SIZE, PHOTO_SIZE):
-        picture = picture.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC)
-    return np.array(picture)
+def photo(image: Image.Image) -> Bytes:
+    """(224, 224, 3) RGB: the whole image, resized without keeping its proportions; unchanged if it has that size."""
+    image = image.convert("RGB")
+    if image.size != (PHOTO_SIZE, PHOTO_SIZE):
+        image = image.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC)
+    return np.array(image)
 
 
 def normalised(pixels: Bytes) -> Floats:

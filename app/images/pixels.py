@@ -1,4 +1,4 @@
-"""Arrays of pixels: what they are called, their parts and their extremes."""
+"""Arrays of pixels: types, connected components, local extremes."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -26,19 +26,19 @@ def outermost(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def extent(mask: Mask) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of what is true, ends excluded."""
+    """Return top, bottom, left and right of the true pixels, ends excluded."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
 def middle(values: Floats) -> float:
-    """The upper median, of some rows if there are many."""
+    """Return the upper median, of a sample of rows if there are many."""
     some = values[:: 1 + values.size // 2**15]
     return float(np.partition(some, some.size // 2, axis=None)[some.size // 2])
 
 
 def near(mask: Mask) -> Bytes:
-    """How many of the nine pixels in and around each are true."""
+    """Return for each pixel how many of the nine in and around it are true."""
     padded = surrounded(mask.view(np.uint8), 1)
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     counts: Bytes = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
@@ -46,7 +46,7 @@ def near(mask: Mask) -> Bytes:
 
 
 def surrounded(values: npt.NDArray[Any], by: int) -> npt.NDArray[Any]:
-    """(H, W) with zeros around it, so many on each side. `np.pad` does the same, but slowly for small arrays."""
+    """Return (H, W) padded with `by` zeros on each side; faster than `np.pad` for small arrays."""
     padded = np.zeros((values.shape[0] + 2 * by, values.shape[1] + 2 * by), values.dtype)
     padded[by:-by, by:-by] = values
     return padded
@@ -65,19 +65,19 @@ def extremes(grey: Floats, reach: int, extreme: Callable[[Floats, Floats], Float
 
 
 def boxes(mask: Mask, labels: npt.NDArray[np.intp], count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The first and the last row and column of each part: two of (2, count)."""
+    """Return the first and the last row and column of each component: two of (2, count)."""
     lows = np.full((2, count), max(mask.shape))
     highs = np.zeros((2, count), np.intp)
-    for low, high, places in zip(lows, highs, np.nonzero(mask), strict=True):
-        np.minimum.at(low, labels, places)
-        np.maximum.at(high, labels, places)
+    for low, high, positions in zip(lows, highs, np.nonzero(mask), strict=True):
+        np.minimum.at(low, labels, positions)
+        np.maximum.at(high, labels, positions)
     return lows, highs
 
 
 def parts(mask: Mask) -> tuple[npt.NDArray[np.intp], int]:
-    """The connected parts (corners connect): their numbers (H, W), of no meaning outside of `mask`, and their count.
+    """Return the connected components (8-connectivity): labels (H, W), undefined outside of `mask`, and their count.
 
-    Runs of a row are joined with those they touch in the next, all at once: each takes the lowest number among its
+    Runs of a row are joined with those they touch in the next row, all at once: each takes the lowest label among its
     neighbours until none changes.
     """
     padded = np.zeros((mask.shape[0], mask.shape[1] + 1), np.int8)
@@ -94,8 +94,8 @@ def parts(mask: Mask) -> tuple[npt.NDArray[np.intp], int]:
         if (joined == lowest).all():
             break
         lowest = joined
-    names, numbers = np.unique(lowest, return_inverse=True)
-    return numbers[np.where(mask, runs, 0)], len(names)
+    kept, numbers = np.unique(lowest, return_inverse=True)
+    return numbers[np.where(mask, runs, 0)], len(kept)
 
 
 def _touching(mask: Mask, runs: npt.NDArray[np.intp]) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:

@@ -1,7 +1,7 @@
-"""Readers of handwritten digits: recurrence does all the reading, there is no convolution.
+"""Classifiers of handwritten digits made of recurrent layers alone, without convolution.
 
-A reader whose `eight_bit` is set computes as the served int8 graph does: weights, and all that enters a product, stand
-on a grid of 8 bits. It is for evaluation, and the reference that the graph is held against; it is slow.
+With `eight_bit` set, a reader computes as the served int8 graph: weights and the inputs of products are rounded to 8
+bits. This is the reference that the graph is tested against; it is slow.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app.models.recurrent import KEPT, Cell, Layer, Recurrent
-from app.models.runtime_rounding import RUNTIMES
-from app.models.steps import recalled_bias, step
-from app.models.torch_weights import accept_torchs_weights
+from app.models.recurrent import STATE_VECTORS, Cell, Layer, Recurrent
+from app.models.runtime_rounding import RUNTIME_ACTIVATIONS
+from app.models.steps import hidden_bias, step
+from app.models.torch_weights import accept_torch_weights
 
 SIDE = 28  # pixels of an image
-PIXEL = 1 / 255  # the step of the grid on which eight-bit pixels stand
-HIDDEN = 1 / 127  # and of that of hidden states, which lie between -1 and 1
+PIXEL = 1 / 255  # quantization step of pixels
+HIDDEN = 1 / 127  # quantization step of hidden states, which lie between -1 and 1
 
 
 class RowReader(nn.Module):
     """The chapter's classifier: 28 steps of 28 pixels, a bidirectional LSTM, a linear layer on the last step's output.
 
-    At the last step the backward direction has read one row only; the chapter has it so. Other cells may read as well.
+    At the last step the backward direction has read one row only, as in the chapter. Other cells than the LSTM are
+    supported.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class RowReader(nn.Module):
     ) -> None:
         super().__init__()
         self.eight_bit = False
-        self.recurrent = _both_ways(SIDE, hidden_size, cell, forget_bias)
+        self.recurrent = _bidirectional(SIDE, hidden_size, cell, forget_bias)
         self.output = nn.Linear(2 * hidden_size, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class RowReader(nn.Module):
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 28, 28) in 0..1 -> what the linear layer reads, (B, 2H)."""
+        """(B, 28, 28) in 0..1 -> inputs of the linear layer (B, 2H)."""
         rows = images.transpose(0, 1)  # (B, 28, 28) -> (28, B, 28)
         hidden = _read(self.recurrent, rows, PIXEL if self.eight_bit else None)  # (28, B, 28) -> (28, B, 2H)
         return hidden[-1]
@@ -49,9 +50,9 @@ class RowReader(nn.Module):
 class ReNet(nn.Module):
     """Sweeps of bidirectional recurrent layers over the plane (Visin et al. 2015, arXiv 1505.00393).
 
-    A layer (p, H) cuts its plane into patches of p x p, reads each row of patches from both ends, then each column of
-    what came out. So every number after one layer has seen the whole image, and its place. All that the last layer
-    says of every place goes through one linear layer.
+    A layer (p, H) cuts its plane into patches of p x p, reads each row of patches in both directions, then each column
+    of the result. Every output of a layer depends on the whole image and on its position. The outputs of the last
+    layer at all positions go through one linear layer.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class ReNet(nn.Module):
             if side % patch:
                 raise ValueError(f"patches: expected sides that divide {side}, found {patch}")
             side //= patch
-            self.across.append(_both_ways(size * patch**2, hidden, cell))
-            self.down.append(_both_ways(2 * hidden, hidden, cell))
+            self.across.append(_bidirectional(size * patch**2, hidden, cell))
+            self.down.append(_bidirectional(2 * hidden, hidden, cell))
             size = 2 * hidden
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(side * side * size, outputs)
@@ -82,7 +83,7 @@ class ReNet(nn.Module):
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 28, 28) in 0..1 -> what the linear layer reads, (B, H * W * 2H): all places, row by row."""
+        """(B, 28, 28) in 0..1 -> inputs of the linear layer (B, H * W * 2H): all positions, row by row."""
         plane = images.permute(1, 2, 0).unsqueeze(-1)  # (28, 28, B, 1)
         for (patch, _), across, down in zip(self.layers, self.across, self.down, strict=True):
             plane = self._sweep(across, patches(plane, patch))  # (H, W, B, C) -> (W, H, B, C) -> (W, H, B, 2H)
@@ -103,38 +104,38 @@ def patches(plane: Tensor, side: int) -> Tensor:
     return cut.permute(2, 0, 4, 1, 3, 5).reshape(width // side, height // side, batch, side * side * size)
 
 
-def _both_ways(input_size: int, hidden_size: int, cell: Cell, forget_bias: float = 0.0) -> Recurrent:
-    """One layer that reads from both ends, its weights drawn as torch draws them, its other biases 0."""
+def _bidirectional(input_size: int, hidden_size: int, cell: Cell, forget_bias: float = 0.0) -> Recurrent:
+    """Return one bidirectional layer, its weights initialised as by torch, its other biases 0."""
     made = Recurrent(input_size, [hidden_size], cell=cell, bidirectional=True)
     made.reset(hidden_size**-0.5, forget_bias)
-    accept_torchs_weights(made)
+    accept_torch_weights(made)
     return made
 
 
 def _read(recurrent: nn.Module, inputs: Tensor, grid: float | None) -> Tensor:
-    """(T, N, I) -> (T, N, 2H); with a `grid` in eight bits, `inputs` standing on the multiples of that step."""
+    """(T, N, I) -> (T, N, 2H); in 8 bits with a `grid`, the quantization step of `inputs`."""
     assert isinstance(recurrent, Recurrent)
     if grid is None:
         outputs: Tensor = recurrent(inputs)[0]
         return outputs
     (forward,), (backward,) = recurrent.layers, recurrent.reversed_layers
-    turned = _read_eight_bit(backward, inputs.flip(0), grid)
-    return torch.cat([_read_eight_bit(forward, inputs, grid), turned.flip(0)], -1)
+    reversed_ = _read_eight_bit(backward, inputs.flip(0), grid)
+    return torch.cat([_read_eight_bit(forward, inputs, grid), reversed_.flip(0)], -1)
 
 
 def _read_eight_bit(layer: nn.Module, inputs: Tensor, grid: float) -> Tensor:
     """One direction, step by step: (T, N, I) -> (T, N, H)."""
     assert isinstance(layer, Layer)
-    inner, outputs = recalled_bias(layer), list[Tensor]()
-    state = (inputs.new_zeros(inputs.shape[1], layer.hidden_size),) * KEPT[layer.cell]
-    for read in _product(inputs, grid, layer.weight_ih, layer.bias):  # (T, N, I) -> (T, N, G)
-        state = step(layer, read, _product(state[0], HIDDEN, layer.weight_hh, inner), state, RUNTIMES)
+    inner, outputs = hidden_bias(layer), list[Tensor]()
+    state = (inputs.new_zeros(inputs.shape[1], layer.hidden_size),) * STATE_VECTORS[layer.cell]
+    for input_gates in _product(inputs, grid, layer.weight_ih, layer.bias):  # (T, N, I) -> (T, N, G)
+        state = step(layer, input_gates, _product(state[0], HIDDEN, layer.weight_hh, inner), state, RUNTIME_ACTIVATIONS)
         outputs.append(state[0])
     return torch.stack(outputs)
 
 
 def _product(inputs: Tensor, grid: float, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(..., I) times the transpose of (O, I), both as 8-bit integers, and a bias -> (..., O), rounded as by the graph.
+    """(..., I) times the transpose of (O, I), both as 8-bit integers, plus a bias -> (..., O), rounded as by the graph.
 
     The sums are whole numbers below 2^24, which float32 holds exactly.
     """

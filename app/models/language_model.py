@@ -10,10 +10,10 @@ from app.models.recurrent import Cell, LayerState, Recurrent, locked_dropout
 
 
 class Reading(NamedTuple):
-    """What the recurrent layers made of a window of tokens."""
+    """Outputs of the recurrent layers over a window of tokens."""
 
-    hidden: Tensor  # (T, B, E): what the softmax layer sees, after dropout
-    raw: Tensor  # (T, B, E): the same before dropout
+    hidden: Tensor  # (T, B, H): input of the softmax layer, after dropout
+    raw: Tensor  # (T, B, H): before dropout
     state: list[LayerState]
 
 
@@ -63,7 +63,7 @@ class LanguageModel(nn.Module):
             self.output.weight = self.embedding.weight
 
     def initial_state(self, batch_size: int) -> list[LayerState]:
-        """Zero states, one a layer: (h,) or (h, c), whatever the cell carries on."""
+        """Return zero states, one a layer: (h,) or (h, c), by cell."""
         return self.recurrent.initial_state(batch_size)
 
     def forward(self, tokens: Tensor, state: Sequence[LayerState]) -> Reading:
@@ -90,10 +90,10 @@ class LanguageModel(nn.Module):
 
 
 def detached(state: Sequence[LayerState]) -> list[LayerState]:
-    """The same states cut from the graph: the truncation of truncated back-propagation through time."""
+    """Return the states detached from the graph, for truncated back-propagation through time."""
     return [tuple(part.detach() for part in layer) for layer in state]
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Trainable numbers, a shared (tied) one counted once."""
+    """Return the number of trainable parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in module.parameters())

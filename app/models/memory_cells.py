@@ -1,6 +1,6 @@
-"""The LSTM cells that torch does not offer, peepholes and coupled gates, over a packed batch, differentiated by hand.
+"""The LSTM variants that torch lacks, peepholes and coupled gates, over a packed batch, with their own backward pass.
 
-A batch is packed as torch.nn.utils.rnn packs it: longest sequence first, the rows of step 0, then those of step 1, ...;
+A batch is packed as by torch.nn.utils.rnn: longest sequence first, the rows of step 0, then those of step 1, ...;
 `sizes[t]` sequences are still running at step t, N = sum(sizes) rows in all.
 """
 
@@ -29,8 +29,8 @@ class MemoryCell(Function):
     sizes) -> outputs (N, H), h (B, H) and c (B, H) after each sequence's own last step. G = 4 has the gates i, f, g, o
     and the peepholes of i, f, o; G = 3 has i, g, o and f = 1 - i, the peepholes of i, o.
 
-    All but `c` and `peephole` are of one type, in which the products are taken; the gates are computed in float32 at
-    least, and c is kept in it from step to step. The gradient itself can't be differentiated.
+    All but `c` and `peephole` have one dtype, that of the matrix products. Gates and c are computed in float32 at
+    least. Double backward is not supported.
     """
 
     @staticmethod
@@ -86,7 +86,7 @@ class MemoryCell(Function):
 def _read(
     values: Tensor, weight_hh: Tensor, peephole: Tensor, h: Tensor, c: Tensor, sizes: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """W_ih x + b (N, G*H), which the gates' values replace, and the state before -> outputs and memory (N, H)."""
+    """W_ih x + b (N, G*H), overwritten by the gates' values, and the state before -> outputs and memory (N, H)."""
     outputs, memory = h.new_empty(len(values), h.shape[1]), c.new_empty(len(values), h.shape[1])
     for step, size in _steps(sizes):
         values[step] += _product(h[:size], weight_hh)
@@ -159,7 +159,7 @@ def _forget(inward: Sequence[Tensor]) -> Tensor:
 
 
 def _peepholes(peephole: Tensor | None, weight_hh: Tensor, wide: torch.dtype) -> Tensor:
-    """(P, H); none are as good as zeros."""
+    """Return the peepholes (P, H), zeros without any."""
     if peephole is not None:
         return peephole.to(wide).contiguous()
     size = weight_hh.shape[1]
@@ -171,26 +171,26 @@ def _native(rows: Tensor) -> bool:
 
 
 def _by_onednn(rows: Tensor) -> bool:
-    """Whether products are to be asked of oneDNN by name: torch takes float32 elsewhere, at half the speed on AMD."""
+    """Return whether to call oneDNN explicitly: torch runs float32 on another library, at half the speed on AMD."""
     return ONEDNN and rows.device.type == "cpu" and rows.dtype == torch.float32
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Rows (N, K) and a weight (M, K) -> (N, M)."""
     if _by_onednn(rows):
-        linear = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001  # what torch.compile calls; no public name leads there
+        linear = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001  # what torch.compile calls; there is no public name
         product: Tensor = linear(rows, weight, bias, "none", [], "")
         return product
     return F.linear(rows, weight, bias)
 
 
 def _by_column(matrix: Tensor) -> Tensor:
-    """The same matrix, for oneDNN stored column by column, which it reads faster; torch.mm takes either alike."""
+    """Return the matrix, column-major for oneDNN, which is faster there; torch.mm is indifferent."""
     return matrix.T.contiguous().T if _by_onednn(matrix) else matrix
 
 
 def _steps(sizes: Sequence[int]) -> Iterator[tuple[slice, int]]:
-    """The rows of each step and how many they are."""
+    """Yield the rows of each step as a slice, and their count."""
     for end, size in zip(accumulate(sizes), sizes, strict=True):
         yield slice(end - size, end), size
 

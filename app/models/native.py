@@ -1,4 +1,4 @@
-"""The C++ beside this module, compiled once for a machine and a torch and kept in torch's folder for extensions."""
+"""The C++ kernels beside this module, compiled once and cached in torch's folder of extensions."""
 
 import functools
 import hashlib
@@ -21,16 +21,16 @@ VECTORS: dict[str, tuple[str, ...]] = {
     "AVX2": ("-mavx2", "-mfma", "-mf16c"),
     "DEFAULT": (),
 }
-"""What a compiler is told of the vector units that torch found on this machine."""
+"""Compiler flags by the vector instructions that torch found on this machine."""
 
 log = logging.getLogger(__name__)
 
 
 @functools.cache
 def loaded() -> bool:
-    """Whether torch.ops.seqserve has what `SOURCE` registers; the first call may compile it, for about ten seconds.
+    """Load the operators of `SOURCE` into torch.ops.seqserve, compiling them at first (about ten seconds).
 
-    Without a compiler, or if it fails, which is logged, the answer is no.
+    Return False without a compiler or when compilation fails; both are logged.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     if capability not in VECTORS:
@@ -41,28 +41,28 @@ def loaded() -> bool:
             return False
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
-        log.warning("%s: not compiled; torch's own operations answer, slower: %s", SOURCE.name, _reason(error))
+        log.warning("%s: not compiled; falling back to slower torch operations: %s", SOURCE.name, _reason(error))
         return False
     return True
 
 
 def _built(capability: str, library: Path) -> bool:
-    """Whether there is a compiler; then `library` is there, too. Of threads and processes at once one compiles."""
+    """Compile `library` unless it exists, once among concurrent processes; return False without a compiler."""
     compiler = shutil.which("c++")
     if compiler is None:
-        log.info("%s: no c++ compiler found; torch's own operations answer, slower", SOURCE.name)
+        log.info("%s: no c++ compiler found; falling back to slower torch operations", SOURCE.name)
         return False
     library.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(library.with_suffix(".lock")):  # of the system, which frees it when its holder dies
+    with FileLock(library.with_suffix(".lock")):  # an OS lock, released when its holder dies
         if not library.exists():
             build(compiler, capability, library)
     return True
 
 
 def build(compiler: str, capability: str, library: Path) -> None:
-    """Compile `SOURCE` into `library`; it appears there whole, however many processes build it at once.
+    """Compile `SOURCE` into `library`; the file appears atomically, also with concurrent builds.
 
-    Raises subprocess.CalledProcessError, its `stderr` the compiler's words, or OSError.
+    Raise subprocess.CalledProcessError, with the compiler's output as `stderr`, or OSError.
     """
     started = time.monotonic()
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -76,18 +76,18 @@ def build(compiler: str, capability: str, library: Path) -> None:
 
 
 def _reason(error: OSError | RuntimeError | subprocess.CalledProcessError) -> str:
-    """In one line: of what a compiler says, its first error."""
-    said = error.stderr.splitlines() if isinstance(error, subprocess.CalledProcessError) else []
-    return next((line for line in said if "error" in line), str(error))
+    """Return the reason in one line: the first error line of a compiler's output."""
+    output = error.stderr.splitlines() if isinstance(error, subprocess.CalledProcessError) else []
+    return next((line for line in output if "error" in line), str(error))
 
 
 def _folder() -> Path:
-    """Where torch.utils.cpp_extension keeps what it builds."""
+    """Return the folder in which torch.utils.cpp_extension caches its builds."""
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions") / "seqserve"
 
 
 def _name(capability: str) -> str:
-    """Another for other source, torch or flags."""
+    """Return the library's name, keyed by source, torch version and flags."""
     content = "\n".join([SOURCE.read_text(), torch.__version__, *_flags(capability)])
     return f"memory_cells_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 

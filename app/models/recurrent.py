@@ -18,10 +18,10 @@ LayerState: TypeAlias = tuple[Tensor, ...]
 
 GATES: dict[Cell, int] = {"rnn": 1, "lstm": 4, "peephole": 4, "cifg": 3, "gru": 3, "peephole-cifg": 3}
 """Blocks of H rows in a cell's matrices."""
-KEPT: dict[Cell, int] = {"rnn": 1, "lstm": 2, "peephole": 2, "cifg": 2, "gru": 1, "peephole-cifg": 2}
-"""Vectors of H numbers that a cell carries on."""
+STATE_VECTORS: dict[Cell, int] = {"rnn": 1, "lstm": 2, "peephole": 2, "cifg": 2, "gru": 1, "peephole-cifg": 2}
+"""Number of state vectors, of H numbers each, of a cell."""
 PEEPHOLES: dict[Cell, int] = {"peephole": 3, "peephole-cifg": 2}
-"""Gates that see the memory."""
+"""Number of gates with a peephole connection to the memory."""
 
 
 def locked_dropout(inputs: Tensor, probability: float, *, training: bool) -> Tensor:
@@ -47,7 +47,7 @@ class Layer(nn.Module):
     gru            r, z = sigmoid(a_r, a_z), n = tanh(W_in x_t + b_n + r * (W_hn h_{t-1} + bias_hn)),
                    h_t = (1 - z) * n + z * h_{t-1}; rows r, z, n   (Cho et al. 2014, arXiv 1406.1078, in torch's form)
 
-    One bias, not torch's two, since their sum is all that counts (but for bias_hn, which r scales). `weight_drop` drops
+    One bias, not torch's two, which are only ever added up (except bias_hn, which r scales). `weight_drop` drops
     entries of W_hh, one mask for the whole window (Merity et al. 2018, arXiv 1708.02182). rnn, lstm and gru run on
     torch's own kernels, the others on `MemoryCell`.
     """
@@ -73,7 +73,7 @@ class Layer(nn.Module):
         gate's is -forget_bias, which is the same f. rnn and gru have no forget gate: `forget_bias` has no effect there.
         """
         for name, parameter in self.named_parameters():
-            if name.startswith(("bias", "peephole")):  # a drawn peephole can hold a gate open that feeds what it sees
+            if name.startswith(("bias", "peephole")):  # a random peephole can hold a gate open that feeds its own input
                 nn.init.zeros_(parameter)
             else:
                 nn.init.uniform_(parameter, -initial_range, initial_range)
@@ -94,9 +94,9 @@ class Layer(nn.Module):
         _, sizes, order, back = packed
         assert order is not None
         assert back is not None
-        rows, after = self._read_packed(packed.data, sizes, _taken(state, order))
+        rows, after = self._read_packed(packed.data, sizes, _reordered(state, order))
         outputs, _ = pad_packed_sequence(PackedSequence(rows, sizes, order, back), total_length=len(inputs))
-        return outputs, _taken(after, back)
+        return outputs, _reordered(after, back)
 
     def _read_even(self, inputs: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         steps, batch, _ = inputs.shape
@@ -114,7 +114,7 @@ class Layer(nn.Module):
         return outputs, tuple(part.squeeze(0) for part in after)
 
     def _read_packed(self, rows: Tensor, sizes: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        """The same over a packed batch, the longest sequence first: (N, I) -> (N, H)."""
+        """Process a packed batch, longest sequence first: (N, I) -> (N, H)."""
         weights = self._weights()
         before = tuple(part.unsqueeze(0) for part in state)
         match self.cell:
@@ -140,7 +140,7 @@ class Layer(nn.Module):
         return F.dropout(self.weight_hh, self.weight_drop, training=self.training)
 
     def _weights(self) -> list[Tensor]:
-        """As torch's kernels take them."""
+        """Return the weights as torch's kernels expect them."""
         recurrent_bias = self.get_buffer("no_bias")
         if self.bias_hn is not None:
             recurrent_bias = torch.cat([recurrent_bias, self.bias_hn])
@@ -151,8 +151,8 @@ class Recurrent(nn.Module):
     """Stacked layers of one cell, `hidden_sizes[k]` units in layer k and direction, with dropout between them.
 
     `locked` keeps one dropout mask for all steps of a window; otherwise every step draws its own. With `bidirectional`
-    every layer reads both ways (Schuster & Paliwal 1997), the backward one from each sequence's own last step, and the
-    next layer sees both outputs side by side, forward first.
+    every layer runs in both directions (Schuster & Paliwal 1997), the backward one from each sequence's own last step.
+    The next layer's input is both outputs concatenated, forward first.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Recurrent(nn.Module):
         weight = next(self.parameters())
         directions = (2,) if self.bidirectional else ()
         return [
-            tuple(weight.new_zeros(*directions, batch_size, size) for _ in range(KEPT[self.cell]))
+            tuple(weight.new_zeros(*directions, batch_size, size) for _ in range(STATE_VECTORS[self.cell]))
             for size in self.hidden_sizes
         ]
 
@@ -211,7 +211,7 @@ class Recurrent(nn.Module):
         state is that after each sequence's own last step, of the backward direction that after its first. `lengths`
         (B,) int64 are the steps of each sequence, 1 to T; None for T each.
 
-        Raises ValueError for lengths that are none.
+        Raise ValueError for lengths out of range.
         """
         if lengths is not None:
             _check_lengths(lengths, inputs)
@@ -232,11 +232,11 @@ class Recurrent(nn.Module):
             outputs, after = self.layers[index](inputs, before, lengths)
             return outputs, after
         forward, forward_after = self.layers[index](inputs, tuple(part[0] for part in before), lengths)
-        turned, backward_after = self.reversed_layers[index](
-            _turned(inputs, lengths), tuple(part[1] for part in before), lengths
+        backward, backward_after = self.reversed_layers[index](
+            _reversed(inputs, lengths), tuple(part[1] for part in before), lengths
         )
         after = tuple(torch.stack(pair) for pair in zip(forward_after, backward_after, strict=True))
-        return torch.cat([forward, _turned(turned, lengths)], -1), after
+        return torch.cat([forward, _reversed(backward, lengths)], -1), after
 
     def _drop(self, outputs: Tensor) -> Tensor:
         if self.locked:
@@ -255,8 +255,8 @@ def _check_lengths(lengths: Tensor, inputs: Tensor) -> None:
         raise ValueError(f"lengths: expected 1 to {steps} steps, found {shortest} to {longest}")
 
 
-def _turned(rows: Tensor, lengths: Tensor | None) -> Tensor:
-    """(T, B, H) with every sequence read backwards from its own last step; what follows its end stays."""
+def _reversed(rows: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return (T, B, H) with every sequence reversed from its own last step; padding stays."""
     if lengths is None:
         return rows.flip(0)
     steps = torch.arange(len(rows), device=rows.device)[:, None]  # (T, 1)
@@ -265,5 +265,5 @@ def _turned(rows: Tensor, lengths: Tensor | None) -> Tensor:
     return rows.gather(0, source[:, :, None].expand_as(rows))
 
 
-def _taken(state: LayerState, order: Tensor) -> LayerState:
+def _reordered(state: LayerState, order: Tensor) -> LayerState:
     return tuple(part.index_select(0, order) for part in state)

@@ -1,8 +1,8 @@
-"""Sigmoid and tanh, rounded bit for bit as ONNX Runtime's kernels round them.
+"""Sigmoid and tanh with the rounding of ONNX Runtime's kernels, bit for bit.
 
-A hidden state that stands on a grid of eight bits tips to the next point where two ways to compute it differ in their
-last bit. So that a module can be held against its graph, its gates are computed as the graph's are: by the rational
-approximations of Eigen that the kernels use, each product fused with the sum after it. Slow: for evaluation.
+Two implementations that differ in the last bit round some 8-bit hidden states to different values. For comparing a
+module with its graph, these use the rational approximations of Eigen that the kernels use, with fused multiply-add.
+Slow: for evaluation only.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from app.models.steps import Squash
+from app.models.steps import Activations
 
 # Coefficients of the odd numerator and the even denominator, the highest power first.
 _TANH: Final = (
@@ -46,7 +46,7 @@ def _odd(x: Tensor, numerator: Sequence[float], denominator: Sequence[float]) ->
 
 
 def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
-    """By Horner's rule; a product of two float32 is exact in float64, so only the sum is rounded, as if fused."""
+    """Horner's rule with fused multiply-add: a product of two float32 is exact in float64, only the sum is rounded."""
     wide, (first, *others) = x.double(), torch.tensor(coefficients, dtype=torch.float32).double().to(x.device)
     value: Tensor = first.expand_as(wide)
     for coefficient in others:
@@ -54,4 +54,4 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return value.float()
 
 
-RUNTIMES: Final = Squash(sigmoid, tanh)
+RUNTIME_ACTIVATIONS: Final = Activations(sigmoid, tanh)

@@ -1,4 +1,4 @@
-"""Weights that were written while readers and captioners stood on nn.RNN, nn.LSTM and nn.GRU, for `Recurrent`."""
+"""Loading of weights of nn.RNN, nn.LSTM and nn.GRU, which older checkpoints and bundles hold, into `Recurrent`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,16 +9,16 @@ from torch import Tensor
 from app.models.recurrent import Recurrent
 
 
-def accept_torchs_weights(recurrent: Recurrent) -> None:
-    """Let `load_state_dict` take the weights of torch's own module of the same cell and sizes as well.
+def accept_torch_weights(recurrent: Recurrent) -> None:
+    """Let `load_state_dict` accept the weights of torch's own module of the same cell and sizes as well.
 
-    Of torch's two biases the sum is all that counts, but for the GRU's new state, whose second stands inside the reset.
+    Torch's two biases are added up, except in the GRU's new state, where the reset gate scales the second.
     """
     recurrent.register_load_state_dict_pre_hook(_translate)  # type: ignore[no-untyped-call]
 
 
 def _translate(recurrent: Any, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Give those of `weights` that have torch's names ours."""
+    """Rename the `weights` that have torch's names."""
     for ours, theirs in _names(recurrent):
         if f"{prefix}weight_ih_{theirs}" in weights:
             weight_ih, weight_hh, bias_ih, bias_hh = (
@@ -33,7 +33,7 @@ def _translate(recurrent: Any, weights: dict[str, Tensor], prefix: str, *_: Any)
 
 
 def _names(recurrent: Recurrent) -> Iterator[tuple[str, str]]:
-    """For each layer and direction the name of our module and the end of torch's parameters' names."""
+    """Yield for each layer and direction our module's name and the suffix of torch's parameter names."""
     for n in range(len(recurrent.hidden_sizes)):
         yield f"layers.{n}", f"l{n}"
         if recurrent.bidirectional:

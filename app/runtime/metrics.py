@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -85,7 +86,9 @@ class Processes(Collector):
         """Return the current metrics."""
         families: dict[str, Metric] = {}
         for index, pid in enumerate(self._pids()):
-            for one in _process(pid):
+            if not pid:
+                continue
+            for one in ProcessCollector(namespace=PREFIX, pid=partial(int, pid), registry=None).collect():
                 family = families.setdefault(one.name, Metric(one.name, one.documentation, one.type))
                 for sample in one.samples:
                     family.add_sample(sample.name, {**sample.labels, "worker": str(index)}, sample.value)
@@ -136,7 +139,12 @@ class Metrics:
         self.models = Models()
         self._rate_limited = self._single("rate_limited", "Requests rejected by the rate limit")
         self._rate_storage_errors = self._single("rate_storage_errors", "Failed calls of the rate limit's storage")
-        self._exported = _single_process(registry) if shared is None else _multi_process(shared)
+        self._exported = registry if shared is None else CollectorRegistry()
+        if shared is None:
+            ProcessCollector(namespace=PREFIX, registry=registry)
+        else:
+            MultiProcessCollector(self._exported, shared.folder)  # type: ignore[no-untyped-call]
+            self._exported.register(Processes(shared.pids))
         self._exported.register(self.models)
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -215,19 +223,3 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Labelled[Histogram]:
         return Labelled(Histogram(name, text, labels, namespace=PREFIX, registry=self._registry, buckets=buckets))
-
-
-def _single_process(registry: CollectorRegistry) -> CollectorRegistry:
-    ProcessCollector(namespace=PREFIX, registry=registry)
-    return registry
-
-
-def _process(pid: int) -> Iterable[Metric]:
-    return ProcessCollector(namespace=PREFIX, pid=lambda: pid, registry=None).collect() if pid else ()
-
-
-def _multi_process(shared: Shared) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, shared.folder)  # type: ignore[no-untyped-call]
-    registry.register(Processes(shared.pids))
-    return registry

@@ -10,31 +10,22 @@ import ctypes
 import gc
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypedDict
 
 from app import bundle as bundles
-from app.bundle import Bundle, Family, Manifest
+from app.bundle import Bundle, Manifest
 from app.errors import BundleError, NotReady, UnknownModel, UnknownVersion
-from app.runtime.families.captions import CaptionsPredictor, Description
-from app.runtime.families.digits import Classification, DigitsPredictor
-from app.runtime.families.language_model import LanguageModelPredictor, Suggestions
+from app.runtime.families import FAMILIES, Family
 from app.runtime.metrics import Metrics
 from app.runtime.onnx_session import Precision
 from app.runtime.preprocessing import Preprocessor
 from app.runtime.scheduler import MAX_INLINE_BATCH, BundlePredictor, ObserveCache, Resources, Scheduler, ignore
-from app.runtime.scores import TextScore
-from app.runtime.usage import REQUEST_USAGE, RequestUsage
-
-AnyPredictor: TypeAlias = LanguageModelPredictor | DigitsPredictor | CaptionsPredictor
-PREDICTORS: dict[Family, type[AnyPredictor]] = {  # by family
-    "language_model": LanguageModelPredictor,
-    "digits": DigitsPredictor,
-    "captions": CaptionsPredictor,
-}
+from app.runtime.usage import REQUEST_USAGE
+from app.text import TOKENIZERS, TokenizerFactory
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +58,7 @@ class Served:
     predictor: BundlePredictor[Any, Any, Any]
     scheduler: Scheduler
     preprocessor: Preprocessor
+    family: Family
 
     @property
     def versions(self) -> list[str]:
@@ -107,8 +99,18 @@ class Served:
             return await self.scheduler.submit(example, deadline)
         account.model = self.name
         answer = await self.scheduler.submit(example, deadline)
-        _count(account, answer)
+        account.add(**self.family.usage(answer))
         return answer
+
+
+class Sizes(TypedDict):
+    """The resource limits of a registry."""
+
+    threads: int
+    queue_size: int
+    batch_size: int
+    cache_bytes: int
+    max_inline_batch: int
 
 
 class Registry:
@@ -124,11 +126,18 @@ class Registry:
         cache_bytes: int,
         max_inline_batch: int = MAX_INLINE_BATCH,
         metrics: Metrics,
+        families: Mapping[str, Family] = FAMILIES,
+        tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
     ) -> None:
-        """Open `store`, a folder of models; nothing is served before `load`."""
+        """Open `store`, a folder of models; nothing is served before `load`.
+
+        `families` and `tokenizers` are those that bundles may name.
+        """
         self.store = store
         self.metrics = metrics
         self.changes = asyncio.Lock()  # held from before `stage` until after `switch`
+        self._families = families
+        self._tokenizers = tokenizers
         self._threads = threads
         self._queue_size = queue_size
         self._batch_size = batch_size
@@ -173,11 +182,15 @@ class Registry:
         if serving and bundle.manifest.family != serving.manifest.family:
             expected, found = serving.manifest.family, bundle.manifest.family
             raise BundleError(f"{bundle.folder}: family: expected {expected}, as served, found {found}")
-        observe_cache = partial(self.metrics.observe_cache, name)
-        return Staged(
+        predictor = load_predictor(
             bundle,
-            load_predictor(bundle, threads=self._threads, cache_bytes=self._cache_bytes, observe_cache=observe_cache),
+            threads=self._threads,
+            cache_bytes=self._cache_bytes,
+            observe_cache=partial(self.metrics.observe_cache, name),
+            families=self._families,
+            tokenizers=self._tokenizers,
         )
+        return Staged(bundle, predictor)
 
     def switch(self, staged: Staged) -> str | None:
         """Serve requests with `staged`; return the version that it replaces, if any.
@@ -196,7 +209,16 @@ class Registry:
             fits_inline=staged.predictor.fits_inline,
             max_inline_batch=self._max_inline_batch,
         )
-        model = Served(name, version, manifest, staged.bundle, staged.predictor, scheduler, self._preprocessor)
+        model = Served(
+            name,
+            version,
+            manifest,
+            staged.bundle,
+            staged.predictor,
+            scheduler,
+            self._preprocessor,
+            self._families[manifest.family],
+        )
         self._served = dict(sorted({**self._served, name: model}.items()))
         self.forget(name)
         self.metrics.set_model(name, version, ready=True)
@@ -292,27 +314,26 @@ def _release_memory() -> None:
         libc.malloc_trim(0)
 
 
-def _count(account: RequestUsage, answer: Any) -> None:
-    """Add an answer's tokens or images to the request's usage."""
-    match answer:
-        case Suggestions():
-            account.add(tokens=answer.context_tokens, cached=answer.cached_tokens)
-        case TextScore():
-            account.add(tokens=answer.tokens)
-        case Classification() | Description():
-            account.add(images=1)
-
-
 def load_predictor(
-    bundle: Bundle, *, threads: int = 1, cache_bytes: int = 0, observe_cache: ObserveCache = ignore
-) -> AnyPredictor:
+    bundle: Bundle,
+    *,
+    threads: int = 1,
+    cache_bytes: int = 0,
+    observe_cache: ObserveCache = ignore,
+    families: Mapping[str, Family] = FAMILIES,
+    tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
+) -> Any:
     """Open the predictor of the bundle's family and verify it by the probe.
 
     If the int8 graphs do not reproduce the recorded answers (processors without an exact 8-bit product saturate), the
     fp32 graphs serve. Raise BundleError if those fail too.
     """
-    family = bundle.manifest.family
-    open_graphs = partial(PREDICTORS[family].open, bundle, resources=Resources(threads, cache_bytes, observe_cache))
+    family = families.get(bundle.manifest.family)
+    if family is None:
+        expected, found = ", ".join(families), bundle.manifest.family
+        raise BundleError(f"{bundle.folder}: family: expected one of {expected}, found {found!r}")
+    resources = Resources(threads, cache_bytes, tokenizers, observe_cache)
+    open_graphs = partial(family.predictor.open, bundle, resources=resources)
     try:
         predictor = open_graphs(bundle.manifest.served)
         difference = _difference(bundle, predictor)

@@ -8,15 +8,16 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 
 from app.bundle import Bundle
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 from app.runtime.onnx_session import Precision
 from app.runtime.usage import REQUEST_USAGE, RequestUsage
+from app.text import TOKENIZERS, TokenizerFactory
 
 Payload = TypeVar("Payload", contravariant=True)
 Example = TypeVar("Example")
@@ -57,6 +58,7 @@ class Resources:
 
     threads: int = 1  # of inference
     cache_bytes: int = 0  # of the state cache
+    tokenizers: Mapping[str, TokenizerFactory] = field(default_factory=lambda: TOKENIZERS)  # by name in manifests
     observe_cache: ObserveCache = ignore  # called after a step with the context tokens found in the cache and read
 
 
@@ -283,8 +285,11 @@ class Scheduler:
         """Run one step over the batch, in the inference thread or inline on the `running` event loop."""
         examples = [job.example for job in batch]
         try:
-            if running and not self._runs_inline(examples):
-                self._hand_off(batch)
+            fits = self._fits_inline
+            if running and not (fits and len(examples) <= self._max_inline_batch and fits(examples)):
+                with self._changed:
+                    self._handed_off = [*batch]
+                    self._changed.notify()
                 return
             self._count_steps(batch)
             started = self._now()
@@ -297,14 +302,6 @@ class Scheduler:
             return
         _deliver([(job, answer, None) for job, answer in answers if answer is not None], running)
         self._finish([job for job, answer in answers if answer is None], running)
-
-    def _runs_inline(self, examples: Sequence[Any]) -> bool:
-        return len(examples) <= self._max_inline_batch and self._fits_inline is not None and self._fits_inline(examples)
-
-    def _hand_off(self, batch: Sequence[_Job]) -> None:
-        with self._changed:
-            self._handed_off = [*batch]
-            self._changed.notify()
 
     def _finish(self, unfinished: Sequence[_Job], running: asyncio.AbstractEventLoop | None) -> None:
         """End a step: queue the unfinished jobs again and start the next step."""

@@ -1,4 +1,4 @@
-"""How the server stops: readiness falls first, what was accepted is finished, then nothing more is accepted."""
+"""Graceful shutdown: readiness falls first, accepted requests finish, then the listening socket closes."""
 
 import asyncio
 import socket
@@ -7,31 +7,31 @@ from typing import Any, Final
 
 import uvicorn
 
-LOOK_S: Final = 0.1  # how often it is seen whether there is no more patience
+POLL_S: Final = 0.1  # how often a forced exit is checked for
 
 
-class PatientServer(uvicorn.Server):
-    """uvicorn's server, which on SIGTERM goes on listening until the requests under way are answered.
+class GracefulServer(uvicorn.Server):
+    """A uvicorn server that keeps accepting after SIGTERM until the requests in flight are answered.
 
-    Whoever asks in between is told that it shuts down, and not left to guess from a connection that is refused. Both,
-    that and what is left of uvicorn's own way to stop, take the grace period together.
+    New requests meanwhile get 503 "shutting down" instead of a refused connection. This phase and uvicorn's own
+    shutdown share one grace period.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop, as described."""
+        """Shut down within the grace period."""
         self.lifespan.state["catalogue"].shut()
         grace = self.config.timeout_graceful_shutdown or 0
-        ended = time.monotonic() + grace
+        deadline = time.monotonic() + grace
         for connection in self.server_state.connections:
-            _let_close(connection)
-        under_way: set[asyncio.Task[Any]] = set(self.server_state.tasks)
-        while under_way and time.monotonic() < ended and not self.force_exit:
-            _, under_way = await asyncio.wait(under_way, timeout=min(LOOK_S, grace))
-        self.config.timeout_graceful_shutdown = max(0, ended - time.monotonic())  # type: ignore[assignment]  # any number
+            _close_after_response(connection)
+        in_flight: set[asyncio.Task[Any]] = set(self.server_state.tasks)
+        while in_flight and time.monotonic() < deadline and not self.force_exit:
+            _, in_flight = await asyncio.wait(in_flight, timeout=min(POLL_S, grace))
+        self.config.timeout_graceful_shutdown = max(0, deadline - time.monotonic())  # type: ignore[assignment]  # any number
         await super().shutdown(sockets)
 
 
-def _let_close(connection: Any) -> None:
-    """Let the answer under way, if any, be the connection's last and say so."""
+def _close_after_response(connection: Any) -> None:
+    """Close the connection after its response in flight, if any, and announce it by `Connection: close`."""
     if connection.cycle and not connection.cycle.response_complete:
         connection.shutdown()

@@ -1,7 +1,7 @@
-"""Keeps several workers at one port: starts them, starts again what ended, passes on what they say of changes.
+"""A supervisor of forked workers at one port: starts, restarts and stops them, and relays version rollouts.
 
-Workers are forked, and this process runs no thread of its own, so that a fork finds no lock held. They accept from one
-listening socket, which stays open whatever happens to one of them.
+The supervisor runs no threads, so no lock is held at a fork. All workers accept from one listening socket, which stays
+open when a worker exits.
 """
 
 import logging
@@ -18,12 +18,14 @@ from app.errors import SeqserveError
 from app.runtime.rollout import Changes, Child, Save
 from app.runtime.worker import Garbled, Line, receive, restored, send
 
-Work: TypeAlias = Callable[[Line, int, Mapping[str, str]], None]  # its end, its place, which versions are to answer
+Work: TypeAlias = Callable[
+    [Line, int, Mapping[str, str]], None
+]  # its end of the line, its index, the versions to serve
 
-STABLE_S: Final = 10.0  # a worker that lived so long is no sign of a lasting fault
-FIRST_PAUSE_S: Final = 0.25  # before a worker that ended sooner starts again; each time twice as long
-LONGEST_PAUSE_S: Final = 15.0
-KILL_S: Final = 10.0  # beyond the grace, for batches that run
+STABLE_S: Final = 10.0  # a worker that ran this long resets the restart backoff
+FIRST_BACKOFF_S: Final = 0.25  # before the restart of a worker that exited sooner; doubled each time
+MAX_BACKOFF_S: Final = 15.0
+KILL_S: Final = 10.0  # after the grace period, for running batches
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _fork = multiprocessing.get_context("fork")
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Runs workers until it is told to stop."""
+    """Keep a number of workers running until SIGTERM or SIGINT."""
 
     def __init__(
         self,
@@ -40,87 +42,86 @@ class Supervisor:
         workers: int,
         versions: Mapping[str, str],
         save: Save,
-        buried: Callable[[int, str], None],
+        on_reaped: Callable[[int, str], None],
         grace_s: float,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Every worker does `work`. `buried` is told the place and the name of one that ended."""
+        """Run `work` in every worker; call `on_reaped` with the index and name of each worker that exited."""
         self._work = work
         self._count = workers
-        self._buried = buried
+        self._on_reaped = on_reaped
         self._grace_s = grace_s
         self._now = now
-        self._workers: dict[int, Child] = {}  # by place
+        self._workers: dict[int, Child] = {}  # by index
         self._changes = Changes(self._workers.values, versions, save, now)
-        self._due: dict[int, float] = {}  # when a place gets its next worker
-        self._pauses: dict[int, float] = {}  # the last one of each place
-        self._proved = False  # one worker has served: what ends later had no wrong settings
-        self._stop_due: float | None = None  # set once it is told to stop: what is left then is killed
-        self._peace = True
+        self._due: dict[int, float] = {}  # time of the next start, by index
+        self._backoffs: dict[int, float] = {}  # the last one, by index
+        self._proved = False  # one worker became ready, so the settings are valid
+        self._stop_due: float | None = None  # set by SIGTERM: workers left at this time are killed
+        self._clean_exit = True
 
     def run(self, listening: socket.socket) -> bool:
-        """Serve until SIGTERM or SIGINT; whether all workers ended in peace then.
+        """Run until SIGTERM or SIGINT; return True if all workers then exited cleanly.
 
-        `listening` is closed here once no more connections shall be taken. Raise what kept the first worker from
-        starting.
+        `listening` is closed on the signal. Raise the error that kept the first worker from starting.
         """
-        with _bell() as bell:
+        with _signal_pipe() as signals:
             try:
                 self._start(0)
                 while self._workers or self._stop_due is None:
-                    self._turn(bell, listening)
+                    self._step(signals, listening)
             finally:
                 self._abandon()
-        return self._peace
+        return self._clean_exit
 
     def _abandon(self) -> None:
-        """End the workers that are left: none, unless an error ends this process."""
+        """Terminate the remaining workers: there are some only after an error in this process."""
         for worker in self._workers.values():
-            worker.line.close()  # else it might wait for an answer before it ends
+            worker.line.close()  # a worker that waits for a reply would not exit
             worker.process.terminate()
         due = self._now() + self._grace_s + KILL_S
         for worker in self._workers.values():
             worker.process.join(max(0.0, due - self._now()))
             if worker.process.exitcode is None:
-                log.error("worker %d has not ended in time and is killed", worker.place)
+                log.error("worker %d did not exit in time and is killed", worker.place)
                 worker.process.kill()
                 worker.process.join()
 
-    def _turn(self, bell: socket.socket, listening: socket.socket) -> None:
-        """Wait for something to happen, and do what it asks for."""
+    def _step(self, signals: socket.socket, listening: socket.socket) -> None:
+        """Wait for one event (signal, message, exit or timer) and handle it."""
         lines = {worker.line: worker for worker in self._workers.values() if worker.listening}
         ends = {worker.process.sentinel: worker for worker in self._workers.values()}
-        happened = connection.wait([bell, *lines, *ends], self._patience())
-        if bell in happened:
-            self._obey(bell.recv(64), listening)
+        ready = connection.wait([signals, *lines, *ends], self._timeout())
+        if signals in ready:
+            self._on_signals(signals.recv(64), listening)
         for line, worker in lines.items():
-            if line in happened:
-                self._hear(worker)
+            if line in ready:
+                self._on_message(worker)
         for end, worker in ends.items():
-            if end in happened:
-                self._bury(worker)
-        self._look_at_the_clock()
+            if end in ready:
+                self._reap(worker)
+        self._run_timers()
 
-    def _patience(self) -> float | None:
-        """Seconds until something is due."""
+    def _timeout(self) -> float | None:
+        """Return the seconds until the next timer, None if there is none."""
         dues = [due for due in (self._changes.due, self._stop_due) if due is not None]
         if self._changes.due is None:
             dues += self._due.values()
         return max(0.0, min(dues) - self._now()) if dues else None
 
-    def _look_at_the_clock(self) -> None:
+    def _run_timers(self) -> None:
         now = self._now()
         if self._stop_due is not None and now >= self._stop_due:
             self._kill(now)
         if self._changes.due is not None and now >= self._changes.due:
             self._changes.give_up()
-        if self._changes.due is None:  # else a new worker would miss a half of it
-            for place in [place for place, due in self._due.items() if now >= due]:
-                del self._due[place]
-                self._start(place)
+        if self._changes.due is None:  # a worker started during a rollout would miss its first phase
+            for index in [index for index, due in self._due.items() if now >= due]:
+                del self._due[index]
+                self._start(index)
 
-    def _obey(self, signals: bytes, listening: socket.socket) -> None:
-        for number in signals:
+    def _on_signals(self, numbers: bytes, listening: socket.socket) -> None:
+        for number in numbers:
             if number == signal.SIGHUP:
                 for worker in self._workers.values():
                     send(worker.line, "reload")
@@ -137,33 +138,33 @@ class Supervisor:
     def _kill(self, now: float) -> None:
         self._stop_due = now + KILL_S
         for worker in self._workers.values():
-            log.error("worker %d has not ended in time and is killed", worker.place)
+            log.error("worker %d did not exit in time and is killed", worker.place)
             worker.process.kill()
 
-    def _start(self, place: int) -> None:
+    def _start(self, index: int) -> None:
         ours, theirs = _fork.Pipe()
-        process = _fork.Process(target=self._be_worker, args=(ours, theirs, place), name=f"worker-{place}")
-        with _deaf():
+        process = _fork.Process(target=self._worker_main, args=(ours, theirs, index), name=f"worker-{index}")
+        with _signals_blocked():
             process.start()
         theirs.close()
-        self._workers[place] = Child(place, process, ours, self._now())
+        self._workers[index] = Child(index, process, ours, self._now())
 
-    def _be_worker(self, ours: Line, theirs: Line, place: int) -> None:
-        """What the forked process does."""
+    def _worker_main(self, ours: Line, theirs: Line, index: int) -> None:
+        """Run the worker in the forked process."""
         signal.set_wakeup_fd(-1)
-        # A terminal sends SIGINT and SIGHUP to all processes: a worker heeds them once it serves
+        # A terminal sends SIGINT and SIGHUP to all processes: a worker handles them once it serves
         for number, action in zip(SIGNALS, (signal.SIG_DFL, signal.SIG_IGN, signal.SIG_IGN), strict=True):
             signal.signal(number, action)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for line in (ours, *(worker.line for worker in self._workers.values())):
-            line.close()  # else no worker would see that the supervisor is gone
-        self._work(theirs, place, self._changes.versions)
+            line.close()  # a copy held open would hide the supervisor's exit from the workers
+        self._work(theirs, index, self._changes.versions)
 
-    def _hear(self, worker: Child) -> None:
+    def _on_message(self, worker: Child) -> None:
         try:
             message = receive(worker.line)
         except Garbled as error:
-            log.error("worker %d is not understood and is killed: %s", worker.place, error)
+            log.error("worker %d: invalid message, killed: %s", worker.place, error)
             worker.process.kill()
             worker.listening = False
             return
@@ -172,75 +173,75 @@ class Supervisor:
             return
         match message["kind"]:
             case "started":
-                self._welcome()
+                self._on_ready()
             case "failed":
-                self._mourn(restored(message["error"]))
+                self._on_start_failed(restored(message["error"]))
             case "activate":
                 self._changes.ask(worker, message)
             case "done":
                 self._changes.note(worker, message)
 
-    def _welcome(self) -> None:
-        """A worker serves; if it is the first, others may."""
+    def _on_ready(self) -> None:
+        """Start the other workers once the first is ready."""
         if self._proved or self._stop_due is not None:
             return
         self._proved = True
-        for place in range(1, self._count):
-            self._start(place)
+        for index in range(1, self._count):
+            self._start(index)
 
-    def _mourn(self, error: SeqserveError) -> None:
-        """A worker says that it can't start."""
+    def _on_start_failed(self, error: SeqserveError) -> None:
+        """Raise a worker's start-up error if no worker was ever ready, else log it."""
         if not self._proved:
             raise error
-        log.error("a worker can't start: %s", error)
+        log.error("worker start failed: %s", error)
 
-    def _bury(self, worker: Child) -> None:
-        """A worker has ended: hear its last words, and see to its place."""
+    def _reap(self, worker: Child) -> None:
+        """Read the last messages of a worker that exited, then schedule its replacement."""
         while worker.listening and worker.line.poll():
-            self._hear(worker)
+            self._on_message(worker)
         worker.process.join()
         worker.line.close()
         del self._workers[worker.place]
-        self._buried(worker.place, worker.process.name)
+        self._on_reaped(worker.place, worker.process.name)
         self._changes.lose(worker)
         if self._stop_due is None:
             self._replace(worker)
         else:
-            self._peace &= worker.process.exitcode in (0, -signal.SIGTERM)
+            self._clean_exit &= worker.process.exitcode in (0, -signal.SIGTERM)
 
     def _replace(self, worker: Child) -> None:
-        told = f"worker {worker.place} ended with status {worker.process.exitcode}"
+        status = f"worker {worker.place} exited with status {worker.process.exitcode}"
         if not self._proved:
-            raise SeqserveError(f"{told} before it served")
+            raise SeqserveError(f"{status} before it was ready")
         now = self._now()
-        last = self._pauses.get(worker.place, 0.0)
+        last = self._backoffs.get(worker.place, 0.0)
         stable = now - worker.started >= STABLE_S
-        pause = FIRST_PAUSE_S if stable or not last else min(2 * last, LONGEST_PAUSE_S)
-        self._pauses[worker.place] = pause
-        self._due[worker.place] = now + pause
-        log.error("%s; another one starts in %.2g s", told, pause)
+        backoff = FIRST_BACKOFF_S if stable or not last else min(2 * last, MAX_BACKOFF_S)
+        self._backoffs[worker.place] = backoff
+        self._due[worker.place] = now + backoff
+        log.error("%s; restarting in %.2g s", status, backoff)
 
 
 @contextmanager
-def _bell() -> Iterator[socket.socket]:
-    """Can be read from once a signal has come: its number, a byte each."""
-    heard, rung = socket.socketpair()
-    rung.setblocking(False)
+def _signal_pipe() -> Iterator[socket.socket]:
+    """A socket from which the numbers of received signals are read, one byte each."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
     former = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-    signal.set_wakeup_fd(rung.fileno())
+    signal.set_wakeup_fd(writer.fileno())
     try:
-        yield heard
+        yield reader
     finally:
         signal.set_wakeup_fd(-1)
         for number, action in former.items():
             signal.signal(number, action)
-        heard.close()
-        rung.close()
+        reader.close()
+        writer.close()
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Signals wait meanwhile: a process that was forked just now would answer to them as its parent does."""
+def _signals_blocked() -> Iterator[None]:
+    """Block signals during a fork: a new process would run its parent's handlers."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

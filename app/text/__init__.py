@@ -4,7 +4,8 @@ Training and the server use the same tokenizer object. `TOKENIZERS` maps the nam
 tokenizer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
 
 from app.text.penn_treebank import PennTreebank
 from app.text.tokenizer import (
@@ -23,7 +24,8 @@ from app.text.tokenizer import (
 )
 from app.text.whitespace import Whitespace
 
-TOKENIZERS: dict[str, Callable[[Vocabulary], Tokenizer]] = {"ptb": PennTreebank, "whitespace": Whitespace}
+TokenizerFactory: TypeAlias = Callable[[Vocabulary], Tokenizer]
+TOKENIZERS: Final[Mapping[str, TokenizerFactory]] = {"ptb": PennTreebank, "whitespace": Whitespace}
 
 __all__ = [
     "BLANK",
@@ -34,6 +36,7 @@ __all__ = [
     "Ids",
     "Token",
     "Tokenizer",
+    "TokenizerFactory",
     "Vocabulary",
     "context",
     "context_texts",
@@ -43,8 +46,10 @@ __all__ = [
 ]
 
 
-def make_tokenizer(name: str, vocabulary: Vocabulary) -> Tokenizer:
-    """Return the tokenizer of this name; raise ValueError if there is none."""
-    if name not in TOKENIZERS:
-        raise ValueError(f"normalisation: expected one of {', '.join(TOKENIZERS)}, found {name!r}")
-    return TOKENIZERS[name](vocabulary)
+def make_tokenizer(
+    name: str, vocabulary: Vocabulary, tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS
+) -> Tokenizer:
+    """Return the tokenizer of this name. Raise ValueError if `tokenizers` has none."""
+    if name not in tokenizers:
+        raise ValueError(f"normalisation: expected one of {', '.join(tokenizers)}, found {name!r}")
+    return tokenizers[name](vocabulary)

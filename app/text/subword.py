@@ -147,7 +147,7 @@ class SubwordTokenizer:
             start += len(line)
 
     def _line_spans(self, line: str, start: int, first: int) -> Iterator[Piece]:
-        """The same of one line whose first character is at `start`; no piece begins before `first`."""
+        """Yield the spans of one line whose first character is at `start`; no piece starts before `first`."""
         ids: list[int] = []
         self._extend(ids, line)
         sizes = None if line.isascii() else [len(character.encode("utf-8", "surrogatepass")) for character in line]
@@ -222,7 +222,7 @@ def spaced(text: str) -> str:
 
 
 def _bytes_as_characters() -> dict[str, int]:
-    """The printable character that stands for each byte in a tokenizer.json (Radford et al. 2019, GPT-2)."""
+    """Return the printable character of each byte in a tokenizer.json (Radford et al. 2019, GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
     return {chr(value): value for value in printable} | {chr(256 + at): value for at, value in enumerate(others)}

@@ -10,6 +10,8 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from app.errors import CorpusError
+
 Ids: TypeAlias = npt.NDArray[np.int64]
 
 END = "<eos>"
@@ -51,6 +53,13 @@ class Vocabulary:
         """Return the tokens' ids, that of `<unk>` for unknown tokens."""
         index, unknown = self.index, self.unknown
         return [index.get(token, unknown) for token in tokens]
+
+    def file_content(self) -> str:
+        """Return the content of vocabulary.txt, a token a line; raise CorpusError for a token with a line break."""
+        for token in self.tokens:
+            if "\n" in token or "\r" in token:
+                raise CorpusError(f"vocabulary: expected tokens without line breaks, found {token!r}")
+        return "\n".join(self.tokens)
 
 
 class Token(NamedTuple):

@@ -120,7 +120,7 @@ def listening(app: FastAPI, http: type[asyncio.Protocol] | None = None) -> Itera
     """A connection to a real server of `app`, with the program's own bounds unless a protocol has others."""
     config = uvicorn.Config(
         app,
-        http=http or protocol.bounded(100),
+        http=http or protocol.limited(100),
         ws="none",
         log_config=None,
         server_header=False,

@@ -1,10 +1,10 @@
-"""Times the served captioner against the same weights in eager torch: one thread each, in turn, in one process.
+"""Benchmark the served captioner against the same weights in eager torch, single-threaded, alternating.
 
     .venv/bin/python -m tests.bench.captions
 
-One drawn JPEG of 500 x 375 pixels to its caption, with a beam of 3. Each figure is the best of ROUNDS, since other work
-on a machine can only make a round slower. The last line is the same table as JSON. Both decode and squeeze the
-photograph by app.images; torch runs the network with its batch norms folded, in its fastest layout.
+A synthetic 500 x 375 JPEG to its caption, with a beam of 3. Each result is the best of ROUNDS. The last line is the
+table as JSON. Both decode and resize the photograph with app.images; torch runs the network with folded batch norms in
+channels-last layout.
 """
 
 import io
@@ -36,7 +36,7 @@ BEAM = 3
 
 
 class Eager:
-    """The torch modules as a competent user runs them."""
+    """The torch modules in inference mode."""
 
     def __init__(self, bundle: Bundle, vocabulary: Vocabulary) -> None:
         self._config = bundle.manifest.config
@@ -48,7 +48,7 @@ class Eager:
 
     @torch.inference_mode()
     def describe(self, content: bytes) -> str:
-        """The caption, from the encoded image on."""
+        """Return the caption of an encoded image."""
         pixels = photo(decoded(content, least=PHOTO_SIZE))
         image = torch.from_numpy(normalised(pixels[None])).to(memory_format=torch.channels_last)
         penalty, length = self._config["length_penalty"], self._config["length"]
@@ -58,13 +58,13 @@ class Eager:
 
 
 def served_caption(predictor: CaptionsPredictor, content: bytes) -> str:
-    """The caption, by the predictor that the server uses."""
+    """Return the caption by the server's predictor."""
     (answer,) = answer_all(predictor, [predictor.prepare(Describe(content, beam=BEAM))])
     return str(answer.caption)
 
 
-def drawn_photograph() -> bytes:
-    """A JPEG of smooth colours, 500 x 375."""
+def synthetic_photograph() -> bytes:
+    """Return a JPEG of smooth random colours, 500 x 375."""
     coarse = np.random.default_rng(1).integers(0, 256, (12, 16, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
@@ -72,23 +72,23 @@ def drawn_photograph() -> bytes:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     torch.set_num_threads(1)
     bundle = bundles.read(STORE / MODEL / bundles.current(STORE, MODEL))
     predictor = load_predictor(bundle, threads=1)
     assert isinstance(predictor, CaptionsPredictor)
-    content, eager = drawn_photograph(), Eager(bundle, predictor.vocabulary)
-    ways: dict[str, Callable[[], str]] = {
+    content, eager = synthetic_photograph(), Eager(bundle, predictor.vocabulary)
+    candidates: dict[str, Callable[[], str]] = {
         "served": partial(served_caption, predictor, content),
         "torch": partial(eager.describe, content),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(ROUNDS):
-        for name, way in ways.items():
-            times[name].append(_milliseconds(way))
-    ours, theirs = (min(times[name]) for name in ways)
+        for name, describe in candidates.items():
+            times[name].append(_milliseconds(describe))
+    ours, theirs = (min(times[name]) for name in candidates)
     print(f"{MODEL} {bundle.manifest.version}, {bundle.manifest.served} graphs, one thread, beam {BEAM}\n")
-    print(*(f"{name}: {way()}" for name, way in ways.items()), sep="\n")
+    print(*(f"{name}: {describe()}" for name, describe in candidates.items()), sep="\n")
     print(f"\n{'':30}{'served':>10}{'torch':>10}{'times faster':>14}")
     print(f"{'500x375 JPEG to caption, ms':30}{ours:10.3f}{theirs:10.3f}{theirs / ours:14.1f}")
     print(json.dumps({"500x375 JPEG to caption, ms": {"served": ours, "torch": theirs}}))

@@ -1,8 +1,8 @@
-"""Times the cells that torch lacks against torch.nn.LSTM of the same size: forward and backward, two threads, in turn.
+"""Benchmark the cells that torch lacks against torch.nn.LSTM: forward and backward, two threads, alternating.
 
     make bench-cells
 
-A figure is the ratio of medians over rounds in which every candidate has its turn, so that other work on the machine
+A result is the ratio of medians over rounds in which every candidate has its turn, so that other work on the machine
 meets all alike; the input is as wide as the layer, and its gradient is asked for as well. The last line is JSON: the
 ratios in float32, those in bfloat16 under their own key.
 """
@@ -22,7 +22,7 @@ TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     torch.set_num_threads(2)
     torch.manual_seed(1)
     ratios: dict[str, dict[str, dict[str, float]]] = {}
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _medians(size: int, inputs: Tensor, rounds: int) -> dict[str, float]:
-    """Milliseconds of each candidate."""
+    """Return the median milliseconds of each candidate."""
     candidates: dict[str, nn.Module] = {"nn.LSTM": nn.LSTM(size, size)}
     candidates |= {cell: Recurrent(size, (size,), cell=cell) for cell in CELLS}
     for module in candidates.values():
@@ -52,7 +52,7 @@ def _medians(size: int, inputs: Tensor, rounds: int) -> dict[str, float]:
     inputs.requires_grad_()
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     for module in candidates.values():
-        _milliseconds(module, inputs, weight)  # the first is slower, and may compile
+        _milliseconds(module, inputs, weight)  # warm-up, which may compile
     for _ in range(rounds):
         for name, module in candidates.items():
             taken[name].append(_milliseconds(module, inputs, weight))

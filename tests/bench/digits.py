@@ -1,8 +1,8 @@
-"""Times the served digit reader against the same weights in eager torch: one thread each, in turn, in one process.
+"""Benchmark the served digit reader against the same weights in eager torch, single-threaded, alternating.
 
     make bench
 
-torch runs the module on its own recurrent kernels, in float32. Each figure is the best of ROUNDS, since other work on a
+torch runs the module on its own recurrent kernels, in float32. Each result is the best of ROUNDS, since other work on a
 machine can only make a round slower. The last line is the same table as JSON. Images are noise where a digit's ink
 would be, new in each round: what an image shows costs neither side anything.
 """
@@ -42,28 +42,28 @@ class Served:
         self._predictor = predictor
 
     def read(self, pixels: Pixels) -> None:
-        """Logits of framed images, (B, 28, 28)."""
+        """Compute the logits of framed images, (B, 28, 28)."""
         self._predictor.logits(pixels)
 
-    def answer(self, pictures: Sequence[bytes]) -> None:
-        """The whole path: decoded, framed, read, calibrated."""
-        answer_all(self._predictor, [self._predictor.prepare(Classify(content)) for content in pictures])
+    def answer(self, images: Sequence[bytes]) -> None:
+        """Decode, frame, classify and calibrate encoded images."""
+        answer_all(self._predictor, [self._predictor.prepare(Classify(content)) for content in images])
 
 
 class Eager:
-    """The torch module as a competent user runs it."""
+    """The torch module in inference mode."""
 
     def __init__(self, module: RowReader | ReNet) -> None:
         self._module = module
 
     @torch.inference_mode()
     def read(self, pixels: Pixels) -> None:
-        """As Served."""
+        """Compute the logits of framed images, (B, 28, 28)."""
         self._module(as_input(torch.from_numpy(pixels)))
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     torch.set_num_threads(1)
     bundle = bundles.read(STORE / MODEL / bundles.current(STORE, MODEL))
     predictor = load_predictor(bundle, threads=1)
@@ -86,13 +86,13 @@ def main() -> None:
 
 
 def _round(served: Served, eager: Eager, images: Pixels) -> Iterator[tuple[str, str, float]]:
-    """What is timed, whose time it is, and ms an image."""
-    ones, pictures = [image[None] for image in images[:SINGLES]], [png(image) for image in images]
+    """Yield task, side and milliseconds per image."""
+    ones, encoded = [image[None] for image in images[:SINGLES]], [png(image) for image in images]
     for side, read in (("served", served.read), ("torch", eager.read)):
         yield f"graph, {BATCH} images", side, _milliseconds(read, [images]) / BATCH
         yield "graph, one image", side, _milliseconds(read, ones) / SINGLES
-    yield f"bytes to answer, {BATCH} images", "served", _milliseconds(served.answer, [pictures]) / BATCH
-    yield "bytes to answer, one image", "served", _milliseconds(served.answer, [[one] for one in pictures]) / BATCH
+    yield f"bytes to answer, {BATCH} images", "served", _milliseconds(served.answer, [encoded]) / BATCH
+    yield "bytes to answer, one image", "served", _milliseconds(served.answer, [[one] for one in encoded]) / BATCH
 
 
 def _module(bundle: Bundle) -> RowReader | ReNet:
@@ -102,7 +102,7 @@ def _module(bundle: Bundle) -> RowReader | ReNet:
 
 
 def _images(chance: np.random.Generator) -> Pixels:
-    """(BATCH, 28, 28): noise within the 20x20 that a digit fills."""
+    """Return (BATCH, 28, 28) noise within the central 20x20."""
     images = np.zeros((BATCH, 28, 28), np.uint8)
     images[:, 4:24, 4:24] = chance.integers(0, 256, (BATCH, 20, 20), np.uint8)
     return images

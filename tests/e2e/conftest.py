@@ -1,4 +1,4 @@
-"""The real program, as a process of its own."""
+"""The real program as a separate process."""
 
 import os
 import re
@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-# What a developer has set changes no test.
+# Settings of the developer's environment are removed.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.upper().startswith("SEQSERVE_")}
 
 
 def seqserve(*arguments: str | Path, text: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; `text` is its standard input."""
+    """Run a command; `text` is its standard input."""
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments],
         input=text,
@@ -34,7 +34,7 @@ def seqserve(*arguments: str | Path, text: str | None = None, **environment: str
 def serving(
     store: Path, log: list[str] | None = None, **environment: str
 ) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    """A server of `store` that has loaded its models, and a client of it; `log` gets the lines that it writes then."""
+    """A server of `store`, ready, and an HTTP client; `log` receives its later log lines."""
     command: list[str | Path] = [sys.executable, "-m", "app", "serve", "--port", "0", "--store", store]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT | environment)
     assert process.stderr is not None
@@ -44,9 +44,9 @@ def serving(
             if announced := re.search(r"(http://\S+) serves", line):
                 break
         else:
-            pytest.fail("the server ended before it served")
+            pytest.fail("the server exited before it was ready")
         reading = threading.Thread(target=(log if log is not None else []).extend, args=(process.stderr,))
-        reading.start()  # else the server would wait once the pipe is full
+        reading.start()  # a full pipe would block the server
         with httpx.Client(base_url=announced[1], timeout=60) as client:
             yield client, process
     finally:
@@ -65,7 +65,7 @@ def client(tiny_store: Path) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def damaged_store(tiny_store: Path, tmp_path: Path) -> Path:
-    """`tiny`, and `broken`, in one of whose files a bit is flipped."""
+    """A store of `tiny`, and of `broken`, which has a flipped bit."""
     store = tmp_path / "store"
     shutil.copytree(tiny_store, store)
     shutil.copytree(tiny_store / "tiny", store / "broken")

@@ -28,7 +28,7 @@ Command = Callable[..., tuple[Any, str, str]]
 TEXT = "The company's profits rose.\nMarket shares fell, said Mr. Banks\n"
 
 
-def figures(output: str) -> dict[str, float]:
+def parsed_scores(output: str) -> dict[str, float]:
     return {label: float(value) for label, value in (line.split(":\t") for line in output.splitlines())}
 
 
@@ -39,7 +39,7 @@ def test_suggest_prints_what_the_server_answers(tiny_store: Path, client: httpx.
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_suggest_reads_what_is_piped_to_it(tiny_store: Path) -> None:
+def test_suggest_reads_standard_input(tiny_store: Path) -> None:
     typed = seqserve("suggest", "the comp", "--complete", "--store", tiny_store)
     piped = seqserve("suggest", "-", "--complete", "--store", tiny_store, text="the comp\n")
     assert (piped.returncode, piped.stdout, piped.stderr) == (0, typed.stdout, "")
@@ -47,29 +47,29 @@ def test_suggest_reads_what_is_piped_to_it(tiny_store: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["document", "sentence"])
-def test_score_prints_the_figures_that_the_server_tells(
+def test_score_prints_the_scores_that_the_server_returns(
     tiny_store: Path, client: httpx.Client, tmp_path: Path, mode: str
 ) -> None:
     file = tmp_path / "a.txt"
     file.write_text(TEXT)
-    told = client.post("/perplexity", json={"text": TEXT, "mode": mode}).json()["corpus"]
+    expected = client.post("/perplexity", json={"text": TEXT, "mode": mode}).json()["corpus"]
     from_file = seqserve("score", file, "--mode", mode, "--store", tiny_store)
     from_stdin = seqserve("score", "-", "--mode", mode, SEQSERVE_STORE=str(tiny_store), text=TEXT)
-    assert figures(from_file.stdout) == {
-        "Perplexity including OOVs": pytest.approx(told["perplexity"], abs=1e-4),
-        "Perplexity excluding OOVs": pytest.approx(told["perplexity_excluding_unknown"], abs=1e-4),
-        "OOVs": told["unknown_tokens"],
-        "Tokens": told["tokens"],
+    assert parsed_scores(from_file.stdout) == {
+        "Perplexity including OOVs": pytest.approx(expected["perplexity"], abs=1e-4),
+        "Perplexity excluding OOVs": pytest.approx(expected["perplexity_excluding_unknown"], abs=1e-4),
+        "OOVs": expected["unknown_tokens"],
+        "Tokens": expected["tokens"],
     }
     assert from_stdin.stdout == from_file.stdout
 
 
 def test_score_pools_several_files(tiny_store: Path, tmp_path: Path) -> None:
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    for place, file in enumerate(files, 1):
-        file.write_text(TEXT * place)
+    for copies, file in enumerate(files, 1):
+        file.write_text(TEXT * copies)
     output = seqserve("score", *files, "--store", tiny_store).stdout
-    parts = {block.partition(":\n")[0]: figures(block.partition(":\n")[2]) for block in split(output)}
+    parts = {block.partition(":\n")[0]: parsed_scores(block.partition(":\n")[2]) for block in split(output)}
     assert list(parts) == [*map(str, files), "all"]
     first, second, both = parts.values()
     assert both["Tokens"] == first["Tokens"] + second["Tokens"]
@@ -82,8 +82,8 @@ def split(output: str) -> list[str]:
     return ["\n".join(lines[start : start + 5]) for start in range(0, len(lines), 5)]
 
 
-class Seer:
-    """A predictor of both families that sees the shade of an image's first pixel."""
+class ShadePredictor:
+    """A fake predictor of both image families that returns the shade of the first pixel."""
 
     def prepare(self, payload: Classify | Describe) -> tuple[Classify | Describe, int]:
         return payload, np.asarray(decoded(payload.content, name=payload.name))[0, 0, 0].item()
@@ -94,7 +94,7 @@ class Seer:
 
     def _answer(self, payload: Classify | Describe, shade: int) -> Classification | Description:
         if isinstance(payload, Describe):
-            others = [Alternative(f"less than {shade}", -2.5 - place) for place in range(payload.alternatives)]
+            others = [Alternative(f"less than {shade}", -2.5 - rank) for rank in range(payload.alternatives)]
             return Description(f"a shade of {shade} beside {payload.beam}", -1.25, others)
         if shade > 9:
             return Classification(None, 0.1, [0.1] * 10, True, "blank image", np.zeros((28, 28), np.uint8))
@@ -102,18 +102,18 @@ class Seer:
 
 
 @pytest.fixture
-def seers(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of the models `captions`, `digits` and `tiny`, the first two of them seers."""
+def image_store(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of `captions`, `digits` and `tiny`; the first two are served by ShadePredictor."""
     store = tmp_path / "store"
     shutil.copytree(tiny_store, store)
     tiny = bundles.read(store / "tiny" / "1").manifest
-    for family, figure in (("digits", {"test_accuracy": 0.99654}), ("captions", {"test_cider": 55.04})):
-        changes = {"family": family, "model": family, "metrics": figure, "files": {}}
+    for family, metrics in (("digits", {"test_accuracy": 0.99654}), ("captions", {"test_cider": 55.04})):
+        changes = {"family": family, "model": family, "metrics": metrics, "files": {}}
         bundles.publish(store, tiny.model_copy(update=changes), {"README.md": b""})
 
-    def load(bundle: Bundle, *, threads: int) -> Seer:
+    def load(bundle: Bundle, *, threads: int) -> ShadePredictor:
         assert bundle.manifest.family != "language_model"
-        return Seer()
+        return ShadePredictor()
 
     monkeypatch.setattr("app.runtime.registry.load_predictor", load)
     return store
@@ -126,33 +126,33 @@ def png(path: Path, shade: int) -> Path:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run a command in this process, where another fixture has changed something: status, output and errors."""
+    """Run a command in this process, with its patches; return status, output and errors."""
 
     def run(*arguments: object) -> tuple[Any, str, str]:
         monkeypatch.setattr("sys.argv", ["seqserve", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exited:
             main()
-        return (ended.value.code, *capsys.readouterr())
+        return (exited.value.code, *capsys.readouterr())
 
     return run
 
 
-def test_classify_prints_a_table_and_tells_what_is_no_image(
-    seers: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+def test_classify_prints_a_table_and_reports_invalid_images(
+    image_store: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for place in range(2 * BATCH):
-        png(tmp_path / f"{place}.png", place % 12)
+    for index in range(2 * BATCH):
+        png(tmp_path / f"{index}.png", index % 12)
     Path("notes.txt").write_text("none")
-    names = [f"{place}.png" for place in range(2 * BATCH)]
+    names = [f"{index}.png" for index in range(2 * BATCH)]
     files = [*names[:3], "notes.txt", "nowhere.png", "store", *names[3:]]
-    status, output, told = command("classify", *files, "--store", seers)
+    status, output, errors = command("classify", *files, "--store", image_store)
     heading, *rows = output.splitlines()
     assert heading == "file         digit  confidence  rejected"
     assert rows[2] == "2.png        2      0.9877"
     assert rows[10] == "10.png       -      0.1000      blank image"
     assert [row.split()[0] for row in rows] == names
-    assert [line.split(": ")[:2] for line in told.splitlines()] == [
+    assert [line.split(": ")[:2] for line in errors.splitlines()] == [
         ["seqserve", "notes.txt"],
         ["seqserve", "nowhere.png"],
         ["seqserve", "store"],
@@ -160,15 +160,15 @@ def test_classify_prints_a_table_and_tells_what_is_no_image(
     assert status == 1
 
 
-def test_caption_prints_the_likeliest_and_those_next_to_it(
-    seers: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+def test_caption_prints_the_best_caption_and_its_alternatives(
+    image_store: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     png(tmp_path / "a.png", 7)
     content = io.TextIOWrapper(io.BytesIO(png(tmp_path / "b.png", 8).read_bytes()))
     monkeypatch.setattr("sys.stdin", content)
-    options = ("--beam", 5, "--alternatives", 2, "--store", seers)
-    status, output, told = command("caption", "a.png", "-", *options)
+    options = ("--beam", 5, "--alternatives", 2, "--store", image_store)
+    status, output, errors = command("caption", "a.png", "-", *options)
     assert output.splitlines() == [
         "file   log-probability  caption",
         "a.png  -1.2500          a shade of 7 beside 5",
@@ -178,7 +178,7 @@ def test_caption_prints_the_likeliest_and_those_next_to_it(
         "       -2.5000          less than 8",
         "       -3.5000          less than 8",
     ]
-    assert (status, told) == (0, "")
+    assert (status, errors) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -188,41 +188,41 @@ def test_caption_prints_the_likeliest_and_those_next_to_it(
         ("--alternatives", 10, "alternatives: expected 0 to 9, found 10"),
     ],
 )
-def test_a_search_that_is_not_made_is_rejected_before_any_file_is_reported(
-    seers: Path, tmp_path: Path, command: Command, option: str, value: int, message: str
+def test_an_invalid_beam_is_rejected_before_any_file_is_read(
+    image_store: Path, tmp_path: Path, command: Command, option: str, value: int, message: str
 ) -> None:
     png(tmp_path / "a.png", 7)
-    found = command("caption", tmp_path / "a.png", option, value, "--store", seers)
-    assert found == (1, "", f"seqserve: {message}\n")
+    result = command("caption", tmp_path / "a.png", option, value, "--store", image_store)
+    assert result == (1, "", f"seqserve: {message}\n")
 
 
-def test_a_command_asks_a_model_of_its_family(seers: Path, tmp_path: Path, command: Command) -> None:
+def test_a_command_uses_a_model_of_its_family(image_store: Path, tmp_path: Path, command: Command) -> None:
     file = png(tmp_path / "a.png", 7)
-    assert command("classify", file, "--model", "digits", "--store", seers)[0] == 0
-    status, output, told = command("classify", file, "--model", "tiny", "--store", seers)
+    assert command("classify", file, "--model", "digits", "--store", image_store)[0] == 0
+    status, output, errors = command("classify", file, "--model", "tiny", "--store", image_store)
     assert (status, output) == (1, "")
-    assert told == "seqserve: tiny: expected a digits model, found one of language_model\n"
-    suggested = seqserve("suggest", "the company", "--store", seers)
+    assert errors == "seqserve: tiny: expected a digits model, found one of language_model\n"
+    suggested = seqserve("suggest", "the company", "--store", image_store)
     assert (suggested.returncode, len(suggested.stdout.splitlines()), suggested.stderr) == (0, 5, "")
-    shutil.rmtree(seers / "digits")
-    status, output, told = command("classify", file, "--store", seers)
-    assert (status, output, told) == (1, "", f"seqserve: {seers}: expected a digits model, found none\n")
+    shutil.rmtree(image_store / "digits")
+    status, output, errors = command("classify", file, "--store", image_store)
+    assert (status, output, errors) == (1, "", f"seqserve: {image_store}: expected a digits model, found none\n")
 
 
-def test_a_damaged_model_on_the_way_to_one_of_the_family_is_reported(damaged_store: Path) -> None:
-    ran = seqserve("suggest", "the company", "--store", damaged_store)
-    assert (ran.returncode, len(ran.stdout.splitlines())) == (0, 5)
-    assert ran.stderr.startswith("seqserve: broken: damaged: ")
-    assert ran.stderr.count("\n") == 1
+def test_a_damaged_model_is_reported_and_skipped(damaged_store: Path) -> None:
+    run = seqserve("suggest", "the company", "--store", damaged_store)
+    assert (run.returncode, len(run.stdout.splitlines())) == (0, 5)
+    assert run.stderr.startswith("seqserve: broken: damaged: ")
+    assert run.stderr.count("\n") == 1
 
 
-def test_models_shows_the_figure_that_each_family_is_judged_by(seers: Path) -> None:
-    heading, *rows = seqserve("models", "--store", seers).stdout.splitlines()
+def test_models_shows_the_headline_metric_of_each_family(image_store: Path) -> None:
+    heading, *rows = seqserve("models", "--store", image_store).stdout.splitlines()
     shown = {row.split()[0]: row[heading.index("test") : heading.index("bytes")].strip() for row in rows}
     assert shown == {"captions": "CIDEr 55.0", "digits": "accuracy 99.65%", "tiny": "-"}
 
 
-def test_models_lists_the_store_and_marks_what_is_damaged(damaged_store: Path) -> None:
+def test_models_lists_the_store_and_marks_damaged_models(damaged_store: Path) -> None:
     run = seqserve("models", "--store", damaged_store)
     heading, tiny, broken = run.stdout.splitlines()
     assert heading.split()[:3] == ["name", "version", "family"]
@@ -232,7 +232,7 @@ def test_models_lists_the_store_and_marks_what_is_damaged(damaged_store: Path) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "told"),
+    ("arguments", "status", "expected"),
     [
         (["score"], 2, "score: expected a file"),
         (["classify"], 2, "classify: expected a file"),
@@ -240,30 +240,30 @@ def test_models_lists_the_store_and_marks_what_is_damaged(damaged_store: Path) -
         (["caption", "a.jpg"], 1, "expected a captions model, found none"),
         (["score", "/nowhere.txt"], 1, "/nowhere.txt"),
         (["score", "/"], 1, "can't be read"),
-        (["suggest", "a", "--model", "other"], 1, "other: no such model; available: tiny"),
+        (["suggest", "a", "--model", "other"], 1, "other: no such model; there are: tiny"),
         (["serve", "--port", "70000"], 2, "SEQSERVE_PORT"),
         (["serve", "--host", "256.0.0.1"], 2, "http://256.0.0.1:8000"),
     ],
 )
-def test_an_error_is_one_line(tiny_store: Path, arguments: list[str], status: int, told: str) -> None:
+def test_an_error_is_one_line_on_stderr(tiny_store: Path, arguments: list[str], status: int, expected: str) -> None:
     run = seqserve(*arguments, "--store", tiny_store)
     assert (run.returncode, run.stdout) == (status, "")
     assert run.stderr.startswith("seqserve: ")
     assert run.stderr.count("\n") == 1
-    assert told in run.stderr
+    assert expected in run.stderr
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(b"", "expected text, found none"), (b"the \xff", "expected UTF-8, found byte 0xff")]
+    ("content", "expected"), [(b"", "expected text, found none"), (b"the \xff", "expected UTF-8, found byte 0xff")]
 )
-def test_a_file_that_is_no_text_is_named(tiny_store: Path, tmp_path: Path, content: bytes, told: str) -> None:
+def test_an_invalid_text_file_is_named(tiny_store: Path, tmp_path: Path, content: bytes, expected: str) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(content)
     run = seqserve("score", file, "--store", tiny_store)
-    assert (run.returncode, run.stderr) == (1, f"seqserve: {file}: {told}\n")
+    assert (run.returncode, run.stderr) == (1, f"seqserve: {file}: {expected}\n")
 
 
-def test_an_unknown_variable_is_rejected(tiny_store: Path) -> None:
+def test_an_unknown_setting_is_rejected(tiny_store: Path) -> None:
     run = seqserve("models", SEQSERVE_STORES=str(tiny_store))
     assert (run.returncode, run.stderr) == (
         2,
@@ -271,7 +271,7 @@ def test_an_unknown_variable_is_rejected(tiny_store: Path) -> None:
     )
 
 
-def test_a_reader_who_has_enough_is_no_error_of_ours(tiny_store: Path) -> None:
+def test_a_broken_pipe_prints_no_traceback(tiny_store: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command: list[str | Path] = [sys.executable, "-m", "app", "models", "--store", tiny_store]

@@ -1,6 +1,6 @@
-"""The OpenAPI document, held against what a real server does: all of schemathesis's checks.
+"""All checks of schemathesis: the OpenAPI document against a real server.
 
-FUZZ_EXAMPLES sets how many examples of each operation are made beside those of every run; `make fuzz` sets many.
+FUZZ_EXAMPLES sets the number of generated examples per operation; `make fuzz` sets many.
 """
 
 import os
@@ -16,7 +16,7 @@ STORE = HERE.parents[1] / "models_store"
 EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "2")
 
 
-def test_the_service_keeps_what_its_document_promises(tmp_path: Path) -> None:
+def test_the_service_conforms_to_its_openapi_document(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     secret = seqserve("keys", "new", "fuzz", "--scope", "admin", "--file", keys).stdout.strip()
     with serving(STORE, SEQSERVE_API_KEYS_FILE=str(keys)) as (client, _):
@@ -24,6 +24,6 @@ def test_the_service_keeps_what_its_document_promises(tmp_path: Path) -> None:
         command += [f"{client.base_url}/openapi.json", "--header", f"Authorization: Bearer {secret}"]
         command += ["--checks", "all", "--phases", "examples,coverage,fuzzing", "--warnings", "off"]
         command += ["--max-examples", EXAMPLES, "--seed", "1", "--continue-on-failure", "--request-timeout", "60"]
-        ran = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path, check=False)
-    print(re.findall(r"\d+ generated.*", ran.stdout))
-    assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path, check=False)
+    print(re.findall(r"\d+ generated.*", result.stdout))
+    assert result.returncode == 0, result.stdout[-20_000:] + result.stderr

@@ -1,4 +1,4 @@
-"""Models are exchanged under a real server's traffic: no request fails, and none is answered by a mixture."""
+"""Version rollouts under load at a real server: no request fails, and no answer mixes versions."""
 
 import asyncio
 import re
@@ -21,30 +21,30 @@ from app.runtime.families.language_model import LanguageModelPredictor, Score, S
 from app.runtime.scheduler import Resources, answer_all
 from tests.e2e.conftest import serving
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.serial]
 
 CONNECTIONS = 6
 SWAPS = 10
-ANSWERS = 30  # of a version are waited for before the next change
-LEAK = 800  # KiB, about: what a version of `tiny` takes that is not let go
+ANSWERS = 30  # of a version, awaited before the next rollout
+LEAK = 800  # KiB, about: a version of `tiny` that is not released
 ACTIVATE = "/models/tiny/activate"
 TEXTS = ["the company said", "he said the market fell", "profits rose in new york and", "third-quarter prices", ""]
-LINES = [f"the bank says {'profits rose ' * (place % 7)}shares fell" for place in range(40)]  # more than run at once
+LINES = [f"the bank says {'profits rose ' * (n % 7)}shares fell" for n in range(40)]  # more than one batch
 SCORED = {"texts": LINES, "per_token": True}
-LONG = {"text": "the company said profits rose " * 12_000}  # many turns of the model
+LONG = {"text": "the company said profits rose " * 12_000}  # many scheduling steps
 
-Known = dict[str, dict[str, Any]]  # by version, by the text asked: what is compared of its answer
+Known = dict[str, dict[str, Any]]  # expected answers, by version and text
 
 
 @pytest.fixture
 def store(two_versions: Path, tmp_path: Path) -> Path:
-    """A store of its own for this test: `tiny` 1, which is current, and 2."""
+    """A copy of the store with versions 1, which is current, and 2 of `tiny`."""
     return Path(shutil.copytree(two_versions, tmp_path / "store"))
 
 
 @pytest.fixture(scope="module")
 def known(two_versions: Path) -> Known:
-    """What each version answers, alone with its requests."""
+    """The answers of each version without other requests."""
     return {version: _answers(two_versions / "tiny" / version) for version in ("1", "2")}
 
 
@@ -64,51 +64,51 @@ def _answers(folder: Path) -> dict[str, Any]:
 
 @dataclass
 class Traffic:
-    """Connections that ask without a pause, and what became of their requests."""
+    """Connections that send requests without a pause, and the outcomes."""
 
     client: httpx.AsyncClient
     known: Known
     answered: Counter[str] = field(default_factory=Counter)  # by version
-    faults: list[str] = field(default_factory=list)
-    ending: bool = False
+    failures: list[str] = field(default_factory=list)
+    stopping: bool = False
 
-    async def ask(self, texts: Iterator[str]) -> None:
-        """One connection's requests: a keystroke after another, and now and then a corpus."""
-        while not self.ending:
+    async def run(self, texts: Iterator[str]) -> None:
+        """Send keystrokes over one connection, and a corpus after every twentieth."""
+        while not self.stopping:
             for _ in range(20):
                 text = next(texts)
-                told = await self._answer("/next-word", {"text": text})
-                found = [[one["text"], one["probability"], one["log_probability"]] for one in told["suggestions"]]
-                self._judge(told["version"], text, found)
+                answer = await self._post("/next-word", {"text": text})
+                found = [[one["text"], one["probability"], one["log_probability"]] for one in answer["suggestions"]]
+                self._check(answer["version"], text, found)
             await self.score(SCORED, "scored")
 
-    async def score(self, body: dict[str, Any], asked: str) -> str:
-        """Have texts scored; the version that did."""
-        told = await self._answer("/perplexity", body)
-        self._judge(told["version"], asked, [score["log_likelihood"] for score in told["results"]])
-        version: str = told["version"]
+    async def score(self, body: dict[str, Any], key: str) -> str:
+        """Score texts and return the version that answered."""
+        answer = await self._post("/perplexity", body)
+        self._check(answer["version"], key, [score["log_likelihood"] for score in answer["results"]])
+        version: str = answer["version"]
         return version
 
-    async def _answer(self, path: str, body: dict[str, Any]) -> Any:
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
         response = await self.client.post(path, json=body)
         if response.status_code != 200:
-            self.faults.append(f"{path}: {response.status_code}: {response.text}")
+            self.failures.append(f"{path}: {response.status_code}: {response.text}")
         return response.raise_for_status().json()
 
-    def _judge(self, version: str, asked: str, found: Any) -> None:
+    def _check(self, version: str, key: str, found: Any) -> None:
         self.answered[version] += 1
-        if found != self.known[version][asked]:
-            self.faults.append(f"{version}: {asked!r}: expected {self.known[version][asked]}, found {found}")
+        if found != self.known[version][key]:
+            self.failures.append(f"{version}: {key!r}: expected {self.known[version][key]}, found {found}")
 
     async def served_by(self, version: str) -> None:
-        """Wait until ANSWERS more are given by this version."""
-        enough = self.answered[version] + ANSWERS
+        """Wait for ANSWERS more answers of this version."""
+        target = self.answered[version] + ANSWERS
         async with asyncio.timeout(30):
-            while self.answered[version] < enough:
+            while self.answered[version] < target:
                 await self.client.get("/readyz")
 
     async def activate(self, version: str) -> httpx.Response:
-        """Ask for a change; the service is ready before and after."""
+        """Activate a version; assert that the server is ready before and after."""
         assert (await self.client.get("/readyz")).status_code == 200
         response = await self.client.post(ACTIVATE, json={"version": version})
         assert (await self.client.get("/readyz")).status_code == 200
@@ -117,52 +117,50 @@ class Traffic:
 
 @asynccontextmanager
 async def traffic(url: httpx.URL, known: Known) -> AsyncIterator[Traffic]:
-    """Traffic while this lasts, and not a fault in it."""
+    """Run traffic meanwhile and assert that no request fails."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client, asyncio.TaskGroup() as group:
         load = Traffic(client, known)
-        for place in range(CONNECTIONS):
-            group.create_task(load.ask(cycle(TEXTS[place % len(TEXTS) :] + TEXTS[: place % len(TEXTS)])))
+        for n in range(CONNECTIONS):
+            group.create_task(load.run(cycle(TEXTS[n % len(TEXTS) :] + TEXTS[: n % len(TEXTS)])))
         try:
             await load.served_by("1")
             yield load
         finally:
-            load.ending = True
-    assert load.faults == []
+            load.stopping = True
+    assert load.failures == []
 
 
 def memory(process: subprocess.Popen[str]) -> dict[str, int]:
-    """The process's threads and resident KiB."""
-    told = dict(re.findall(r"(\w+):\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text()))
-    return {name: int(told[name]) for name in ("Threads", "VmRSS")}
+    """Return the threads and resident KiB of the process."""
+    status = dict(re.findall(r"(\w+):\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text()))
+    return {name: int(status[name]) for name in ("Threads", "VmRSS")}
 
 
-def ended(log: list[str]) -> int:
-    """How many former versions the log tells to have ended."""
+def closed(log: list[str]) -> int:
+    """Return the number of former versions that the log reports as closed."""
     return sum("has ended" in line for line in log)
 
 
-async def test_under_traffic_two_versions_are_exchanged_ten_times_and_every_answer_is_of_the_one_it_names(
-    store: Path, known: Known
-) -> None:
+async def test_every_answer_matches_its_version_over_ten_rollouts_under_load(store: Path, known: Known) -> None:
     log: list[str] = []
     with serving(store, log) as (client, _):
         async with traffic(client.base_url, known) as load:
-            for place in range(SWAPS):
-                version = "21"[place % 2]
+            for n in range(SWAPS):
+                version = "21"[n % 2]
                 response = await load.activate(version)
                 assert response.json() == {
                     "model": "tiny",
                     "version": version,
-                    "previous": "12"[place % 2],
+                    "previous": "12"[n % 2],
                     "persisted": True,
                     "reason": None,
                 }
                 await load.served_by(version)
-        figures = client.get("/metrics").text
+        exported = client.get("/metrics").text
     assert min(load.answered.values()) >= SWAPS / 2 * ANSWERS
-    assert f'seqserve_swaps_total{{model="tiny",outcome="switched"}} {SWAPS}.0' in figures
-    assert not re.search(r'seqserve_requests_total\{[^}]*status="5', figures)
-    assert ended(log) == SWAPS
+    assert f'seqserve_swaps_total{{model="tiny",outcome="switched"}} {SWAPS}.0' in exported
+    assert not re.search(r'seqserve_requests_total\{[^}]*status="5', exported)
+    assert closed(log) == SWAPS
     assert bundles.current(store, "tiny") == "1"
 
 
@@ -179,15 +177,17 @@ async def test_under_traffic_a_text_is_scored_to_its_end_by_the_version_that_beg
             assert await scoring == "1"
 
 
-async def test_under_traffic_a_bad_version_is_refused_and_sighup_brings_a_good_one(store: Path, known: Known) -> None:
+async def test_a_damaged_version_is_rejected_under_load_and_sighup_activates_the_repaired_one(
+    store: Path, known: Known
+) -> None:
     weights = store / "tiny" / "2" / "weights.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     log: list[str] = []
     with serving(store, log) as (client, process):
         async with traffic(client.base_url, known) as load:
-            refused = await load.activate("2")
-            assert (refused.status_code, refused.json()["type"]) == (409, "/problems/unservable")
+            rejected = await load.activate("2")
+            assert (rejected.status_code, rejected.json()["type"]) == (409, "/problems/unservable")
             assert (await load.activate("3")).status_code == 404
             bundles.activate(store, "tiny", "2")
             process.send_signal(signal.SIGHUP)
@@ -200,27 +200,27 @@ async def test_under_traffic_a_bad_version_is_refused_and_sighup_brings_a_good_o
             assert (await load.client.get("/readyz")).status_code == 200
 
 
-async def test_former_versions_leave_neither_threads_nor_memory_behind(store: Path) -> None:
+async def test_former_versions_release_their_threads_and_memory(store: Path) -> None:
     log: list[str] = []
     with serving(store, log) as (client, process):
 
         async def swapped(times: int) -> dict[str, int]:
-            """What the process takes after so many more changes."""
-            before = ended(log)
-            for place in range(times):
-                assert client.post(ACTIVATE, json={"version": "21"[place % 2]}).status_code == 200
+            """Return the memory of the process after further rollouts."""
+            before = closed(log)
+            for n in range(times):
+                assert client.post(ACTIVATE, json={"version": "21"[n % 2]}).status_code == 200
                 for text in TEXTS:
                     assert client.post("/next-word", json={"text": text}).status_code == 200
-            await until(lambda: ended(log) == before + times)
+            await until(lambda: closed(log) == before + times)
             return memory(process)
 
         before, after = await swapped(10), await swapped(20)
     assert after["VmRSS"] - before["VmRSS"] < 20 * LEAK / 4
-    assert after["Threads"] - before["Threads"] <= 2  # of the pool that changes run in, which has a bound of its own
+    assert after["Threads"] - before["Threads"] <= 2  # of the bounded pool in which rollouts run
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait until it holds."""
+    """Poll until the condition is true."""
     async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  (another process makes it hold)
+        while not condition():  # noqa: ASYNC110  (another process changes it)
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Keys, rates and the log of the real program."""
+"""API keys, rate limits, logs and traces of the real program."""
 
 import json
 import re
@@ -19,25 +19,25 @@ REDIS = shutil.which("redis-server")
 TEXT = {"text": "the company said profits"}
 
 
-def made(file: Path, name: str, *options: str) -> dict[str, str]:
-    """The header of a new key."""
+def new_key(file: Path, name: str, *options: str) -> dict[str, str]:
+    """Create a key and return its Authorization header."""
     run = seqserve("keys", "new", name, *options, SEQSERVE_API_KEYS_FILE=str(file))
     assert (run.returncode, run.stderr) == (0, "")
     assert re.fullmatch(r"seqserve_[\w-]{43}\n", run.stdout)
     return {"Authorization": f"Bearer {run.stdout.strip()}"}
 
 
-def test_keys_that_were_made_are_asked_for_and_one_made_later_is_taken(tiny_store: Path, tmp_path: Path) -> None:
+def test_keys_are_required_and_a_key_created_later_is_accepted(tiny_store: Path, tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    reader, late = made(file, "reader"), made(file, "late", "--expires", "2999-01-01")
-    file.write_text(file.read_text().replace("2999", "2020"))  # years went by
+    reader, late = new_key(file, "reader"), new_key(file, "late", "--expires", "2999-01-01")
+    file.write_text(file.read_text().replace("2999", "2020"))  # as if years had passed
     log: list[str] = []
     with serving(tiny_store, log, SEQSERVE_API_KEYS_FILE=str(file)) as (client, _):
         statuses = [client.post("/next-word", json=TEXT, headers=key).status_code for key in ({}, reader, late)]
         assert client.get("/metrics", headers=reader).status_code == 403
-        operator = made(file, "operator", "--scope", "admin")
+        operator = new_key(file, "operator", "--scope", "admin")
         while client.get("/metrics", headers=operator).status_code == 401:
-            pass  # for at most a second
+            pass  # at most a second
         assert client.get("/metrics", headers=operator).status_code == 200
     assert statuses == [401, 200, 401]
     lines = [line for line in map(json.loads, log) if line["message"] == "request"]
@@ -50,7 +50,7 @@ def test_keys_that_were_made_are_asked_for_and_one_made_later_is_taken(tiny_stor
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["new", "a"], "expected SEQSERVE_API_KEYS_FILE or --file"),
         (["new", "a b", "--file", "keys"], "expected a name"),
@@ -59,29 +59,29 @@ def test_keys_that_were_made_are_asked_for_and_one_made_later_is_taken(tiny_stor
         (["new", "a", "--file", "/nowhere/keys"], "can't be written"),
     ],
 )
-def test_a_key_that_can_not_be_made_is_told(arguments: list[str], told: str) -> None:
+def test_an_invalid_key_request_is_one_line_on_stderr(arguments: list[str], expected: str) -> None:
     run = seqserve("keys", *arguments)
     assert (run.returncode, run.stdout) == (2, "")
-    assert told in run.stderr
+    assert expected in run.stderr
     assert run.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "expected"),
     [
         ({"SEQSERVE_API_KEYS_FILE": "/nowhere/keys"}, "the keys can't be read"),
         ({"SEQSERVE_RATE_LIMIT": "fast"}, "expected one rate like 600/minute"),
     ],
 )
-def test_a_server_with_a_setting_that_can_not_be_kept_to_does_not_start(
-    tiny_store: Path, environment: dict[str, str], told: str
+def test_a_server_with_an_unusable_setting_does_not_start(
+    tiny_store: Path, environment: dict[str, str], expected: str
 ) -> None:
     run = seqserve("serve", "--port", "0", "--store", tiny_store, **environment)
     assert run.returncode == 2
-    assert told in run.stderr
+    assert expected in run.stderr
 
 
-def test_the_log_of_a_terminal_is_for_people(tiny_store: Path) -> None:
+def test_the_text_log_format_is_readable(tiny_store: Path) -> None:
     log: list[str] = []
     with serving(tiny_store, log, SEQSERVE_LOG_FORMAT="text") as (client, _):
         client.post("/next-word", json=TEXT)
@@ -89,7 +89,7 @@ def test_the_log_of_a_terminal_is_for_people(tiny_store: Path) -> None:
     assert re.search(r" INFO app.api.http.middleware: request id=\w{32} method=POST route=/next-word status=200 ", line)
 
 
-def test_only_a_named_proxy_is_believed(tiny_store: Path) -> None:
+def test_only_a_trusted_proxy_sets_the_client_address(tiny_store: Path) -> None:
     forwarded = {"X-Forwarded-For": "10.1.2.3"}
     for proxies, statuses in (("127.0.0.1", [200, 200]), ("", [200, 429])):
         environment = {"SEQSERVE_RATE_LIMIT": "1/hour", "SEQSERVE_TRUSTED_PROXIES": proxies}
@@ -101,7 +101,7 @@ def test_only_a_named_proxy_is_believed(tiny_store: Path) -> None:
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
-    """The address of a Redis that is not needed after the test."""
+    """The URL of a temporary Redis server."""
     if not REDIS:
         pytest.skip("there is no redis-server here")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -116,9 +116,7 @@ def redis(tmp_path: Path) -> Iterator[str]:
         process.terminate()
 
 
-def test_two_servers_share_their_counts_in_redis_and_each_counts_by_itself_without_it(
-    tiny_store: Path, redis: str
-) -> None:
+def test_two_servers_share_rate_limits_in_redis_and_fall_back_to_their_own(tiny_store: Path, redis: str) -> None:
     environment = {"SEQSERVE_RATE_LIMIT": "3/hour", "SEQSERVE_RATE_STORAGE": redis}
     log: list[str] = []
     with serving(tiny_store, None, **environment) as (one, _), serving(tiny_store, log, **environment) as (other, _):
@@ -128,28 +126,28 @@ def test_two_servers_share_their_counts_in_redis_and_each_counts_by_itself_witho
         assert 3590 <= int(answers[3].headers["retry-after"]) <= 3601
         with socket.create_connection(("127.0.0.1", int(redis.rpartition(":")[2]))) as connection:
             connection.sendall(b"SHUTDOWN NOSAVE\r\n")
-            connection.recv(1)  # it has left
+            connection.recv(1)  # it has exited
         assert [other.post("/next-word", json=TEXT).status_code for _ in range(4)] == [200, 200, 200, 429]
         assert "seqserve_rate_storage_errors_total 0" not in other.get("/metrics").text
     assert "counts by itself" in "".join(log)
 
 
 class Collector(BaseHTTPRequestHandler):
-    """Takes what an exporter of traces sends."""
+    """A collector that records exported traces."""
 
     received: list[tuple[str, bytes]]
 
-    def do_POST(self) -> None:  # the base class calls it so
+    def do_POST(self) -> None:  # name given by the base class
         content = self.rfile.read(int(self.headers["Content-Length"]))
         self.received.append((self.path, content))
         self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
-def test_traces_are_sent_before_the_program_ends(tiny_store: Path) -> None:
+def test_traces_are_exported_before_the_program_exits(tiny_store: Path) -> None:
     pytest.importorskip("opentelemetry.sdk.trace", reason="the extra `traces` is not installed")
     Collector.received = []
     with HTTPServer(("127.0.0.1", 0), Collector) as collector:

@@ -1,4 +1,4 @@
-"""A real server that is asked for four times what it can do."""
+"""A real server under four times its capacity."""
 
 import asyncio
 import time
@@ -9,15 +9,15 @@ from typing import Final
 import httpx
 import pytest
 
-from tests.e2e.callers import Answer, Caller, Figures, callers
+from tests.e2e.clients import Connection, Metrics, Response, connections
 from tests.e2e.conftest import serving
 
 QUEUE, BATCH = 8, 2
-CAN: Final = QUEUE + BATCH  # requests that it holds
-ASKED: Final = 4 * CAN
+CAPACITY: Final = QUEUE + BATCH  # requests
+OFFERED: Final = 4 * CAPACITY
 BURSTS: Final = 6
 DEADLINE_S: Final = 20.0
-BOUNDS = {
+SETTINGS = {
     "SEQSERVE_QUEUE_SIZE": str(QUEUE),
     "SEQSERVE_BATCH_SIZE": str(BATCH),
     "SEQSERVE_REQUEST_TIMEOUT_S": str(DEADLINE_S),
@@ -25,72 +25,75 @@ BOUNDS = {
 }
 WORK = {"text": "the company said profits rose " * 200}  # a chunk
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.serial]
 
 
-async def burst(asking: list[Caller]) -> list[Answer]:
-    """All at once."""
-    return await asyncio.gather(*(caller.ask("/perplexity", WORK) for caller in asking))
+async def burst(opened: list[Connection]) -> list[Response]:
+    """Send one request over each connection at once."""
+    return await asyncio.gather(*(connection.post("/perplexity", WORK) for connection in opened))
 
 
 def resident(pid: int) -> int:
-    """KiB in memory."""
+    """Return the resident memory in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
 
 
-def told_apart(answers: list[Answer]) -> tuple[list[Answer], list[Answer]]:
-    """Those with an answer, and those refused; there is nothing else."""
+def accepted_and_rejected(answers: list[Response]) -> tuple[list[Response], list[Response]]:
+    """Split responses by status 200 and 503; there is no other."""
     accepted = [one for one in answers if one.status == 200]
-    refused = [one for one in answers if one.status == 503]
-    assert len(accepted) + len(refused) == len(answers)
-    return accepted, refused
+    rejected = [one for one in answers if one.status == 503]
+    assert len(accepted) + len(rejected) == len(answers)
+    return accepted, rejected
 
 
-async def test_what_does_not_fit_is_refused_at_once_and_the_rest_is_answered_in_time(tiny_store: Path) -> None:
-    with serving(tiny_store, None, **BOUNDS) as (client, process):
-        async with callers(client.base_url, ASKED) as asking:
-            await burst(asking)
+async def test_excess_requests_are_rejected_at_once_and_the_rest_answered_in_time(tiny_store: Path) -> None:
+    with serving(tiny_store, None, **SETTINGS) as (client, process):
+        async with connections(client.base_url, OFFERED) as opened:
+            await burst(opened)
             before = resident(process.pid)
-            answers = [one for _ in range(BURSTS) for one in await burst(asking)]
+            answers = [one for _ in range(BURSTS) for one in await burst(opened)]
             after = resident(process.pid)
-        accepted, refused = told_apart(answers)
-        figures = Figures(client.base_url)
-        assert figures("refusals_total", model="tiny", reason="overloaded") >= len(refused)
-        assert figures("refusals_total", reason="deadline") == 0
-        assert figures("queue_depth", model="tiny") == 0
+        accepted, rejected = accepted_and_rejected(answers)
+        metrics = Metrics(client.base_url)
+        assert metrics("refusals_total", model="tiny", reason="overloaded") >= len(rejected)
+        assert metrics("refusals_total", reason="deadline") == 0
+        assert metrics("queue_depth", model="tiny") == 0
     assert len(accepted) >= BURSTS * QUEUE
-    assert len(refused) >= BURSTS * (ASKED - 2 * CAN)
-    for one in refused:
+    assert len(rejected) >= BURSTS * (OFFERED - 2 * CAPACITY)
+    for one in rejected:
         assert one.json()["type"] == "/problems/overloaded"
         assert int(one.headers["retry-after"]) >= 1
     assert len({one.content for one in accepted}) == 1
-    assert max(one.seconds for one in accepted) < DEADLINE_S  # so is their p99
-    waited, turned_away = (median(one.seconds for one in some) for some in (accepted, refused))
+    assert max(one.seconds for one in accepted) < DEADLINE_S  # and so is p99
+    accepted_s, rejected_s = (median(one.seconds for one in some) for some in (accepted, rejected))
     print(
-        f"median of refusals {1000 * turned_away:.1f} ms, of answers {1000 * waited:.1f} ms; RSS {before}-{after} KiB"
+        f"medians: rejected {1000 * rejected_s:.1f} ms, answered {1000 * accepted_s:.1f} ms; RSS {before}-{after} KiB"
     )
-    assert turned_away < waited / 2
+    assert rejected_s < accepted_s / 2
     assert after <= 1.05 * before
 
 
-async def test_it_stays_ready_and_alive_while_it_refuses(tiny_store: Path) -> None:
-    with serving(tiny_store, None, **BOUNDS) as (client, _):
-        async with callers(client.base_url, ASKED) as asking, httpx.AsyncClient(base_url=client.base_url) as prober:
-            overloaded = asyncio.ensure_future(burst(asking))
+async def test_the_server_stays_ready_and_live_under_overload(tiny_store: Path) -> None:
+    with serving(tiny_store, None, **SETTINGS) as (client, _):
+        async with (
+            connections(client.base_url, OFFERED) as opened,
+            httpx.AsyncClient(base_url=client.base_url) as prober,
+        ):
+            overloaded = asyncio.ensure_future(burst(opened))
             probes = [(await prober.get(path)).status_code for path in ("/readyz", "/livez", "/metrics")]
             assert not overloaded.done()
-            assert told_apart(await overloaded)[1]
+            assert accepted_and_rejected(await overloaded)[1]
     assert probes == [200, 200, 200]
 
 
-async def test_when_load_falls_it_recovers_within_a_second(tiny_store: Path) -> None:
-    with serving(tiny_store, None, **BOUNDS) as (client, _):
-        async with callers(client.base_url, ASKED + 1) as (last, *asking):
+async def test_the_server_recovers_within_a_second_after_overload(tiny_store: Path) -> None:
+    with serving(tiny_store, None, **SETTINGS) as (client, _):
+        async with connections(client.base_url, OFFERED + 1) as (last, *opened):
             for _ in range(2):
-                assert told_apart(await burst(asking))[1]
-            fallen = time.monotonic()
-            answer = await last.ask("/next-word", {"text": "the company said"})
+                assert accepted_and_rejected(await burst(opened))[1]
+            load_end = time.monotonic()
+            answer = await last.post("/next-word", {"text": "the company said"})
             assert answer.status == 200
-            assert time.monotonic() - fallen < 1
-            assert told_apart(await burst(asking[:QUEUE]))[1] == []
+            assert time.monotonic() - load_end < 1
+            assert accepted_and_rejected(await burst(opened[:QUEUE]))[1] == []

@@ -1,4 +1,4 @@
-"""The captioner that the repository ships, as its figures claim it."""
+"""The published captioner: its claimed metrics, and batch invariance."""
 
 import os
 from collections.abc import Iterator
@@ -17,13 +17,15 @@ from training.captions import data as data
 from training.captions.data import Photo, words
 from training.captions.scores import score
 
+pytestmark = pytest.mark.serial
+
 STORE = Path(__file__).parents[2] / "models_store"
 FLICKR8K = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "flickr8k"
-ONE_REQUEST = 8  # images, the most it may hold
+REQUEST_IMAGES = 8  # the maximum
 BATCH = 50
 
 needs_corpus = pytest.mark.skipif(not FLICKR8K.is_dir(), reason="TEST_DATA names no folder with Flickr8k in flickr8k/")
-whole_split = pytest.mark.timeout(900)  # a thousand photographs, on a machine that has other work as well
+whole_split = pytest.mark.timeout(900)  # a thousand photographs, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def contents(test_photos: list[Photo]) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def offline(predictor: CaptionsPredictor, contents: list[bytes]) -> list[Description]:
-    """What evaluation says of the test photographs with a beam of 3."""
+    """Caption the test photographs offline with a beam of 3."""
     return captioned(predictor, contents, beam=3)
 
 
@@ -68,7 +70,7 @@ def captioned(predictor: CaptionsPredictor, contents: list[bytes], beam: int) ->
     return answers
 
 
-def test_the_figures_are_those_that_were_aimed_at(bundle: Bundle) -> None:
+def test_the_published_metrics_reach_their_targets(bundle: Bundle) -> None:
     metrics = bundle.manifest.metrics
     assert metrics["test_cider"] >= 50
     assert metrics["test_bleu_4"] >= 19.5
@@ -80,7 +82,7 @@ def test_the_figures_are_those_that_were_aimed_at(bundle: Bundle) -> None:
 
 @needs_corpus
 @whole_split
-def test_the_test_photographs_posted_get_the_captions_and_the_scores_that_evaluation_gives(
+def test_posted_test_photographs_get_the_captions_and_scores_of_the_evaluation(
     published: httpx.Client,
     bundle: Bundle,
     test_photos: list[Photo],
@@ -88,8 +90,8 @@ def test_the_test_photographs_posted_get_the_captions_and_the_scores_that_evalua
     offline: list[Description],
 ) -> None:
     posted = list[str]()
-    for start in range(0, len(contents), ONE_REQUEST):
-        files = [("image", content) for content in contents[start : start + ONE_REQUEST]]
+    for start in range(0, len(contents), REQUEST_IMAGES):
+        files = [("image", content) for content in contents[start : start + REQUEST_IMAGES]]
         answer = published.post("/captions", files=files)
         assert answer.status_code == 200, answer.text
         posted += [result["caption"] for result in answer.json()["results"]]
@@ -98,17 +100,17 @@ def test_the_test_photographs_posted_get_the_captions_and_the_scores_that_evalua
     found, metrics = score(posted, [photo.captions for photo in test_photos]), bundle.manifest.metrics
     assert found.cider == pytest.approx(metrics["test_cider"], abs=0.3)
     assert found.bleu_4 == pytest.approx(metrics["test_bleu_4"], abs=0.3)
-    if found.meteor is not None:  # there is Java
+    if found.meteor is not None:  # Java is installed
         assert found.meteor == pytest.approx(metrics["test_meteor"], abs=0.3)
     assert len(set(posted)) == pytest.approx(metrics["test_distinct"], abs=10)
 
 
 @needs_corpus
 @whole_split
-def test_a_beam_of_3_finds_what_is_as_likely_as_greedy_finds_or_likelier(
+def test_a_beam_of_3_ranks_no_worse_than_greedy_search(
     predictor: CaptionsPredictor, bundle: Bundle, contents: list[bytes], offline: list[Description]
 ) -> None:
-    """Likely by what ranks captions: the log-probability over the length to the power of the length penalty."""
+    """Compare by the rank score: the log-probability over the length to the power of the length penalty."""
     config = bundle.manifest.config
 
     def rank(answer: Description) -> float:
@@ -121,7 +123,7 @@ def test_a_beam_of_3_finds_what_is_as_likely_as_greedy_finds_or_likelier(
 
 
 @needs_corpus
-def test_no_neighbour_changes_a_caption(predictor: CaptionsPredictor, contents: list[bytes]) -> None:
+def test_a_caption_does_not_depend_on_its_batch(predictor: CaptionsPredictor, contents: list[bytes]) -> None:
     some = contents[:20]
     together = captioned(predictor, some, beam=3)
     assert [captioned(predictor, [content], beam=3)[0] for content in some] == together

@@ -13,7 +13,7 @@ from tests.e2e.conftest import serving
 TEXT = "The company's profits rose.\nMarket shares fell, said Mr. Banks"
 
 
-def test_it_is_ready_and_lists_its_model(client: httpx.Client) -> None:
+def test_the_server_is_ready_and_lists_its_model(client: httpx.Client) -> None:
     assert client.get("/readyz").status_code == 200
     (model,) = client.get("/models").json()["models"]
     assert (model["name"], model["version"], model["ready"]) == ("tiny", "1", True)
@@ -36,14 +36,14 @@ def test_a_word_being_typed_is_completed(client: httpx.Client) -> None:
     assert answer["suggestions"][0]["probability"] == pytest.approx(1)
 
 
-def test_the_same_text_gets_the_same_answer_remembered_or_not(client: httpx.Client) -> None:
+def test_a_cached_state_gives_the_same_answer(client: httpx.Client) -> None:
     first = client.post("/next-word", json={"text": "the bank trading new prices", "words": 3}).json()
     again = client.post("/next-word", json={"text": "the bank trading new prices", "words": 3}).json()
     assert again["cached_tokens"] > first["cached_tokens"]
     assert again["suggestions"] == first["suggestions"]
 
 
-def test_texts_are_scored_by_themselves_and_pooled(client: httpx.Client) -> None:
+def test_texts_are_scored_separately_and_pooled(client: httpx.Client) -> None:
     texts = [TEXT, "profits", "the banks fell " * 40]
     alone = [client.post("/perplexity", json={"text": text}).json()["corpus"] for text in texts]
     together = client.post("/perplexity", json={"texts": texts}).json()
@@ -57,7 +57,7 @@ def test_offsets_point_into_the_text_as_sent(client: httpx.Client) -> None:
     assert all(row["start"] == row["end"] for row in rows if row["token"] == "<eos>")
 
 
-def test_a_damaged_model_is_refused_by_name_and_the_other_serves(damaged_store: Path) -> None:
+def test_a_damaged_model_is_unavailable_and_the_other_serves(damaged_store: Path) -> None:
     with serving(damaged_store) as (client, _):
         ready = client.get("/readyz")
         assert ready.status_code == 503
@@ -68,7 +68,7 @@ def test_a_damaged_model_is_refused_by_name_and_the_other_serves(damaged_store: 
         assert client.post("/next-word", json={"text": "the", "model": "broken"}).status_code == 503
 
 
-def test_it_ends_in_peace_when_told_to(tiny_store: Path) -> None:
+def test_sigterm_causes_a_clean_exit(tiny_store: Path) -> None:
     log: list[str] = []
     with serving(tiny_store, log) as (client, process):
         assert client.get("/livez").status_code == 200
@@ -78,13 +78,13 @@ def test_it_ends_in_peace_when_told_to(tiny_store: Path) -> None:
     assert json.loads(line)["route"] == "/livez"
 
 
-def test_who_is_not_answered_within_the_grace_is_told_so(tiny_store: Path) -> None:
+def test_a_request_beyond_the_grace_period_gets_503(tiny_store: Path) -> None:
     with serving(tiny_store, SEQSERVE_GRACE_S="0") as (client, process), ThreadPoolExecutor() as threads:
-        asked = threads.submit(client.post, "/perplexity", json={"text": "the company said profits rose " * 100_000})
+        pending = threads.submit(client.post, "/perplexity", json={"text": "the company said profits rose " * 100_000})
         while 'seqserve_batch_size_count{model="tiny"}' not in httpx.get(client.base_url.join("/metrics")).text:
-            assert not asked.done()
+            assert not pending.done()
         process.send_signal(signal.SIGTERM)
-        answer = asked.result()
+        answer = pending.result()
         assert (answer.status_code, answer.json()["type"]) == (503, "/problems/not-ready")
         assert answer.headers["x-request-id"]
         assert process.wait() == 0

@@ -1,4 +1,4 @@
-"""A real server that is told to stop while it is asked."""
+"""Graceful shutdown of a real server under load."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from app.images import png
-from tests.e2e.callers import Answer, Caller, Figures, ask_anew, callers, until
+from tests.e2e.clients import Connection, Metrics, Response, connections, post_once, wait_until
 from tests.e2e.conftest import serving
 
 STORE = Path(__file__).parents[2] / "models_store"
@@ -28,35 +28,35 @@ WORK = {"text": "the company said profits rose " * 400}  # two chunks
 KEYSTROKE = {"text": "the company said"}
 STREAMS: Final = 8
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.serial]
 
 
 @contextmanager
 def stoppable(store: Path) -> Iterator[tuple[httpx.URL, subprocess.Popen[str]]]:
-    bounds = {"SEQSERVE_BATCH_SIZE": str(BATCH), "SEQSERVE_GRACE_S": str(GRACE_S), "SEQSERVE_CACHE_MB": "0"}
-    with serving(store, None, **bounds) as (client, process):
+    settings = {"SEQSERVE_BATCH_SIZE": str(BATCH), "SEQSERVE_GRACE_S": str(GRACE_S), "SEQSERVE_CACHE_MB": "0"}
+    with serving(store, None, **settings) as (client, process):
         yield client.base_url, process
 
 
-async def ended(process: subprocess.Popen[str]) -> float:
-    """Wait for the process to end in peace; how long that took."""
-    began = time.monotonic()
+async def clean_exit(process: subprocess.Popen[str]) -> float:
+    """Wait for a clean exit and return the seconds it took."""
+    started = time.monotonic()
     assert await asyncio.to_thread(process.wait, 2 * GRACE_S) == 0
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
-async def accepted(url: httpx.URL, asking: list[Caller]) -> list[asyncio.Task[Answer]]:
-    """Everybody asks for WORK, and all of it is in the queue."""
-    for caller in asking:
-        await caller.send("/perplexity", WORK)
-    answers = [asyncio.create_task(caller.answer()) for caller in asking]
-    figures = Figures(url)
-    await until(lambda: figures("queue_depth", model="tiny") >= len(asking) - BATCH)
+async def queue_work(url: httpx.URL, opened: list[Connection]) -> list[asyncio.Task[Response]]:
+    """Request WORK over each connection and wait until all requests are queued."""
+    for connection in opened:
+        await connection.send("/perplexity", WORK)
+    answers = [asyncio.create_task(connection.response()) for connection in opened]
+    metrics = Metrics(url)
+    await wait_until(lambda: metrics("queue_depth", model="tiny") >= len(opened) - BATCH)
     return answers
 
 
 async def not_ready(url: httpx.URL) -> httpx.Response:
-    """What the probe is told once readiness has fallen."""
+    """Wait until /readyz fails and return its response."""
     async with asyncio.timeout(GRACE_S):
         while (response := await asyncio.to_thread(httpx.get, url.join("/readyz"))).status_code == 200:
             pass
@@ -65,16 +65,16 @@ async def not_ready(url: httpx.URL) -> httpx.Response:
 
 async def test_readiness_falls_first_and_accepted_work_is_finished(tiny_store: Path) -> None:
     with stoppable(tiny_store) as (url, process):
-        async with callers(url, ACCEPTED) as asking:
-            answers = await accepted(url, asking)
+        async with connections(url, ACCEPTED) as opened:
+            answers = await queue_work(url, opened)
             process.send_signal(signal.SIGTERM)
             ready = await not_ready(url)
-            late = await ask_anew(url, "/perplexity", WORK)
+            late = await post_once(url, "/perplexity", WORK)
             assert not all(answer.done() for answer in answers)
             found = await asyncio.gather(*answers)
-        assert await ended(process) < GRACE_S
+        assert await clean_exit(process) < GRACE_S
         with pytest.raises(ConnectionRefusedError):
-            await ask_anew(url, "/perplexity", WORK)
+            await post_once(url, "/perplexity", WORK)
     assert (ready.status_code, ready.json()["models"]) == (
         503,
         [{"name": "tiny", "ready": False, "reason": "shutting down"}],
@@ -88,59 +88,61 @@ async def test_readiness_falls_first_and_accepted_work_is_finished(tiny_store: P
 
 @dataclass
 class Typist:
-    """Somebody who types on until told that it is over."""
+    """A client that sends keystrokes until it is refused."""
 
     url: httpx.URL
     outcomes: Counter[str] = field(default_factory=Counter)
-    lost: list[float] = field(default_factory=list)  # when they were sent
+    lost: list[float] = field(default_factory=list)  # times at which requests without a response were sent
 
     async def type(self) -> None:
-        """Over one connection after another."""
+        """Send keystrokes over one connection after another."""
         while not self.outcomes["refused"]:
             try:
-                async with callers(self.url, 1) as (caller,):
-                    await self._type(caller)
+                async with connections(self.url, 1) as (connection,):
+                    await self._type(connection)
             except ConnectionRefusedError:
                 self.outcomes["refused"] += 1
-            except ConnectionResetError:  # before anything was sent: nobody accepted it any more
+            except ConnectionResetError:  # before anything was sent: no longer accepted
                 self.outcomes["closed"] += 1
 
-    async def _type(self, caller: Caller) -> None:
+    async def _type(self, connection: Connection) -> None:
         while True:
             try:
-                answer = await caller.ask("/next-word", KEYSTROKE)
-            except ConnectionError:  # closed without an answer
+                answer = await connection.post("/next-word", KEYSTROKE)
+            except ConnectionError:  # closed without a response
                 self.outcomes["closed"] += 1
-                self.lost.append(caller.sent)
+                self.lost.append(connection.sent)
                 return
             self.outcomes[str(answer.status)] += 1
             if answer.headers.get("connection") == "close":
                 return
 
 
-async def test_whoever_asks_on_is_answered_or_told_apart(tiny_store: Path) -> None:
+async def test_requests_during_shutdown_get_200_or_503_or_a_closed_connection(tiny_store: Path) -> None:
     with stoppable(tiny_store) as (url, process):
         typists = [Typist(url) for _ in range(4)]
-        async with callers(url, ACCEPTED) as asking, asyncio.TaskGroup() as group:
+        async with connections(url, ACCEPTED) as opened, asyncio.TaskGroup() as group:
             for typist in typists:
                 group.create_task(typist.type())
-            answers = await accepted(url, asking)
-            told = time.monotonic()
+            answers = await queue_work(url, opened)
+            stopped = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert [answer.status for answer in await asyncio.gather(*answers)] == [200] * ACCEPTED
-        await ended(process)
+        await clean_exit(process)
     outcomes = sum((typist.outcomes for typist in typists), Counter[str]())
     assert set(outcomes) <= {"200", "503", "closed", "refused"}
     assert outcomes["200"]
     assert outcomes["503"]
     assert outcomes["refused"] == len(typists)
-    assert all(sent > told for typist in typists for sent in typist.lost)
+    assert all(sent > stopped for typist in typists for sent in typist.lost)
 
 
-async def streamed(client: httpx.AsyncClient, content: bytes, begun: asyncio.Semaphore) -> list[tuple[str, str]]:
-    """The events of one photograph's caption, of a stream that ends as it should; `begun` is released with the first.
+async def streamed(
+    client: httpx.AsyncClient, content: bytes, started_streams: asyncio.Semaphore
+) -> list[tuple[str, str]]:
+    """Return the events of one caption stream; `started_streams` is released at the first event.
 
-    Its alternatives are searched for once all words are told, so that the stream is not over with the words.
+    Alternatives are searched after the last word, so the stream outlasts the words.
     """
     query = "/captions?beam=9&alternatives=9"
     headers = {"Accept": "text/event-stream", "Content-Type": "image/png"}
@@ -151,7 +153,7 @@ async def streamed(client: httpx.AsyncClient, content: bytes, begun: asyncio.Sem
         async for chunk in response.aiter_text():
             text += chunk
             if not events:
-                begun.release()
+                started_streams.release()
             *whole, text = text.split("\n\n")
             for event in whole:
                 fields = dict(line.split(": ", 1) for line in event.splitlines())
@@ -160,22 +162,22 @@ async def streamed(client: httpx.AsyncClient, content: bytes, begun: asyncio.Sem
     return events
 
 
-async def test_streams_of_words_are_ended_properly() -> None:
+async def test_streams_are_finished_during_shutdown() -> None:
     chance = np.random.default_rng(1)
-    pictures = [png(chance.integers(0, 256, (224, 224, 3), np.uint8)) for _ in range(STREAMS)]
-    begun = asyncio.Semaphore(0)
+    images = [png(chance.integers(0, 256, (224, 224, 3), np.uint8)) for _ in range(STREAMS)]
+    started_streams = asyncio.Semaphore(0)
     with stoppable(STORE) as (url, process):
         async with httpx.AsyncClient(base_url=url, timeout=60) as client, asyncio.TaskGroup() as group:
-            streams = [group.create_task(streamed(client, picture, begun)) for picture in pictures]
-            for _ in pictures:
-                await begun.acquire()
+            streams = [group.create_task(streamed(client, image, started_streams)) for image in images]
+            for _ in images:
+                await started_streams.acquire()
             process.send_signal(signal.SIGTERM)
             assert not all(stream.done() for stream in streams)
-        await ended(process)
+        await clean_exit(process)
     for stream in streams:
         *words, (last, answer) = stream.result()
         assert {event for event, _ in words} == {"word"}
         assert last == "caption"
-        told = [json.loads(data)["word"] for _, data in words]
-        assert " ".join(told) == json.loads(answer)["results"][0]["caption"].replace("'s", " 's")
+        streamed_words = [json.loads(data)["word"] for _, data in words]
+        assert " ".join(streamed_words) == json.loads(answer)["results"][0]["caption"].replace("'s", " 's")
         assert len(json.loads(answer)["results"][0]["alternatives"]) == 9

@@ -1,4 +1,4 @@
-"""Several workers at one port, as real processes."""
+"""Several worker processes at one port."""
 
 import json
 import os
@@ -21,41 +21,43 @@ import pytest
 from app import bundle as bundles
 from tests.e2e.conftest import ENVIRONMENT, seqserve, serving
 
+pytestmark = pytest.mark.serial
+
 WAIT_S = 30
 TEXT = {"text": "the company said profits", "top_k": 3}
 COUNTED = re.compile(r'^seqserve_requests_total\{.*route="/next-word".*\} (\S+)$', re.MULTILINE)
 
 
 class Service:
-    """A supervisor and its workers."""
+    """A running supervisor and its workers."""
 
     def __init__(self, process: subprocess.Popen[str], url: httpx.URL, connections: Sequence[httpx.Client]) -> None:
         self.process = process
         self.url = url
-        self.connections = connections  # eight, each of them open
+        self.connections = connections  # eight open ones
 
     @property
     def workers(self) -> list[int]:
-        """Their process ids."""
+        """The process ids of the workers."""
         pid = self.process.pid
         return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
     def by_worker(self) -> dict[int, list[httpx.Client]]:
-        """The connections of each worker."""
+        """Return the connections of each worker by process id."""
         owners = {inode: pid for pid in self.workers for inode in _sockets(pid)}
         found = dict[int, list[httpx.Client]]({pid: [] for pid in self.workers})
         for client in self.connections:
             found[owners[_inode(self.url, _local_port(client))]].append(client)
         return found
 
-    def ask_new(self) -> httpx.Response:
-        """Over a connection of its own."""
+    def post_once(self) -> httpx.Response:
+        """Send a request over a new connection."""
         return httpx.post(self.url.join("/next-word"), json=TEXT, timeout=60)
 
 
 @contextmanager
 def working(store: Path, log: list[str] | None = None, **environment: str) -> Iterator[Service]:
-    """Two workers that both answer, with connections to each."""
+    """Start two workers and open connections to both."""
     with serving(store, log, SEQSERVE_WORKERS="2", **environment) as (client, process), ExitStack() as stack:
         client.close()
         service = Service(process, client.base_url, [])
@@ -78,7 +80,7 @@ def _local_port(client: httpx.Client) -> int:
 
 
 def _inode(url: httpx.URL, port: int) -> str:
-    """Of the server's end of the connection from this port."""
+    """Return the inode of the server's socket for the connection from this port."""
     for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = row.split()
         if fields[1].endswith(f":{url.port:04X}") and fields[2].endswith(f":{port:04X}"):
@@ -88,12 +90,12 @@ def _inode(url: httpx.URL, port: int) -> str:
 
 def _sockets(pid: int) -> Iterator[str]:
     for file in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
+        with suppress(FileNotFoundError):  # closed in between
             yield str(file.readlink()).removeprefix("socket:[").removesuffix("]")
 
 
-def until_ended(pid: int) -> None:
-    """Wait for a process that may be nobody's child of ours."""
+def wait_for_exit(pid: int) -> None:
+    """Wait for a process that need not be a child of this one."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -107,7 +109,7 @@ def until_ended(pid: int) -> None:
 
 @pytest.fixture
 def store(two_versions: Path, tmp_path: Path) -> Path:
-    """`tiny` in the versions 1, which is current, 2, and 3, which is damaged."""
+    """A store with versions 1 (current), 2 and 3 (damaged) of `tiny`."""
     copied = tmp_path / "store"
     shutil.copytree(two_versions, copied)
     shutil.copytree(copied / "tiny" / "2", copied / "tiny" / "3")
@@ -115,7 +117,7 @@ def store(two_versions: Path, tmp_path: Path) -> Path:
     return copied
 
 
-def test_each_worker_answers_as_one_process_does_bit_for_bit(tiny_store: Path, client: httpx.Client) -> None:
+def test_each_worker_answers_bit_for_bit_like_a_single_process(tiny_store: Path, client: httpx.Client) -> None:
     expected = client.post("/next-word", json=TEXT).json()["suggestions"]
     scored = client.post("/perplexity", json={"text": "the company said profits rose " * 50}).json()["results"]
     with working(tiny_store) as service:
@@ -125,12 +127,12 @@ def test_each_worker_answers_as_one_process_does_bit_for_bit(tiny_store: Path, c
             assert answer.json()["results"] == scored
 
 
-def test_models_of_several_threads_are_read_by_each_worker(tiny_store: Path) -> None:
+def test_workers_serve_models_with_several_threads(tiny_store: Path) -> None:
     with working(tiny_store, SEQSERVE_THREADS="2") as service:
         assert all(one.post("/next-word", json=TEXT).is_success for one in service.connections)
 
 
-def test_a_model_of_one_thread_starts_none_so_that_it_may_be_forked(tiny_store: Path) -> None:
+def test_a_single_threaded_model_starts_no_thread_and_can_be_forked(tiny_store: Path) -> None:
     script = """
 import os, sys
 from pathlib import Path
@@ -146,28 +148,28 @@ print(tasks() - before)
     assert subprocess.run(command, stdout=subprocess.PIPE, check=True, env=ENVIRONMENT).stdout == b"0\n"
 
 
-def test_every_worker_tells_the_figures_of_all(tiny_store: Path) -> None:
+def test_every_worker_exports_the_metrics_of_all(tiny_store: Path) -> None:
     with working(tiny_store) as service:
         for one in service.connections:
             one.post("/next-word", json=TEXT).raise_for_status()
-        told = [one.get("/metrics").text for one in service.connections]
-    assert {tuple(COUNTED.findall(text)) for text in told} == {("8.0",)}
-    for text in told:
+        exported = [one.get("/metrics").text for one in service.connections]
+    assert {tuple(COUNTED.findall(text)) for text in exported} == {("8.0",)}
+    for text in exported:
         assert text.count("seqserve_process_start_time_seconds{") == 2
         assert 'seqserve_model_ready{model="tiny",version="1"} 1.0' in text
         assert 'seqserve_queue_depth{model="tiny"} 0.0' in text
 
 
-def test_the_same_figures_are_told_as_by_one_process(tiny_store: Path) -> None:
-    told = []
+def test_workers_export_the_same_metrics_as_a_single_process(tiny_store: Path) -> None:
+    names = []
     for workers in ("1", "2"):
         with serving(tiny_store, SEQSERVE_WORKERS=workers) as (client, _):
             client.post("/next-word", json=TEXT).raise_for_status()
             client.post("/perplexity", json={"text": "the company said " * 3000}).raise_for_status()
             samples = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
-            told.append({re.split(r"[{ ]", sample)[0] for sample in samples} | _labels(samples))
-    one, two = told
-    assert two - one == {"worker"}  # of its process
+            names.append({re.split(r"[{ ]", sample)[0] for sample in samples} | _labels(samples))
+    one, two = names
+    assert two - one == {"worker"}  # label of process metrics
     assert all(name.endswith("_created") for name in one - two)
 
 
@@ -175,13 +177,13 @@ def _labels(samples: Sequence[str]) -> set[str]:
     return {label for sample in samples for label in re.findall(r'[{,](\w+)="', sample)}
 
 
-def test_connections_are_shared_about_evenly(tiny_store: Path) -> None:
+def test_connections_are_balanced_between_workers(tiny_store: Path) -> None:
     with working(tiny_store) as service:
         counts = [len(connections) for connections in service.by_worker().values()]
-    assert max(counts) - min(counts) <= 2  # those who look at the same moment may both take one
+    assert max(counts) - min(counts) <= 2  # workers that accept at the same time may both take one
 
 
-def test_the_loss_of_a_worker_is_felt_on_its_own_connections_alone(tiny_store: Path) -> None:
+def test_a_killed_worker_affects_only_its_own_connections(tiny_store: Path) -> None:
     log: list[str] = []
     with working(tiny_store, log) as service, ThreadPoolExecutor(8) as threads:
         lost, kept = service.workers
@@ -201,13 +203,13 @@ def test_the_loss_of_a_worker_is_felt_on_its_own_connections_alone(tiny_store: P
             os.kill(lost, signal.SIGKILL)
             killed = time.monotonic()
             while len(service.workers) < 2 or lost in service.workers:
-                service.ask_new().raise_for_status()
+                service.post_once().raise_for_status()
                 counts.append(_counted(connections[0]))
                 assert time.monotonic() < killed + WAIT_S
             took = time.monotonic() - killed
-            (began,) = set(service.workers) - {kept}
-            os.kill(began, signal.SIGKILL)
-            while len(service.workers) < 2 or began in service.workers:
+            (restarted,) = set(service.workers) - {kept}
+            os.kill(restarted, signal.SIGKILL)
+            while len(service.workers) < 2 or restarted in service.workers:
                 counts.append(_counted(connections[0]))
                 assert time.monotonic() < killed + WAIT_S
         finally:
@@ -217,26 +219,26 @@ def test_the_loss_of_a_worker_is_felt_on_its_own_connections_alone(tiny_store: P
     assert took < 5
     assert counts == sorted(counts)
     assert counts[-1] >= answered
-    pauses = re.findall(r"ended with status -9; another one starts in (\S+) s", "".join(log))
-    assert pauses == ["0.25", "0.5"]
+    backoffs = re.findall(r"exited with status -9; restarting in (\S+) s", "".join(log))
+    assert backoffs == ["0.25", "0.5"]
 
 
 def _counted(client: httpx.Client) -> float:
     return sum(map(float, COUNTED.findall(client.get("/metrics").text)))
 
 
-def test_told_to_stop_they_finish_what_they_accepted(tiny_store: Path) -> None:
+def test_sigterm_lets_workers_finish_accepted_requests(tiny_store: Path) -> None:
     with working(tiny_store) as service, ThreadPoolExecutor(8) as threads:
         workers = service.workers
         body = {"text": "the company said profits rose " * 4000}
-        asked = [threads.submit(one.post, "/perplexity", json=body) for one in service.connections]
+        pending = [threads.submit(one.post, "/perplexity", json=body) for one in service.connections]
         while _batches(service.url) < 8:
-            assert not all(one.done() for one in asked)
+            assert not all(one.done() for one in pending)
         service.process.send_signal(signal.SIGTERM)
-        assert [one.result().status_code for one in asked] == [200] * 8
+        assert [one.result().status_code for one in pending] == [200] * 8
         assert service.process.wait() == 0
     for pid in workers:
-        until_ended(pid)
+        wait_for_exit(pid)
 
 
 def _batches(url: httpx.URL) -> float:
@@ -244,36 +246,36 @@ def _batches(url: httpx.URL) -> float:
     return sum(map(float, re.findall(r'seqserve_batch_size_sum\{model="tiny"\} (\S+)', text)))
 
 
-def test_interrupted_at_a_terminal_they_end_in_peace(tiny_store: Path) -> None:
+def test_sigint_from_a_terminal_causes_a_clean_exit(tiny_store: Path) -> None:
     log: list[str] = []
     with working(tiny_store, log) as service:
         workers = service.workers
-        for pid in (service.process.pid, *workers):  # a terminal tells all at once
+        for pid in (service.process.pid, *workers):  # a terminal signals all processes
             os.kill(pid, signal.SIGINT)
         assert service.process.wait() == 0
     assert "Traceback" not in "".join(log)
 
 
-def test_who_does_not_end_in_time_is_killed(tiny_store: Path) -> None:
+def test_a_worker_that_does_not_exit_in_time_is_killed(tiny_store: Path) -> None:
     log: list[str] = []
     with working(tiny_store, log, SEQSERVE_GRACE_S="0") as service:
         stuck, _ = service.workers
         os.kill(stuck, signal.SIGSTOP)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait() == 1
-    until_ended(stuck)
-    assert "has not ended in time and is killed" in "".join(log)
+    wait_for_exit(stuck)
+    assert "did not exit in time and is killed" in "".join(log)
 
 
-def test_without_their_supervisor_they_end(tiny_store: Path) -> None:
+def test_workers_exit_without_their_supervisor(tiny_store: Path) -> None:
     with working(tiny_store) as service:
         workers = service.workers
         service.process.kill()
         for pid in workers:
-            until_ended(pid)
+            wait_for_exit(pid)
 
 
-def test_who_can_not_start_says_why_once(tiny_store: Path) -> None:
+def test_a_start_up_error_is_printed_once(tiny_store: Path) -> None:
     environment = {"SEQSERVE_WORKERS": "3", "SEQSERVE_API_KEYS_FILE": "/nowhere/keys"}
     run = seqserve("serve", "--port", "0", "--store", tiny_store, **environment)
     assert run.returncode == 2
@@ -281,14 +283,14 @@ def test_who_can_not_start_says_why_once(tiny_store: Path) -> None:
     assert run.stderr.count("\n") == 1
 
 
-def test_rates_need_a_storage_that_all_share(tiny_store: Path) -> None:
+def test_rate_limits_with_workers_need_a_shared_storage(tiny_store: Path) -> None:
     run = seqserve("serve", "--workers", "2", "--store", tiny_store, SEQSERVE_RATE_LIMIT="5/minute")
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "SEQSERVE_RATE_STORAGE: expected redis://" in run.stderr
     assert "SEQSERVE_WORKERS=2" in run.stderr
 
 
-def test_a_version_is_changed_in_all_or_in_none(store: Path) -> None:
+def test_a_version_is_activated_in_all_workers_or_in_none(store: Path) -> None:
     with working(store) as service:
         answer = service.connections[0].post("/models/tiny/activate", json={"version": "2"})
         assert answer.status_code == 200, answer.text
@@ -296,60 +298,60 @@ def test_a_version_is_changed_in_all_or_in_none(store: Path) -> None:
         assert bundles.current(store, "tiny") == "2"
         assert _versions(service.connections) == {"2"}
         for version, status in (("3", 409), ("4", 404)):
-            refused = service.connections[0].post("/models/tiny/activate", json={"version": version})
-            assert refused.status_code == status
-            assert "vocabulary.txt" in refused.text or "no version '4'" in refused.text
+            rejected = service.connections[0].post("/models/tiny/activate", json={"version": version})
+            assert rejected.status_code == status
+            assert "vocabulary.txt" in rejected.text or "no version '4'" in rejected.text
         assert _versions(service.connections) == {"2"}
         again = service.connections[0].post("/models/tiny/activate", json={"version": "2"})
         assert again.json()["previous"] == "2"
-        told = service.connections[0].get("/metrics").text
-        assert 'seqserve_swaps_total{model="tiny",outcome="switched"} 1.0' in told
+        exported = service.connections[0].get("/metrics").text
+        assert 'seqserve_swaps_total{model="tiny",outcome="switched"} 1.0' in exported
 
 
-def test_what_can_be_no_name_is_unknown_however_long_and_gets_no_figure(store: Path) -> None:
+def test_an_invalid_version_name_gets_404_and_no_metric(store: Path) -> None:
     with working(store) as service:
         client = service.connections[0]
         for path, version in (("%01" * 10_500, "\u00e9" * 2000), ("other", "1"), ("tiny", "../1"), ("tiny", "4")):
             content = json.dumps({"version": version}, ensure_ascii=False).encode()
             headers = {"Content-Type": "application/json"}
             assert client.post(f"/models/{path}/activate", content=content, headers=headers).status_code == 404
-        told = client.get("/metrics").text
+        exported = client.get("/metrics").text
         assert _versions(service.connections) == {"1"}
-    swaps = re.findall(r"^seqserve_swaps_total\{(.*)\} (\S+)$", told, re.MULTILINE)
+    swaps = re.findall(r"^seqserve_swaps_total\{(.*)\} (\S+)$", exported, re.MULTILINE)
     assert {value for _, value in swaps} == {"0.0"}
     assert all('model="tiny"' in labels for labels, _ in swaps)
 
 
-def test_who_ends_while_it_changes_a_version_is_replaced(store: Path) -> None:
+def test_a_worker_killed_during_a_rollout_is_replaced(store: Path) -> None:
     with working(store) as service:
         lost, kept = service.workers
         own, others = service.by_worker()[lost][0], service.by_worker()[kept]
-        os.kill(kept, signal.SIGSTOP)  # so that the change is under way
+        os.kill(kept, signal.SIGSTOP)  # so that the rollout stays in progress
         with ThreadPoolExecutor(1) as threads:
-            asked = threads.submit(own.post, "/models/tiny/activate", json={"version": "2"})
-            with pytest.raises(httpx.TimeoutException):  # meanwhile the question has reached the supervisor
+            pending = threads.submit(own.post, "/models/tiny/activate", json={"version": "2"})
+            with pytest.raises(httpx.TimeoutException):  # by then the request has reached the supervisor
                 others.pop().get("/livez", timeout=0.5)
             os.kill(lost, signal.SIGKILL)
-            assert isinstance(asked.exception(), httpx.TransportError)
+            assert isinstance(pending.exception(), httpx.TransportError)
         os.kill(kept, signal.SIGCONT)
-        # Who asked is gone. Had it read the version before, the change goes on to its end, else it was dropped.
+        # The requester is gone. The rollout continues if that worker had loaded the version, else it was dropped.
         answer = others[0].post("/models/tiny/activate", json={"version": "2"})
         assert answer.json()["previous"] in {"1", "2"}
         assert _versions(others) == {"2"}
 
 
-def test_changes_that_are_asked_for_at_once_end_alike_everywhere(store: Path) -> None:
+def test_concurrent_rollouts_end_with_the_same_version_everywhere(store: Path) -> None:
     with working(store) as service, ThreadPoolExecutor(8) as threads:
 
-        def change(place: int) -> int:
-            body = {"version": str(1 + place % 2)}
-            return service.connections[place].post("/models/tiny/activate", json=body).status_code
+        def activate(n: int) -> int:
+            body = {"version": str(1 + n % 2)}
+            return service.connections[n].post("/models/tiny/activate", json=body).status_code
 
-        assert set(threads.map(change, range(8))) == {200}
+        assert set(threads.map(activate, range(8))) == {200}
         assert _versions(service.connections) == {bundles.current(store, "tiny")}
 
 
-def test_sighup_lets_all_serve_what_the_store_names(store: Path) -> None:
+def test_sighup_activates_the_current_version_in_all_workers(store: Path) -> None:
     with working(store) as service:
         bundles.activate(store, "tiny", "2")
         service.process.send_signal(signal.SIGHUP)
@@ -358,15 +360,15 @@ def test_sighup_lets_all_serve_what_the_store_names(store: Path) -> None:
             assert time.monotonic() < deadline
 
 
-def test_a_worker_that_starts_later_serves_what_the_others_do(store: Path) -> None:
+def test_a_restarted_worker_serves_the_active_version(store: Path) -> None:
     with working(store) as service:
         service.connections[0].post("/models/tiny/activate", json={"version": "2"}).raise_for_status()
         bundles.activate(store, "tiny", "1")  # as if 2 could not have been written
         lost, kept = service.workers
         os.kill(lost, signal.SIGKILL)
-        until_ended(lost)
+        wait_for_exit(lost)
         os.kill(kept, signal.SIGKILL)
-        assert service.ask_new().json()["version"] == "2"
+        assert service.post_once().json()["version"] == "2"
 
 
 def _versions(connections: Sequence[httpx.Client]) -> set[str]:

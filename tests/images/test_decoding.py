@@ -45,7 +45,7 @@ def pixels(picture: Image.Image) -> npt.NDArray[np.int16]:
 
 
 def off(picture: Image.Image, *places: tuple[int, int], colours: Sequence[tuple[int, int, int]] = SCENE) -> int:
-    """By how much the colours at the places miss those expected; without places, in the three parts of a scene."""
+    """Return the largest error of the colours at `places`, by default of the three parts of a scene."""
     width, height = picture.size
     places = places or ((width // 4, height // 4), (3 * width // 4, height // 4), (width // 2, 3 * height // 4))
     return max(

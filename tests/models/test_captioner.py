@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from app.models.captioner import Captioner, Inject
-from app.models.recurrent import CELLS, GATES, KEPT, Cell, Recurrent
+from app.models.recurrent import CELLS, GATES, STATE_VECTORS, Cell, Recurrent
 
 MODES = get_args(Inject)
 HIDDEN = 6
@@ -66,7 +66,7 @@ def test_a_state_is_one_flat_row_that_ends_with_what_the_output_layer_sees(cell:
     model = captioner(cell, inject)
     state = model.begin(torch.rand(2, 5))
     image = GATES[cell] * HIDDEN if inject == "chapter" else 0
-    assert state.shape == (2, model.state_size) == (2, image + KEPT[cell] * HIDDEN)
+    assert state.shape == (2, model.state_size) == (2, image + STATE_VECTORS[cell] * HIDDEN)
     said, state = model.step(torch.tensor([0, 3]), state)
     torch.testing.assert_close(said, model.output(state[:, -HIDDEN:]).log_softmax(-1))
 

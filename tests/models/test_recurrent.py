@@ -43,7 +43,7 @@ def stack(cell: Cell = "lstm", sizes: tuple[int, ...] = (6, 5, SIZE), **argument
 
 
 def draw_peepholes(module: nn.Module, initial_range: float) -> None:
-    """In place of zeros, which would hide one that is left out."""
+    """Random biases and peepholes: zeros would hide one that is left out."""
     for name, parameter in module.named_parameters():
         if name.endswith("peephole"):
             nn.init.uniform_(parameter, -initial_range, initial_range)
@@ -71,7 +71,7 @@ TORCHS: dict[Cell, type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]] = {"rnn": nn.RNN
 
 
 def torchs(module: Recurrent) -> nn.RNN | nn.LSTM | nn.GRU:
-    """The same single layer in torch's class."""
+    """Return the module's single layer as torch's own class."""
     theirs = TORCHS[module.cell](SIZE_IN, SIZE, bidirectional=module.bidirectional).double()
     ways = {"_l0": module.layers, "_l0_reverse": module.reversed_layers}
     with torch.no_grad():

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from app.models.recurrent import CELLS, Cell, Layer, Recurrent
-from app.models.steps import recalled_bias, step
-from app.models.torch_weights import accept_torchs_weights
+from app.models.steps import hidden_bias, step
+from app.models.torch_weights import accept_torch_weights
 
 STEPS, BATCH, SIZE_IN, SIZE = 6, 3, 5, 4
 
@@ -24,7 +24,7 @@ def test_steps_in_turn_are_a_sequence_read_at_once(cell: Cell) -> None:
     expected, after = layer(inputs, before)
     state, outputs = before, []
     for read in F.linear(inputs, layer.weight_ih, layer.bias):
-        state = step(layer, read, F.linear(state[0], layer.weight_hh, recalled_bias(layer)), state)
+        state = step(layer, read, F.linear(state[0], layer.weight_hh, hidden_bias(layer)), state)
         outputs.append(state[0])
     torch.testing.assert_close(torch.stack(outputs), expected)
     torch.testing.assert_close(state, after)
@@ -38,7 +38,7 @@ def test_weights_of_torchs_own_modules_are_read(
 ) -> None:
     ours = Recurrent(SIZE_IN, [SIZE] * layers, cell=cell, bidirectional=bidirectional)
     theirs = kernel(SIZE_IN, SIZE, layers, bidirectional=bidirectional)
-    accept_torchs_weights(ours)
+    accept_torch_weights(ours)
     ours.load_state_dict(theirs.state_dict())
     inputs = torch.randn(STEPS, BATCH, SIZE_IN)
     torch.testing.assert_close(ours(inputs)[0], theirs(inputs)[0])
@@ -47,7 +47,7 @@ def test_weights_of_torchs_own_modules_are_read(
 def test_our_own_weights_are_read_as_ever_and_others_are_refused() -> None:
     module, other = Recurrent(SIZE_IN, [SIZE], cell="gru"), Recurrent(SIZE_IN, [SIZE], cell="gru")
     for each in (module, other):
-        accept_torchs_weights(each)
+        accept_torch_weights(each)
         each.reset(0.5, forget_bias=0)
     other.load_state_dict(module.state_dict())
     torch.testing.assert_close(other.state_dict(), module.state_dict())

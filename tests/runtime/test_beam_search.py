@@ -173,7 +173,7 @@ def test_each_step_asks_once_for_each_live_sequence_with_the_state_before_its_la
 
 
 def rank(hypothesis: Hypothesis[State], length_penalty: float) -> float:
-    """What a search orders by: the end counts as a token."""
+    """Return the rank of a hypothesis: the end counts as a token."""
     return hypothesis.log_probability / math.pow(len(hypothesis.tokens) + hypothesis.finished, length_penalty)
 
 

@@ -25,7 +25,7 @@ def cost(*prefixes: list[int]) -> int:
 
 
 def known(cache: StateCache, tokens: list[int]) -> bool:
-    """Whether there is a state after just these tokens."""
+    """Return True if the cache has the state after exactly these tokens."""
     return cache.longest(tokens)[0] == len(tokens)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the server's tests: the fake model of the API's tests."""
+"""Fixtures of the server tests: the fake model of the API tests."""
 
 from tests.api.conftest import environment, served
 

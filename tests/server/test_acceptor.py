@@ -1,4 +1,4 @@
-"""How workers share the connections to one socket."""
+"""Least-connections balancing between workers of one listening socket."""
 
 import asyncio
 import ctypes
@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import pytest
 
-from app.server.acceptor import ABSENT, Acceptor, Counted
+from app.server.acceptor import ABSENT, Acceptor, CountedConnections
 
 pytestmark = pytest.mark.anyio
 
 
 class Protocol(asyncio.Protocol):
-    """What a worker does with a connection: it notes it."""
+    """A protocol that only registers its connection."""
 
     def __init__(self, connections: set[Any]) -> None:
         self._connections = connections
@@ -30,68 +30,68 @@ class Protocol(asyncio.Protocol):
 
 
 class Workers:
-    """Three workers, as far as others see them."""
+    """The shared connection counts of three workers."""
 
     def __init__(self) -> None:
         self.counts = RawArray(ctypes.c_int, [ABSENT] * 3)
-        self._told = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @asynccontextmanager
-    async def accepting(self, listening: socket.socket, place: int) -> AsyncIterator[None]:
-        """One of them accepts meanwhile."""
-        connections = Counted(partial(self._tell, place))
+    async def accepting(self, listening: socket.socket, index: int) -> AsyncIterator[None]:
+        """Accept as the worker at `index`."""
+        connections = CountedConnections(partial(self._report, index))
         make = cast(Any, lambda: Protocol(connections))
         with listening.dup() as own:
-            acceptor = Acceptor(own, place, self.counts, make)
+            acceptor = Acceptor(own, index, self.counts, make)
             yield
             acceptor.close()
             await acceptor.wait_closed()
 
-    def _tell(self, place: int, count: int) -> None:
-        self.counts[place] = count
-        self._told.set()
+    def _report(self, index: int, count: int) -> None:
+        self.counts[index] = count
+        self._changed.set()
 
     async def until(self, *counts: int) -> None:
-        """Wait for them to have so many connections, in any order."""
+        """Wait until the workers have these counts, in any order."""
         async with asyncio.timeout(10):
             while sorted(self.counts) != sorted(counts):
-                self._told.clear()
-                await self._told.wait()
+                self._changed.clear()
+                await self._changed.wait()
 
 
-async def test_a_connection_is_left_to_who_has_fewer() -> None:
+async def test_a_connection_goes_to_the_worker_with_fewest_connections() -> None:
     workers = Workers()
-    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as callers:
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as clients:
         async with workers.accepting(listening, 0), workers.accepting(listening, 1):
             for number in range(1, 9):
-                callers.enter_context(socket.create_connection(listening.getsockname()))
+                clients.enter_context(socket.create_connection(listening.getsockname()))
                 await workers.until(ABSENT, number // 2, number - number // 2)
-            callers.close()
+            clients.close()
             await workers.until(ABSENT, 0, 0)
         assert list(workers.counts) == [ABSENT] * 3
 
 
-async def test_it_is_not_left_to_who_does_not_take_it() -> None:
+async def test_a_worker_that_does_not_accept_delays_no_connection_for_ever() -> None:
     workers = Workers()
-    workers.counts[1] = 0  # but nobody is there
-    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as callers:
+    workers.counts[1] = 0  # but it does not run
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as clients:
         async with workers.accepting(listening, 0):
             for _ in range(3):
-                callers.enter_context(socket.create_connection(listening.getsockname()))
+                clients.enter_context(socket.create_connection(listening.getsockname()))
             await workers.until(3, 0, ABSENT)
-            callers.close()
+            clients.close()
             await workers.until(0, 0, ABSENT)
 
 
-async def test_who_does_not_take_it_costs_the_others_one_wait_and_not_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.server.acceptor.COURTESY_S", 0.5)
-    monkeypatch.setattr("app.server.acceptor.PASSED_OVER_S", 60)
+async def test_a_stopped_worker_delays_one_connection_and_not_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.server.acceptor.YIELD_S", 0.5)
+    monkeypatch.setattr("app.server.acceptor.SKIP_S", 60)
     workers = Workers()
     workers.counts[1] = 0  # but it is stopped
-    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as callers:
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as clients:
         async with workers.accepting(listening, 0):
             for _ in range(40):  # 20 s, if each waited
-                callers.enter_context(socket.create_connection(listening.getsockname()))
+                clients.enter_context(socket.create_connection(listening.getsockname()))
             await workers.until(40, 0, ABSENT)
-            callers.close()
+            clients.close()
             await workers.until(0, 0, ABSENT)

@@ -1,5 +1,6 @@
 import pytest
 
+from app.errors import CorpusError
 from app.text import TOKENIZERS, Vocabulary, make_tokenizer
 
 
@@ -34,3 +35,14 @@ def test_every_tokenizer_works_with_a_vocabulary_of_specials_alone(name: str) ->
 def test_an_unknown_tokenizer_is_rejected_by_name() -> None:
     with pytest.raises(ValueError, match="expected one of ptb, whitespace, found 'klingon'"):
         make_tokenizer("klingon", Vocabulary(["<eos>", "<unk>"]))
+
+
+@pytest.mark.parametrize("token", ["a\nb", "a\rb", "\n"])
+def test_a_token_with_a_line_break_is_not_written(token: str) -> None:
+    with pytest.raises(CorpusError, match=r"vocabulary: expected tokens without line breaks, found '"):
+        Vocabulary(["<eos>", "<unk>", token]).file_content()
+
+
+def test_a_written_vocabulary_is_read_as_it_was() -> None:
+    tokens = ("<eos>", "<unk>", "a", "\u2028", "\x85b", " ")
+    assert Vocabulary(Vocabulary(tokens).file_content().split("\n")).tokens == tokens

@@ -4,8 +4,10 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
+from lightning.fabric.wrappers import _FabricModule
 
 from training.language_model import data as texts
 from training.language_model.data import Corpus, Source
@@ -20,8 +22,21 @@ SENTENCES = {"train": 15, "valid": 6, "test": 5}  # of six words each
 
 @pytest.fixture(autouse=True)
 def tokenised_here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whoever loads a corpus without naming a cache finds one that is the test's own."""
+    """Use a cache of the test's own by default."""
     monkeypatch.setattr(texts, "load", partial(texts.load, cache=tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def wrapped_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The modules that Fabric's wrapper has called: gradients are synchronised between processes there only."""
+    calls, forward = list[str](), _FabricModule.forward
+
+    def counted(self: _FabricModule, *args: Any, **kwargs: Any) -> Any:
+        calls.append(type(self.module).__name__)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(_FabricModule, "forward", counted)
+    return calls
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +77,7 @@ def shrunk(corpus: Corpus) -> Callable[[str], LanguageModelConfig]:
 def finished(
     corpus: Corpus, shrunk: Callable[[str], LanguageModelConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """A finished run of the shrunk `cpu` preset. Read only: whoever changes it copies it first."""
+    """A finished run of the shrunk `cpu` preset. Read only: copy it before a change."""
     run = Run(tmp_path_factory.mktemp("runs") / "finished")
     train(shrunk("cpu"), corpus, run)
     return run

@@ -32,7 +32,7 @@ def test_a_learning_curve_may_be_of_another_figure_on_other_parts(tmp_path: Path
     ]
     pictures = []
     for parts in (("train", "valid"), ("train", "valid", "valid_degraded")):
-        learning_curve(metrics, tmp_path / "curves.png", "digits", figure="accuracy", parts=parts, logarithmic=False)
+        learning_curve(metrics, tmp_path / "curves.png", "digits", metric="accuracy", parts=parts, logarithmic=False)
         pictures.append(png(tmp_path / "curves.png"))
     assert pictures[0] != pictures[1]
 

@@ -23,7 +23,7 @@ TIMINGS = ("seconds", "tokens_per_second")
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two checkpoints, or parts of them, hold the same numbers bit for bit."""
+    """Return whether two checkpoints, or parts of them, are equal bit for bit."""
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -250,5 +250,5 @@ def test_the_folder_of_no_run_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b'{"epochs": ', b"\xff"])
 def test_a_file_that_is_no_json_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(RunError, match=f"^{tmp_path}/config.json: expected JSON, found otherwise: .+$"):
+    with pytest.raises(RunError, match=f"^{tmp_path}/config.json: expected JSON, found invalid content: .+$"):
         Run(tmp_path).read("config.json")

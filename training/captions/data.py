@@ -34,15 +34,15 @@ FLICKR8K_CAVEATS = (
     ),
 )
 
-# Words as the Penn Treebank tokeniser of the scores makes them, without its punctuation. Of Flickr8k's 40,000 captions
-# 24 come out otherwise: abbreviations with a period (`u.`), brackets (`-lrb-`), `cannot`.
+# Words as in the scores' Penn Treebank tokenizer, without punctuation. 24 of Flickr8k's 40,000 captions differ:
+# abbreviations with a period (`u.`), brackets (`-lrb-`), `cannot`.
 _WORD = re.compile(
     r"[^\W_]+(?:[-.&/,][^\W_]+)*?(?=n't\b)|n't\b|[^\W_]+(?:[-.&/][^\W_]+)*|'(?:s|re|ve|ll|d|m)\b|[#$%&*@+=]"
 )
 
 
 class Photo(NamedTuple):
-    """A photograph's name, where its bytes are, and what people said of it."""
+    """A photograph's name, split, file and reference captions."""
 
     name: str
     split: str
@@ -52,17 +52,17 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a corpus of captions comes from and on what terms."""
+    """Name, folder and terms of use of a corpus of captions."""
 
     name: str
     folder: Path
-    terms: str  # who may use photographs and captions for what
-    caveats: tuple[str, ...] = ()  # what a model of this very corpus is not good at, a sentence or two each
+    terms: str  # of use of photographs and captions
+    caveats: tuple[str, ...] = ()  # limitations of a model of this corpus, a sentence or two each
 
 
 @dataclass(frozen=True)
 class Split:
-    """Photographs that could be read, in the order of the captions file."""
+    """The readable photographs of a split, in the order of the captions file."""
 
     names: tuple[str, ...]
     captions: tuple[tuple[str, ...], ...]  # of each photograph, as written
@@ -71,18 +71,18 @@ class Split:
 
 @dataclass(frozen=True)
 class CaptionCorpus:
-    """What the recipe learns from: features, not pixels."""
+    """Training data of the recipe: features, not pixels."""
 
     source: Source
     vocabulary: Vocabulary
     backbone: str
     splits: dict[str, Split]  # by SPLITS; test may be missing
-    corrupt: dict[str, str]  # photographs left out, and why
+    corrupt: dict[str, str]  # skipped photographs and the reasons
     sha256: dict[str, str]  # of the captions, of each split's photographs, of the backbone's weights
     weights: Path | None = None  # the backbone's; None: torchvision's own
 
     def describe(self) -> dict[str, Any]:
-        """What a run writes down of its data."""
+        """The data's source as a run records it: folder, terms, backbone, counts and checksums."""
         source = asdict(self.source) | {"folder": str(self.source.folder.resolve())}
         counts = {name: len(split.names) for name, split in self.splits.items()}
         weights = None if self.weights is None else str(self.weights.resolve())
@@ -91,7 +91,7 @@ class CaptionCorpus:
 
 
 def source(folder: Path, terms: str = "not stated") -> Source:
-    """The corpus in a folder; Flickr8k is known by its captions, any other is named after the folder.
+    """Return the corpus in a folder; Flickr8k is recognised by its captions, any other is named after the folder.
 
     The folder holds either `captions.json`, in the form of Flickr8k here or of COCO with a `split` in each image's
     entry, or COCO's own `captions_train*.json`, `captions_val*.json` and perhaps `captions_test*.json`. Photographs
@@ -104,7 +104,7 @@ def source(folder: Path, terms: str = "not stated") -> Source:
 
 
 def photos(source: Source) -> list[Photo]:
-    """All photographs of a corpus; CorpusError for one that has captions but is missing, or that has none."""
+    """Return all photographs of a corpus; raise CorpusError for a missing photograph or one without captions."""
     found = list(chain.from_iterable(_read(path, split) for path, split in _caption_files(source.folder)))
     _check_present(found)
     for split in ("train", "val"):
@@ -114,7 +114,7 @@ def photos(source: Source) -> list[Photo]:
 
 
 def contents(photos: Iterable[Photo]) -> Iterator[Content]:
-    """The photographs' bytes, in their order; a tar is opened once if its photographs follow one another."""
+    """Yield the photographs' bytes in order; a tar is opened once for consecutive photographs."""
     for path, held in groupby(photos, lambda photo: photo.path):
         if path.suffix != ".tar":
             yield from (Content(photo.name, path.read_bytes()) for photo in held)
@@ -127,10 +127,10 @@ def contents(photos: Iterable[Photo]) -> Iterator[Content]:
 
 
 def load(source: Source, backbone: Backbone, *, views: int, min_count: int, cache: Path = CACHE) -> CaptionCorpus:
-    """Read a corpus, see it through `backbone`: training photographs in `views` views, the others whole.
+    """Read a corpus and extract features by `backbone`: `views` views of training photographs, the others whole.
 
-    The vocabulary is the words that stand `min_count` times in the training captions, and `<eos>` and `<unk>`.
-    Photographs that can't be decoded are left out and told in `corrupt`. Raise CorpusError as `photos` does.
+    The vocabulary holds the words with `min_count` occurrences in the training captions, `<eos>` and `<unk>`.
+    Photographs that can't be decoded are skipped and listed in `corrupt`. Raise CorpusError as `photos` does.
     """
     found = photos(source)
     splits: dict[str, Split] = {}
@@ -155,27 +155,27 @@ def load(source: Source, backbone: Backbone, *, views: int, min_count: int, cach
 
 
 def words(caption: str) -> list[str]:
-    """A caption's words in lower case, without punctuation, clitics parted (`does n't`, `man 's`)."""
+    """A caption's words in lower case, without punctuation, clitics split off (`does n't`, `man 's`)."""
     return _WORD.findall(caption.lower().replace("\u2019", "'"))
 
 
 def count_vocabulary(captions: Iterable[str], min_count: int) -> Vocabulary:
-    """`<eos>`, `<unk>` and the words that stand in `captions` at least `min_count` times, most frequent first."""
+    """`<eos>`, `<unk>` and the words with at least `min_count` occurrences in `captions`, most frequent first."""
     counts = Counter(chain.from_iterable(map(words, captions)))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     return Vocabulary([END, UNKNOWN, *(word for word in ranked if counts[word] >= min_count)])
 
 
 def _caption_files(folder: Path) -> list[tuple[Path, str | None]]:
-    """The captions files and, where a file is of one split alone, which."""
+    """The captions files, each with its split if it holds one split only."""
     path = folder / "captions.json"
     if path.exists():
         return [(path, None)]
     found: list[tuple[Path, str | None]] = [
         (path, split)
         for split in SPLITS
-        for place in (folder, folder / "annotations")
-        for path in sorted(place.glob(f"captions_{split}*.json"))
+        for parent in (folder, folder / "annotations")
+        for path in sorted(parent.glob(f"captions_{split}*.json"))
     ]
     if not found:
         raise CorpusError(f"{folder}: expected captions.json or captions_train*.json, found neither")
@@ -200,7 +200,7 @@ def _documented(content: Mapping[str, Any], path: Path) -> list[Photo]:
 
 
 def _coco(content: Mapping[str, Any], path: Path, split: str | None) -> list[Photo]:
-    """COCO's form: images and annotations apart, joined by the image's id."""
+    """Read COCO's form: images and annotations, joined by the image's id."""
     images = {image["id"]: image for image in content["images"]}
     captions = defaultdict[Any, list[str]](list)
     for annotation in content["annotations"]:
@@ -247,7 +247,7 @@ def _members(path: Path) -> set[str]:
         with tarfile.open(path) as tar:
             return {member.name for member in tar if member.isfile()}
     except (OSError, tarfile.TarError) as error:
-        raise CorpusError(f"{path}: can't be read: {error}") from error
+        raise CorpusError(f"{path}: expected a readable tar, found: {error}") from error
 
 
 def _digest(checksums: Iterable[str]) -> str:

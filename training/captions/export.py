@@ -1,7 +1,7 @@
 """Export of captioners and their CNNs to ONNX; app.runtime.families.captions documents the graphs.
 
-The decoder is there in int8, with a scale a row as training.onnx.graph makes it, and in float32. The network is there
-in float32 alone: what int8 would save is little beside what it costs in captions, see training/LOG.md.
+The decoder is exported in int8, with a scale a row as in training.onnx.graph, and in float32. The CNN is exported in
+float32 alone: int8 would save little time and cost quality, see training/LOG.md.
 """
 
 import operator
@@ -19,27 +19,26 @@ from app.images import PHOTO_SIZE, normalised
 from app.models.captioner import Captioner
 from app.runtime.onnx_session import Precision
 from app.runtime.recurrent_engine import WEIGHTS
-from training.onnx.cells import carried, recall, step
-from training.onnx.graph import LINEAR, Array, Graph, Place, layout
+from training.onnx.cells import hidden_product, state_parts, step
+from training.onnx.graph import LINEAR, Array, Extent, Graph, layout
 
-CNN = "cnn."  # begins the names of the network's weights beside those of the captioner
+CNN = "cnn."  # prefix of the names of the CNN's weights
 
 
 def export_captions(model: Captioner, network: fx.GraphModule) -> dict[str, bytes]:
-    """Weights (float16) and graphs of a captioner and of the network that sees for it, file name -> content.
+    """Weights (float16) and graphs of a captioner and of its CNN, file name -> content.
 
-    `network` takes what `app.images.normalised` returns. Raise SettingsError for one with a layer that is not known
-    here.
+    `network` takes the output of `app.images.normalised`. Raise SettingsError for an unknown layer.
     """
     weights = _halves(model) | {f"{CNN}{name}": value for name, value in _halves(network).items()}
     if model.output.weight is model.embedding.weight:
         del weights["output.weight"]
     stored = save(weights)
-    places = layout(stored)
-    files = {WEIGHTS: stored, "cnn.fp32.onnx": _cnn(network, weights, places)}
+    extents = layout(stored)
+    files = {WEIGHTS: stored, "cnn.fp32.onnx": _cnn(network, weights, extents)}
     for precision in LINEAR:
-        files[f"begin.{precision}.onnx"] = _begin(model, weights, places, precision)
-        files[f"step.{precision}.onnx"] = _step(model, weights, places, precision)
+        files[f"begin.{precision}.onnx"] = _begin(model, weights, extents, precision)
+        files[f"step.{precision}.onnx"] = _step(model, weights, extents, precision)
     return files
 
 
@@ -47,10 +46,10 @@ def _halves(module: nn.Module) -> dict[str, Array]:
     return {name: tensor.detach().contiguous().half().numpy() for name, tensor in module.state_dict().items()}
 
 
-# the network that sees
+# the CNN
 
 
-def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], places: Mapping[str, Place]) -> bytes:
+def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], extents: Mapping[str, Extent]) -> bytes:
     """The graph of pixels (B, 224, 224, 3) uint8 -> features (B, F)."""
     graph = Graph("fp32", weights)
     black, white = (normalised(np.full((1, 1, 3), level, np.uint8))[:, 0, 0] for level in (0, 255))
@@ -66,7 +65,7 @@ def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], places: Mapping[
     graph.lines.append(f"features = Identity ({features})")
     size = _feature_size(network)
     signature = f"cnn (uint8[B,{PHOTO_SIZE},{PHOTO_SIZE},3] pixels) => (float[B,{size}] features)"
-    return graph.model(signature, places)
+    return graph.model(signature, extents)
 
 
 @torch.inference_mode()
@@ -75,13 +74,13 @@ def _feature_size(network: fx.GraphModule) -> int:
 
 
 class _Translation:
-    """Writes the lines of a traced torch module, node by node."""
+    """A translation of a traced torch module to lines of a graph, node by node."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
 
     def of(self, network: fx.GraphModule) -> str:
-        """The graph's name of what the network returns for `photograph`."""
+        """Translate the network applied to `photograph`; return its output's name."""
         names: dict[fx.Node, str] = {}
         for node in network.graph.nodes:
             if node.op == "placeholder":
@@ -109,9 +108,9 @@ class _Translation:
             "dilations": list(layer.dilation),
             "group": layer.groups,
         }
-        told = ", ".join(f"{key} = {value}" for key, value in attributes.items())
+        listed = ", ".join(f"{key} = {value}" for key, value in attributes.items())
         parameters = [self._weight(f"{CNN}{name}.{part}") for part, _ in layer.named_parameters()]
-        return f"Conv <{told}> ({', '.join([*inputs, *parameters])})"
+        return f"Conv <{listed}> ({', '.join([*inputs, *parameters])})"
 
     def clip(self, inputs: list[str], most: float) -> str:
         low = self._graph.constant("none", np.array(0, np.float32))
@@ -124,7 +123,7 @@ class _Translation:
         return short
 
 
-# What a torch layer or function is in ONNX: the call, from (translation, layer, its name, names of inputs).
+# ONNX calls by torch layer or function, from (translation, layer, its name, names of inputs).
 LAYERS: dict[Any, Callable[[_Translation, Any, str, list[str]], str]] = {
     nn.Conv2d: lambda to, layer, name, x: to.conv(layer, name, x),
     nn.ReLU6: lambda to, layer, name, x: to.clip(x, 6),
@@ -146,40 +145,44 @@ def _known() -> list[str]:
     return sorted(kind.__name__ for kind in LAYERS)
 
 
-# the network that tells
+# the decoder
 
 
-def _begin(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, Place], precision: Precision) -> bytes:
+def _begin(
+    model: Captioner, weights: Mapping[str, Array], extents: Mapping[str, Extent], precision: Precision
+) -> bytes:
     """The graph of features (B, F) -> state (B, S) before the first word."""
     graph = Graph(precision, weights)
     _biased(graph, "image", graph.linear("features", "image.weight"), weights.get("image.bias"))
     match model.inject:
         case "chapter":
-            _zeros(graph, "features", model.kept_size)
+            _zeros(graph, "features", model.state_width)
             graph.lines.append("state = Concat <axis = 1> (image, zeros)")
         case "init":
             graph.lines.append("state = Tanh (image)")
         case "pre":
             _zeros(graph, "features", model.hidden_size)
-            after = _advance(graph, model, "image", ["zeros"] * len(carried(model.cell)), None)
+            after = _advance(graph, model, "image", ["zeros"] * len(state_parts(model.cell)), None)
             graph.lines.append(f"state = Concat <axis = 1> ({', '.join(after)})")
     seen = weights["image.weight"].shape[1]
-    return graph.model(f"begin (float[B,{seen}] features) => (float[B,{model.state_size}] state)", places)
+    return graph.model(f"begin (float[B,{seen}] features) => (float[B,{model.state_size}] state)", extents)
 
 
-def _step(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, Place], precision: Precision) -> bytes:
+def _step(model: Captioner, weights: Mapping[str, Array], extents: Mapping[str, Extent], precision: Precision) -> bytes:
     """The graph of tokens (B,), state (B, S) -> log_probabilities (B, V), state_after (B, S)."""
     graph = Graph(precision, weights)
-    term = model.state_size - model.kept_size  # numbers of V X, chapter only
-    parts = ["term", *carried(model.cell)] if term else carried(model.cell)
-    sizes = graph.constant("sizes", np.array([term, *[model.hidden_size] * len(carried(model.cell))][-len(parts) :]))
+    term = model.state_size - model.state_width  # numbers of V X, chapter only
+    parts = ["term", *state_parts(model.cell)] if term else state_parts(model.cell)
+    sizes = graph.constant(
+        "sizes", np.array([term, *[model.hidden_size] * len(state_parts(model.cell))][-len(parts) :])
+    )
     product = graph.linear("h_next", _output(weights))  # first, so that a tied matrix is there in float32 as well
     graph.lines += [
         f"rows = Gather ({graph.outside('embedding.weight')}, tokens)",
         "word = Cast <to = 1> (rows)",
         f"{', '.join(parts)} = Split <axis = 1> (state, {sizes})",
     ]
-    after = _advance(graph, model, "word", carried(model.cell), "term" if term else None)
+    after = _advance(graph, model, "word", state_parts(model.cell), "term" if term else None)
     if term:
         _zeros(graph, "state", term)
     _biased(graph, "logits", product, weights["output.bias"])
@@ -192,7 +195,7 @@ def _step(model: Captioner, weights: Mapping[str, Array], places: Mapping[str, P
         f"step (int64[B] tokens, float[B,{size}] state)"
         f" => (float[B,{words}] log_probabilities, float[B,{size}] state_after)"
     )
-    return graph.model(signature, places)
+    return graph.model(signature, extents)
 
 
 def _output(weights: Mapping[str, Array]) -> str:
@@ -200,21 +203,24 @@ def _output(weights: Mapping[str, Array]) -> str:
 
 
 def _advance(graph: Graph, model: Captioner, x: str, parts: list[str], term: str | None) -> list[str]:
-    """The equations of Captioner: the names of [c] h after the input `x`; `term` is what of V X has yet to enter."""
-    layer, after = "recurrent.layers.0", [f"{part}_next" for part in carried(model.cell)]
+    """Write one step of Captioner after the input `x`; return the names of [c] h.
+
+    `term` is V X, if it is still to be added.
+    """
+    layer, after = "recurrent.layers.0", [f"{part}_next" for part in state_parts(model.cell)]
     read = _biased(graph, "read", graph.linear(x, f"{layer}.weight_ih"), graph.weights[f"{layer}.bias"])
     if term:
         graph.lines.append(f"read_seen = Add ({read}, {term})")
         read = "read_seen"
     graph.lines += [
-        recall(graph, model.cell, layer, parts[-1]),
-        f"{', '.join(after)} = {step(graph, model.cell, layer, read, 'recalled', parts)}",
+        hidden_product(graph, model.cell, layer, parts[-1]),
+        f"{', '.join(after)} = {step(graph, model.cell, layer, read, 'hidden_gates', parts)}",
     ]
     return after
 
 
 def _biased(graph: Graph, name: str, product: str, bias: Array | None) -> str:
-    """Write the product that a call makes, with a bias added if there is one; `name`."""
+    """Write a product, with a bias added if there is one; return `name`."""
     if bias is None:
         graph.lines.append(f"{name} = {product}")
         return name
@@ -224,7 +230,7 @@ def _biased(graph: Graph, name: str, product: str, bias: Array | None) -> str:
 
 
 def _zeros(graph: Graph, like: str, size: int) -> None:
-    """Write `zeros` (B, size), as many rows as `like` has."""
+    """Write `zeros` (B, size), with the rows of `like`."""
     graph.constant("zeros_size", np.array([size]))
     graph.lines += [
         f"zeros_count = Shape <start = 0, end = 1> ({like})",

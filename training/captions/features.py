@@ -1,4 +1,4 @@
-"""What an image classifier's last layer sees of a photograph: computed once, in several views, and kept on disk."""
+"""Image features of photographs: the input of a classifier's last layer, in several views, cached on disk."""
 
 import hashlib
 import json
@@ -35,36 +35,36 @@ CROP_ASPECT = 4 / 3  # and is at most this much wider, or narrower, than the pho
 class Backbone:
     """A classifier without its last layer, in evaluation mode, batch norms folded into the convolutions before them.
 
-    `module` takes what `app.images.normalised` makes of photographs, (B, 3, 224, 224), and returns (B, size).
+    `module` maps the output of `app.images.normalised`, (B, 3, 224, 224), to (B, size).
     """
 
     name: str
     module: nn.Module
     size: int
     sha256: str  # of its weights
-    weights: Path | None = None  # the file that they were read from; None: torchvision's own
+    weights: Path | None = None  # the file of the weights; None: torchvision's own
 
 
 class Content(NamedTuple):
-    """An image file, read."""
+    """The name and bytes of an image file."""
 
     name: str
     content: bytes
 
 
 class Extracted(NamedTuple):
-    """What became of the photographs, by name."""
+    """Results of `extract`, by name of the photograph."""
 
     features: dict[str, Floats]  # (views, F) each
-    corrupt: dict[str, str]  # those that can't be decoded, and why
+    corrupt: dict[str, str]  # photographs that can't be decoded, and the reasons
     sha256: dict[str, str]  # of all of them
 
 
 def backbone(name: str, weights: Path | None = None) -> Backbone:
-    """One of torchvision's classifiers, with weights from a safetensors file or, if None, those that torchvision has.
+    """Return a torchvision classifier without its last linear layer, with weights from a safetensors file.
 
-    What it returns is what its last linear layer was given. Raise SettingsError for a name that is no such
-    classifier's, CorpusError for weights that are missing or another network's.
+    Without `weights`, torchvision's own are downloaded. Raise SettingsError for an unknown classifier, CorpusError for
+    weights that are missing or of another network.
     """
     if name not in list_models(module=models):
         raise SettingsError(f"backbone: expected the name of a torchvision classifier, found {name}")
@@ -79,10 +79,10 @@ def backbone(name: str, weights: Path | None = None) -> Backbone:
 
 
 def extract(contents: Iterable[Content], backbone: Backbone, views: int, cache: Path) -> Extracted:
-    """The features of `views` views of each photograph, kept in `cache` for the next time.
+    """Extract the features of `views` views of each photograph; they are cached in `cache`.
 
     View 0 is the whole photograph, view 1 its mirror image, the others random crops, every second one mirrored. They
-    depend on the photograph alone. What is kept is found by the checksums of photograph, weights and preprocessing.
+    depend on the photograph alone. Cache keys are checksums of photograph, weights and preprocessing.
     """
     folder = cache / "features" / _key(backbone)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,9 +91,9 @@ def extract(contents: Iterable[Content], backbone: Backbone, views: int, cache: 
     for name, content in tqdm(contents, "features", mininterval=1):
         photograph = _Photograph(name, content, hashlib.sha256(content).hexdigest())
         extracted.sha256[name] = photograph.sha256
-        kept = _kept(folder, photograph, views)
-        if kept is not None:
-            extracted.features[name] = kept
+        cached = _cached(folder, photograph, views)
+        if cached is not None:
+            extracted.features[name] = cached
             continue
         batch.append(photograph)
         if len(batch) == BATCH:
@@ -103,12 +103,12 @@ def extract(contents: Iterable[Content], backbone: Backbone, views: int, cache: 
     return extracted
 
 
-def view(picture: Image.Image, checksum: str, index: int) -> Pixels:
-    """View `index` of a photograph (224, 224, 3): see `extract`; `checksum` (hex) decides the crops."""
+def view(image: Image.Image, checksum: str, index: int) -> Pixels:
+    """Return view `index` of a photograph (224, 224, 3), see `extract`; `checksum` (hex) seeds the crops."""
     if index >= 2:
-        box = _crop(np.random.default_rng([int(checksum[:16], 16), index]), picture.width, picture.height)
-        picture = picture.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC, box=box)
-    pixels = photo(picture)
+        box = _crop(np.random.default_rng([int(checksum[:16], 16), index]), image.width, image.height)
+        image = image.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC, box=box)
+    pixels = photo(image)
     return pixels[:, ::-1] if index % 2 else pixels
 
 
@@ -119,31 +119,31 @@ class _Photograph(NamedTuple):
 
 
 def _extract(batch: Sequence[_Photograph], backbone: Backbone, views: int, folder: Path, extracted: Extracted) -> None:
-    """Decode a batch, pass its views through the network one after the other, keep and add what comes out."""
-    pictures: dict[_Photograph, Image.Image] = {}
+    """Decode a batch, extract the features of each view, cache them and add them to `extracted`."""
+    images: dict[_Photograph, Image.Image] = {}
     for photograph in batch:
         try:
-            pictures[photograph] = decoded(photograph.content, name=photograph.name, least=PHOTO_SIZE)
+            images[photograph] = decoded(photograph.content, name=photograph.name, least=PHOTO_SIZE)
         except (Malformed, TooLarge) as error:
             extracted.corrupt[photograph.name] = str(error)
-    if not pictures:
+    if not images:
         return
-    seen = [_seen([view(pictures[p], p.sha256, index) for p in pictures], backbone) for index in range(views)]
-    for photograph, features in zip(pictures, np.stack(seen, 1), strict=True):  # (B, views, F)
-        _keep(folder, photograph, features)
+    by_view = [_features([view(images[p], p.sha256, index) for p in images], backbone) for index in range(views)]
+    for photograph, features in zip(images, np.stack(by_view, 1), strict=True):  # (B, views, F)
+        _cache(folder, photograph, features)
         extracted.features[photograph.name] = features
 
 
 @torch.inference_mode()
-def _seen(pixels: Sequence[Pixels], backbone: Backbone) -> Floats:
+def _features(pixels: Sequence[Pixels], backbone: Backbone) -> Floats:
     """Photographs (224, 224, 3) -> features (B, F)."""
-    images = torch.from_numpy(normalised(np.stack(pixels))).to(memory_format=torch.channels_last)
-    features: Floats = backbone.module(images).numpy()
+    batch = torch.from_numpy(normalised(np.stack(pixels))).to(memory_format=torch.channels_last)
+    features: Floats = backbone.module(batch).numpy()
     return features
 
 
 def _crop(draw: np.random.Generator, width: int, height: int) -> tuple[float, float, float, float]:
-    """The box (left, upper, right, lower) of a random crop; all areas, aspects and places are equally likely."""
+    """The box (left, upper, right, lower) of a random crop; area, log aspect and position are uniform."""
     area = draw.uniform(CROP_AREA, 1.0)
     aspect = CROP_ASPECT ** draw.uniform(-1.0, 1.0)
     across, down = min(math.sqrt(area * aspect), 1.0) * width, min(math.sqrt(area / aspect), 1.0) * height
@@ -151,8 +151,8 @@ def _crop(draw: np.random.Generator, width: int, height: int) -> tuple[float, fl
     return left, upper, left + across, upper + down
 
 
-def _kept(folder: Path, photograph: _Photograph, views: int) -> Floats | None:
-    """What an earlier call kept of a photograph, if that were views enough."""
+def _cached(folder: Path, photograph: _Photograph, views: int) -> Floats | None:
+    """Return the cached features of a photograph if they have enough views."""
     path = folder / f"{photograph.sha256}.npy"
     if not path.exists():
         return None
@@ -160,15 +160,15 @@ def _kept(folder: Path, photograph: _Photograph, views: int) -> Floats | None:
     return features[:views] if len(features) >= views else None
 
 
-def _keep(folder: Path, photograph: _Photograph, features: Floats) -> None:
-    """Write a file that is there whole or not at all."""
+def _cache(folder: Path, photograph: _Photograph, features: Floats) -> None:
+    """Write the features atomically."""
     partial = folder / f"{photograph.sha256}.partial.npy"
     np.save(partial, features)
     partial.replace(folder / f"{photograph.sha256}.npy")
 
 
 def _key(backbone: Backbone) -> str:
-    """A checksum of all that features depend on beside the photograph: what the preprocessing does is tried out."""
+    """Checksum of network and preprocessing; the latter is computed from a test image."""
     ramp = np.linspace(0, 255, 300 * 230 * 3).astype(np.uint8).reshape(230, 300, 3)
     digest = hashlib.sha256(json.dumps([backbone.name, backbone.sha256]).encode())
     for index in range(4):
@@ -180,7 +180,7 @@ def _loaded(name: str, weights: Path) -> nn.Module:
     network: nn.Module = get_model(name, weights=None)
     try:
         network.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:  # no file, no such file, names or shapes of another
+    except (OSError, SafetensorError, RuntimeError) as error:  # no file, an unreadable one, or another network's
         raise CorpusError(f"{weights}: expected the weights of {name}: {error}") from error
     return network
 
@@ -189,7 +189,7 @@ def _downloaded(name: str) -> nn.Module:
     try:
         network: nn.Module = get_model(name, weights="DEFAULT")
     except OSError as error:
-        raise CorpusError(f"{name}: the weights can't be downloaded: {error}") from error
+        raise CorpusError(f"{name}: expected to download the weights, found: {error}") from error
     return network
 
 

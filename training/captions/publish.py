@@ -1,25 +1,24 @@
-"""A captioner's run -> bundle: export, measure through the served path, write down where it comes from."""
+"""Publishing of a captioner: a run -> a measured bundle."""
 
 import base64
 import hashlib
 import io
-import json
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 from torch import fx
+from typing_extensions import override
 
-from app import bundle as bundles
-from app.bundle import CorpusEntry, Manifest
+from app.bundle import Bundle, CorpusEntry, Manifest
 from app.errors import CorpusError
 from app.images import PHOTO_SIZE, decoded, normalised, photo
 from app.models.captioner import Captioner
@@ -27,33 +26,43 @@ from app.models.language_model import parameter_count
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
 from app.runtime.onnx_session import Precision
 from app.runtime.scheduler import Resources, answer_all
-from training import plots as report
-from training.captions import data as data
-from training.captions import features
+from training import plots
+from training.captions import data, features
 from training.captions.data import CaptionCorpus, Photo, Source, words
 from training.captions.export import export_captions
 from training.captions.recipe import CaptionsConfig, build
 from training.captions.scores import score
-from training.publishing import CELL_NAMES, PRECISIONS, drafted, free_names, probe, unmeasured
-from training.run import Run, RunError
+from training.publishing import (
+    CELL_NAMES,
+    PRECISIONS,
+    Measurements,
+    Publisher,
+    load_checkpoint,
+    probe,
+    publish_run,
+    require_finished,
+)
+from training.run import Run
 
 INT8_MAY_COST = 0.5  # of the validation CIDEr, in percent
 PARITY = 100  # validation photographs
 BATCH = 50  # photographs that are captioned together
-GALLERY_EVERY = 40  # of the test photographs, in their order: nobody chooses
+GALLERY_EVERY = 40  # of the test photographs, in their order: not hand-picked
 GALLERY = 24
 TITLE = "captions"
 
+CaptionData: TypeAlias = tuple[CaptionCorpus, fx.GraphModule]  # the corpus and the CNN
+
 
 @dataclass(frozen=True)
-class Told:
-    """What a predictor said of the photographs of a split."""
+class CaptionedSplit:
+    """The photographs of a split and a predictor's answers."""
 
     photos: list[Photo]
     answers: list[Description]
 
-    def figures(self, split: str) -> dict[str, float]:
-        """The standard scores in percent, and how many captions differ; METEOR is missing where there is no Java."""
+    def metrics(self, split: str) -> dict[str, float]:
+        """The standard scores in percent and the number of distinct captions; METEOR is missing without Java."""
         captions = [answer.caption for answer in self.answers]
         scores = asdict(score(captions, [photo.captions for photo in self.photos]))
         measured = {f"{split}_{name}": value for name, value in scores.items() if isinstance(value, float)}
@@ -61,116 +70,154 @@ class Told:
 
 
 def publish(run: Run, store: Path, *, name: str | None = None, version: str | None = None) -> Path:
-    """Write `run` as a bundle into `store` and make it the current version; the bundle's folder.
+    """Publish `run` as `publish_run` does.
 
-    The validation photographs are captioned with both precisions, as the server would; int8 serves if it costs at most
-    INT8_MAY_COST of their CIDEr. What serves captions the test photographs, once. Raise BundleError if the version
-    exists already, RunError if the run is not finished or was made of other photographs.
+    The validation photographs are captioned with both precisions, as in the server; int8 is served if it costs at most
+    INT8_MAY_COST of their CIDEr. The served precision captions the test photographs, once. Raise RunError if the run
+    used other photographs.
     """
-    config = CaptionsConfig(**run.read("config.json"))
-    name, version = free_names(store, name, version, corpus=TITLE)
-    corpus, network = _corpus(run, config)
-    model = trained(run, config, corpus)
-    contents: dict[str, bytes | Path] = dict(export_captions(model, network))
-    contents["vocabulary.txt"] = "\n".join(corpus.vocabulary.tokens).encode()
-    manifest = _manifest(run, corpus, name, version, parameter_count(model) + parameter_count(network))
-    with drafted(manifest, contents) as (draft, pictures):
+    return publish_run(CaptionsPublisher(run), store, name, version)
+
+
+class CaptionsPublisher(Publisher[CaptionData, Captioner]):
+    """Publishing hooks of captioners."""
+
+    family = "captions"
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.config = CaptionsConfig(**run.read("config.json"))
+
+    @override
+    def default_name(self) -> str:
+        return TITLE
+
+    @override
+    def load(self) -> CaptionData:
+        return _corpus(self.run, self.config)
+
+    @override
+    def build(self, data: CaptionData) -> Captioner:
+        return trained(self.run, self.config, data[0])
+
+    @override
+    def export(self, data: CaptionData, model: Captioner) -> dict[str, bytes | Path]:
+        corpus, network = data
+        return {**export_captions(model, network), "vocabulary.txt": corpus.vocabulary.file_content().encode()}
+
+    @override
+    def describe(self, data: CaptionData, model: Captioner) -> dict[str, Any]:
+        corpus, network = data
+        source = corpus.source
+        length_penalty = self.run.read("result.json")["length_penalty"]
+        return {
+            "config": self.run.read("config.json") | {"length_penalty": length_penalty},
+            "normalisation": "ptb",
+            "vocabulary_sha256": hashlib.sha256(corpus.vocabulary.file_content().encode()).hexdigest(),
+            "corpus": CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
+            "parameters": parameter_count(model) + parameter_count(network),
+        }
+
+    @override
+    def measure(self, draft: Bundle, data: CaptionData, model: Captioner, scratch: Path) -> Measurements:
+        corpus, network = data
+        beam = self.config.beam_width
         predictors = {p: CaptionsPredictor.open(draft, p, Resources()) for p in PRECISIONS}
-        metrics = compared(predictors, model, network, corpus, config.beam_width)
+        metrics = compare_precisions(predictors, model, network, corpus, beam)
         served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
-        test = told(predictors[served], _photos(corpus, "test"), config.beam_width)
-        metrics |= _as_served(metrics, served) | test.figures("test")
-        manifest = manifest.model_copy(update={"metrics": metrics, "served": served})
+        test = caption_photographs(predictors[served], _photos(corpus, "test"), beam)
         payload = {"image": base64.b64encode(drawn_scene()).decode()}
-        contents |= {"probe.json": json.dumps(probe(predictors, payload)).encode()}
-        contents |= drawings(run, test, f"{name} {version}", pictures)
-        contents["README.md"] = model_card(manifest, corpus).encode()
-        return bundles.publish(store, manifest, contents)
+        return Measurements(
+            metrics=metrics | _as_served(metrics, served) | test.metrics("test"),
+            served=served,
+            probe=probe(predictors, payload),
+            plots=card_plots(self.run, test, f"{draft.manifest.model} {draft.manifest.version}", scratch),
+        )
+
+    @override
+    def card(self, manifest: Manifest, data: CaptionData, measurements: Measurements) -> str:
+        return model_card(manifest, data[0])
 
 
 def trained(run: Run, config: CaptionsConfig, corpus: CaptionCorpus) -> Captioner:
-    """The run's best model, its weights rounded to the float16 that a bundle keeps; RunError if it is not finished."""
-    if not run.checkpoint.exists():
-        raise RunError(f"{run.checkpoint}: no such file: has the run begun?")
-    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    epochs, expected = state["progress"]["epoch"], config.epochs + config.reward_epochs
-    if epochs < expected:
-        raise RunError(f"{run.folder}: expected {expected} finished epochs, found {epochs}; go on with --resume")
+    """Return the run's best model in the bundle's float16 precision; raise RunError if the run is not finished."""
+    checkpoint = load_checkpoint(run)
+    require_finished(run, config.epochs + config.reward_epochs, checkpoint["progress"]["epoch"], "finished epochs")
     model = build(config, corpus)
-    model.load_state_dict(state["best"]["weights"])
+    model.load_state_dict(checkpoint["best"]["weights"])
     return model.half().float().eval()
 
 
-def compared(
+def compare_precisions(
     predictors: dict[Precision, CaptionsPredictor],
     model: Captioner,
     network: fx.GraphModule,
     corpus: CaptionCorpus,
     beam: int,
 ) -> dict[str, float]:
-    """The validation figures of both precisions, what int8 costs, and how far the fp32 graphs are from torch."""
+    """Validation metrics of both precisions, the cost of int8, and the fp32 graphs' difference from torch."""
     photos = _photos(corpus, "val")
     metrics = {"torch_difference": torch_difference(predictors["fp32"], model, network, corpus)}
     for precision, predictor in predictors.items():
-        figures = told(predictor, photos, beam).figures("valid")
-        metrics |= {f"{name}_{precision}": value for name, value in figures.items()}
+        scores = caption_photographs(predictor, photos, beam).metrics("valid")
+        metrics |= {f"{name}_{precision}": value for name, value in scores.items()}
     return metrics | {"int8_cost": metrics["valid_cider_fp32"] - metrics["valid_cider_int8"]}
 
 
-def told(predictor: CaptionsPredictor, photos: Sequence[Photo], beam: int) -> Told:
-    """Caption photographs as the server does, BATCH of them at a time."""
+def caption_photographs(predictor: CaptionsPredictor, photos: Sequence[Photo], beam: int) -> CaptionedSplit:
+    """Caption photographs as in the server, BATCH of them at a time."""
     contents, answers = data.contents(photos), list[Description]()
     payloads = (Describe(content, name, beam) for name, content in contents)
     while batch := [predictor.prepare(payload) for payload in islice(payloads, BATCH)]:
         answers += answer_all(predictor, batch)
-    return Told(list(photos), answers)
+    return CaptionedSplit(list(photos), answers)
 
 
 @torch.inference_mode()
 def torch_difference(
     predictor: CaptionsPredictor, model: Captioner, network: fx.GraphModule, corpus: CaptionCorpus
 ) -> float:
-    """Largest difference of the modules' and the graphs' log-probabilities, from pixels to all words.
+    """Return the largest difference of the modules' and the graphs' log-probabilities, from pixels to all words.
 
-    It is taken over a caption each of PARITY validation photographs.
+    It is measured on one caption of each of PARITY validation photographs.
     """
     largest, end = 0.0, corpus.vocabulary.end
     photos = _photos(corpus, "val")[:PARITY]
-    for photograph, pixels in zip(photos, seen(photos), strict=True):
+    for photograph, pixels in zip(photos, preprocessed(photos), strict=True):
         tokens = [end, *corpus.vocabulary.ids(words(photograph.captions[0]))]
         image = torch.from_numpy(normalised(pixels[None]))
         expected = model(network(image), torch.tensor([tokens])).log_softmax(-1)[0].numpy()  # (T, V)
         state = predictor.begin(predictor.features(pixels[None]))
         for token, row in zip(tokens, expected, strict=True):
-            said = predictor.step([token], state)
-            state = said.states
-            largest = max(largest, float(np.abs(said.log_probabilities[0] - row).max()))
+            output = predictor.step([token], state)
+            state = output.states
+            largest = max(largest, float(np.abs(output.log_probabilities[0] - row).max()))
     return largest
 
 
-def seen(photos: Iterable[Photo]) -> Iterator[npt.NDArray[np.uint8]]:
-    """The pixels (224, 224, 3) of photographs, as the server makes them."""
+def preprocessed(photos: Iterable[Photo]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the pixels (224, 224, 3) of photographs, as in the server."""
     return (photo(decoded(each.content, name=each.name, least=PHOTO_SIZE)) for each in data.contents(photos))
 
 
-def drawings(run: Run, test: Told, title: str, folder: Path) -> dict[str, bytes | Path]:
-    """The pictures of a model card, file name -> where it stands in `folder`."""
+def card_plots(run: Run, test: CaptionedSplit, title: str, folder: Path) -> dict[str, Path]:
+    """Draw the plots of the model card into `folder`; return their paths by file name."""
     curves, gallery = folder / "curves.png", folder / "gallery.png"
-    report.caption_curves(run.metrics(), curves, title)
+    plots.caption_curves(run.metrics(), curves, title)
     chosen = slice(0, GALLERY * GALLERY_EVERY, GALLERY_EVERY)
-    report.gallery(list(seen(test.photos[chosen])), [answer.caption for answer in test.answers[chosen]], gallery)
+    plots.gallery(list(preprocessed(test.photos[chosen])), [answer.caption for answer in test.answers[chosen]], gallery)
     return {"curves.png": curves, "gallery.png": gallery}
 
 
 def model_card(manifest: Manifest, corpus: CaptionCorpus) -> str:
-    """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
+    """Return the bundle's README.md: training data and terms, metrics, limitations."""
     template = string.Template(resources.files("training.captions").joinpath("card.md").read_text())
     metrics, config = manifest.metrics, manifest.config
     return template.substitute(
         model=manifest.model,
         version=manifest.version,
         decoder=f"{CELL_NAMES[manifest.cell]} of {config['hidden_size']} units",
-        inject=INJECTED[config["inject"]],
+        inject=INJECT_TEXTS[config["inject"]],
         backbone=corpus.backbone,
         parameters=f"{manifest.parameters:,}",
         vocabulary=f"{len(corpus.vocabulary):,}",
@@ -189,12 +236,12 @@ def model_card(manifest: Manifest, corpus: CaptionCorpus) -> str:
     )
 
 
-INJECTED = {  # how the photograph enters: see app.models.captioner
+INJECT_TEXTS = {  # how the photograph enters: see app.models.captioner
     "chapter": "whose first step alone also sees the photograph",
     "init": "whose state starts from the photograph",
     "pre": "whose first word is the photograph",
 }
-FIGURES = {  # a card's names of the scores
+SCORE_NAMES = {  # scores in the model card
     "cider": "CIDEr",
     "bleu_1": "BLEU-1",
     "bleu_2": "BLEU-2",
@@ -206,9 +253,9 @@ FIGURES = {  # a card's names of the scores
 
 
 def drawn_scene() -> bytes:
-    """A PNG of a dog-like shape on a lawn before a ball, as a probe: decoded alike everywhere, of no data set."""
-    picture = Image.new("RGB", (PHOTO_SIZE, PHOTO_SIZE), "#8ec5ee")
-    pen = ImageDraw.Draw(picture)
+    """Draw the probe's image, a PNG of a dog-like shape on a lawn: decoded identically everywhere."""
+    image = Image.new("RGB", (PHOTO_SIZE, PHOTO_SIZE), "#8ec5ee")
+    pen = ImageDraw.Draw(image)
     pen.rectangle((0, 120, PHOTO_SIZE, PHOTO_SIZE), "#4c8f3a")
     pen.ellipse((60, 95, 150, 150), "#6b4423")
     pen.ellipse((135, 70, 180, 115), "#6b4423")
@@ -217,12 +264,12 @@ def drawn_scene() -> bytes:
     pen.line((62, 115, 35, 85), "#6b4423", 7)
     pen.ellipse((185, 165, 207, 187), "#d7263d")
     stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True)
+    image.save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 
-def _corpus(run: Run, config: CaptionsConfig) -> tuple[CaptionCorpus, fx.GraphModule]:
-    """What the run learned from, and the network that saw for it, its weights rounded as a bundle keeps them."""
+def _corpus(run: Run, config: CaptionsConfig) -> CaptionData:
+    """The run's corpus and its CNN, in the bundle's float16 precision."""
     described = run.read("source.json")
     weights = described.get("weights")
     backbone = features.backbone(config.backbone, None if weights is None else Path(weights))
@@ -236,36 +283,19 @@ def _corpus(run: Run, config: CaptionsConfig) -> tuple[CaptionCorpus, fx.GraphMo
     return corpus, network
 
 
-def _manifest(run: Run, corpus: CaptionCorpus, name: str, version: str, parameters: int) -> Manifest:
-    source = corpus.source
-    vocabulary = "\n".join(corpus.vocabulary.tokens).encode()
-    manifest = unmeasured(
-        run,
-        "captions",
-        name,
-        version,
-        corpus=CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
-        parameters=parameters,
-        normalisation="ptb",
-        vocabulary_sha256=hashlib.sha256(vocabulary).hexdigest(),
-    )
-    chosen = {"length_penalty": run.read("result.json")["length_penalty"]}
-    return manifest.model_copy(update={"config": manifest.config | chosen})
-
-
 def _photos(corpus: CaptionCorpus, split: str) -> list[Photo]:
-    """The photographs of a split that could be read, in their order."""
+    """The readable photographs of a split, in order."""
     return [each for each in data.photos(corpus.source) if each.split == split and each.name not in corpus.corrupt]
 
 
 def _as_served(metrics: dict[str, float], served: Precision) -> dict[str, float]:
-    """The validation figures of what serves, under their plain names."""
+    """The validation metrics of the served precision, under their plain names."""
     return {name.removesuffix(f"_{served}"): value for name, value in metrics.items() if name.endswith(f"_{served}")}
 
 
 def _table(metrics: Mapping[str, float], valid: int, test: int) -> str:
     rows = [f"| | validation ({valid:,} photographs) | test ({test:,} photographs) |", "| --- | --- | --- |"]
-    for key, title in FIGURES.items():
+    for key, title in SCORE_NAMES.items():
         values = [
             f"{metrics[name]:.1f}" if (name := f"{split}_{key}") in metrics else "-" for split in ("valid", "test")
         ]
@@ -275,10 +305,10 @@ def _table(metrics: Mapping[str, float], valid: int, test: int) -> str:
 
 
 def _epochs(config: Mapping[str, Any]) -> str:
-    told = f"{config['epochs']} passes over the captions"
+    phases = f"{config['epochs']} passes over the captions"
     rewarded = config["reward_epochs"]
-    return f"{told}, then {rewarded} over the photographs with CIDEr-D as reward" if rewarded else told
+    return f"{phases}, then {rewarded} over the photographs with CIDEr-D as reward" if rewarded else phases
 
 
 def _left_out(corrupt: Mapping[str, str]) -> str:
-    return f" {len(corrupt)} photographs could not be decoded and were left out." if corrupt else ""
+    return f" {len(corrupt)} photographs could not be decoded and were skipped." if corrupt else ""

@@ -1,4 +1,4 @@
-"""What captions are worth: the standard code's scores, and a fast CIDEr-D for rewards and validation."""
+"""Scores of captions: the standard metrics by pycocoevalcap, and a fast CIDEr-D for rewards and validation."""
 
 import math
 import shutil
@@ -16,10 +16,10 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer  # type: ignore[im
 from app.errors import CorpusError
 from training.captions.data import words
 
-Tokenised: TypeAlias = dict[int, list[str]]  # by photograph, words parted by one space
+Tokenised: TypeAlias = dict[int, list[str]]  # by photograph, words separated by one space
 
-ORDERS = 4  # CIDEr counts runs of one to four words
-DEVIATION = 6.0  # of the Gaussian, in words, that CIDEr-D lowers a score with for another length
+ORDERS = 4  # CIDEr counts n-grams of one to four words
+DEVIATION = 6.0  # in words, of CIDEr-D's Gaussian penalty for a difference in length
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,27 @@ class CaptionScores:
     bleu_4: float
     rouge_l: float
     cider: float
-    meteor: float | None  # None: not measured, for want of Java
-    tokeniser: Literal["ptb", "own"]  # own: figures may differ a little from those of papers, for want of Java
+    meteor: float | None  # None: not measured, without Java
+    tokeniser: Literal["ptb", "own"]  # own: without Java; scores may differ slightly from those of papers
 
 
 def score(
     captions: Sequence[str], references: Sequence[Sequence[str]], *, java: str | None = shutil.which("java")
 ) -> CaptionScores:
-    """Score one caption a photograph against its references with pycocoevalcap, all as written.
+    """Score one caption a photograph against its references with pycocoevalcap; all are untokenized text.
 
-    Without `java`, the path of its command, METEOR is left out and words are parted by our own tokeniser; the answer
-    says so. Raise CorpusError if there are no captions, or not as many as lists of references.
+    Without `java`, the path of its command, METEOR is left out and our own tokenizer is used; `tokeniser`
+    of the result says so. Raise CorpusError if there are no captions, or not as many as lists of references.
     """
     if not captions or len(captions) != len(references):
         raise CorpusError(f"scores: expected captions for {len(references)} photographs, found {len(captions)}")
-    tokenise = _penn_treebank if java else _own
-    said = tokenise([[caption] for caption in captions])
+    tokenise = _ptb_tokenized if java else _own_tokenized
+    candidate = tokenise([[caption] for caption in captions])
     expected = tokenise(references)
-    bleu, _ = Bleu(ORDERS).compute_score(expected, said, verbose=0)
-    rouge, _ = Rouge().compute_score(expected, said)
-    cider, _ = Cider().compute_score(expected, said)
-    meteor = _meteor(expected, said) if java else None
+    bleu, _ = Bleu(ORDERS).compute_score(expected, candidate, verbose=0)
+    rouge, _ = Rouge().compute_score(expected, candidate)
+    cider, _ = Cider().compute_score(expected, candidate)
+    meteor = _meteor(expected, candidate) if java else None
     return CaptionScores(
         bleu_1=100 * bleu[0],
         bleu_2=100 * bleu[1],
@@ -69,77 +69,77 @@ class CiderD:
     """CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726) of one caption at a time, as pycocoevalcap's `Cider` has it.
 
     `references` are the captions of every photograph, a caption a sequence of tokens of any kind; how many photographs
-    a run of tokens stands with decides its weight. A score is 0 to 10.
+    have an n-gram in their references decides its weight. A score is 0 to 10.
     """
 
     def __init__(self, references: Sequence[Sequence[Sequence[Hashable]]]) -> None:
-        counted = [[_runs(caption) for caption in captions] for captions in references]
-        frequency = Counter[_Run]()
+        counted = [[_ngrams(caption) for caption in captions] for captions in references]
+        frequency = Counter[_NGram]()
         for captions in counted:
             frequency.update(set().union(*captions))
         self._rarest = math.log(len(references))
-        self._rarity = {run: self._rarest - math.log(count) for run, count in frequency.items()}
-        self._references = [[self._weighted(runs) for runs in captions] for captions in counted]
+        self._rarity = {ngram: self._rarest - math.log(count) for ngram, count in frequency.items()}
+        self._references = [[self._weighted(ngrams) for ngrams in captions] for captions in counted]
 
     def __call__(self, photograph: int, caption: Sequence[Hashable]) -> float:
-        """The score of a caption, given the place of its photograph among the references."""
-        said = self._weighted(_runs(caption))
+        """Score a caption; `photograph` is the index of its references."""
+        candidate = self._weighted(_ngrams(caption))
         references = self._references[photograph]
-        return 10 * sum(_similarity(said, reference) for reference in references) / (ORDERS * len(references))
+        return 10 * sum(_similarity(candidate, reference) for reference in references) / (ORDERS * len(references))
 
-    def _weighted(self, runs: Mapping["_Run", int]) -> "_Weighted":
-        orders: list[dict[_Run, float]] = [{} for _ in range(ORDERS)]
-        for run, count in runs.items():
-            orders[len(run) - 1][run] = count * self._rarity.get(run, self._rarest)
+    def _weighted(self, ngrams: Mapping["_NGram", int]) -> "_Weighted":
+        orders: list[dict[_NGram, float]] = [{} for _ in range(ORDERS)]
+        for ngram, count in ngrams.items():
+            orders[len(ngram) - 1][ngram] = count * self._rarity.get(ngram, self._rarest)
         norms = [math.sqrt(sum(weight * weight for weight in order.values())) for order in orders]
-        return _Weighted(orders, norms, sum(count for run, count in runs.items() if len(run) == 2))
+        return _Weighted(orders, norms, sum(count for ngram, count in ngrams.items() if len(ngram) == 2))
 
 
-_Run: TypeAlias = tuple[Hashable, ...]
+_NGram: TypeAlias = tuple[Hashable, ...]
 
 
 class _Weighted(NamedTuple):
-    """A caption's runs with their weights, by length of run."""
+    """A caption's weighted n-grams, by n."""
 
-    orders: list[dict[_Run, float]]
+    orders: list[dict[_NGram, float]]
     norms: list[float]
-    pairs: int  # how many runs of two there are: CIDEr-D's measure of length
+    pairs: int  # number of bigrams: CIDEr-D's measure of length
 
 
-def _runs(caption: Sequence[Hashable]) -> Counter[_Run]:
+def _ngrams(caption: Sequence[Hashable]) -> Counter[_NGram]:
     tokens = tuple(caption)
     return Counter(
         tokens[start : start + length] for length in range(1, ORDERS + 1) for start in range(len(tokens) - length + 1)
     )
 
 
-def _similarity(said: _Weighted, reference: _Weighted) -> float:
-    """The sum over the lengths of runs of clipped cosines, lowered for a difference in length."""
+def _similarity(candidate: _Weighted, reference: _Weighted) -> float:
+    """Clipped cosine similarities summed over n, with the penalty for a difference in length."""
     total = 0.0
     for ours, theirs, our_norm, their_norm in zip(
-        said.orders, reference.orders, said.norms, reference.norms, strict=True
+        candidate.orders, reference.orders, candidate.norms, reference.norms, strict=True
     ):
-        shared = sum(min(ours[run], theirs[run]) * theirs[run] for run in ours.keys() & theirs.keys())
+        shared = sum(min(ours[ngram], theirs[ngram]) * theirs[ngram] for ngram in ours.keys() & theirs.keys())
         if shared:
             total += shared / (our_norm * their_norm)
-    return total * math.exp(-((said.pairs - reference.pairs) ** 2) / (2 * DEVIATION**2))
+    return total * math.exp(-((candidate.pairs - reference.pairs) ** 2) / (2 * DEVIATION**2))
 
 
-def _meteor(expected: Tokenised, said: Tokenised) -> float:
-    """METEOR by its Java program, which pycocoevalcap leaves running and its pipes open."""
-    judge = Meteor()
-    with judge.meteor_p as program:
-        value, _ = judge.compute_score(expected, said)
+def _meteor(expected: Tokenised, candidate: Tokenised) -> float:
+    """METEOR by its Java program; pycocoevalcap leaves the process running and its pipes open."""
+    scorer = Meteor()
+    with scorer.meteor_p as program:
+        value, _ = scorer.compute_score(expected, candidate)
         program.kill()
     return float(value)
 
 
-def _penn_treebank(captions: Sequence[Sequence[str]]) -> Tokenised:
-    """The standard tokeniser, which wants a caption a line."""
+def _ptb_tokenized(captions: Sequence[Sequence[str]]) -> Tokenised:
+    """Captions tokenized by the standard tokenizer, which takes a caption a line."""
     lines = {number: [{"caption": " ".join(c.split())} for c in group] for number, group in enumerate(captions)}
     tokenised: Tokenised = PTBTokenizer().tokenize(lines)
     return tokenised
 
 
-def _own(captions: Sequence[Sequence[str]]) -> Tokenised:
+def _own_tokenized(captions: Sequence[Sequence[str]]) -> Tokenised:
     return {number: [" ".join(words(caption)) for caption in group] for number, group in enumerate(captions)}

@@ -1,8 +1,8 @@
-"""The adding problem: what a cell remembers over a known distance (Hochreiter & Schmidhuber 1997, experiment 4).
+"""The adding problem: memory of a cell over a known distance (Hochreiter & Schmidhuber 1997, experiment 4).
 
 In the form of Le et al. 2015 (arXiv 1504.00941): at every step a number drawn from 0..1 and a mark, 1 at two steps,
-one in each half of the sequence, and 0 at all others; after the last step the sum of the two marked numbers is asked
-for. Who always answers 1 has a mean squared error of 1/6.
+one in each half of the sequence, and 0 at all others; the target after the last step is the sum of the two marked
+numbers. Always answering 1 has a mean squared error of 1/6.
 """
 
 import math
@@ -19,12 +19,12 @@ from training.ranges import Range, require_ranges
 
 BASELINE = 1 / 6  # mean squared error of the constant answer 1
 SOLVED = 0.01  # mean squared error below which the problem counts as solved
-TEST_SEED = 2**62  # of the sequences that measure; no step draws with it
+TEST_SEED = 2**62  # of the test sequences; no step draws with it
 
 
 @dataclass(frozen=True)
 class AddingConfig:
-    """All that decides what a run learns.
+    """Hyperparameters of a run.
 
     Raise SettingsError that names every field out of its range.
     """
@@ -34,7 +34,7 @@ class AddingConfig:
     length: int = 400  # steps of a sequence
     steps: int = 1_500  # of the optimiser, Adam
     batch_size: int = 50  # new sequences a step
-    learning_rates: tuple[float, ...] = (5e-3, 1e-3)  # tried in turn until one solves the problem
+    learning_rates: tuple[float, ...] = (5e-3, 1e-3)  # tried in order until one solves the problem
     clip: float = 1.0  # global gradient norm
     measured_every: int = 100  # steps
     measured_on: int = 1_000  # sequences that are never trained on
@@ -52,15 +52,15 @@ _RANGES: tuple[Range, ...] = (
         ("hidden_sizes", "steps", "batch_size", "measured_every", "measured_on"),
     ),
     ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rates", "clip")),
-    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
+    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # torch accepts a million times as much as a seed
 )
 
 
 class Adder(nn.Module):
     """Recurrent layers and a linear one on the last step's output.
 
-    Weights are uniform in ±1/sqrt(H), those of the two inputs in ±1: they must outshout H recurrent ones to be heard at
-    the start. The gates are biased as by `remember_for` the length of the sequences.
+    Weights are uniform in ±1/sqrt(H), those of the two inputs in ±1: otherwise H recurrent ones would drown them
+    at the start. The gates are biased as by `remember_for` the length of the sequences.
     """
 
     def __init__(self, config: AddingConfig) -> None:
@@ -88,8 +88,8 @@ def remember_for(layer: Layer, length: int) -> None:
     """Bias the gates so that units forget within 1 to `length` steps at first: chrono initialisation.
 
     A unit that keeps the share f of its state each step forgets within 1 / (1 - f) steps. With t drawn from
-    1..length - 1 the bias of what keeps is ln t and that of what lets in -ln t (Tallec & Ollivier 2018, arXiv
-    1804.11188): f and i of an LSTM, i alone where the gates are coupled, z of a GRU. A tanh RNN has no gate.
+    1..length - 1 the bias of the gate that keeps is ln t, that of the gate that admits -ln t (Tallec & Ollivier
+    2018, arXiv 1804.11188): f and i of an LSTM, i of coupled gates, z of a GRU. A tanh RNN has no gate.
     """
     size = layer.hidden_size
     logarithms = torch.empty(size, device=layer.bias.device).uniform_(1, length - 1).log()
@@ -104,7 +104,7 @@ def remember_for(layer: Layer, length: int) -> None:
 
 
 def sequences(count: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(length, count, 2) values and marks, and the sums asked for (count,)."""
+    """(length, count, 2) values and marks, and the target sums (count,)."""
     draw = torch.Generator().manual_seed(seed)
     values = torch.rand(length, count, generator=draw)
     marks, half, each = torch.zeros(length, count), length // 2, torch.arange(count)
@@ -115,7 +115,7 @@ def sequences(count: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Trial:
-    """What training at one learning rate came to."""
+    """The result of training at one learning rate."""
 
     learning_rate: float
     model: Adder
@@ -123,7 +123,7 @@ class Trial:
 
     @property
     def error(self) -> float:
-        """That of the trained module."""
+        """Return the error of the trained module."""
         return self.curve[-1][1]
 
 
@@ -156,7 +156,7 @@ def train(config: AddingConfig, learning_rate: float) -> Trial:
 
 
 def build(config: AddingConfig) -> Adder:
-    """The module that `config` describes, freshly initialised from its seed."""
+    """Return the module of `config`, initialised from its seed."""
     torch.manual_seed(config.seed)
     return Adder(config)
 

@@ -1,6 +1,6 @@
-"""What the comparison consists of: jobs, each done once. Its figures are kept, so a command given again goes on.
+"""The jobs of the comparison. Results are stored, so that a repeated command continues.
 
-root/part/cell/variant/figures.json     what one job measured, with its configuration
+root/part/cell/variant/figures.json     the results of one job, with its configuration
 """
 
 import json
@@ -41,12 +41,12 @@ from training.run import Run, RunError, environment
 Part: TypeAlias = Literal["rates", "ptb", "mnist", "adding", "gradients", "latency"]
 PARTS: tuple[Part, ...] = get_args(Part)  # in the order in which they can be measured
 Config: TypeAlias = LanguageModelConfig | DigitsConfig | AddingConfig
-Figures: TypeAlias = dict[str, Any]
+Results: TypeAlias = dict[str, Any]
 
 SEARCH_EPOCHS = 1  # of a run that tries a learning rate
-SEARCHED: tuple[Part, ...] = ("ptb", "gradients", "latency")  # what trains with the rates found, or looks at what did
+SEARCHED: tuple[Part, ...] = ("ptb", "gradients", "latency")  # parts that use the rates found
 
-LANGUAGE_MODEL = LanguageModelConfig(  # `cpu` in small; the learning rate is each cell's own
+LANGUAGE_MODEL = LanguageModelConfig(  # a small `cpu`; each cell has its own learning rate
     embedding_size=128,
     hidden_sizes=(160, 128),
     tied=True,
@@ -107,20 +107,20 @@ _RANGES: tuple[Range, ...] = (
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to measure."""
+    """One measurement."""
 
     part: Part
     cell: Cell
     variant: str
-    config: Config  # of the model that is trained or looked at
+    config: Config  # of the model that is trained or examined
 
     @property
     def name(self) -> str:
-        """What names it in reports and, below the root, its folder."""
+        """Return the name in reports and the path of the folder below the root."""
         return f"{self.part}/{self.cell}/{self.variant}"
 
 
-Measured: TypeAlias = Mapping[Job, Figures]
+Measured: TypeAlias = Mapping[Job, Results]
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ BUILD: dict[type[Config], Callable[[Any], nn.Module]] = {
 
 
 def plan(comparison: Comparison, part: Part, rates: Mapping[Cell, float] | None = None) -> list[Job]:
-    """All jobs of a part, the first seed of every cell before the second.
+    """Return all jobs of a part, the first seed of every cell before the second.
 
-    `rates`: those of the language models, by cell, as `best_rates` gives them; without one the recipe's own.
+    `rates`: the language models' learning rates by cell, from `best_rates`; by default the recipe's own.
     """
     cells, seeds, model = comparison.cells, comparison.seeds, comparison.language_model
     own = dict.fromkeys(cells, model.learning_rate) | dict(rates or {})
@@ -173,8 +173,8 @@ def plan(comparison: Comparison, part: Part, rates: Mapping[Cell, float] | None 
             ]
         case "gradients":
             trained = [*plan(comparison, "adding"), *plan(comparison, "ptb", rates)]
-            looked_at = (f"length-{max(comparison.lengths)}", f"seed-{seeds[0]}")
-            return [replace(job, part=part) for job in trained if job.variant in looked_at]
+            examined = (f"length-{max(comparison.lengths)}", f"seed-{seeds[0]}")
+            return [replace(job, part=part) for job in trained if job.variant in examined]
 
 
 def _of(reference: Any, cell: Cell, **changes: float) -> Any:
@@ -182,22 +182,22 @@ def _of(reference: Any, cell: Cell, **changes: float) -> Any:
 
 
 def best_rates(measured: Measured) -> dict[Cell, float]:
-    """By cell, the rate with the lowest validation perplexity of those that the search has tried."""
-    tried: dict[Cell, list[Figures]] = {}
-    for job, figures in measured.items():
+    """Return for each cell the learning rate with the lowest validation perplexity of the search."""
+    tried: dict[Cell, list[Results]] = {}
+    for job, results in measured.items():
         if job.part == "rates":
-            tried.setdefault(job.cell, []).append(figures)
+            tried.setdefault(job.cell, []).append(results)
     return {cell: min(runs, key=_validation)["config"]["learning_rate"] for cell, runs in tried.items()}
 
 
-def _validation(figures: Figures) -> float:
-    """Validation perplexity, of a run that diverged the worst there is."""
-    perplexity: float = figures["valid_perplexity"]
+def _validation(results: Results) -> float:
+    """Return the validation perplexity, infinite for a run that diverged."""
+    perplexity: float = results["valid_perplexity"]
     return math.inf if math.isnan(perplexity) else perplexity
 
 
 def searched(comparison: Comparison, root: Path) -> dict[Cell, float]:
-    """The best rate of every cell; RunError that names the jobs of the search that are not done."""
+    """Return the best rate of every cell; raise RunError that names the unfinished jobs of the search."""
     jobs = plan(comparison, "rates")
     measured = measured_of(jobs, root)
     missing = [job.name for job in jobs if job not in measured]
@@ -209,38 +209,37 @@ def searched(comparison: Comparison, root: Path) -> dict[Cell, float]:
 def measure(
     comparison: Comparison, root: Path, corpora: Corpora, parts: Iterable[Part] = PARTS, processes: int = 1
 ) -> None:
-    """Do what is not done yet of the `parts`, `processes` jobs side by side, each on one thread.
+    """Run the unfinished jobs of the `parts`, `processes` jobs in parallel, each on one thread.
 
-    The serving latency is always measured alone. Raise RunError, before anything of a part is done, for a job that was
-    done with another configuration, and for language models whose rates are not searched; and for a job that looks at a
-    model which is not trained.
+    The serving latency is always measured alone. Raise RunError, before a part starts, for a job done with another
+    configuration and for language models without a search of the rates; also for a job that needs an untrained model.
     """
     for part in parts:
         rates = searched(comparison, root) if part in SEARCHED else None
-        todo = [job for job in plan(comparison, part, rates) if figures_of(job, root) is None]
+        todo = [job for job in plan(comparison, part, rates) if results_of(job, root) is None]
         _fetch(todo, corpora)
         _perform_all(todo, root, corpora, 1 if part == "latency" else processes)
 
 
-def measured_of(jobs: Iterable[Job], root: Path) -> dict[Job, Figures]:
-    """What the jobs measured, of those that are done."""
-    found = {job: figures_of(job, root) for job in jobs}
-    return {job: figures for job, figures in found.items() if figures is not None}
+def measured_of(jobs: Iterable[Job], root: Path) -> dict[Job, Results]:
+    """Return the results of the finished jobs."""
+    found = {job: results_of(job, root) for job in jobs}
+    return {job: results for job, results in found.items() if results is not None}
 
 
-def figures_of(job: Job, root: Path) -> Figures | None:
-    """What the job measured; None if it was not done. Raise RunError if it was done with another configuration."""
+def results_of(job: Job, root: Path) -> Results | None:
+    """Return the results of the job; None if it is not done. Raise RunError if it had another configuration."""
     path = root / job.name / "figures.json"
     if not path.exists():
         return None
-    figures: Figures = json.loads(path.read_text())
-    if figures["config"] != json.loads(json.dumps(asdict(job.config))):
+    results: Results = json.loads(path.read_text())
+    if results["config"] != json.loads(json.dumps(asdict(job.config))):
         raise RunError(f"{path}: measured with another configuration; choose another folder, or remove it")
-    return figures
+    return results
 
 
 def perform(job: Job, root: Path, corpora: Corpora) -> None:
-    """Measure on one thread and keep the figures."""
+    """Measure on one thread and store the results."""
     folder, threads, started = root / job.name, torch.get_num_threads(), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -248,7 +247,7 @@ def perform(job: Job, root: Path, corpora: Corpora) -> None:
         measured = MEASURES[job.part](job, root, corpora)
     finally:
         torch.set_num_threads(threads)
-    figures = {
+    results = {
         "config": asdict(job.config),
         "parameters": parameters(job.config, BUILD[type(job.config)]),
         "environment": environment(),
@@ -256,12 +255,12 @@ def perform(job: Job, root: Path, corpora: Corpora) -> None:
         **measured,
     }
     partial_file = folder / "figures.partial"
-    partial_file.write_text(json.dumps(figures) + "\n")
+    partial_file.write_text(json.dumps(results) + "\n")
     partial_file.replace(folder / "figures.json")
 
 
 def _perform_all(todo: Sequence[Job], root: Path, corpora: Corpora, processes: int) -> None:
-    """All are tried; then the first failure, if any, is raised."""
+    """Run all jobs in parallel; then raise the first failure, if any."""
     work = partial(perform, root=root, corpora=corpora)
     if processes == 1 or len(todo) < 2:
         for job in todo:
@@ -272,7 +271,7 @@ def _perform_all(todo: Sequence[Job], root: Path, corpora: Corpora, processes: i
 
 
 def _fetch(todo: Sequence[Job], corpora: Corpora) -> None:
-    """Download and tokenise before processes that run side by side would."""
+    """Download and tokenise before parallel processes would."""
     for size in {job.config.vocabulary_size for job in todo if isinstance(job.config, LanguageModelConfig)}:
         corpora.texts(size)
     if any(isinstance(job.config, DigitsConfig) for job in todo):
@@ -280,7 +279,7 @@ def _fetch(todo: Sequence[Job], corpora: Corpora) -> None:
 
 
 def logged(run: Run, name: str) -> list[tuple[int, float]]:
-    """(step, value) of all that a run logged under `name`, of a step that was done again what it logged last."""
+    """Return (step, value) of everything a run logged under `name`; the last value of repeated steps."""
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
     return list({event.step: event.value for event in events.Scalars(name)}.items())
 
@@ -298,8 +297,8 @@ def recent_perplexities(running: Sequence[tuple[int, float]], windows: int) -> l
     return curve
 
 
-def _measure_rates(job: Job, root: Path, corpora: Corpora) -> Figures:
-    """All but the test text's perplexity, which the search must not see."""
+def _measure_rates(job: Job, root: Path, corpora: Corpora) -> Results:
+    """Measure all but the test perplexity, which the search must not see."""
     assert isinstance(job.config, LanguageModelConfig)
     run, corpus = Run(root / job.name), corpora.texts(job.config.vocabulary_size)
     language_model.train(job.config, corpus, run, resume=True)
@@ -311,12 +310,12 @@ def _measure_rates(job: Job, root: Path, corpora: Corpora) -> Figures:
     }
 
 
-def _measure_ptb(job: Job, root: Path, corpora: Corpora) -> Figures:
-    figures = _measure_rates(job, root, corpora)
-    return {"test_perplexity": Run(root / job.name).read("result.json")["test_perplexity"], **figures}
+def _measure_ptb(job: Job, root: Path, corpora: Corpora) -> Results:
+    results = _measure_rates(job, root, corpora)
+    return {"test_perplexity": Run(root / job.name).read("result.json")["test_perplexity"], **results}
 
 
-def _measure_mnist(job: Job, root: Path, corpora: Corpora) -> Figures:
+def _measure_mnist(job: Job, root: Path, corpora: Corpora) -> Results:
     assert isinstance(job.config, DigitsConfig)
     run, corpus = Run(root / job.name), corpora.digits()
     digits.train(job.config, corpus, run, resume=True)
@@ -328,7 +327,7 @@ def _measure_mnist(job: Job, root: Path, corpora: Corpora) -> Figures:
     }
 
 
-def _measure_adding(job: Job, root: Path, corpora: Corpora) -> Figures:  # noqa: ARG001 - as all of MEASURES
+def _measure_adding(job: Job, root: Path, corpora: Corpora) -> Results:  # noqa: ARG001 - as all of MEASURES
     assert isinstance(job.config, AddingConfig)
     trials = adding.solve(job.config)
     best = min(trials, key=lambda trial: trial.error)
@@ -342,7 +341,7 @@ def _measure_adding(job: Job, root: Path, corpora: Corpora) -> Figures:  # noqa:
     }
 
 
-def _measure_gradients(job: Job, root: Path, corpora: Corpora) -> Figures:
+def _measure_gradients(job: Job, root: Path, corpora: Corpora) -> Results:
     if isinstance(job.config, AddingConfig):
         weights = torch.load(_trained(job, "adding", root) / "weights.pt", weights_only=True)
         return adding_gradients(job.config, weights)
@@ -351,21 +350,21 @@ def _measure_gradients(job: Job, root: Path, corpora: Corpora) -> Figures:
     return language_model_gradients(job.config, model, corpora.texts(job.config.vocabulary_size).valid)
 
 
-def _measure_latency(job: Job, root: Path, corpora: Corpora) -> Figures:
+def _measure_latency(job: Job, root: Path, corpora: Corpora) -> Results:
     assert isinstance(job.config, LanguageModelConfig)
     model = trained_language_model(Run(_trained(job, "ptb", root)), job.config)
     return {"step_milliseconds": step_milliseconds(model, corpora.texts(job.config.vocabulary_size).valid)}
 
 
 def _trained(job: Job, part: Part, root: Path) -> Path:
-    """The folder of the training that `job` looks at; RunError if it is not done."""
+    """Return the folder of the training that `job` examines; RunError if it is not done."""
     training = replace(job, part=part)
-    if figures_of(training, root) is None:
-        raise RunError(f"{job.name}: {training.name} is not measured yet, and comes first")
+    if results_of(training, root) is None:
+        raise RunError(f"{job.name}: expected {training.name} to be measured first")
     return root / training.name
 
 
-MEASURES: dict[Part, Callable[[Job, Path, Corpora], Figures]] = {
+MEASURES: dict[Part, Callable[[Job, Path, Corpora], Results]] = {
     "rates": _measure_rates,
     "ptb": _measure_ptb,
     "mnist": _measure_mnist,

@@ -1,4 +1,4 @@
-"""How far back a gradient reaches: the vanishing gradient (Hochreiter 1991; Bengio, Simard & Frasconi 1994)."""
+"""Gradient norms against distance in time: the vanishing gradient (Hochreiter 1991; Bengio, Simard & Frasconi 1994)."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,16 @@ from training.language_model import recipe as language_model
 from training.language_model.data import Ids
 from training.language_model.recipe import LanguageModelConfig
 
-SEQUENCES = 32  # looked at
+SEQUENCES = 32  # examined
 TOKENS = 100  # of a sequence of text
 
 
 def gradient_norms(recurrent: Recurrent, inputs: Tensor, costs: Callable[[Tensor], Tensor]) -> list[float]:
     """|d cost of the last step / d h_{T-k}| for k = 0 .. T - 1, the median over the batch.
 
-    `inputs` (T, B, I) are read from a state of zeros; `costs` takes the last output (B, H) to one cost a sequence
-    (B,). h are the outputs of all layers, of one direction; what an h does to a later memory is part of its gradient.
+    `inputs` (T, B, I) start from a state of zeros; `costs` maps the last output (B, H) to one cost a sequence (B,).
+
+    h are the outputs of all layers, of one direction; what an h does to a later memory is part of its gradient.
     """
     state, visited = recurrent.initial_state(inputs.shape[1]), []
     for step in inputs:
@@ -39,13 +40,13 @@ def gradient_norms(recurrent: Recurrent, inputs: Tensor, costs: Callable[[Tensor
 
 
 def _norm(gradients: tuple[Tensor | None, ...]) -> float:
-    """Of all layers' together, a layer that the cost does not hang on counting as 0: the median over the batch."""
+    """Return the norm over all layers (0 for one that the cost does not depend on), the median over the batch."""
     rows = torch.cat([gradient for gradient in gradients if gradient is not None], 1)
     return float(rows.norm(dim=1).median())
 
 
 def adding_gradients(config: AddingConfig, weights: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Norms on the adding problem, of the module as it began and with its trained `weights`."""
+    """Norms on the adding problem, of the module before training and with its trained `weights`."""
     inputs, sums = sequences(SEQUENCES, config.length, TEST_SEED)
 
     def norms(model: Adder) -> list[float]:
@@ -58,7 +59,7 @@ def adding_gradients(config: AddingConfig, weights: dict[str, Tensor]) -> dict[s
 
 
 def language_model_gradients(config: LanguageModelConfig, trained: LanguageModel, ids: Ids) -> dict[str, list[float]]:
-    """Norms on SEQUENCES stretches of at most TOKENS of `ids`, of the model as it began and `trained`."""
+    """Norms on SEQUENCES stretches of at most TOKENS of `ids`, of the model before training and `trained`."""
     steps = min(TOKENS, len(ids) // SEQUENCES - 1)
     tokens = (
         torch.from_numpy(ids[: SEQUENCES * (steps + 1)].astype(np.int64)).view(SEQUENCES, steps + 1).T

@@ -1,4 +1,4 @@
-"""What a trained language model costs where it is served."""
+"""Serving latency of a trained language model."""
 
 import statistics
 import tempfile
@@ -13,12 +13,12 @@ from app.runtime.recurrent_engine import RecurrentEngine, Segment
 from training.language_model.data import Ids
 from training.language_model.export import export_language_model
 
-WARM = 50  # steps before the clock runs
+WARM = 50  # steps of warm-up
 TIMED = 500  # steps
 
 
 def step_milliseconds(model: LanguageModel, ids: Ids) -> float:
-    """The median time of one step of one row, all words' log-probabilities made: the int8 graphs on one thread."""
+    """Return the median time of one step of one row with all log-probabilities: int8 graphs on one thread."""
     with tempfile.TemporaryDirectory() as scratch:
         for name, content in export_language_model(model).items():
             (Path(scratch) / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""The comparison's pictures: one colour a cell in all of them."""
+"""Plots of the comparison, with one colour a cell in all of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +50,7 @@ def perplexities(measured: Measured, path: Path) -> None:
 def digit_costs(measured: Measured, path: Path) -> None:
     """Training cost against steps, smoothed, the mean over the seeds, as PNG."""
     canvas, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    longest = max(len(figures["curve"]) for figures in measured.values())
+    longest = max(len(results["curve"]) for results in measured.values())
     _curves(axes, measured, max(longest // POINTS, 1))
     axes.set(xlabel="steps", ylabel="training cost, nats", yscale="log")
     _finish(canvas, [axes], path)
@@ -63,9 +63,9 @@ def adding_errors(measured: Measured, path: Path) -> None:
         1, len(lengths), figsize=(5.2 * len(lengths), 4.2), layout="constrained", sharey=True, squeeze=False
     )
     for axes, length in zip(panels[0], lengths, strict=True):
-        for job, figures in measured.items():
+        for job, results in measured.items():
             if job.variant == f"length-{length}":
-                steps, errors = zip(*figures["curve"], strict=True)
+                steps, errors = zip(*results["curve"], strict=True)
                 axes.plot(steps, errors, **_style(job.cell))
         for level, name in ((BASELINE, "always 1"), (SOLVED, "solved")):
             axes.axhline(level, color="#8a94a6", linestyle=":", linewidth=1)
@@ -84,42 +84,42 @@ def gradients(measured: Measured, path: Path) -> None:
         len(tasks), 2, figsize=(10, 3.8 * len(tasks)), layout="constrained", sharey="row", squeeze=False
     )
     for row, variant in zip(panels, tasks, strict=True):
-        for axes, when, title in zip(row, ("initial", "trained"), ("as it began", "trained"), strict=True):
-            for job, figures in measured.items():
+        for axes, when, title in zip(row, ("initial", "trained"), ("before training", "trained"), strict=True):
+            for job, results in measured.items():
                 if job.variant == variant:
-                    axes.plot(_above_zero(figures[when]), **_style(job.cell))
+                    axes.plot(_above_zero(results[when]), **_style(job.cell))
             axes.set(title=f"{task(variant)}, {title}", xlabel="distance k, steps", yscale="log", ylim=(LEAST, None))
         row[0].set_ylabel("|d cost(t) / d h(t - k)|")
     _finish(canvas, [*panels.flat], path)
 
 
 def task(variant: str) -> str:
-    """What a job on gradients looked at, for people."""
+    """Return the title of a task on gradients."""
     kind, number = variant.split("-")
     return f"adding problem, length {number}" if kind == "length" else "Penn Treebank"
 
 
 def _above_zero(norms: Sequence[float]) -> list[float]:
-    """A gradient that float32 can't tell from 0 has no place on a logarithmic axis."""
+    """Replace zeros by NaN: they can't be drawn on a logarithmic axis."""
     return [norm if norm > 0 else float("nan") for norm in norms]
 
 
 def _style(cell: Cell) -> dict[str, Any]:
-    """Peepholes are dashed, so that a curve that they leave as it is can be seen beneath."""
+    """Return the style of a curve: dashed with peepholes, so that an equal curve beneath is visible."""
     return {"color": COLOURS[cell], "linestyle": "--" if "peephole" in cell else "-", "label": NAMES[cell]}
 
 
 def _curves(axes: Axes, measured: Measured, points: int) -> None:
-    """The mean over each cell's seeds, `points` values made one."""
+    """Plot the mean over each cell's seeds, averaged over `points` values."""
     for cell in NAMES:
-        curves = [figures["curve"] for job, figures in measured.items() if job.cell == cell]
+        curves = [results["curve"] for job, results in measured.items() if job.cell == cell]
         if curves:
             steps, values = (np.mean([[point[axis] for point in curve] for curve in curves], 0) for axis in (0, 1))
             axes.plot(_thinned(steps, points), _thinned(values, points), **_style(cell))
 
 
 def _thinned(values: np.ndarray[Any, Any], points: int) -> np.ndarray[Any, Any]:
-    """The means of so many values each; what is left over at the end is left out."""
+    """Return the means of `points` values each, without an incomplete group at the end."""
     kept = len(values) // points * points
     means: np.ndarray[Any, Any] = values[:kept].reshape(-1, points).mean(1)
     return means

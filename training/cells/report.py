@@ -1,4 +1,4 @@
-"""The comparison as a page with its figures, made of what was measured and of nothing else."""
+"""The report of the comparison: a page with tables and plots, generated from measurements alone."""
 
 import json
 import math
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app.models.recurrent import Cell
-from training.cells import plots as pictures
+from training.cells import plots
 from training.cells.adding import BASELINE, SOLVED
 from training.cells.comparison import (
     PARTS,
     SEARCH_EPOCHS,
     Comparison,
-    Figures,
     Job,
     Measured,
     Part,
+    Results,
     best_rates,
     measured_of,
     plan,
@@ -31,15 +31,15 @@ from training.language_model.recipe import LanguageModelConfig
 SIGNIFICANT = 0.05  # p of Welch's test below which a difference counts, as in Greff et al. 2015
 MISSING = "not measured"
 SIMPLER: tuple[tuple[Cell, Cell], ...] = (("lstm", "peephole"), ("cifg", "lstm"), ("peephole-cifg", "peephole"))
-"""What Greff et al. 2015 compared: a cell and the one that it is without peepholes or with coupled gates."""
+"""Pairs of Greff et al. 2015: a cell without peepholes or with coupled gates, and its reference."""
 
 Row: TypeAlias = Sequence[str]
 
 
 def write(comparison: Comparison, root: Path, folder: Path) -> list[str]:
-    """README.md, its pictures and figures.json into `folder`; the names of the jobs that are not measured.
+    """Write README.md, its plots and figures.json into `folder`; return the names of the jobs that are not measured.
 
-    The page names these jobs, and says of each figure that rests on one that it is not measured.
+    The page lists these jobs and marks results that depend on them.
     """
     rates = best_rates(measured_of(plan(comparison, "rates"), root))
     jobs = [job for part in PARTS for job in plan(comparison, part, rates)]
@@ -55,23 +55,23 @@ def write(comparison: Comparison, root: Path, folder: Path) -> list[str]:
         **_digit_readers(comparison, measured),
         **_adding_problem(comparison, measured),
         gradients_table=_gradients_table(comparison, measured),
-        **{f"{part}_picture": _picture(folder, part, measured) for part in PICTURES},
+        **{f"{part}_picture": _plot(folder, part, measured) for part in PLOTS},
     )
     (folder / "README.md").write_text(page)
     (folder / "figures.json").write_text(_listing(measured))
     return missing
 
 
-def of_all_seeds(comparison: Comparison, measured: Measured, part: Part, cell: Cell, figure: str) -> Sample | None:
-    """A figure of a cell; None if it is not measured for one of the seeds."""
+def of_all_seeds(comparison: Comparison, measured: Measured, part: Part, cell: Cell, metric: str) -> Sample | None:
+    """Return a metric of a cell; None if it is not measured for one of the seeds."""
     jobs = _jobs(comparison, measured, part, cell)
     if any(job not in measured for job in jobs):
         return None
-    return Sample(tuple(measured[job][figure] for job in jobs))
+    return Sample(tuple(measured[job][metric] for job in jobs))
 
 
 def verdict(name: str, sample: Sample | None, reference_name: str, reference: Sample | None) -> str:
-    """What the difference of two means is worth beside the spread of the seeds, in a sentence."""
+    """Return a sentence on the difference of two means and its significance over the seeds."""
     names = f"{name} against {reference_name}"
     if sample is None or reference is None:
         return f"{names}: {MISSING}."
@@ -87,41 +87,41 @@ def verdict(name: str, sample: Sample | None, reference_name: str, reference: Sa
 
 
 def agreement(samples: Mapping[Cell, Sample | None]) -> str:
-    """Whether perplexities agree with Greff et al. 2015: nothing is lost without peepholes or with coupled gates."""
+    """Return a comparison with Greff et al. 2015, who found no loss without peepholes or with coupled gates."""
     claim = "Greff et al. 2015 (arXiv 1503.04069) found no significant loss without peepholes or with coupled gates"
     pairs: dict[str, tuple[Sample, Sample]] = {}
     for cell, reference in SIMPLER:
         simple, full = samples.get(cell), samples.get(reference)
         if simple is None or full is None:
-            return f"{claim}; whether these figures agree is {MISSING}."
+            return f"{claim}; whether these results agree is {MISSING}."
         pairs[f"{NAMES[cell]} against {NAMES[reference]}"] = (simple, full)
     chances = {name: welch(*pair) for name, pair in pairs.items()}
     if any(map(math.isnan, chances.values())):
-        return f"{claim}; without a spread these figures can't tell."
+        return f"{claim}; without a spread these results can't tell."
     lost = [name for name, (simple, full) in pairs.items() if chances[name] < SIGNIFICANT and simple.mean > full.mean]
     if lost:
-        return f"{claim}; these figures do not agree: significantly worse is {' and '.join(lost)}."
+        return f"{claim}; these results do not agree: significantly worse is {' and '.join(lost)}."
     seen = ", ".join(f"{name} from {least_difference(*pair, SIGNIFICANT):.1f} on" for name, pair in pairs.items())
-    return f"{claim}; these figures agree. But so few seeds see large losses only: {seen}."
+    return f"{claim}; these results agree. But so few seeds see large losses only: {seen}."
 
 
 def table(head: Row, rows: Sequence[Row]) -> str:
-    """In Markdown."""
+    """Return a Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def _made_of(measured: Measured, missing: Sequence[str]) -> str:
-    """How much was run, on what, and what was not."""
+    """Return a summary of the runs, their machines and missing measurements."""
     machines = {
         f"torch {each['environment']['torch']} on {each['environment']['machine']}" for each in measured.values()
     }
-    minutes = sum(figures["seconds"] for figures in measured.values()) / 60
-    told = (
+    minutes = sum(results["seconds"] for results in measured.values()) / 60
+    summary = (
         f"{len(measured)} runs of one thread each, {minutes:.0f} minutes of them in all; {', '.join(sorted(machines))}."
     )
     if missing:
-        told += f"\n\n**Not measured** ({len(missing)}): {', '.join(f'`{name}`' for name in missing)}."
-    return told
+        summary += f"\n\n**Not measured** ({len(missing)}): {', '.join(f'`{name}`' for name in missing)}."
+    return summary
 
 
 def _language_models(comparison: Comparison, measured: Measured) -> dict[str, object]:
@@ -168,13 +168,13 @@ def _rates_table(comparison: Comparison, measured: Measured) -> str:
     chosen, rows = best_rates(measured), []
     for cell in comparison.cells:
         found = [measured.get(job) for job in _jobs(comparison, measured, "rates", cell)]
-        entries = [MISSING if figures is None else f"{figures['valid_perplexity']:.1f}" for figures in found]
+        entries = [MISSING if results is None else f"{results['valid_perplexity']:.1f}" for results in found]
         rows.append([NAMES[cell], *entries, MISSING if None in found else f"{chosen[cell]:g}"])
     return table(["cell", *(f"at {rate:g}" for rate in comparison.rates), "chosen"], rows)
 
 
 def _edges(comparison: Comparison, measured: Measured) -> str:
-    """Which rates might have been still better, had the grid been larger."""
+    """Return a sentence on best rates at the edge of the grid, which may be improvable."""
     edges = {min(comparison.rates): "lowest", max(comparison.rates): "highest"}
     found = [f"{NAMES[cell]} ({edges[rate]})" for cell, rate in best_rates(measured).items() if rate in edges]
     if not found:
@@ -197,8 +197,8 @@ def _regularisation(config: LanguageModelConfig) -> str:
 
 
 def _language_model_row(comparison: Comparison, measured: Measured, cell: Cell) -> Row:
-    def sample(part: Part, figure: str) -> Sample | None:
-        return of_all_seeds(comparison, measured, part, cell, figure)
+    def sample(part: Part, metric: str) -> Sample | None:
+        return of_all_seeds(comparison, measured, part, cell, metric)
 
     return [
         NAMES[cell],
@@ -214,8 +214,8 @@ def _perplexity_verdicts(comparison: Comparison, measured: Measured) -> str:
     tests = {cell: of_all_seeds(comparison, measured, "ptb", cell, "test_perplexity") for cell in comparison.cells}
     if "lstm" not in tests:
         return ""
-    told = [verdict(NAMES[cell], tests[cell], NAMES["lstm"], tests["lstm"]) for cell in tests if cell != "lstm"]
-    return _list([*(f"Test perplexity, {sentence}" for sentence in told), agreement(tests)])
+    sentences = [verdict(NAMES[cell], tests[cell], NAMES["lstm"], tests["lstm"]) for cell in tests if cell != "lstm"]
+    return _list([*(f"Test perplexity, {sentence}" for sentence in sentences), agreement(tests)])
 
 
 def _digit_readers(comparison: Comparison, measured: Measured) -> dict[str, object]:
@@ -247,17 +247,17 @@ def _digit_readers(comparison: Comparison, measured: Measured) -> dict[str, obje
 
 def _adding_problem(comparison: Comparison, measured: Measured) -> dict[str, object]:
     config, lengths = comparison.adding, sorted(comparison.lengths)
-    figures = {(job.cell, job.variant): measured.get(job) for job in plan(comparison, "adding")}
+    results = {(job.cell, job.variant): measured.get(job) for job in plan(comparison, "adding")}
     rows = [
         [
             NAMES[cell],
             *_sizes(comparison, measured, "adding", cell),
-            *(_adding_entry(figures[cell, f"length-{length}"]) for length in lengths),
+            *(_adding_entry(results[cell, f"length-{length}"]) for length in lengths),
         ]
         for cell in comparison.cells
     ]
     solved = {
-        length: {cell: _solved(figures[cell, f"length-{length}"]) for cell in comparison.cells} for length in lengths
+        length: {cell: _solved(results[cell, f"length-{length}"]) for cell in comparison.cells} for length in lengths
     }
     return {
         "baseline": f"{BASELINE:.3f}",
@@ -271,17 +271,17 @@ def _adding_problem(comparison: Comparison, measured: Measured) -> dict[str, obj
     }
 
 
-def _adding_entry(figures: Figures | None) -> str:
-    if figures is None:
+def _adding_entry(results: Results | None) -> str:
+    if results is None:
         return MISSING
-    when = "" if figures["solved_at"] is None else f", solved after {figures['solved_at']:,} steps"
-    return f"{figures['error']:.5f} (rate {figures['learning_rate']:g}{when})"
+    when = "" if results["solved_at"] is None else f", solved after {results['solved_at']:,} steps"
+    return f"{results['error']:.5f} (rate {results['learning_rate']:g}{when})"
 
 
-def _solved(figures: Figures | None) -> str:
-    if figures is None:
+def _solved(results: Results | None) -> str:
+    if results is None:
         return MISSING
-    return "solved" if figures["error"] < SOLVED else "not solved"
+    return "solved" if results["error"] < SOLVED else "not solved"
 
 
 def _grouped(answers: Mapping[Cell, str]) -> str:
@@ -296,10 +296,10 @@ def _grouped(answers: Mapping[Cell, str]) -> str:
 def _gradients_table(comparison: Comparison, measured: Measured) -> str:
     rows = []
     for job in _jobs(comparison, measured, "gradients"):
-        figures = measured.get(job)
-        shares = [MISSING] * 2 if figures is None else [_share(figures["initial"]), _share(figures["trained"])]
-        rows.append([pictures.task(job.variant), NAMES[job.cell], *shares])
-    return table(["task", "cell", "as it began", "trained"], sorted(rows, key=lambda row: row[0]))
+        results = measured.get(job)
+        shares = [MISSING] * 2 if results is None else [_share(results["initial"]), _share(results["trained"])]
+        rows.append([plots.task(job.variant), NAMES[job.cell], *shares])
+    return table(["task", "cell", "before training", "trained"], sorted(rows, key=lambda row: row[0]))
 
 
 def _share(norms: Sequence[float]) -> str:
@@ -309,12 +309,12 @@ def _share(norms: Sequence[float]) -> str:
 def _sizes(comparison: Comparison, measured: Measured, part: Part, cell: Cell) -> Row:
     """Width and parameters of a cell's models."""
     job = _jobs(comparison, measured, part, cell)[0]
-    figures = measured.get(job)
-    return [str(job.config.hidden_sizes[0]), MISSING if figures is None else f"{figures['parameters']:,}"]
+    results = measured.get(job)
+    return [str(job.config.hidden_sizes[0]), MISSING if results is None else f"{results['parameters']:,}"]
 
 
 def _jobs(comparison: Comparison, measured: Measured, part: Part, cell: Cell | None = None) -> list[Job]:
-    """Those of a part, of one cell or of all."""
+    """Return the jobs of a part, of one cell or of all."""
     return [job for job in plan(comparison, part, best_rates(measured)) if cell in (None, job.cell)]
 
 
@@ -332,29 +332,29 @@ def _list(sentences: Sequence[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-PICTURES: dict[Part, Callable[[Measured, Path], None]] = {
-    "ptb": pictures.perplexities,
-    "mnist": pictures.digit_costs,
-    "adding": pictures.adding_errors,
-    "gradients": pictures.gradients,
+PLOTS: dict[Part, Callable[[Measured, Path], None]] = {
+    "ptb": plots.perplexities,
+    "mnist": plots.digit_costs,
+    "adding": plots.adding_errors,
+    "gradients": plots.gradients,
 }
 
 
-def _picture(folder: Path, part: Part, measured: Measured) -> str:
+def _plot(folder: Path, part: Part, measured: Measured) -> str:
     if not any(job.part == part for job in measured):
-        return f"No picture: {MISSING}."
-    PICTURES[part]({job: figures for job, figures in measured.items() if job.part == part}, folder / f"{part}.png")
+        return f"No plot: {MISSING}."
+    PLOTS[part]({job: results for job, results in measured.items() if job.part == part}, folder / f"{part}.png")
     return f"![{part}]({part}.png)"
 
 
 def _listing(measured: Measured) -> str:
-    """A line a job."""
-    entries = (_rounded({"name": job.name} | figures) for job, figures in measured.items())
+    """Return the results as JSON, a line a job."""
+    entries = (_rounded({"name": job.name} | results) for job, results in measured.items())
     return "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n"
 
 
 def _rounded(value: object) -> object:
-    """Floats to five digits: more would tell nothing."""
+    """Round floats to five significant digits."""
     match value:
         case float():
             return float(f"{value:.5g}")

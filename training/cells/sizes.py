@@ -1,4 +1,4 @@
-"""As many parameters for every cell: what makes cells comparable."""
+"""Widths that give every cell equally many parameters, so that cells are comparable."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +17,9 @@ Config = TypeVar("Config", bound=Any)  # a frozen dataclass with the fields `cel
 
 @cache
 def matched(reference: Config, cell: Cell, build: Callable[[Config], nn.Module]) -> Config:
-    """`reference` with another cell, and the first layer as wide as gives the model `build` makes as many parameters.
+    """Return `reference` with another cell and a first layer whose width gives equally many parameters.
 
-    Of the two widths between which the reference's number lies the nearer is taken.
+    Of the two widths around the reference's number of parameters the nearer is taken.
     """
 
     def model(width: int) -> Config:
@@ -35,6 +35,6 @@ def matched(reference: Config, cell: Cell, build: Callable[[Config], nn.Module])
 
 
 def parameters(config: Config, build: Callable[[Config], nn.Module]) -> int:
-    """How many the model of `config` has; none is allocated or drawn."""
+    """Return the number of parameters of the model of `config` without allocating any."""
     with torch.device("meta"):
         return parameter_count(build(config))

@@ -35,7 +35,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes; CorpusError if there is no such file."""
+    """Return the hex digest of a file; CorpusError if it can't be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from app.models.digits import SIDE, ReNet, RowReader
 from app.models.recurrent import GATES, Cell, Recurrent
 from app.runtime.onnx_session import Precision
 from app.runtime.recurrent_engine import WEIGHTS
-from training.onnx.cells import carried, operator, recalled_bias, step
+from training.onnx.cells import hidden_bias, operator, state_parts, step
 from training.onnx.graph import Array, Graph, identifier, quantise
 
 HIDDEN = ("hidden_step", "hidden_zero")  # names of the constants of the hidden states' quantisation
@@ -123,7 +123,7 @@ def _operator(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) ->
 
 def _scan(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) -> str:
     """Write the layer as one input product over all steps and one Scan over both directions."""
-    p, parts, width = sweep.prefix, carried(sweep.cell), GATES[sweep.cell] * size
+    p, parts, width = sweep.prefix, state_parts(sweep.cell), GATES[sweep.cell] * size
     input_size = graph.weights[f"{sweep.layers['f']}.weight_ih"].shape[1]
     graph.constant(f"{p}_flat", np.array([-1, input_size]))
     shape = graph.constant(f"{p}_shape", np.array([sweep.steps, -1, width]))
@@ -158,16 +158,16 @@ def _scan(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) -> str
 
 def _advance(graph: Graph, cell: Cell, way: str, layer: str) -> str:
     """Lines of one step in one direction."""
-    inner = recalled_bias(graph, cell, layer)
+    inner = hidden_bias(graph, cell, layer)
     if inner is None:
         inner = np.zeros(len(graph.weights[f"{layer}.bias"]), np.float32)
-    recalled = _product(graph, f"{layer}.weight_hh", inner, f"{way}_q", HIDDEN)
-    before = [f"{way}_{part}" for part in carried(cell)]
+    hidden_gates = _product(graph, f"{layer}.weight_hh", inner, f"{way}_q", HIDDEN)
+    before = [f"{way}_{part}" for part in state_parts(cell)]
     after = ", ".join(f"{part}_next" for part in before)
     return f"""
         {way}_q = QuantizeLinear ({way}_h, {HIDDEN[0]}, {HIDDEN[1]})
-        {way}_recalled = {recalled}
-        {after} = {step(graph, cell, layer, f"{way}_read", f"{way}_recalled", before)}
+        {way}_hidden_gates = {hidden_gates}
+        {after} = {step(graph, cell, layer, f"{way}_read", f"{way}_hidden_gates", before)}
         {way}_out = Identity ({way}_h_next)"""
 
 

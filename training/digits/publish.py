@@ -1,7 +1,6 @@
 """Publishing of a digit reader: a run -> a calibrated and measured bundle."""
 
 import base64
-import json
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
-from app import bundle as bundles
 from app.bundle import Bundle, CorpusEntry, Manifest
 from app.images import framed_array, png
 from app.models.digits import ReNet, RowReader
@@ -27,13 +26,22 @@ from app.runtime.scheduler import answer_all
 from training import plots
 from training.digits import data as mnist
 from training.digits import robustness
-from training.digits.data import Digits
+from training.digits.data import DigitCorpus, Digits
 from training.digits.export import export_digits
 from training.digits.negatives import RawImage, photographs_in
 from training.digits.recipe import FORMER_NAMES, NO_DIGIT, DigitsConfig, as_input, build
 from training.digits.robustness import Robustness, framed_image
-from training.publishing import CELL_NAMES, PRECISIONS, drafted, free_names, probe, unmeasured
-from training.run import Run, RunError
+from training.publishing import (
+    CELL_NAMES,
+    PRECISIONS,
+    Measurements,
+    Publisher,
+    load_checkpoint,
+    probe,
+    publish_run,
+    require_finished,
+)
+from training.run import Run
 
 INT8_MAY_COST = 0.0005  # of the validation accuracy
 REJECTED_AT_MOST = 0.001  # of plain validation digits
@@ -45,38 +53,72 @@ TITLE = "digits"
 def publish(
     run: Run, store: Path, *, name: str | None = None, version: str | None = None, photographs: Path | None = None
 ) -> Path:
-    """Write `run` as a bundle into `store`, make it the current version and return the bundle's folder.
+    """Publish `run` as `publish_run` does.
 
     Temperature and rejection threshold are chosen on the validation part. The test part, plain, corrupted and deformed,
     is read once, through the framing and the graph that the server runs. `photographs`, a folder or a tar, are
-    negatives. int8 is served if it costs at most INT8_MAY_COST of the validation accuracy. Raise BundleError if the
-    version exists already.
+    negatives. int8 is served if it costs at most INT8_MAY_COST of the validation accuracy.
     """
-    config = read_config(run.read("config.json"))
-    name, version = free_names(store, name, version, corpus=TITLE)
-    negatives = photographs_in(photographs) if photographs else ()
-    source = run.read("source.json")
-    corpus = mnist.load(Path(source["folder"]) if source["folder"] else None)
-    model = trained(run, config)
-    contents: dict[str, bytes | Path] = dict(export_digits(model))
-    entry = CorpusEntry(name=source["name"], terms=source["terms"], sha256=source["sha256"])
-    manifest = unmeasured(run, "digits", name, version, corpus=entry, parameters=parameter_count(model))
-    manifest = manifest.model_copy(update={"calibration": {"temperature": 1.0, "rejection_threshold": 1.0}})
-    with drafted(manifest, contents) as (draft, scratch):
-        metrics = parity(model, draft, corpus.valid)
+    return publish_run(DigitsPublisher(run, photographs), store, name, version)
+
+
+class DigitsPublisher(Publisher[DigitCorpus, RowReader | ReNet]):
+    """Publishing hooks of digit readers."""
+
+    family = "digits"
+
+    def __init__(self, run: Run, photographs: Path | None) -> None:
+        super().__init__(run)
+        self.config = read_config(run.read("config.json"))
+        self.negatives = photographs_in(photographs) if photographs else ()
+
+    @override
+    def default_name(self) -> str:
+        return TITLE
+
+    @override
+    def load(self) -> DigitCorpus:
+        folder = self.run.read("source.json")["folder"]
+        return mnist.load(Path(folder) if folder else None)
+
+    @override
+    def build(self, data: DigitCorpus) -> RowReader | ReNet:
+        return trained(self.run, self.config)
+
+    @override
+    def export(self, data: DigitCorpus, model: RowReader | ReNet) -> dict[str, bytes | Path]:
+        return {**export_digits(model)}
+
+    @override
+    def describe(self, data: DigitCorpus, model: RowReader | ReNet) -> dict[str, Any]:
+        source = self.run.read("source.json")
+        return {
+            "corpus": CorpusEntry(name=source["name"], terms=source["terms"], sha256=source["sha256"]),
+            "parameters": parameter_count(model),
+            "calibration": {"temperature": 1.0, "rejection_threshold": 1.0},
+        }
+
+    @override
+    def measure(self, draft: Bundle, data: DigitCorpus, model: RowReader | ReNet, scratch: Path) -> Measurements:
+        metrics = parity(model, draft, data.valid)
         served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
-        calibration = calibrated(open_predictor(draft, served), corpus.valid)
-        manifest = manifest.model_copy(update={"calibration": asdict(calibration), "served": served})
+        calibration = calibrated(open_predictor(draft, served), data.valid)
         predictors = {p: open_predictor(draft, p, calibration) for p in PRECISIONS}
-        answers = classify(predictors[served], corpus.test)
-        robust = benchmark(predictors[served], corpus.test, negatives)
-        metrics |= robustness_metrics(robust) | {"valid_accuracy": metrics[f"valid_accuracy_{served}"]}
-        manifest = manifest.model_copy(update={"metrics": metrics})
+        answers = classify(predictors[served], data.test)
+        robust = benchmark(predictors[served], data.test, self.negatives)
         payload = {"image": base64.b64encode(png(drawn_digit())).decode()}
-        contents |= {"probe.json": json.dumps(probe(predictors, payload)).encode()}
-        contents |= card_plots(run, corpus.test, answers, scratch)
-        contents["README.md"] = model_card(manifest, config, robust).encode()
-        return bundles.publish(store, manifest, contents)
+        return Measurements(
+            metrics=metrics | robustness_metrics(robust) | {"valid_accuracy": metrics[f"valid_accuracy_{served}"]},
+            served=served,
+            probe=probe(predictors, payload),
+            plots=card_plots(self.run, data.test, answers, scratch),
+            tables=robustness.table(robust),
+            calibration=asdict(calibration),
+        )
+
+    @override
+    def card(self, manifest: Manifest, data: DigitCorpus, measurements: Measurements) -> str:
+        return model_card(manifest, self.config, measurements.tables)
 
 
 def read_config(stored: Mapping[str, Any]) -> DigitsConfig:
@@ -90,15 +132,15 @@ def read_config(stored: Mapping[str, Any]) -> DigitsConfig:
 
 def trained(run: Run, config: DigitsConfig) -> RowReader | ReNet:
     """Return the run's model with its averaged weights; raise RunError if the run is not finished."""
-    if not run.checkpoint.exists():
-        raise RunError(f"{run.checkpoint}: expected a checkpoint, found none")
-    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    seen = state["progress"]["step"] * config.batch_size
-    if seen < config.samples:
-        raise RunError(f"{run.folder}: expected {config.samples} samples seen, found {seen}; go on with --resume")
+    checkpoint = load_checkpoint(run)
+    require_finished(run, config.samples, checkpoint["progress"]["step"] * config.batch_size, "samples seen")
     model = build(config)
     model.load_state_dict(
-        {key.removeprefix("module."): value for key, value in state["averaged"].items() if key.startswith("module.")}
+        {
+            key.removeprefix("module."): value
+            for key, value in checkpoint["averaged"].items()
+            if key.startswith("module.")
+        }
     )
     return model.eval()
 
@@ -172,7 +214,7 @@ def robustness_metrics(found: Robustness) -> dict[str, float]:
     }
 
 
-def card_plots(run: Run, test: Digits, answers: Sequence[Classification], folder: Path) -> dict[str, bytes | Path]:
+def card_plots(run: Run, test: Digits, answers: Sequence[Classification], folder: Path) -> dict[str, Path]:
     """Draw the plots of the model card into `folder`; return their paths by file name."""
     names = ("curves.png", "confusion.png", "errors.png", "reliability.png")
     curves, confusion, errors, reliability = (folder / name for name in names)
@@ -180,7 +222,7 @@ def card_plots(run: Run, test: Digits, answers: Sequence[Classification], folder
     metrics = run.metrics()
     common = [name for name in metrics[-1] if all(name in epoch for epoch in metrics)]
     parts = [name.removesuffix("_accuracy") for name in common if name.endswith("_accuracy")]
-    plots.learning_curve(metrics, curves, TITLE, figure="accuracy", parts=parts, logarithmic=False)
+    plots.learning_curve(metrics, curves, TITLE, metric="accuracy", parts=parts, logarithmic=False)
     given = [NO_DIGIT if answer.digit is None else answer.digit for answer in answers]
     plots.confusion_matrix(labels, given, [*map(str, range(DIGITS)), "none"], confusion)
     wrong = [index for index, (label, digit) in enumerate(zip(labels, given, strict=True)) if label != digit]
@@ -195,7 +237,7 @@ def card_plots(run: Run, test: Digits, answers: Sequence[Classification], folder
     return {name: folder / name for name in names}
 
 
-def model_card(manifest: Manifest, config: DigitsConfig, found: Robustness) -> str:
+def model_card(manifest: Manifest, config: DigitsConfig, table: str) -> str:
     """Return the bundle's README.md: training data and terms, metrics, limitations."""
     template = string.Template(resources.files("training.digits").joinpath("card.md").read_text())
     metrics = manifest.metrics
@@ -213,7 +255,7 @@ def model_card(manifest: Manifest, config: DigitsConfig, found: Robustness) -> s
         parameters=f"{manifest.parameters:,}",
         samples=f"{config.samples:,}",
         terms=manifest.corpus.terms,
-        table=robustness.table(found),
+        table=table,
         served=manifest.served,
         temperature=f"{manifest.calibration['temperature']:.3f}",
         threshold=f"{manifest.calibration['rejection_threshold']:.3f}",

@@ -164,8 +164,8 @@ def train(
         torch.manual_seed(config.seed * 1_000_003 + step)
         images, labels = _batch(corpus.train, config, step, photographs)
         model.train()
-        with fabric.autocast():
-            logits = model(fabric.to_device(images))  # (B, 28, 28) -> (B, outputs)
+        # Through Fabric's wrapper, which synchronises the gradients where there are several processes.
+        logits = wrapped(fabric.to_device(images))  # (B, 28, 28) -> (B, outputs), float32
         targets = fabric.to_device(labels)
         cost = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
         optimiser.zero_grad()

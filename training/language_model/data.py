@@ -1,4 +1,4 @@
-"""Corpora: where they come from, checksums, tokenising to arrays on disk."""
+"""Corpora: sources, checksums, tokenization into arrays on disk."""
 
 import hashlib
 import json
@@ -41,18 +41,20 @@ PTB_CAVEATS = (
     ),
 )
 
+_CACHE_FORMAT = 2  # raised when the same texts and tokenizer give other arrays
+
 Ids: TypeAlias = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a corpus comes from and on what terms; its texts are tokens parted by white space, a sentence a line."""
+    """The source of a corpus: files of whitespace-separated tokens, a sentence a line, and terms of use."""
 
     name: str
     files: dict[str, Path]  # by split; gzipped if they end in .gz
-    terms: str  # who may use the text for what
-    normalisation: str = "whitespace"  # how a server makes everyday text look like this one: a name in app.text
-    caveats: tuple[str, ...] = ()  # what a model of this very text is not good at, a sentence or two each
+    terms: str  # terms of use of the text
+    normalisation: str = "whitespace"  # the tokenizer that brings everyday text into this form: a name in app.text
+    caveats: tuple[str, ...] = ()  # limitations of models of this text, a sentence or two each
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Corpus:
     sha256: dict[str, str]  # of the raw files, by split
 
     def describe(self) -> dict[str, Any]:
-        """What a run writes down of its data."""
+        """Return the content of a run's source.json."""
         files = {split: str(path.resolve()) for split, path in self.source.files.items()}
         return asdict(self.source) | {"files": files, "sha256": self.sha256}
 
@@ -78,14 +80,14 @@ def penn_treebank(folder: Path | None) -> Source:
 
 
 def load(source: Source, vocabulary_size: int, cache: Path = CACHE) -> Corpus:
-    """Tokenise the texts at white space, once: later calls map the arrays kept in `cache`.
+    """Tokenise the texts at white space, once: later calls map the arrays in `cache`.
 
     The vocabulary is the most frequent tokens of the training text, `<eos>` and `<unk>` among its `vocabulary_size`.
     Raise CorpusError for a file that is missing, empty or not UTF-8.
     """
     checksums = {split: sha256(source.files[split]) for split in SPLITS}
-    key = hashlib.sha256(json.dumps([checksums, vocabulary_size]).encode()).hexdigest()[:32]
-    folder = cache / "corpora" / key
+    key = [_CACHE_FORMAT, checksums, source.normalisation, vocabulary_size]
+    folder = cache / "corpora" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     if not folder.is_dir():
         _tokenise(source.files, vocabulary_size, folder)
     vocabulary = Vocabulary((folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n"))
@@ -106,19 +108,19 @@ def _penn_treebank_files(folder: Path | None) -> dict[str, Path]:
     for path in files.values():
         found = sha256(path)
         if found != PTB_SHA256[path.name]:
-            raise CorpusError(f"{path}: sha256 is {found}, the Penn Treebank's is {PTB_SHA256[path.name]}")
+            raise CorpusError(f"{path}: expected the Penn Treebank's sha256 {PTB_SHA256[path.name]}, found {found}")
     return files
 
 
 def _tokenise(files: dict[str, Path], vocabulary_size: int, folder: Path) -> None:
-    """Fill a new `folder`; it appears whole or not at all."""
+    """Create `folder` with the vocabulary and the arrays, atomically."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         _fill(files, vocabulary_size, staging)
         staging.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another process was first with the same content
+        if not folder.is_dir():  # else a concurrent process was faster, with the same content
             raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -126,7 +128,7 @@ def _tokenise(files: dict[str, Path], vocabulary_size: int, folder: Path) -> Non
 
 def _fill(files: dict[str, Path], vocabulary_size: int, staging: Path) -> None:
     vocabulary = _count_vocabulary(files["train"], vocabulary_size)
-    (staging / "vocabulary.txt").write_text("\n".join(vocabulary.tokens), encoding="utf-8")
+    (staging / "vocabulary.txt").write_text(vocabulary.file_content(), encoding="utf-8")
     for split in SPLITS:
         with (staging / f"{split}.int32").open("wb") as stream:
             for tokens in _sentences(files[split]):
@@ -147,7 +149,7 @@ def _count_vocabulary(path: Path, size: int) -> Vocabulary:
 
 
 def _sentences(path: Path) -> Iterator[list[str]]:
-    """The tokens of each line, `<eos>` at its end."""
+    """Yield the tokens of each line, `<eos>` at its end."""
     empty = True
     with open_text(path) as text:
         for line in text:

@@ -1,7 +1,6 @@
-"""A language model's run -> bundle: export, measure, decide what serves, write down where it comes from."""
+"""Publishing of a language model: a run -> a measured bundle."""
 
 import hashlib
-import json
 import string
 from collections.abc import Iterable
 from importlib import resources
@@ -11,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import override
 
-from app import bundle as bundles
 from app.bundle import Bundle, CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
 from app.runtime.families.language_model import LanguageModelPredictor
@@ -20,14 +19,23 @@ from app.runtime.onnx_session import Precision
 from app.runtime.recurrent_engine import RecurrentEngine, Segment
 from app.runtime.scheduler import Resources
 from app.text import END, UNKNOWN
-from training import plots as report
+from training import plots
 from training.evaluate import score_files
 from training.language_model import data as texts
 from training.language_model.data import Corpus, Source
 from training.language_model.export import export_language_model
 from training.language_model.recipe import LanguageModelConfig, build
-from training.publishing import CELL_NAMES, PRECISIONS, drafted, free_names, probe, unmeasured
-from training.run import Run, RunError
+from training.publishing import (
+    CELL_NAMES,
+    PRECISIONS,
+    Measurements,
+    Publisher,
+    load_checkpoint,
+    probe,
+    publish_run,
+    require_finished,
+)
+from training.run import Run
 
 INT8_MAY_COST = 0.005  # of the validation perplexity
 PARITY_TOKENS = 10_000
@@ -36,53 +44,83 @@ PROBE_TOKENS = 20
 
 
 def publish(run: Run, store: Path, *, name: str | None = None, version: str | None = None) -> Path:
-    """Write `run` as a bundle into `store` and make it the current version; the bundle's folder.
+    """Publish `run` as `publish_run` does.
 
-    The graphs are measured on the whole validation and test texts, as the server would run them; int8 serves if it
-    costs at most INT8_MAY_COST of the validation perplexity. Raise BundleError if the version exists already.
+    The graphs are measured on the whole validation and test texts, as in the server; int8 is served if it costs at most
+    INT8_MAY_COST of the validation perplexity. Raise RunError if the texts changed since the training.
     """
-    config = read_config(run.read("config.json"))
-    source = _source(run)
-    name, version = free_names(store, name, version, corpus=source.name)
-    corpus = texts.load(source, config.vocabulary_size)
-    run.check_texts(corpus.sha256)
-    model = trained(run, config)
-    contents: dict[str, bytes | Path] = dict(export_language_model(model))
-    contents["vocabulary.txt"] = "\n".join(corpus.vocabulary.tokens).encode()
-    manifest = _manifest(run, corpus, model, name, version)
-    with drafted(manifest, contents) as (draft, pictures):
-        metrics, recorded = measure(draft, model, corpus)
+    return publish_run(LanguageModelPublisher(run), store, name, version)
+
+
+class LanguageModelPublisher(Publisher[Corpus, LanguageModel]):
+    """Publishing hooks of language models."""
+
+    family = "language_model"
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.config = read_config(run.read("config.json"))
+        self.source = _source(run)
+
+    @override
+    def default_name(self) -> str:
+        return self.source.name
+
+    @override
+    def load(self) -> Corpus:
+        corpus = texts.load(self.source, self.config.vocabulary_size)
+        self.run.check_texts(corpus.sha256)
+        return corpus
+
+    @override
+    def build(self, data: Corpus) -> LanguageModel:
+        return trained(self.run, self.config)
+
+    @override
+    def export(self, data: Corpus, model: LanguageModel) -> dict[str, bytes | Path]:
+        return {**export_language_model(model), "vocabulary.txt": data.vocabulary.file_content().encode()}
+
+    @override
+    def describe(self, data: Corpus, model: LanguageModel) -> dict[str, Any]:
+        source = data.source
+        return {
+            "normalisation": source.normalisation,
+            "vocabulary_sha256": hashlib.sha256(data.vocabulary.file_content().encode()).hexdigest(),
+            "corpus": CorpusEntry(name=source.name, terms=source.terms, sha256=data.sha256),
+            "parameters": parameter_count(model),
+        }
+
+    @override
+    def measure(self, draft: Bundle, data: Corpus, model: LanguageModel, scratch: Path) -> Measurements:
+        metrics, recorded = measure(draft, model, data)
         served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
         metrics |= {f"{split}_perplexity": metrics[f"{split}_perplexity_{served}"] for split in ("valid", "test")}
-        manifest = manifest.model_copy(update={"metrics": metrics, "served": served})
-        curves = pictures / "curves.png"
-        report.learning_curve(run.metrics(), curves, f"{manifest.model} {manifest.version}")
-        contents |= {"probe.json": json.dumps(recorded).encode(), "curves.png": curves}
-        contents["README.md"] = model_card(manifest, source.caveats).encode()
-        return bundles.publish(store, manifest, contents)
+        curves = scratch / "curves.png"
+        plots.learning_curve(self.run.metrics(), curves, f"{draft.manifest.model} {draft.manifest.version}")
+        return Measurements(metrics, served, recorded, {"curves.png": curves})
+
+    @override
+    def card(self, manifest: Manifest, data: Corpus, measurements: Measurements) -> str:
+        return model_card(manifest, self.source.caveats)
 
 
 def read_config(stored: dict[str, Any]) -> LanguageModelConfig:
-    """A configuration as a run or a manifest keeps it."""
+    """Return the configuration stored in a run or a manifest."""
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     return LanguageModelConfig(**values)
 
 
 def trained(run: Run, config: LanguageModelConfig) -> LanguageModel:
-    """The run's model, its weights rounded to the float16 that a bundle keeps. Raise RunError if it is not finished."""
-    if not run.checkpoint.exists():
-        raise RunError(f"{run.checkpoint}: no such file: has the run begun?")
-    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    epochs = state["progress"]["epoch"]
-    if epochs < config.epochs:
-        raise RunError(f"{run.folder}: expected {config.epochs} finished epochs, found {epochs}; go on with --resume")
+    """Return the run's model in the bundle's float16 precision; raise RunError if the run is not finished."""
+    checkpoint = load_checkpoint(run)
+    require_finished(run, config.epochs, checkpoint["progress"]["epoch"], "finished epochs")
     model = build(config)
-    model.load_state_dict(state["model"])
+    model.load_state_dict(checkpoint["model"])
     return model.half().float().eval()
 
 
 def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[str, float], dict[str, Any]]:
-    """The figures of a bundle's graphs, and its probe."""
+    """Return the metrics of a bundle's graphs, and its probe."""
     predictors = {precision: LanguageModelPredictor.open(draft, precision, Resources()) for precision in PRECISIONS}
     metrics: dict[str, float] = {"torch_difference": torch_difference(model, draft, corpus)}
     for precision, predictor in predictors.items():
@@ -97,7 +135,7 @@ def measure(draft: Bundle, model: LanguageModel, corpus: Corpus) -> tuple[dict[s
 
 @torch.inference_mode()
 def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> float:
-    """Largest difference of the module's and the fp32 graphs' log-probabilities: all words, PARITY_TOKENS tokens."""
+    """Return the largest difference of log-probabilities of module and fp32 graphs: all words, PARITY_TOKENS tokens."""
     engine = RecurrentEngine.open(draft, "fp32")
     everything = np.arange(engine.vocabulary_size)
     state, graph_state, largest = model.initial_state(1), engine.initial_state(), 0.0
@@ -113,7 +151,7 @@ def torch_difference(model: LanguageModel, draft: Bundle, corpus: Corpus) -> flo
 
 
 def model_card(manifest: Manifest, caveats: Iterable[str] = ()) -> str:
-    """README.md of a bundle: what it was trained on and on what terms, its figures, what it is not good at."""
+    """Return the bundle's README.md: training data and terms, metrics, limitations."""
     template = string.Template(resources.files("training.language_model").joinpath("card.md").read_text())
     metrics, config, epochs = manifest.metrics, manifest.config, manifest.config["epochs"]
     return template.substitute(
@@ -133,20 +171,6 @@ def model_card(manifest: Manifest, caveats: Iterable[str] = ()) -> str:
         difference=f"{metrics['torch_difference']:.1e}",
         **{key: f"{metrics[key]:.2f}" for key in metrics if "perplexity" in key},
         **{key: f"{metrics[key]:,.0f}" for key in ("valid_tokens", "test_tokens")},
-    )
-
-
-def _manifest(run: Run, corpus: Corpus, model: LanguageModel, name: str, version: str) -> Manifest:
-    source = corpus.source
-    return unmeasured(
-        run,
-        "language_model",
-        name,
-        version,
-        corpus=CorpusEntry(name=source.name, terms=source.terms, sha256=corpus.sha256),
-        parameters=parameter_count(model),
-        normalisation=source.normalisation,
-        vocabulary_sha256=hashlib.sha256("\n".join(corpus.vocabulary.tokens).encode()).hexdigest(),
     )
 
 

@@ -3,13 +3,13 @@
     config = PRESETS["small"]
     train(config, corpus, Run(Path("runs/small")))
 
-Fabric, not the Trainer: the carried state, the exact resume inside an epoch and the cost of the chapter are each one
-line of a loop that reads from top to bottom.
+Fabric, not Lightning's Trainer: the carried state, the exact resume inside an epoch and the chapter's cost are each one
+line of a flat loop.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel, Reading, detached
-from app.models.recurrent import Cell
+from app.models.recurrent import Cell, LayerState
 from training.language_model.data import Corpus, Ids
 from training.ranges import Range, require_ranges
 from training.run import Run
@@ -32,13 +32,13 @@ from training.run import Run
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """All that decides what a run learns. Defaults are the chapter's (CHAPTER.md: language model).
+    """Hyperparameters of a run. Defaults are the chapter's (CHAPTER.md: language model).
 
     Raise SettingsError that names every field out of its range.
     """
 
     vocabulary_size: int = 10_000  # most frequent tokens, <eos> and <unk> among them
-    embedding_size: int = 200  # numbers a token is read as
+    embedding_size: int = 200  # numbers of a token's embedding
     cell: Cell = "lstm"  # of the recurrent layers: see app.models.recurrent
     hidden_sizes: tuple[int, ...] = (200, 200)  # units of each layer
     tied: bool = False  # the output layer is the embedding
@@ -54,9 +54,9 @@ class LanguageModelConfig:
     activation_penalty: float = 0.0  # AR of Merity et al. 2018
     change_penalty: float = 0.0  # TAR of Merity et al. 2018
 
-    batch_size: int = 20  # streams read side by side
-    steps: int = 35  # tokens of a window, through which the gradient goes back
-    shifted: bool = False  # cut each epoch's windows at another offset
+    batch_size: int = 20  # parallel streams
+    steps: int = 35  # tokens of a window of truncated back-propagation
+    shifted: bool = False  # shift the windows' offset each epoch
 
     cost: Literal["sum", "mean"] = "sum"  # over the steps of a window; always the mean over the batch
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"  # adam and adamw: betas 0.8 and 0.99
@@ -93,7 +93,7 @@ _RANGES: tuple[Range, ...] = (
         ("initial_range", "activation_penalty", "change_penalty", "constant_epochs", "weight_decay"),
     ),
     ("a number", math.isfinite, ("forget_bias",)),
-    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
+    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # torch accepts a million times as much as a seed
 )
 
 PRESETS = {
@@ -178,9 +178,9 @@ def train(
     windows = _window_count(len(corpus.train), config)
     optimiser = _optimiser(model, config)
     schedule = _schedule(optimiser, config, windows)
-    wrapped, optimiser = fabric.setup(model, optimiser)
+    wrapped, optimiser = fabric.setup(Objective(model, config), optimiser)
     progress: dict[str, Any] = {"epoch": 0, "window": 0, "cost": 0.0, "rate": 0.0, "carried": None}
-    state = {"model": wrapped, "optimiser": optimiser, "schedule": schedule, "progress": progress}
+    state = {"model": model, "optimiser": optimiser, "schedule": schedule, "progress": progress}
     if resume and run.checkpoint.exists():
         run.check_config(config)
         run.check_texts(corpus.sha256)
@@ -199,21 +199,17 @@ def train(
             step = epoch * windows + window
             torch.manual_seed(config.seed * 1_000_003 + step)
             model.train()
-            with fabric.autocast():
-                reading = model(fabric.to_device(inputs), carried)  # (T, B) -> hidden (T, B, H)
-                logits = model.logits(reading.hidden).flatten(0, 1)  # (T, B, H) -> (T * B, V)
-            # In the logits' own precision: float32 would add a third to a bf16 step and move the gradient by 0.3 %.
-            costs = F.cross_entropy(logits, fabric.to_device(targets).flatten(), reduction="none")
-            cost = costs.float().mean()
+            # Through Fabric's wrapper, which synchronises the gradients where there are several processes.
+            cost, penalty, after = wrapped(fabric.to_device(inputs), fabric.to_device(targets), Carried(carried))
             loss = cost * len(inputs) if config.cost == "sum" else cost
             optimiser.zero_grad()
-            fabric.backward(loss + _penalty(reading, config))
+            fabric.backward(loss + penalty)
             norm = fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
             optimiser.step()
             rate = _rate(optimiser)
             schedule.step()
 
-            carried, cost_sum = detached(reading.state), progress["cost"] + cost.item()
+            carried, cost_sum = after.state, progress["cost"] + cost.item()
             progress.update(epoch=epoch, window=window + 1, cost=cost_sum, rate=rate, carried=carried)
             if step % 100 == 0:
                 running = math.exp(progress["cost"] / (window + 1))
@@ -244,8 +240,33 @@ def train(
     return True
 
 
+class Carried:
+    """A recurrent state, opaque to Fabric, which would round its float32 parts to the precision of the products."""
+
+    def __init__(self, state: Sequence[LayerState]) -> None:
+        self.state = state
+
+
+class Objective(nn.Module):
+    """The language model, its cross-entropy and penalties: one forward pass does all that needs a gradient."""
+
+    def __init__(self, model: LanguageModel, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+
+    def forward(self, inputs: Tensor, targets: Tensor, before: Carried) -> tuple[Tensor, Tensor | float, Carried]:
+        """Inputs and targets (T, B), states before -> mean cross-entropy (), penalty (), states after, detached."""
+        reading = self.model(inputs, before.state)  # (T, B) -> hidden (T, B, H)
+        logits = self.model.logits(reading.hidden).flatten(0, 1)  # (T, B, H) -> (T * B, V)
+        # In the logits' own precision: float32 would add a third to a bf16 step and move the gradient by 0.3 %.
+        with torch.autocast(logits.device.type, enabled=False):
+            costs = F.cross_entropy(logits, targets.flatten(), reduction="none")
+        return costs.float().mean(), _penalty(reading, self.config), Carried(detached(reading.state))
+
+
 def build(config: LanguageModelConfig) -> LanguageModel:
-    """The module that `config` describes, freshly initialised; SettingsError if there can be none."""
+    """Return the module of `config`, newly initialised; SettingsError if it is impossible."""
     try:
         return LanguageModel(
             vocabulary_size=config.vocabulary_size,
@@ -271,7 +292,7 @@ def perplexity(model: nn.Module, ids: Ids, end: int, batch_size: int = 1, steps:
     """exp(mean negative log-likelihood) of `ids`, the first predicted as after an `<eos>`.
 
     The text is cut into `batch_size` contiguous streams; with 1 the state is carried through all of it, as the chapter
-    evaluates. Each further stream begins as after an `<eos>` too, which makes the figure a little worse.
+    evaluates. Each further stream starts as after an `<eos>` too, which raises the perplexity a little.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -302,12 +323,12 @@ def _windows(ids: Ids, config: LanguageModelConfig, epoch: int) -> Iterator[tupl
 
 
 def _streams(ids: Ids, batch_size: int, length: int) -> Ids:
-    """The first batch_size * length ids as contiguous streams, one a row: (batch_size, length), still on disk."""
+    """Return the first batch_size * length ids as contiguous streams, one a row, still on disk."""
     return ids[: batch_size * length].reshape(batch_size, length)
 
 
 def _cut(streams: Ids, start: int, end: int) -> Tensor:
-    """Steps `start` to `end` of all streams, read into memory: (end - start, batch_size)."""
+    """Return steps `start` to `end` of all streams, read into memory: (end - start, batch_size)."""
     return torch.from_numpy(streams[:, start:end].T.astype(np.int64))
 
 

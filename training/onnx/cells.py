@@ -1,8 +1,8 @@
 """The recurrent cells in ONNX: one step of each as a function that any graph may call, and ONNX's own operators.
 
-The functions take what `app.models.steps.step` takes, by the same names, and give the state after: the equations are
-those of app.models.recurrent. ONNX Runtime writes a function's body in place of each call. The operators read whole
-sequences; they order gates otherwise.
+The functions take the arguments of `app.models.steps.step`, by the same names, and return the state after the step. The
+equations are those of app.models.recurrent. ONNX Runtime inlines functions. The operators read whole
+sequences and order the gates differently.
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.models.recurrent import KEPT, Cell
+from app.models.recurrent import STATE_VECTORS, Cell
 from training.onnx.graph import Array, Graph, identifier
 
 STEPS: dict[Cell, str] = {
-    "rnn": """(read, recalled, h) => (h_next) {
-        sum = Add (read, recalled)
+    "rnn": """(input_gates, hidden_gates, h) => (h_next) {
+        sum = Add (input_gates, hidden_gates)
         h_next = Tanh (sum)
     }""",
-    "lstm": """(read, recalled, c, h) => (c_next, h_next) {
-        sum = Add (read, recalled)
+    "lstm": """(input_gates, hidden_gates, c, h) => (c_next, h_next) {
+        sum = Add (input_gates, hidden_gates)
         i_sum, f_sum, g_sum, o_sum = Split <axis = 1, num_outputs = 4> (sum)
         i = Sigmoid (i_sum)
         f = Sigmoid (f_sum)
@@ -31,8 +31,8 @@ STEPS: dict[Cell, str] = {
         c_squashed = Tanh (c_next)
         h_next = Mul (o, c_squashed)
     }""",
-    "peephole": """(read, recalled, c, h, peephole_i, peephole_f, peephole_o) => (c_next, h_next) {
-        sum = Add (read, recalled)
+    "peephole": """(input_gates, hidden_gates, c, h, peephole_i, peephole_f, peephole_o) => (c_next, h_next) {
+        sum = Add (input_gates, hidden_gates)
         i_sum, f_sum, g_sum, o_sum = Split <axis = 1, num_outputs = 4> (sum)
         i_seen = Mul (peephole_i, c)
         f_seen = Mul (peephole_f, c)
@@ -50,8 +50,8 @@ STEPS: dict[Cell, str] = {
         c_squashed = Tanh (c_next)
         h_next = Mul (o, c_squashed)
     }""",
-    "cifg": """(read, recalled, c, h) => (c_next, h_next) {
-        sum = Add (read, recalled)
+    "cifg": """(input_gates, hidden_gates, c, h) => (c_next, h_next) {
+        sum = Add (input_gates, hidden_gates)
         i_sum, g_sum, o_sum = Split <axis = 1, num_outputs = 3> (sum)
         i = Sigmoid (i_sum)
         o = Sigmoid (o_sum)
@@ -62,21 +62,21 @@ STEPS: dict[Cell, str] = {
         c_squashed = Tanh (c_next)
         h_next = Mul (o, c_squashed)
     }""",
-    "gru": """(read, recalled, h, sizes) => (h_next) {
-        rz_read, n_read = Split <axis = 1> (read, sizes)
-        rz_recalled, n_recalled = Split <axis = 1> (recalled, sizes)
-        rz_sum = Add (rz_read, rz_recalled)
+    "gru": """(input_gates, hidden_gates, h, sizes) => (h_next) {
+        rz_input, n_input = Split <axis = 1> (input_gates, sizes)
+        rz_hidden, n_hidden = Split <axis = 1> (hidden_gates, sizes)
+        rz_sum = Add (rz_input, rz_hidden)
         rz = Sigmoid (rz_sum)
         r, z = Split <axis = 1, num_outputs = 2> (rz)
-        n_reset = Mul (r, n_recalled)
-        n_sum = Add (n_read, n_reset)
+        n_reset = Mul (r, n_hidden)
+        n_sum = Add (n_input, n_reset)
         new = Tanh (n_sum)
         change = Sub (h, new)
         kept = Mul (z, change)
         h_next = Add (new, kept)
     }""",
-    "peephole-cifg": """(read, recalled, c, h, peephole_i, peephole_o) => (c_next, h_next) {
-        sum = Add (read, recalled)
+    "peephole-cifg": """(input_gates, hidden_gates, c, h, peephole_i, peephole_o) => (c_next, h_next) {
+        sum = Add (input_gates, hidden_gates)
         i_sum, g_sum, o_sum = Split <axis = 1, num_outputs = 3> (sum)
         i_seen = Mul (peephole_i, c)
         i_all = Add (i_sum, i_seen)
@@ -94,42 +94,42 @@ STEPS: dict[Cell, str] = {
 }
 
 
-def carried(cell: Cell) -> list[str]:
-    """What a cell carries on, as a flat row has it: what ends the row is what the next layer sees."""
-    return ["c", "h"][-KEPT[cell] :]
+def state_parts(cell: Cell) -> list[str]:
+    """Return the names of a cell's state vectors in their order in a flat row; the last is the layer's output."""
+    return ["c", "h"][-STATE_VECTORS[cell] :]
 
 
-def step(graph: Graph, cell: Cell, layer: str, read: str, recalled: str, state: Sequence[str]) -> str:
-    """The call that gives the state after a step, from the names of what is read and recalled and of `carried`.
+def step(graph: Graph, cell: Cell, layer: str, input_gates: str, hidden_gates: str, state: Sequence[str]) -> str:
+    """Return the call that computes the state after a step, from the names of gates and of `state_parts`.
 
-    `layer` names the layer's weights, among which there may be peepholes.
+    `layer` is the prefix of the layer's weights, which may include peepholes.
     """
     function = cell.title().replace("-", "")
     graph.functions[function] = STEPS[cell]
-    return f"seqserve.{function} ({', '.join([read, recalled, *state, *_further(graph, cell, layer)])})"
+    return f"seqserve.{function} ({', '.join([input_gates, hidden_gates, *state, *_further(graph, cell, layer)])})"
 
 
 def _further(graph: Graph, cell: Cell, layer: str) -> list[str]:
-    """The names of what a function takes besides: the rows of peepholes, the GRU's numbers of rows to part."""
+    """Return the names of a function's further arguments: the rows of peepholes, the sizes of the GRU's split."""
     if cell == "gru":
         size = len(graph.weights[f"{layer}.bias_hn"])
-        return [graph.constant(identifier(f"{layer}.parted"), np.array([2 * size, size]))]
+        return [graph.constant(identifier(f"{layer}.split"), np.array([2 * size, size]))]
     rows = graph.weights.get(f"{layer}.peephole", ())
     return [graph.constant(identifier(f"{layer}.peephole.{n}"), row.astype(np.float32)) for n, row in enumerate(rows)]
 
 
-def recall(graph: Graph, cell: Cell, layer: str, h: str) -> str:
-    """The lines that make `recalled`, as `step` takes it, from the name of the output before."""
+def hidden_product(graph: Graph, cell: Cell, layer: str, h: str) -> str:
+    """Return the lines that compute `hidden_gates` for `step` from the name of the previous output."""
     product = graph.linear(h, f"{layer}.weight_hh")
-    bias = recalled_bias(graph, cell, layer)
+    bias = hidden_bias(graph, cell, layer)
     if bias is None:
-        return f"recalled = {product}"
-    name = graph.constant(identifier(f"{layer}.recalled_bias"), bias)
-    return f"recalled_product = {product}\nrecalled = Add (recalled_product, {name})"
+        return f"hidden_gates = {product}"
+    name = graph.constant(identifier(f"{layer}.hidden_bias"), bias)
+    return f"hidden_product = {product}\nhidden_gates = Add (hidden_product, {name})"
 
 
-def recalled_bias(graph: Graph, cell: Cell, layer: str) -> Array | None:
-    """What is added to W_hh h_{t-1}, (G * H,): the GRU's bias_hn at its new state; None of the other cells."""
+def hidden_bias(graph: Graph, cell: Cell, layer: str) -> Array | None:
+    """Return the bias of W_hh h_{t-1}, (G * H,): zeros and the GRU's bias_hn; None for the other cells."""
     if cell != "gru":
         return None
     inner = graph.weights[f"{layer}.bias_hn"].astype(np.float32)
@@ -138,11 +138,11 @@ def recalled_bias(graph: Graph, cell: Cell, layer: str) -> Array | None:
 
 @dataclass(frozen=True)
 class Operator:
-    """How ONNX's own operator says what a cell does."""
+    """The ONNX operator of a cell, with its order of gates."""
 
     name: str
-    gates: tuple[int | None, ...]  # its blocks of rows as places among ours; None: 0, there is no such gate
-    peepholes: tuple[int | None, ...] = ()  # the same of its input P, which it has if the layer has peepholes
+    gates: tuple[int | None, ...]  # its blocks of rows as indices among ours; None: zeros, there is no such gate
+    peepholes: tuple[int | None, ...] = ()  # likewise for its input P, if the layer has peepholes
     attributes: str = ""
 
 
@@ -157,9 +157,9 @@ OPERATORS: dict[Cell, Operator] = {
 
 
 def operator(graph: Graph, cell: Cell, layers: Sequence[str], x: str) -> str:
-    """The call of ONNX's operator that reads `x` (T, B, I) with one layer forwards, or with a second one backwards.
+    """Return the call of ONNX's operator over `x` (T, B, I): one layer forwards, a second one backwards.
 
-    Its first output is (T, directions, B, H), then come h and, of the cells that have one, c after the last step.
+    Its outputs are (T, directions, B, H), then h and, for cells that have one, c after the last step.
     """
     known = OPERATORS[cell]
     matrices = [_stacked(graph, layers, part, known.gates) for part in ("weight_ih", "weight_hh")]
@@ -172,16 +172,16 @@ def operator(graph: Graph, cell: Cell, layers: Sequence[str], x: str) -> str:
 
 
 def _stacked(graph: Graph, layers: Sequence[str], part: str, order: Sequence[int | None]) -> str:
-    """The name of a weight in the operator's order of gates, a layer after the other."""
+    """Return the name of a weight in the operator's order of gates, the layers stacked."""
     both = [_reordered(graph.weights[f"{layer}.{part}"], order) for layer in layers]
     rows = [weight.ravel() for weight in both] if part == "peephole" else both
     return graph.constant(identifier(f"{layers[0]}.{part}_all"), np.stack(rows))
 
 
 def _biases(graph: Graph, cell: Cell, layer: str) -> Array:
-    """The operator's two biases, one after the other."""
+    """Return the operator's two biases, concatenated."""
     bias = graph.weights[f"{layer}.bias"]
-    inner = recalled_bias(graph, cell, layer)
+    inner = hidden_bias(graph, cell, layer)
     order = OPERATORS[cell].gates
     both = (bias, np.zeros_like(bias) if inner is None else inner)
     return np.concatenate([_reordered(each, order) for each in both])
@@ -189,5 +189,5 @@ def _biases(graph: Graph, cell: Cell, layer: str) -> Array:
 
 def _reordered(weight: Array, order: Sequence[int | None]) -> Array:
     """(G * H, ...) or (peepholes, H) -> the operator's blocks in its own order, in float32."""
-    blocks = np.split(weight.astype(np.float32), sum(place is not None for place in order))
-    return np.concatenate([np.zeros_like(blocks[0]) if place is None else blocks[place] for place in order])
+    blocks = np.split(weight.astype(np.float32), sum(index is not None for index in order))
+    return np.concatenate([np.zeros_like(blocks[0]) if index is None else blocks[index] for index in order])

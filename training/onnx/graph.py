@@ -1,8 +1,8 @@
-"""The text form of ONNX graphs, in float32 and in int8 with a scale a row: what any exporter needs.
+"""The text form of ONNX graphs, in float32 and in batch-invariant int8, with a scale a row.
 
-int8, so that no answer depends on what shares its batch: activations are quantised row by row, round(x / s) + 128 as
-unsigned 8 bit with s = max|x| / 127; weights column by column, signed 8 bit; `MatMulInteger` sums exactly. Every other
-operation works within a row, so a row's result is the same bit for bit in any batch and wherever a sequence is cut.
+int8: activations are quantised per row, round(x / s) + 128 as unsigned 8 bit with s = max|x| / 127; weights per column,
+signed 8 bit; `MatMulInteger` sums exactly. Every other operation works within a row. A row's result is therefore the
+same bit for bit in any batch and wherever a sequence is cut.
 
 The float32 graphs hold no weights: as ONNX external data they point into the bundle's weights.safetensors.
 """
@@ -26,7 +26,7 @@ OPSET = '<ir_version: 10, opset_import: ["": 21, "seqserve": 1, "com.microsoft":
 FUNCTION = '<domain: "seqserve", opset_import: ["": 21]>'
 
 Array: TypeAlias = npt.NDArray[np.generic]
-Place: TypeAlias = tuple[int, int]  # offset and length in weights.safetensors, in bytes
+Extent: TypeAlias = tuple[int, int]  # offset and length in weights.safetensors, in bytes
 
 LINEAR: dict[Precision, str] = {
     # y = x W^T with W (out, in) kept as float16
@@ -55,7 +55,7 @@ LINEAR: dict[Precision, str] = {
 
 @dataclass
 class Graph:
-    """The text of a graph under construction and the constants it names."""
+    """A graph under construction: its text and constants."""
 
     precision: Precision
     weights: Mapping[str, Array]  # the module's, (out, in)
@@ -65,7 +65,7 @@ class Graph:
     functions: dict[str, str] = field(default_factory=dict)  # of the domain seqserve, name -> signature and body
 
     def linear(self, x: str, weight: str) -> str:
-        """The call that multiplies the rows of `x` with the transpose of the named weight."""
+        """Return the call that multiplies the rows of `x` with the transpose of the named weight."""
         name = identifier(weight)
         self.functions["Linear"] = LINEAR[self.precision]
         if self.precision == "fp32":
@@ -78,24 +78,24 @@ class Graph:
         return f"seqserve.Linear ({x}, {name}, {name}_scale)"
 
     def outside(self, weight: str) -> str:
-        """The graph's name of a tensor that stays in weights.safetensors."""
+        """Return the graph's name of a tensor that stays in weights.safetensors."""
         self.kept_outside.add(weight)
         return f"{identifier(weight)}_half"
 
     def constant(self, name: str, value: Array) -> str:
-        """The graph's name of a tensor that it holds itself: `name`."""
+        """Add an embedded tensor to the graph; return its name."""
         self.constants[name] = value
         return name
 
-    def model(self, signature: str, places: Mapping[str, Place]) -> bytes:
-        """The finished model; `places` tells where in weights.safetensors a tensor lies."""
+    def model(self, signature: str, extents: Mapping[str, Extent]) -> bytes:
+        """Return the finished model, serialized; `extents` are those of the tensors of weights.safetensors."""
         model = onnx.parser.parse_model(f"{OPSET} {signature} {{\n" + "\n".join(self.lines) + "\n}")
         for name, function in self.functions.items():
             model.functions.append(onnx.parser.parse_function(f"{FUNCTION} {name} {function}"))
         for name, value in self.constants.items():
             model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         for weight in sorted(self.kept_outside):
-            model.graph.initializer.append(external(weight, self.weights[weight], places[weight]))
+            model.graph.initializer.append(external(weight, self.weights[weight], extents[weight]))
         return bytes(model.SerializeToString())
 
 
@@ -105,21 +105,21 @@ def quantise(weight: Array) -> tuple[Array, Array]:
     return np.rint(weight / scale[:, None]).astype(np.int8).T, scale.astype(np.float32)
 
 
-def external(weight: str, value: Array, place: Place) -> onnx.TensorProto:
-    """An initializer whose bytes are those of a float16 tensor of weights.safetensors."""
+def external(weight: str, value: Array, extent: Extent) -> onnx.TensorProto:
+    """Return an initializer whose data is a float16 tensor of weights.safetensors."""
     tensor = TensorProto(
         name=f"{identifier(weight)}_half",
         data_type=TensorProto.FLOAT16,
         dims=value.shape,
         data_location=TensorProto.EXTERNAL,
     )
-    for key, setting in (("location", WEIGHTS), ("offset", place[0]), ("length", place[1])):
+    for key, setting in (("location", WEIGHTS), ("offset", extent[0]), ("length", extent[1])):
         tensor.external_data.add(key=key, value=str(setting))
     return tensor
 
 
-def layout(stored: bytes) -> dict[str, Place]:
-    """Each tensor's (offset, length) in a safetensors file: 8 bytes of header length, the header as JSON, the data."""
+def layout(stored: bytes) -> dict[str, Extent]:
+    """Return each tensor's extent in a safetensors file: 8 bytes of header length, the header as JSON, the data."""
     (header_length,) = struct.unpack_from("<Q", stored)
     header = json.loads(stored[8 : 8 + header_length])
     header.pop("__metadata__", None)
@@ -131,5 +131,5 @@ def layout(stored: bytes) -> dict[str, Place]:
 
 
 def identifier(name: str) -> str:
-    """A tensor's name as a name of ONNX's text form, which knows no dots."""
+    """Return a tensor's name as an identifier of ONNX's text form, which allows no dots."""
     return name.replace(".", "_")

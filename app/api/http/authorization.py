@@ -1,21 +1,21 @@
 """Authorization: API keys against the key scopes that the endpoints declare."""
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
-from starlette.routing import compile_path
+from starlette.routing import BaseRoute, compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.http import bodies, problems
 from app.api.http.context import RequestContext, request_context
+from app.api.http.endpoints import required_scopes
 from app.api.http.keys import Key, Keys, KeyScope
 from app.errors import Forbidden, Unauthenticated
 
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
-Required: TypeAlias = Mapping[str, KeyScope | None]  # by path template; None: public
 
 SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -25,8 +25,9 @@ LIMITED: Final[dict[KeyScope, tuple[HTTPStatus, ...]]] = {"predict": (HTTPStatus
 FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for"})
 
 
-def document(openapi: dict[str, Any], required: Required, *, with_keys: bool) -> None:
+def document(openapi: dict[str, Any], routes: Sequence[BaseRoute], *, with_keys: bool) -> None:
     """Add to an OpenAPI document the security of each operation, and its errors."""
+    required = required_scopes(routes)
     for path, operations in openapi["paths"].items():
         if scope := required[path]:
             rejections = problems.documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, *LIMITED[scope])
@@ -45,10 +46,10 @@ class AccessControl:
     `required` scope and `key`.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys | None, required: Required) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys | None, routes: Sequence[BaseRoute]) -> None:
         self.app = app
         self._keys = keys
-        self._required = required
+        self._required = required = required_scopes(routes)
         self._fixed = {path for path in required if "{" not in path}
         self._patterns = [(compile_path(path)[0], path) for path in required]  # a fixed path with "\n" matches its own
 

@@ -5,11 +5,11 @@ import contextlib
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message as Headers
 from functools import lru_cache
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 from fastapi import Request
 from starlette.datastructures import QueryParams
@@ -27,7 +27,6 @@ DRAIN_S: Final = 1.0  # if it ends soon
 DRAIN_BYTES: Final = 2**20  # drained of a body whose request is rejected before it was read
 UTF_8: Final = ("utf-8", "utf8", "us-ascii")
 
-Arrived = TypeVar("Arrived")
 Fields: TypeAlias = dict[bytes, bytes]
 TextCost: TypeAlias = Callable[[Any], int]  # from the decoded document to units
 ImageCost: TypeAlias = Callable[[int, QueryParams], int]  # from the number of images and the query to units
@@ -125,7 +124,15 @@ class ImageBody(Body):
 
 async def read(body: Body, scope: Scope, receive: Receive, context: RequestContext, length: int) -> Any:
     """Return the decoded body, of `length` bytes if not 0. Raise DeadlineExceeded if it doesn't arrive in time."""
-    return await _in_time(scope, context, body.read(scope, _limited(receive, body.max_bytes, length)))
+    arriving = body.read(scope, _limited(receive, body.max_bytes, length))
+    if is_complete(scope):  # no waiting, so no timer
+        return await arriving
+    try:
+        async with asyncio.timeout(context.deadline - time.monotonic()):
+            return await arriving
+    except TimeoutError as error:
+        message = f"body: expected within {context.timeout_s:g} s, it is still arriving"
+        raise DeadlineExceeded(message) from error
 
 
 async def reject(error: SeqserveError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -190,17 +197,6 @@ async def _drain(receive: Receive, message: Message, max_bytes: int) -> bool:
                 message = await receive()
                 max_bytes -= len(message.get("body", b""))
     return not message.get("more_body", False)
-
-
-async def _in_time(scope: Scope, context: RequestContext, arriving: Awaitable[Arrived]) -> Arrived:
-    if is_complete(scope):  # no waiting, so no timer
-        return await arriving
-    try:
-        async with asyncio.timeout(context.deadline - time.monotonic()):
-            return await arriving
-    except TimeoutError as error:
-        message = f"body: expected within {context.timeout_s:g} s, it is still arriving"
-        raise DeadlineExceeded(message) from error
 
 
 def _document(content: bytes) -> Any:

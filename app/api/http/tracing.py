@@ -31,7 +31,7 @@ def tracer_provider(endpoint: str) -> "TracerProvider":
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise SettingsError(
-            f"SEQSERVE_TRACES_ENDPOINT: needs the extra: pip install seqserve[traces]: {error}"
+            f"SEQSERVE_TRACES_ENDPOINT: needs the extra: pip install seqserve-server[traces]: {error}"
         ) from error
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: SERVICE}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))

@@ -147,7 +147,7 @@ class CaptionsPredictor:
             begin,
             step,
             vocabulary,
-            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary),
+            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary, resources.tokenizers),
             precision=precision,
             length=bundle.manifest.config["length"],
             length_penalty=bundle.manifest.config["length_penalty"],
@@ -260,6 +260,11 @@ class CaptionsPredictor:
 
     def _word(self, token: int) -> str:
         return self._tokenizer.join([self.vocabulary.tokens[token]])
+
+
+def usage(_: Description) -> dict[str, int]:
+    """Return the images that an answer is about."""
+    return {"images": 1}
 
 
 class _WordStream:

@@ -175,7 +175,7 @@ class LanguageModelPredictor:
         return cls(
             engine,
             vocabulary,
-            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary),
+            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary, resources.tokenizers),
             precision=precision,
             cache=StateCache(resources.cache_bytes),
             chunk=chunk,
@@ -191,7 +191,8 @@ class LanguageModelPredictor:
             return Example(self._suggest(payload, before), short=len(before.ids) <= SHORT_CONTEXT)
         found = chain.from_iterable(sentences(self._lines(payload), self.tokenizer))
         if not payload.text.strip() or next(found, None) is None:
-            raise InvalidField("text", f"expected some words, found {_shortened(payload.text)!r}")
+            shown = payload.text if len(payload.text) <= 40 else f"{payload.text[:40]}..."
+            raise InvalidField("text", f"expected some words, found {shown!r}")
         return Example(self._score(self._lines(payload), payload))
 
     def predict(self, examples: Sequence[Example]) -> list[Any]:
@@ -266,7 +267,9 @@ class LanguageModelPredictor:
             state = reading.state
         width = payload.top_k if payload.words == 1 else max(payload.top_k, BEAM)
         count = width + len(self._never)
-        candidates = self._candidates(completion) if completion else None
+        candidates: Ids | None = None  # ascending ids of the words that the typed prefix may become
+        if completion:
+            candidates = self._suggestable if completion.candidates is None else np.sort(completion.candidates)
         (reading,) = yield [Segment(state, last, likeliest=0 if completion else count, candidates=candidates)]
         self._cache.put(ids, reading.state)
         self._lookups.append((cached, len(ids) - cached))
@@ -281,10 +284,6 @@ class LanguageModelPredictor:
             unknown_words,
             cached,
         )
-
-    def _candidates(self, completion: Completion) -> Ids:
-        """Return the ids of the words that the typed prefix may become, ascending."""
-        return self._suggestable if completion.candidates is None else np.sort(completion.candidates)
 
     def _search(
         self, start: Expansion[Floats], width: int, length: int
@@ -350,6 +349,13 @@ class LanguageModelPredictor:
         return TokenScore(token.text, token.start, token.end, log_probability, details.rank, unknown, alternatives)
 
 
+def usage(answer: Suggestions | TextScore) -> dict[str, int]:
+    """Return the tokens read for an answer and, of a context, those that were cached."""
+    if isinstance(answer, TextScore):
+        return {"tokens": answer.tokens}
+    return {"tokens": answer.context_tokens, "cached": answer.cached_tokens}
+
+
 class _Context(NamedTuple):
     """The tokenized context of a suggestion."""
 
@@ -407,10 +413,6 @@ def _cost(segments: Sequence[Segment]) -> int:
 def _require_some(field: str, value: int) -> None:
     if value < 1:
         raise InvalidField(field, f"expected at least 1, found {value}")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def _log_sum_exp(values: Floats) -> float:

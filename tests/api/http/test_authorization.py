@@ -1,6 +1,5 @@
-"""Who may ask what."""
+"""Authorization by API keys and scopes."""
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -13,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from starlette.routing import Mount, Route
 
 from app.api.http import keys
 from app.api.http.endpoints import required_scopes
@@ -45,7 +43,7 @@ def file(tmp_path: Path) -> Path:
     return file
 
 
-# Every route: its template, a request of it, and what each key is told. 200 stands for all that is no 401 and no 403.
+# Every route: its template, a request, and its status with each key; 200 is any status but 401 and 403.
 ROUTES = [
     # template                       method  path                      none  wrong late  reader operator
     ("/",                            "GET",  "/",                      200,  200,  200,  200,   200),
@@ -75,16 +73,9 @@ def test_the_table_below_has_every_route_and_its_scope(served: FakeServed) -> No
     assert {template for template, scope in declared.items() if scope is None} == public
 
 
-def test_a_route_that_declares_no_scope_needs_the_admin_scope() -> None:
-    assert required_scopes([Route("/new", asyncio.sleep), Mount("/below", routes=[])]) == {
-        "/new": "admin",
-        "/below/{path:path}": "admin",
-    }
-
-
 @pytest.mark.parametrize(("template", "method", "path", "statuses"), [(*row[:3], row[3:]) for row in ROUTES])
 @pytest.mark.anyio
-async def test_each_route_answers_each_key_as_the_table_says(
+async def test_each_route_requires_the_scope_of_the_table(
     served: FakeServed, file: Path, template: str, method: str, path: str, statuses: tuple[int, ...]
 ) -> None:
     async with connect(service(served, api_keys_file=file)) as client:
@@ -107,7 +98,7 @@ async def test_each_route_answers_each_key_as_the_table_says(
     ],
 )
 @pytest.mark.anyio
-async def test_a_refusal_is_a_problem_that_says_what_is_missing(
+async def test_a_rejection_is_a_problem_with_a_challenge(
     served: FakeServed, file: Path, key: dict[str, str], status: int, challenge: str | None, kind: str
 ) -> None:
     async with connect(service(served, api_keys_file=file)) as client:
@@ -134,7 +125,7 @@ async def test_a_refusal_is_a_problem_that_says_what_is_missing(
     ],
 )
 @pytest.mark.anyio
-async def test_a_key_comes_as_bearer_or_in_its_own_header(
+async def test_a_key_is_sent_as_bearer_token_or_in_x_api_key(
     served: FakeServed, file: Path, headers: list[tuple[str, str]], allowed: bool
 ) -> None:
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
@@ -144,7 +135,7 @@ async def test_a_key_comes_as_bearer_or_in_its_own_header(
 
 @pytest.mark.parametrize("path", ["/metrics%0A", "/metrics/", "//metrics", "/Metrics", "/metrics;x", "/./metrics"])
 @pytest.mark.anyio
-async def test_no_spelling_of_a_path_gets_past(served: FakeServed, file: Path, path: str) -> None:
+async def test_no_spelling_of_a_path_bypasses_authorization(served: FakeServed, file: Path, path: str) -> None:
     async with connect(service(served, api_keys_file=file)) as client:
         response = await client.get(f"http://localhost{path}")
     assert response.status_code in (401, 404)
@@ -152,7 +143,7 @@ async def test_no_spelling_of_a_path_gets_past(served: FakeServed, file: Path, p
 
 
 @pytest.mark.anyio
-async def test_who_is_refused_is_so_before_its_body_is_read_to_a_far_end(served: FakeServed, file: Path) -> None:
+async def test_a_rejected_request_is_not_read_to_its_end(served: FakeServed, file: Path) -> None:
     sent: list[int] = []
 
     async def body() -> AsyncIterator[bytes]:
@@ -169,7 +160,7 @@ async def test_who_is_refused_is_so_before_its_body_is_read_to_a_far_end(served:
 
 
 @pytest.mark.anyio
-async def test_the_document_tells_which_key_an_operation_needs(served: FakeServed, file: Path) -> None:
+async def test_the_openapi_document_has_the_security_of_each_operation(served: FakeServed, file: Path) -> None:
     async with connect(service(served)) as open_client, connect(service(served, api_keys_file=file)) as client:
         without, document = [(await one.get("/openapi.json")).json() for one in (open_client, client)]
     assert "securitySchemes" not in without["components"]
@@ -213,7 +204,7 @@ def from_afar(app: FastAPI, state: object, address: str) -> httpx.AsyncClient:
     ],
 )
 @pytest.mark.anyio
-async def test_without_keys_what_needs_admin_is_for_this_machine_and_predictions_for_all(
+async def test_without_keys_admin_endpoints_are_local_and_predictions_public(
     served: FakeServed, address: str, headers: dict[str, str], status: int
 ) -> None:
     app = service(served)
@@ -230,7 +221,7 @@ async def test_without_keys_what_needs_admin_is_for_this_machine_and_predictions
     ],
 )
 @pytest.mark.anyio
-async def test_a_service_without_keys_says_who_may_ask(
+async def test_a_service_without_keys_logs_its_exposure(
     served: FakeServed, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], told: str, level: int
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -247,18 +238,18 @@ class Clock:
         return self.time
 
 
-def test_a_key_is_revoked_and_another_added_without_a_restart(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_are_revoked_and_added_without_a_restart(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     found = Keys(file, now=clock)
     file.write_text(line("revoked", "predict"))
-    assert found.find(SECRETS["reader"]), "the file is not looked at more than once a second"
+    assert found.find(SECRETS["reader"]), "the file is checked at most once a second"
     clock.time += keys.RELOAD_S
     assert found.find(SECRETS["reader"]) is None
     assert found.find(SECRETS["revoked"])
 
 
 @pytest.mark.parametrize("break_it", [lambda file: file.write_text("nonsense"), Path.unlink], ids=["wrong", "gone"])
-def test_a_file_that_breaks_leaves_the_last_good_one_in_force_and_is_told_once(
+def test_an_invalid_file_leaves_the_last_valid_keys_in_force_and_is_logged_once(
     file: Path, caplog: pytest.LogCaptureFixture, break_it: Callable[[Path], object]
 ) -> None:
     clock = Clock()
@@ -274,7 +265,7 @@ def test_a_file_that_breaks_leaves_the_last_good_one_in_force_and_is_told_once(
     assert found.find(SECRETS["revoked"])
 
 
-def test_a_key_ends_at_the_moment_it_expires(file: Path) -> None:
+def test_a_key_expires_on_time(file: Path) -> None:
     now = [TODAY]
     found = Keys(file, today=lambda: now[0])
     file.write_text(line("late", "admin", TODAY.isoformat()))
@@ -300,7 +291,7 @@ def test_a_key_ends_at_the_moment_it_expires(file: Path) -> None:
         ("\udcff", "can't be read"),
     ],
 )
-def test_a_wrong_file_is_refused_with_its_place(tmp_path: Path, content: str, told: str) -> None:
+def test_an_invalid_file_is_reported_with_its_line(tmp_path: Path, content: str, told: str) -> None:
     file = tmp_path / "keys"
     file.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(SettingsError, match=told) as error:
@@ -308,17 +299,17 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path: Path, content: str, to
     assert str(file) in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="can't be read"):
         service(api_keys_file=tmp_path / "none")
 
 
-def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
+def test_an_empty_file_has_no_keys(tmp_path: Path) -> None:
     (tmp_path / "keys").touch()
     assert Keys(tmp_path / "keys").find("") is None
 
 
-def test_a_new_key_is_random_is_kept_as_a_hash_alone_and_is_the_owners_to_read(tmp_path: Path) -> None:
+def test_a_new_key_is_random_and_stored_as_a_hash_readable_by_its_owner(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     made = [keys.create(file, name, "predict", None) for name in ("a", "b")]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -328,7 +319,7 @@ def test_a_new_key_is_random_is_kept_as_a_hash_alone_and_is_the_owners_to_read(t
     assert [key.name for secret in made if (key := found.find(secret))] == ["a", "b"]
 
 
-def test_a_new_key_is_appended_to_a_last_line_that_has_no_end(file: Path) -> None:
+def test_a_new_key_is_appended_after_an_unterminated_line(file: Path) -> None:
     before = file.read_text()
     assert not before.endswith("\n")
     keys.create(file, "new", "admin", keys.moment("2999-01-01"))
@@ -337,7 +328,7 @@ def test_a_new_key_is_appended_to_a_last_line_that_has_no_end(file: Path) -> Non
 
 
 @pytest.mark.parametrize("expires", [TODAY, TODAY - timedelta(days=1)])
-def test_a_key_that_would_never_be_good_for_anything_is_not_made(tmp_path: Path, expires: datetime) -> None:
+def test_an_expired_key_is_not_created(tmp_path: Path, expires: datetime) -> None:
     file = tmp_path / "keys"
     with pytest.raises(SettingsError, match="expected a time in the future, found"):
         keys.create(file, "late", "predict", expires, today=lambda: TODAY)

@@ -1,4 +1,4 @@
-"""What stands before a route that takes a body."""
+"""Request bodies: type, size, arrival and decoding."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ JSON = {"Content-Type": "application/json"}
 )
 @pytest.mark.parametrize("path", ["/next-word", "/perplexity"])
 @pytest.mark.anyio
-async def test_a_body_is_json_and_says_so(served: FakeServed, path: str, sent: str | None, status: int) -> None:
+async def test_a_json_body_needs_its_content_type(served: FakeServed, path: str, sent: str | None, status: int) -> None:
     headers = {} if sent is None else {"Content-Type": sent}
     async with connect(service(served)) as client:
         response = await client.post(path, content=b'{"text": "a"}', headers=headers)
@@ -79,7 +79,7 @@ async def test_endpoints_with_a_fixed_path_bypass_the_router(served: FakeServed,
     ids=lambda body: repr(body[:16]),
 )
 @pytest.mark.anyio
-async def test_what_is_not_json_is_told_so(served: FakeServed, body: bytes) -> None:
+async def test_invalid_json_is_a_problem(served: FakeServed, body: bytes) -> None:
     async with connect(service(served)) as client:
         response = await client.post("/next-word", content=body, headers=JSON)
     assert (response.status_code, response.headers["content-type"]) == (400, "application/problem+json")
@@ -123,20 +123,20 @@ ODD = [
 async def test_a_body_means_the_same_with_and_without_parameters_to_validate(
     served: FakeServed, path: str, body: bytes
 ) -> None:
-    async def heard(**checked: str) -> tuple[int, str, str, list[Any]]:
-        asked = []
+    async def answer(**checked: str) -> tuple[int, str, str, list[Any]]:
+        payloads = []
 
         async def answering(payload: Any, deadline: float | None) -> Any:
-            asked.append(payload)
+            payloads.append(payload)
             return await plausible(payload, deadline)
 
         served.answering = answering
         async with connect(service(served, rate_limit="1000/hour")) as client:
             response = await client.post(path, content=body, headers={**JSON, **checked})
         left = response.headers["ratelimit"].partition(";t=")[0]
-        return response.status_code, response.text, left, asked
+        return response.status_code, response.text, left, payloads
 
-    assert await heard() == await heard(**{"X-Request-Timeout": "60"})
+    assert await answer() == await answer(**{"X-Request-Timeout": "60"})
 
 
 async def chunks(count: int, sent: list[int], begin: bytes = b"") -> AsyncIterator[bytes]:
@@ -147,7 +147,7 @@ async def chunks(count: int, sent: list[int], begin: bytes = b"") -> AsyncIterat
 
 
 @pytest.mark.anyio
-async def test_a_body_of_countless_fields_is_refused_for_their_number(served: FakeServed) -> None:
+async def test_a_body_with_too_many_fields_is_rejected(served: FakeServed) -> None:
     body = {"text": "a"} | {f"k{place}": 1 for place in range(1000)}
     async with connect(service(served)) as client:
         response = await client.post("/perplexity", json=body)
@@ -157,7 +157,7 @@ async def test_a_body_of_countless_fields_is_refused_for_their_number(served: Fa
 
 @pytest.mark.parametrize(("size", "close"), [(200, None), (17 * 100, "close")])
 @pytest.mark.anyio
-async def test_the_connection_survives_a_body_that_is_not_hopelessly_large(
+async def test_the_connection_stays_open_after_a_slightly_too_large_body(
     served: FakeServed, size: int, close: str | None
 ) -> None:
     async with connect(service(served, max_body_bytes=100 * 1024)) as client:
@@ -167,9 +167,7 @@ async def test_the_connection_survives_a_body_that_is_not_hopelessly_large(
 
 @pytest.mark.parametrize(("path", "limit"), [("/next-word", 64), ("/perplexity", 100)])
 @pytest.mark.anyio
-async def test_a_body_of_unknown_size_is_counted_and_not_read_for_ever(
-    served: FakeServed, path: str, limit: int
-) -> None:
+async def test_a_body_of_unknown_size_is_not_read_without_end(served: FakeServed, path: str, limit: int) -> None:
     sent: list[int] = []
     async with connect(service(served, max_body_bytes=100 * 1024)) as client:
         response = await client.post(path, content=chunks(2000, sent), headers=JSON)
@@ -179,7 +177,7 @@ async def test_a_body_of_unknown_size_is_counted_and_not_read_for_ever(
 
 
 @pytest.mark.anyio
-async def test_a_body_of_unknown_size_that_ends_is_read_before_it_is_refused(served: FakeServed) -> None:
+async def test_a_too_large_body_of_unknown_size_is_drained_before_it_is_rejected(served: FakeServed) -> None:
     sent: list[int] = []
     async with connect(service(served)) as client:
         response = await client.post("/next-word", content=chunks(200, sent), headers=JSON)
@@ -191,7 +189,7 @@ async def test_a_body_of_unknown_size_that_ends_is_read_before_it_is_refused(ser
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        ("image/png", 400),  # it is none
+        ("image/png", 400),  # not an image
         ("IMAGE/jpeg; charset=utf-8", 400),
         ("image/x-of-my-own", 400),
         ("multipart/form-data; boundary=x", 400),
@@ -205,7 +203,9 @@ async def test_a_body_of_unknown_size_that_ends_is_read_before_it_is_refused(ser
     ],
 )
 @pytest.mark.anyio
-async def test_a_body_is_images_and_says_so(served: FakeServed, path: str, sent: str | None, status: int) -> None:
+async def test_an_image_body_needs_its_content_type(
+    served: FakeServed, path: str, sent: str | None, status: int
+) -> None:
     headers = {} if sent is None else {"Content-Type": sent}
     async with connect(service(served)) as client:
         response = await client.post(path, content=b"", headers=headers)
@@ -217,7 +217,7 @@ async def test_a_body_is_images_and_says_so(served: FakeServed, path: str, sent:
     ("first", "second", "status"), [("image/png", "application/json", 400), ("application/json", "image/png", 415)]
 )
 @pytest.mark.anyio
-async def test_of_two_types_the_first_counts(served: FakeServed, first: str, second: str, status: int) -> None:
+async def test_the_first_of_two_content_types_counts(served: FakeServed, first: str, second: str, status: int) -> None:
     async with connect(service(served)) as client:
         headers = [("Content-Type", first), ("Content-Type", second)]
         assert (await client.post("/digits", content=b"", headers=headers)).status_code == status
@@ -225,7 +225,7 @@ async def test_of_two_types_the_first_counts(served: FakeServed, first: str, sec
 
 @pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=x"])
 @pytest.mark.anyio
-async def test_an_upload_is_counted_while_it_arrives_and_not_kept(served: FakeServed, content_type: str) -> None:
+async def test_an_upload_is_limited_while_it_arrives(served: FakeServed, content_type: str) -> None:
     sent: list[int] = []
     async with connect(service(served, max_upload_bytes=100 * 1024)) as client:
         headers = {"Content-Type": content_type}
@@ -239,7 +239,7 @@ async def test_an_upload_is_counted_while_it_arrives_and_not_kept(served: FakeSe
 
 
 @pytest.mark.anyio
-async def test_a_body_that_says_it_is_far_too_large_is_not_read(served: FakeServed) -> None:
+async def test_a_body_declared_far_too_large_is_not_read(served: FakeServed) -> None:
     sent: list[int] = []
     async with connect(service(served)) as client:
         response = await client.post(
@@ -250,7 +250,7 @@ async def test_a_body_that_says_it_is_far_too_large_is_not_read(served: FakeServ
 
 
 @pytest.mark.anyio
-async def test_a_body_of_exactly_the_limit_is_taken(served: FakeServed) -> None:
+async def test_a_body_of_exactly_the_limit_is_accepted(served: FakeServed) -> None:
     body = json.dumps({"text": ""}).encode()
     body = body.replace(b'""', b'"' + b"a" * (1024 - len(body)) + b'"')
     async with connect(service(served, max_body_bytes=1024)) as client:
@@ -267,7 +267,7 @@ async def test_a_body_of_exactly_the_limit_is_taken(served: FakeServed) -> None:
     ],
 )
 @pytest.mark.anyio
-async def test_a_body_that_never_arrives_is_given_up(served: FakeServed, path: str, content_type: str) -> None:
+async def test_a_body_that_never_arrives_times_out(served: FakeServed, path: str, content_type: str) -> None:
     async def never() -> AsyncIterator[bytes]:
         yield b"--x"
         await asyncio.get_running_loop().create_future()
@@ -280,7 +280,7 @@ async def test_a_body_that_never_arrives_is_given_up(served: FakeServed, path: s
 @pytest.mark.parametrize("sent", ["0.01", " 0.01 "])
 @pytest.mark.parametrize(("path", "content_type"), [("/next-word", "application/json"), ("/digits", "image/png")])
 @pytest.mark.anyio
-async def test_the_callers_time_counts_from_the_requests_start(
+async def test_the_timeout_of_the_client_starts_with_the_request(
     served: FakeServed, path: str, content_type: str, sent: str
 ) -> None:
     async def never() -> AsyncIterator[bytes]:
@@ -294,9 +294,10 @@ async def test_the_callers_time_counts_from_the_requests_start(
     assert "expected within 0.01 s" in response.json()["detail"]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(("sent", "limit"), [("5", 5), ("1000", 120), (None, 120)])
 @pytest.mark.anyio
-async def test_a_model_has_what_is_left_of_the_time(served: FakeServed, sent: str | None, limit: float) -> None:
+async def test_a_model_gets_the_remaining_time(served: FakeServed, sent: str | None, limit: float) -> None:
     deadlines = []
 
     async def answering(payload: Any, deadline: float | None) -> Any:
@@ -320,7 +321,7 @@ async def test_a_model_has_what_is_left_of_the_time(served: FakeServed, sent: st
 
 @pytest.mark.parametrize("sent", ["0", "-1", "nan", "inf", "soon", ""])
 @pytest.mark.anyio
-async def test_a_time_that_is_none_is_told(served: FakeServed, sent: str) -> None:
+async def test_an_invalid_timeout_is_reported(served: FakeServed, sent: str) -> None:
     async with connect(service(served)) as client:
         response = await client.post("/next-word", json={"text": "a"}, headers={"X-Request-Timeout": sent})
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "X-Request-Timeout")
@@ -332,9 +333,11 @@ def request(path: str, body: bytes, *headers: str) -> bytes:
 
 
 @pytest.mark.parametrize(("path", "size"), [("/next-word", 1), ("/perplexity", 1), ("/perplexity", 100_000)])
-@pytest.mark.parametrize("protocol", [None, HttpToolsProtocol], ids=["our server", "another server"])
-@pytest.mark.parametrize("more", ["X-Ignored: 1", "X-Request-Timeout: 60"], ids=["quickly", "with a header to check"])
-def test_when_the_caller_leaves_its_work_is_cancelled(
+@pytest.mark.parametrize("protocol", [None, HttpToolsProtocol], ids=["bounded", "plain uvicorn"])
+@pytest.mark.parametrize(
+    "more", ["X-Ignored: 1", "X-Request-Timeout: 60"], ids=["no parameters", "a header to validate"]
+)
+def test_a_disconnect_cancels_the_work(
     served: FakeServed, path: str, size: int, protocol: type[asyncio.Protocol] | None, more: str
 ) -> None:
     begun, cancelled = threading.Event(), threading.Event()
@@ -358,7 +361,7 @@ def test_when_the_caller_leaves_its_work_is_cancelled(
         assert cancelled.wait(30)
 
 
-def test_a_caller_who_stays_gets_its_answers_on_one_connection(served: FakeServed) -> None:
+def test_a_connection_serves_several_requests(served: FakeServed) -> None:
     body = b'{"text": "a", "per_token": true}'
     with listening(service(served)) as connection, connection.makefile("rb") as received:
         for _ in range(3):
@@ -369,7 +372,7 @@ def test_a_caller_who_stays_gets_its_answers_on_one_connection(served: FakeServe
             assert received.readline() == b"\r\n"
 
 
-def test_an_endless_body_is_refused_while_it_arrives_and_the_connection_closed(served: FakeServed) -> None:
+def test_an_endless_body_is_rejected_and_its_connection_closed(served: FakeServed) -> None:
     chunk = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
     with listening(service(served)) as connection, connection.makefile("rb") as received:
         connection.sendall(request("/next-word", chunk * 17, "Transfer-Encoding: chunked"))
@@ -380,7 +383,7 @@ def test_an_endless_body_is_refused_while_it_arrives_and_the_connection_closed(s
     assert json.loads(told)["type"] == "/problems/too-large"
 
 
-def test_accepted_work_is_finished_before_the_service_ends(served: FakeServed) -> None:
+def test_accepted_work_is_finished_before_the_service_stops(served: FakeServed) -> None:
     begun, go = threading.Event(), threading.Event()
 
     async def slow(payload: Any, deadline: float | None) -> Any:

@@ -1,4 +1,4 @@
-"""What wraps every request."""
+"""Middleware around every request."""
 
 import asyncio
 import re
@@ -30,7 +30,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(("method", "path", "status"), REQUESTS)
-async def test_every_response_carries_the_callers_request_id(
+async def test_every_response_has_the_request_id_of_the_client(
     served: FakeServed, method: str, path: str, status: int
 ) -> None:
     async with connect(service(served)) as client:
@@ -41,7 +41,7 @@ async def test_every_response_carries_the_callers_request_id(
         assert response.json()["status"] == status
 
 
-async def test_who_is_cut_off_when_the_grace_is_over_is_told_to_come_back(served: FakeServed) -> None:
+async def test_a_request_cancelled_by_the_shutdown_gets_a_503(served: FakeServed) -> None:
     async def cut_off(payload: Any, deadline: float | None) -> Any:
         raise asyncio.CancelledError
 
@@ -53,7 +53,7 @@ async def test_who_is_cut_off_when_the_grace_is_over_is_told_to_come_back(served
 
 
 @pytest.mark.parametrize("sent", [b"", b"x" * 129, b"two words", "\u00e9".encode("latin-1"), b"tab\there", None])
-async def test_any_other_request_id_is_replaced_by_a_new_one(served: FakeServed, sent: bytes | None) -> None:
+async def test_an_invalid_request_id_is_replaced(served: FakeServed, sent: bytes | None) -> None:
     headers = [] if sent is None else [(b"X-Request-Id", sent)]
     async with connect(service(served)) as client:
         first, second = [(await client.get("/livez", headers=headers)).headers["x-request-id"] for _ in "ab"]
@@ -61,9 +61,9 @@ async def test_any_other_request_id_is_replaced_by_a_new_one(served: FakeServed,
     assert first != second
 
 
-async def test_no_two_requests_have_one_name_in_a_process_or_in_several(served: FakeServed) -> None:
+async def test_request_ids_are_unique_within_and_across_processes(served: FakeServed) -> None:
     named = []
-    for app in (service(served), service(served)):  # as in two processes: each has a prefix of its own
+    for app in (service(served), service(served)):  # as two processes, each with its own prefix
         async with connect(app) as client:
             named += [(await client.get("/livez")).headers["x-request-id"] for _ in range(20)]
     assert len(set(named)) == 40
@@ -71,7 +71,7 @@ async def test_no_two_requests_have_one_name_in_a_process_or_in_several(served: 
 
 
 @pytest.mark.parametrize("sent", ["x" * 128, "!", "~"])
-async def test_the_longest_and_oddest_request_ids_are_kept(served: FakeServed, sent: str) -> None:
+async def test_valid_request_ids_are_kept(served: FakeServed, sent: str) -> None:
     async with connect(service(served)) as client:
         assert (await client.get("/livez", headers={"X-Request-Id": sent})).headers["x-request-id"] == sent
 

@@ -1,4 +1,4 @@
-"""How much a caller may ask in a time."""
+"""Rate limits and costs."""
 
 import logging
 from pathlib import Path
@@ -44,7 +44,7 @@ def counting(units: int, window_s: int, clock: Clock) -> RateLimiter:
     return RateLimiter(Quota(units, window_s), Memory(now=clock), Watching(), now=clock)
 
 
-async def test_a_quota_is_used_up_and_is_whole_again_after_the_time_that_was_told() -> None:
+async def test_a_quota_is_reset_after_the_reported_time() -> None:
     clock = Clock()
     counted = counting(10, 60, clock)
     assert (await counted.charge("a", 4)).remaining == 6
@@ -57,13 +57,13 @@ async def test_a_quota_is_used_up_and_is_whole_again_after_the_time_that_was_tol
     assert (await counted.charge("a", 4)).remaining == 6
 
 
-async def test_callers_are_counted_apart() -> None:
+async def test_clients_are_counted_separately() -> None:
     counted = counting(10, 60, Clock())
     await counted.charge("a", 10)
     assert (await counted.charge("b", 1)).remaining == 9
 
 
-async def test_what_costs_more_than_there_ever_is_takes_all_of_it() -> None:
+async def test_a_cost_beyond_the_quota_takes_all_of_it() -> None:
     rate_limits = counting(10, 60, Clock())
     charge = Charge(rate_limits, "a")
     await charge.add(1)
@@ -73,7 +73,7 @@ async def test_what_costs_more_than_there_ever_is_takes_all_of_it() -> None:
         await rate_limits.charge("a", 1)
 
 
-async def test_what_is_refused_costs_nothing() -> None:
+async def test_a_rejected_request_costs_nothing() -> None:
     counted = counting(10, 60, Clock())
     await counted.charge("a", 7)
     for _ in range(3):
@@ -82,7 +82,7 @@ async def test_what_is_refused_costs_nothing() -> None:
     assert (await counted.charge("a", 3)).remaining == 0
 
 
-async def test_memory_forgets_the_quietest_caller_when_it_is_full() -> None:
+async def test_a_full_memory_evicts_the_least_recently_active_client() -> None:
     memory = Memory(max_clients=2, now=Clock())
     for name in "abac":
         await memory.incr(name, 60)
@@ -91,15 +91,15 @@ async def test_memory_forgets_the_quietest_caller_when_it_is_full() -> None:
 
 
 class Down:
-    """A storage that is not reached until a test says so."""
+    """A storage that is unreachable until a test sets `up`."""
 
     def __init__(self, clock: Clock) -> None:
         self.up = False
-        self.asked = 0
+        self.calls = 0
         self.memory = Memory(now=clock)
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        self.asked += 1
+        self.calls += 1
         if not self.up:
             raise ConnectionError("Error 111")
         return await self.memory.incr(key, expiry, amount)
@@ -108,7 +108,7 @@ class Down:
         return await self.memory.get_expiry(key)
 
 
-async def test_while_the_storage_is_down_the_process_counts_by_itself_and_says_so(
+async def test_while_the_storage_is_down_the_process_counts_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock, watching = Clock(), Watching()
@@ -119,14 +119,14 @@ async def test_while_the_storage_is_down_the_process_counts_by_itself_and_says_s
             await counted.charge("a", 1)
         with pytest.raises(RateLimited):
             await counted.charge("a", 1)
-        assert (storage.asked, watching.errors) == (1, 1), "it is not asked again at once"
+        assert (storage.calls, watching.errors) == (1, 1), "it is not retried at once"
         storage.up = True
         clock.time += rate_limits.RETRY_S
         assert (await counted.charge("a", 1)).remaining == 2
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
 
 
-async def test_what_is_no_failure_to_reach_the_storage_is_not_swallowed() -> None:
+async def test_other_errors_of_the_storage_are_raised() -> None:
     counted = RateLimiter(Quota(3, 60), Down(Clock()), Watching(), failures=(KeyError,), now=Clock())
     with pytest.raises(ConnectionError):
         await counted.charge("a", 1)
@@ -144,11 +144,11 @@ async def test_what_is_no_failure_to_reach_the_storage_is_not_swallowed() -> Non
         ("a" * 1000, 0),
     ],
 )
-def test_a_text_costs_a_unit_for_each_hundred_characters(document: Any, cost: int) -> None:
+def test_a_text_costs_a_unit_per_hundred_characters(document: Any, cost: int) -> None:
     assert costs.characters(document) // costs.CHARACTERS == cost
 
 
-async def test_a_response_says_where_the_caller_stands(served: FakeServed) -> None:
+async def test_a_response_reports_the_limit_status(served: FakeServed) -> None:
     async with connect(service(served, rate_limit="10/minute")) as client:
         short = await client.post("/next-word", json=ASK)
         long = await client.post("/perplexity", json={"text": "a" * 250})
@@ -161,7 +161,7 @@ async def test_a_response_says_where_the_caller_stands(served: FakeServed) -> No
     assert "ratelimit" not in free.headers
 
 
-async def test_who_is_over_the_rate_is_told_when_to_come_again_and_the_model_is_not_asked(served: FakeServed) -> None:
+async def test_a_client_over_its_quota_gets_retry_after_and_no_model_runs(served: FakeServed) -> None:
     asked = []
     plausible = served.answering
 
@@ -186,7 +186,7 @@ async def test_who_is_over_the_rate_is_told_when_to_come_again_and_the_model_is_
     assert families["seqserve_rate_limited"][0].value == 2
 
 
-async def test_a_body_that_costs_too_much_is_refused_before_the_model(served: FakeServed) -> None:
+async def test_a_body_that_costs_too_much_is_rejected_before_the_model(served: FakeServed) -> None:
     async with connect(service(served, rate_limit="8/hour")) as client:
         assert (await client.post("/perplexity", json={"text": "a" * 500})).status_code == 200
         refused = await client.post("/perplexity", json={"text": "a" * 500})
@@ -194,20 +194,20 @@ async def test_a_body_that_costs_too_much_is_refused_before_the_model(served: Fa
     assert "expected at most 8 units of cost in 3600 s" in refused.json()["detail"]
 
 
-async def test_images_cost_units_each_before_there_is_an_answer() -> None:
+async def test_each_image_costs_units_before_it_is_answered() -> None:
     parts = [("image", (f"{place}.png", b"x")) for place in range(2)]
     async with connect(service(rate_limit="100/hour")) as client:
         response = await client.post("/digits", files=parts)
     assert response.headers["ratelimit"].startswith(f'"default";r={100 - 1 - 2 * costs.IMAGE};')
 
 
-async def test_what_can_not_be_parsed_costs_as_well(served: FakeServed) -> None:
+async def test_an_invalid_body_costs_the_base_cost(served: FakeServed) -> None:
     async with connect(service(served, rate_limit="2/hour")) as client:
         statuses = [(await client.post("/next-word", content=b"{")).status_code for _ in range(3)]
     assert statuses == [415, 415, 429]
 
 
-async def test_keys_have_a_rate_each_wherever_they_come_from(served: FakeServed, tmp_path: Path) -> None:
+async def test_each_key_has_its_own_quota(served: FakeServed, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("\n".join([line("reader", "predict"), line("operator", "admin")]))
     async with connect(service(served, rate_limit="1/hour", api_keys_file=file)) as client:
@@ -228,7 +228,7 @@ async def test_keys_have_a_rate_each_wherever_they_come_from(served: FakeServed,
         ("nonsense", "nonsense", 429),
     ],
 )
-async def test_without_keys_an_address_has_a_rate_and_an_ipv6_network_is_one(
+async def test_without_keys_an_address_or_ipv6_network_has_a_quota(
     served: FakeServed, first: str, second: str, status: int
 ) -> None:
     app = service(served, rate_limit="1/hour")
@@ -249,7 +249,7 @@ async def test_without_keys_an_address_has_a_rate_and_an_ipv6_network_is_one(
         ("10/minute", "secret", "found ''"),
     ],
 )
-async def test_a_rate_that_is_none_is_refused(served: FakeServed, limit: str, storage: str, told: str) -> None:
+async def test_an_invalid_rate_limit_is_rejected(served: FakeServed, limit: str, storage: str, told: str) -> None:
     with pytest.raises(SettingsError) as error:
         service(served, rate_limit=limit, rate_storage=storage)
     assert told in str(error.value)
@@ -273,7 +273,7 @@ async def test_a_rate_that_is_none_is_refused(served: FakeServed, limit: str, st
         ([1, 2], 0),
     ],
 )
-def test_what_is_searched_for_and_told_beside_costs_units_too(document: Any, cost: int) -> None:
+def test_beam_steps_and_alternatives_cost_units(document: Any, cost: int) -> None:
     assert costs.of_text(document) == cost
 
 
@@ -292,11 +292,11 @@ def test_what_is_searched_for_and_told_beside_costs_units_too(document: Any, cos
         (1, "beam=wide", 4),
     ],
 )
-def test_a_wider_search_for_a_caption_costs_more(images: int, query: str, cost: int) -> None:
+def test_a_wider_caption_search_costs_more(images: int, query: str, cost: int) -> None:
     assert costs.of_images(images, QueryParams(query)) == cost
 
 
-async def test_a_search_that_costs_too_much_is_refused_before_the_model(served: FakeServed) -> None:
+async def test_a_search_that_costs_too_much_is_rejected_before_the_model(served: FakeServed) -> None:
     async with connect(service(served, rate_limit="20/hour")) as client:
         plain = await client.post("/next-word", json={"text": "a", "top_k": 50})
         wide = await client.post("/next-word", json={"text": "a", "top_k": 50, "words": 5})

@@ -1,4 +1,4 @@
-"""A server is timed only if its answers are right: those that ours gives, within what the arithmetic may differ by."""
+"""Answer checks: a peer is measured only if its answers equal those of seqserve within a tolerance."""
 
 from typing import Any, Final
 
@@ -8,17 +8,17 @@ from tests.bench.serving.contenders import Contender
 from tests.bench.serving.workloads import Workload
 
 CHECKED: Final[dict[str, int]] = {"typing": 64, "cold": 4, "scoring": 2, "digits": 8, "captions": 4}  # requests
-# The largest difference of a probability. Eager torch computes in float32, where ours is int8: see the model's card.
+# Largest difference of a probability. Eager torch computes in float32, seqserve in int8: see the model card.
 TOLERANCES: Final = {"int8": 1e-3, "torch": 2e-2, "": 1e-3}
-PERPLEXITY: Final = 5e-3  # of it, relative
+PERPLEXITY: Final = 5e-3  # relative
 
 
 class WrongAnswers(RuntimeError):
-    """A peer that answers otherwise than ours."""
+    """A peer's answer differs from that of seqserve."""
 
 
 def answers(url: str, workload: Workload) -> list[dict[str, Any]]:
-    """The answers to the workload's first requests; raise WrongAnswers for one that is refused."""
+    """Return the answers to the workload's first requests; raise WrongAnswers for a status other than 200."""
     found = []
     with httpx.Client(base_url=url, timeout=120) as client:
         for body in workload.bodies[: CHECKED[workload.name]]:
@@ -35,21 +35,21 @@ def answers(url: str, workload: Workload) -> list[dict[str, Any]]:
 def require_alike(
     contender: Contender, workload: Workload, found: list[dict[str, Any]], ours: list[dict[str, Any]]
 ) -> None:
-    """Raise WrongAnswers that names the first answer which differs."""
-    for place, (theirs, expected) in enumerate(zip(found, ours, strict=True)):
+    """Raise WrongAnswers for the first answer that differs."""
+    for index, (theirs, expected) in enumerate(zip(found, ours, strict=True)):
         if difference := differs(workload.kind, theirs, expected, TOLERANCES[contender.engine]):
-            raise WrongAnswers(f"{contender.name}: request {place} of {workload.name}: {difference}")
+            raise WrongAnswers(f"{contender.name}: request {index} of {workload.name}: {difference}")
 
 
 def differs(kind: str, found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> str | None:
-    """How an answer differs, if it does by more than the tolerance."""
+    """Return a description of the difference, or None within the tolerance."""
     if found.keys() != expected.keys():
         return f"expected the fields {sorted(expected)}, found {sorted(found)}"
     return DIFFERENCES[kind](found, expected, tolerance)
 
 
 def _suggestions(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> str | None:
-    """Of two that are nearly as likely either may stand first, or be the last that is told."""
+    """Compare by text: near ties may be ordered differently, or differ in the last suggestion."""
     theirs, ours = (
         {each["text"]: each["probability"] for each in answer["suggestions"]} for answer in (found, expected)
     )
@@ -73,7 +73,7 @@ def _digit(found: dict[str, Any], expected: dict[str, Any], tolerance: float) ->
 
 
 def _caption(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> str | None:
-    """A search may end elsewhere by a rounding: then its caption is as likely."""
+    """Compare log-probabilities: rounding may lead the search to an equally likely caption."""
     (theirs,), (ours,) = found["results"], expected["results"]
     alike = theirs["caption"] == ours["caption"]
     near = abs(theirs["log_probability"] - ours["log_probability"]) <= (0.1 if alike else 0.5)

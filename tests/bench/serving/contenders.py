@@ -1,4 +1,4 @@
-"""Who is compared: a command each, and where its processes come from."""
+"""The compared servers: their commands and environments."""
 
 import socket
 import sys
@@ -11,42 +11,42 @@ from typing import Final
 
 import httpx
 
-from tests.bench.serving.figures import OURS
 from tests.bench.serving.processes import Server
+from tests.bench.serving.results import OURS
 from tests.bench.serving.workloads import Workload
 from tests.e2e.conftest import ENVIRONMENT
 
 PEERS: Final = Path(".venv-bench/bin")
 PACKAGE: Final = "tests.bench.serving.peers"
 UVICORN: Final = (sys.executable, "-m", "uvicorn", "--log-level", "warning", "--no-access-log")
-START_S: Final = 120  # that a server has to give its first answer in
+START_S: Final = 120  # until the first answer
 NEXT_WORD: Final = ("typing", "cold")
 EVERYTHING: Final = (*NEXT_WORD, "scoring", "digits", "captions")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A server: how it is started (`{port}` is filled in), what it runs on, and which workloads it takes."""
+    """A server: its command (with `{port}`), engine and workloads."""
 
     name: str
     command: tuple[str, ...]
     engine: str = ""  # see peers/engines.py
-    threads: int = 1  # of inference, in each process of it
-    workers: int = 1  # processes of inference, where the framework batches
+    threads: int = 1  # inference threads per process
+    workers: int = 1  # inference processes, for frameworks with batching
     workloads: tuple[str, ...] = EVERYTHING
     environment: tuple[tuple[str, str], ...] = ()
-    checked: bool = True  # its answers are to be ours
+    checked: bool = True  # compare its answers with those of seqserve
 
 
 def ours(workers: int = 1) -> Contender:
-    """Seqserve as its users start it."""
+    """Return seqserve with its defaults."""
     several = ("--workers", str(workers)) if workers > 1 else ()
     command = (sys.executable, "-m", "app", "serve", "--port", "{port}", *several)
     return Contender(f"{OURS}-{workers}-workers" if several else OURS, command)
 
 
 def peers() -> list[Contender]:
-    """All the others, the limit that echoes last."""
+    """Return all peers, the echo limit last."""
     return [
         Contender("plain", (*UVICORN, "--port", "{port}", f"{PACKAGE}.plain:app"), "torch"),
         *(_litserve(engine) for engine in ("torch", "int8")),
@@ -56,12 +56,12 @@ def peers() -> list[Contender]:
     ]
 
 
-def chosen(beginnings: Sequence[str]) -> list[Contender]:
-    """The peers whose names begin so; raise ValueError for a beginning that none has."""
-    for beginning in beginnings:
-        if not any(peer.name.startswith(beginning) for peer in peers()):
-            raise ValueError(f"peers: expected beginnings of {[peer.name for peer in peers()]}, found {beginning!r}")
-    return [peer for peer in peers() if peer.name.startswith(tuple(beginnings))]
+def chosen(prefixes: Sequence[str]) -> list[Contender]:
+    """Return the peers with these name prefixes; raise ValueError for a prefix without a peer."""
+    for prefix in prefixes:
+        if not any(peer.name.startswith(prefix) for peer in peers()):
+            raise ValueError(f"peers: expected prefixes of {[peer.name for peer in peers()]}, found {prefix!r}")
+    return [peer for peer in peers() if peer.name.startswith(tuple(prefixes))]
 
 
 def _litserve(engine: str) -> Contender:
@@ -80,12 +80,12 @@ def _ray(engine: str) -> Contender:
 
 
 class NotStarted(RuntimeError):
-    """A server that gave no answer."""
+    """The server did not answer."""
 
 
 @contextmanager
 def running(contender: Contender, first: Workload, folder: Path) -> Iterator[tuple[Server, str]]:
-    """The server, once it has answered the `first` request of a workload, and its URL; it is gone afterwards.
+    """A server that has answered the `first` workload's first request, and its URL; stopped on exit.
 
     Raise NotStarted, with the end of what the server wrote.
     """
@@ -111,22 +111,22 @@ def _environment(contender: Contender) -> dict[str, str]:
 
 
 def _await_answer(contender: Contender, server: Server, url: str, first: Workload) -> None:
-    headers, told = {"Content-Type": first.content_type}, ""
+    headers, detail = {"Content-Type": first.content_type}, ""
     with httpx.Client(base_url=url, headers=headers, timeout=START_S) as client:
         until = time.monotonic() + START_S
         while time.monotonic() < until:
             if server.status() is not None:
-                raise NotStarted(f"{contender.name}: ended with status {server.status()}:\n{server.told()}")
+                raise NotStarted(f"{contender.name}: ended with status {server.status()}:\n{server.log_tail()}")
             try:
                 response = client.post(f"/{first.kind}", content=first.bodies[0])
             except httpx.TransportError as error:
-                told = str(error)
+                detail = str(error)
             else:
                 if response.status_code == 200:
                     return
-                told = response.text
+                detail = response.text
             time.sleep(0.2)
-    raise NotStarted(f"{contender.name}: no answer in {START_S} s: {told}\n{server.told()}")
+    raise NotStarted(f"{contender.name}: no answer in {START_S} s: {detail}\n{server.log_tail()}")
 
 
 def _free_port() -> int:

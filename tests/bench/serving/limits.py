@@ -1,9 +1,9 @@
-"""The limits without HTTP: an engine in a loop, in this process.
+"""Upper limits without HTTP: an engine in a loop in this process.
 
     python -m tests.bench.serving.limits int8|torch SECONDS DATA
 
-The last line is JSON: `typing-N` in requests a second, N people at once; `scoring` and `long` in tokens a second, the
-first over documents side by side, the second in one.
+The last line is JSON: `typing-N` in requests per second for N concurrent users; `scoring` and `long` in tokens per
+second, for a batch of documents and for one long document.
 """
 
 import json
@@ -22,24 +22,24 @@ from tests.bench.serving.peers.engines import bundle_of
 from tests.bench.serving.workloads import long_document, workloads
 
 CONNECTIONS: Final = (1, 16, 64)
-DOCUMENTS: Final = 16  # side by side
-LONG_WORDS: Final = 2000  # of the long document: its rate does not depend on how long it is
-CACHE_BYTES: Final = 64 * 2**20  # as the server has it
+DOCUMENTS: Final = 16  # per batch
+LONG_WORDS: Final = 2000  # of the long document; the rate does not depend on its length
+CACHE_BYTES: Final = 64 * 2**20  # the server's default
 
 Ask = Callable[[Sequence[dict[str, Any]]], Any]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the rates."""
     engine, seconds, data = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])
     suggest, score = ENGINES[engine](bundle_of("language_model"))
     made = workloads(data)
     typing, documents = ([json.loads(body) for body in made[name]().bodies] for name in ("typing", "scoring"))
-    figures = {f"typing-{people}": _rate(suggest, typing, people, seconds) for people in CONNECTIONS}
-    figures["scoring"] = _rate(score, documents, DOCUMENTS, seconds) * _tokens(documents[0])
+    results = {f"typing-{people}": _rate(suggest, typing, people, seconds) for people in CONNECTIONS}
+    results["scoring"] = _rate(score, documents, DOCUMENTS, seconds) * _tokens(documents[0])
     start = {"text": " ".join(long_document(data).split()[:LONG_WORDS])}
-    figures["long"] = _rate(score, [start], 1, seconds) * _tokens(start)
-    print(json.dumps({name: round(figure, 1) for name, figure in figures.items()}))
+    results["long"] = _rate(score, [start], 1, seconds) * _tokens(start)
+    print(json.dumps({name: round(result, 1) for name, result in results.items()}))
 
 
 def _int8(bundle: Bundle) -> tuple[Ask, Ask]:
@@ -65,7 +65,7 @@ ENGINES: Final[dict[str, Callable[[Bundle], tuple[Ask, Ask]]]] = {"int8": _int8,
 
 
 def _rate(ask: Ask, asked: Sequence[dict[str, Any]], size: int, seconds: float) -> float:
-    """Requests a second, `size` in each batch; the first batch does not count."""
+    """Return requests per second in batches of `size`, without the first batch."""
     batches = _batches(asked, size)
     ask(next(batches))
     done, taken, began = 0, 0.0, time.perf_counter()
@@ -84,7 +84,7 @@ def _batches(asked: Sequence[dict[str, Any]], size: int) -> Any:
 
 
 def _tokens(asked: dict[str, Any]) -> int:
-    """Words and an end."""
+    """Return the number of words plus <eos>."""
     return len(asked["text"].split()) + 1
 
 

@@ -1,4 +1,4 @@
-"""A server and all its processes: what they cost, and their end."""
+"""A server and all its processes: CPU time, memory, pause and stop."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 PROC: Final = Path("/proc")
 TICKS: Final = os.sysconf("SC_CLK_TCK")
-PEACE_S: Final = 15  # that a server has to end in by itself
+STOP_S: Final = 15  # until the processes are killed
 
 
 class _Process(NamedTuple):
@@ -20,15 +20,15 @@ class _Process(NamedTuple):
     pid: int
     parent: int
     session: int
-    started: int  # ticks since boot: with the pid, a name that is never used again
-    ticks: int  # of processor time
+    started: int  # ticks since boot: unique together with the pid
+    ticks: int  # CPU time
 
 
 class Server:
-    """A server that runs in a session of its own; its processes are that session's and all descendants of the first."""
+    """A server in its own session; its processes are those of the session and all descendants."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path) -> None:
-        """Start it; what it writes goes to `log`."""
+        """Start the server with its output in the file `log`."""
         self.log = log
         with log.open("wb") as stream:
             self._first = subprocess.Popen(
@@ -36,32 +36,32 @@ class Server:
             )
 
     def status(self) -> int | None:
-        """That of its end; None while it runs."""
+        """Return the exit status, None while the server runs."""
         return self._first.poll()
 
     def cpu_seconds(self) -> float:
-        """Processor time of all its processes that run."""
+        """Return the CPU time of all running processes."""
         return sum(process.ticks for process in self._processes()) / TICKS
 
     def pss_mib(self) -> float:
-        """Memory: shared pages are divided among those that share them."""
+        """Return the memory in MiB (PSS: shared pages are divided among their processes)."""
         return sum(_pss_kib(process.pid) for process in self._processes()) / 1024
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Halt it: even an idle server may take processor time from another."""
-        self._tell(signal.SIGSTOP)
+        """Pause all processes: even an idle server may use CPU time."""
+        self._signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            self._tell(signal.SIGCONT)
+            self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Ask it to end, then end what is left of it."""
+        """Send SIGTERM, then kill the remaining processes."""
         mine = self._processes()
         self._first.send_signal(signal.SIGTERM)
         try:
-            self._first.wait(PEACE_S)
+            self._first.wait(STOP_S)
         except subprocess.TimeoutExpired:
             mine += self._processes()
             self._first.kill()
@@ -69,17 +69,17 @@ class Server:
         mine += self._processes()
         for process in _running(mine):
             os.kill(process.pid, signal.SIGKILL)
-        until = time.monotonic() + PEACE_S
+        until = time.monotonic() + STOP_S
         while left := _running(mine):
             if time.monotonic() > until:
-                raise RuntimeError(f"{self.log.stem}: processes {[each.pid for each in left]} do not end")
+                raise RuntimeError(f"{self.log.stem}: processes {[each.pid for each in left]} did not exit")
             time.sleep(0.05)
 
-    def told(self, lines: int = 15) -> str:
-        """The end of its log."""
+    def log_tail(self, lines: int = 15) -> str:
+        """Return the last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
-    def _tell(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         for process in self._processes():
             os.kill(process.pid, number)
 
@@ -96,9 +96,9 @@ def _everyone() -> list[_Process]:
 
 
 def _process(folder: Path) -> _Process | None:
-    """None if it has just ended, or is a zombie."""
+    """Return None for a process that has exited or is a zombie."""
     try:
-        fields = (folder / "stat").read_text().rpartition(")")[2].split()  # a name may hold anything
+        fields = (folder / "stat").read_text().rpartition(")")[2].split()  # the process name may contain anything
     except (FileNotFoundError, ProcessLookupError):
         return None
     state, parent, _, session = fields[:4]
@@ -108,15 +108,15 @@ def _process(folder: Path) -> _Process | None:
 
 
 def _running(processes: Sequence[_Process]) -> list[_Process]:
-    """Those that still run."""
+    """Return the processes that still run."""
     known = {(each.pid, each.started) for each in processes}
     return [each for each in _everyone() if (each.pid, each.started) in known]
 
 
 def _pss_kib(pid: int) -> int:
-    """0 for one that has just ended."""
+    """Return the PSS in KiB, 0 for a process that has exited."""
     try:
-        told = (PROC / str(pid) / "smaps_rollup").read_text()
+        rollup = (PROC / str(pid) / "smaps_rollup").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return next(int(line.split()[1]) for line in told.splitlines() if line.startswith("Pss:"))
+    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))

@@ -1,4 +1,4 @@
-"""The figures as people read them: a table, a picture."""
+"""Tables and a plot of the results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,22 +6,22 @@ from typing import Final
 
 import matplotlib
 
-from tests.bench.serving.figures import Figure, Figures, Limits, Ratio, names, of_workload
+from tests.bench.serving.results import Limits, Ratio, Result, Results, names, of_workload
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-COLOURS: Final = {"ours": "#1f5fbf", "int8": "#3d8f5f", "torch": "#b3541e", "": "#8a94a6"}  # by whose engine answers
-AT: Final = 16  # connections of the picture
+COLOURS: Final = {"ours": "#1f5fbf", "int8": "#3d8f5f", "torch": "#b3541e", "": "#8a94a6"}  # by engine
+AT: Final = 16  # connections of the plot
 HEAD: Final = ("requests/s", "p50 ms", "p99 ms", "CPU ms")
 
 
-def tables(figures: Figures) -> dict[str, list[list[str]]]:
-    """By workload: a head, and a row for each contender."""
+def tables(results: Results) -> dict[str, list[list[str]]]:
+    """Return a table per workload: a head, and a row per contender."""
     found = {}
-    for workload in names(figures, lambda cell: cell.workload):
-        rows = of_workload(figures, str(workload))
+    for workload in names(results, lambda cell: cell.workload):
+        rows = of_workload(results, str(workload))
         connections = sorted({count for row in rows.values() for count in row})
         head = ["", *(f"{name}, {count}" for count in connections for name in HEAD), "MiB", "failed"]
         found[str(workload)] = [head, *(_row(name, row, connections) for name, row in rows.items())]
@@ -29,7 +29,7 @@ def tables(figures: Figures) -> dict[str, list[list[str]]]:
 
 
 def ratio_table(ratios: Sequence[Ratio]) -> list[list[str]]:
-    """What is required, what was found."""
+    """Return the table of required and measured ratios."""
     words = {True: "met", False: "not met", None: "not measured"}
     head = ["against", "required", "found", ""]
     return [
@@ -39,7 +39,7 @@ def ratio_table(ratios: Sequence[Ratio]) -> list[list[str]]:
 
 
 def limit_table(limits: Limits) -> list[list[str]]:
-    """The engines in a loop."""
+    """Return the table of the bare engines."""
     done = list(dict.fromkeys(name for found in limits.values() for name in found))
     head = ["in a loop, without HTTP", *done]
     cells = ((f"{found[name]:,.0f}" if name in found else "-" for name in done) for found in limits.values())
@@ -47,29 +47,29 @@ def limit_table(limits: Limits) -> list[list[str]]:
 
 
 def plain(table: Sequence[Sequence[str]]) -> str:
-    """For a terminal."""
+    """Format a table for a terminal."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in table
     )
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
-    """For a page."""
+    """Format a table as Markdown."""
     head, *rows = table
     rule = ["---", *("---:" for _ in head[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 
-def picture(figures: Figures, path: Path) -> None:
-    """Requests a second at AT connections, a panel for each workload, as PNG."""
+def plot(results: Results, path: Path) -> None:
+    """Write a PNG of requests per second at AT connections, one panel per workload."""
     panels = [
-        (workload, {name: row[AT] for name, row in of_workload(figures, str(workload)).items() if AT in row})
-        for workload in names(figures, lambda cell: cell.workload)
+        (workload, {name: row[AT] for name, row in of_workload(results, str(workload)).items() if AT in row})
+        for workload in names(results, lambda cell: cell.workload)
     ]
     canvas, grid = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.6), layout="constrained", squeeze=False)
     for axes, (workload, rows) in zip(grid.flat, panels, strict=True):
@@ -84,17 +84,17 @@ def picture(figures: Figures, path: Path) -> None:
     plt.close(canvas)
 
 
-def _row(name: str, figures: dict[int, Figure], connections: Sequence[int]) -> list[str]:
-    cells = [text for count in connections for text in _cells(figures.get(count))]
-    memory, failed = max(each.pss_mib for each in figures.values()), sum(each.failed for each in figures.values())
+def _row(name: str, results: dict[int, Result], connections: Sequence[int]) -> list[str]:
+    cells = [text for count in connections for text in _cells(results.get(count))]
+    memory, failed = max(each.pss_mib for each in results.values()), sum(each.failed for each in results.values())
     return [name, *cells, f"{memory:,.0f}", str(failed)]
 
 
-def _cells(figure: Figure | None) -> list[str]:
-    if figure is None:
+def _cells(result: Result | None) -> list[str]:
+    if result is None:
         return ["-"] * len(HEAD)
-    rate = f"{figure.per_second:,.0f}" if figure.per_second >= 100 else f"{figure.per_second:.1f}"
-    return [rate, f"{figure.p50_ms:.2f}", f"{figure.p99_ms:.2f}", f"{figure.cpu_ms:.2f}"]
+    rate = f"{result.per_second:,.0f}" if result.per_second >= 100 else f"{result.per_second:.1f}"
+    return [rate, f"{result.p50_ms:.2f}", f"{result.p99_ms:.2f}", f"{result.cpu_ms:.2f}"]
 
 
 def _or_dash(value: float | None) -> str:

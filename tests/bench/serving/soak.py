@@ -1,9 +1,9 @@
-"""Minutes of mixed requests to one real server: nothing may fail, and its memory may not grow.
+"""Soak test: minutes of mixed requests to a real server, without failures or memory growth.
 
     python -m tests.bench.serving.soak --data ../shared/data
 
-The last line is JSON. Status 1 if a request failed, if there were too few of them, or if memory grew by more than
-GROWTH against what it was once the server was warm.
+The last line is JSON. Exit status 1 if a request failed, if there were too few requests, or if memory grew by
+more than the factor GROWTH after the warm-up.
 """
 
 import json
@@ -22,47 +22,47 @@ from tests.bench.serving.workloads import Workload, workloads
 
 GROWTH: Final = 1.05
 CONNECTIONS: Final = 16
-# Of each round, seconds of each kind: a round is what an hour of people does, typing most of all.
+# Seconds per workload in each round: mostly typing.
 ROUND: Final = {"typing": 15, "cold": 3, "scoring": 2, "digits": 5, "captions": 5}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How long."""
+    """Options of the soak test."""
 
     data: Path  # folder of corpora: ptb/, mnist/, flickr8k/
-    rounds: int = 6  # of 30 seconds; one more, before them, warms
+    rounds: int = 6  # of 30 seconds, after one to warm up
     kinds: str = ",".join(ROUND)
     least: int = 100_000  # requests
-    short: bool = False  # a second of each kind in a round
+    short: bool = False  # one second per workload and round
 
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> int:
-    """Soak, print."""
+    """Run the soak test and print the results."""
     known = workloads(options.data)
-    asked = [known[name]() for name in options.kinds.split(",")]
+    selected = [known[name]() for name in options.kinds.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        figures = soaked(asked, Path(folder), options)
-    print(json.dumps(figures))
-    return not (figures["failed"] == 0 and figures["requests"] >= options.least and figures["growth"] <= GROWTH)
+        results = soaked(selected, Path(folder), options)
+    print(json.dumps(results))
+    return not (results["failed"] == 0 and results["requests"] >= options.least and results["growth"] <= GROWTH)
 
 
-def soaked(asked: Sequence[Workload], folder: Path, options: Options) -> dict[str, Any]:
-    """Requests, those that failed, MiB when warm and at the end, and their ratio."""
-    for workload in asked:
+def soaked(selected: Sequence[Workload], folder: Path, options: Options) -> dict[str, Any]:
+    """Return the numbers of requests and failures, MiB after warm-up and at the end, and their ratio."""
+    for workload in selected:
         wrk.write(workload, folder / workload.name)
-    places = dict.fromkeys((workload.name for workload in asked), 0)
+    offsets = dict.fromkeys((workload.name for workload in selected), 0)
 
     def one_round(url: str) -> list[wrk.Load]:
         loads = []
-        for workload in asked:
+        for workload in selected:
             seconds = 1 if options.short else ROUND[workload.name]
-            load = _load(url, workload, folder, seconds, places[workload.name])
-            places[workload.name] += load.answered + load.failed
+            load = _load(url, workload, folder, seconds, offsets[workload.name])
+            offsets[workload.name] += load.answered + load.failed
             loads.append(load)
         return loads
 
-    with running(ours(), asked[0], folder) as (server, url):
+    with running(ours(), selected[0], folder) as (server, url):
         one_round(url)
         warm = server.pss_mib()
         loads = [load for _ in range(options.rounds) for load in one_round(url)]

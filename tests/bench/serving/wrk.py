@@ -1,4 +1,4 @@
-"""Load from wrk (https://github.com/wg/wrk): connections that each ask again as soon as they have their answer."""
+"""Load generation with wrk (https://github.com/wg/wrk): closed-loop connections."""
 
 import json
 import subprocess
@@ -16,10 +16,10 @@ local bodies, file = {}, io.open(folder .. "/bodies", "rb")
 for length in io.lines(folder .. "/lengths") do bodies[#bodies + 1] = file:read(tonumber(length)) end
 wrk.method = "POST"
 wrk.headers["Content-Type"] = kind
-local place = start - 1  -- the first call makes a request that is looked at, not sent
+local index = start - 1  -- wrk's first call is for inspection only
 function request()
-  place = place + 1
-  return wrk.format(nil, nil, nil, bodies[(place - 1) % #bodies + 1])
+  index = index + 1
+  return wrk.format(nil, nil, nil, bodies[(index - 1) % #bodies + 1])
 end
 function done(summary, latency, requests)
   local errors = summary.errors
@@ -33,17 +33,17 @@ end
 
 @dataclass(frozen=True)
 class Load:
-    """What came of some seconds of requests."""
+    """The result of one load."""
 
-    answered: int  # with a status below 400
-    failed: int  # with another, or with none
+    answered: int  # status below 400
+    failed: int  # other status, or no response
     seconds: float
     p50_ms: float
     p99_ms: float
 
 
 def write(workload: Workload, folder: Path) -> None:
-    """What `run` reads: the bodies, one after the other, their lengths, and the script."""
+    """Write the files for `run`: concatenated bodies, their lengths, and the script."""
     folder.mkdir()
     (folder / "bodies").write_bytes(b"".join(workload.bodies))
     (folder / "lengths").write_text("".join(f"{len(body)}\n" for body in workload.bodies))
@@ -51,9 +51,9 @@ def write(workload: Workload, folder: Path) -> None:
 
 
 def run(url: str, workload: Workload, folder: Path, *, connections: int, seconds: float, start: int) -> Load:
-    """Ask `url` for `seconds` over so many connections, from the request number `start` on.
+    """Load `url` for `seconds` over `connections`, from request number `start` on.
 
-    Raise RuntimeError if wrk can't be run or says nothing that can be read.
+    Raise RuntimeError if wrk can't be run or its output can't be parsed.
     """
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{max(round(seconds), 1)}s"]
     command += ["--timeout", f"{TIMEOUT_S}s", "--script", str(folder / "script.lua"), f"{url}/{workload.kind}"]
@@ -63,25 +63,25 @@ def run(url: str, workload: Workload, folder: Path, *, connections: int, seconds
         "BENCH_START": str(start),
     }
     try:
-        ended = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
+        result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
     except OSError as error:
         raise RuntimeError(f"wrk: can't be run ({error.strerror}); Debian has it as the package wrk") from error
-    if ended.returncode:
-        raise RuntimeError(f"wrk: status {ended.returncode}: {ended.stdout}{ended.stderr}")
-    return read(ended.stdout)
+    if result.returncode:
+        raise RuntimeError(f"wrk: status {result.returncode}: {result.stdout}{result.stderr}")
+    return read(result.stdout)
 
 
-def read(told: str) -> Load:
-    """What wrk wrote, whose last line is the script's."""
-    lines = told.strip().splitlines()
+def read(output: str) -> Load:
+    """Parse the output of wrk, whose last line is the script's JSON."""
+    lines = output.strip().splitlines()
     try:
-        figures = json.loads(lines[-1])
+        results = json.loads(lines[-1])
     except (IndexError, ValueError) as error:
-        raise RuntimeError(f"wrk: expected a last line of JSON, found {told!r}") from error
+        raise RuntimeError(f"wrk: expected a last line of JSON, found {output!r}") from error
     return Load(
-        answered=figures["requests"] - figures["refused"],
-        failed=figures["refused"] + figures["broken"],
-        seconds=figures["microseconds"] / 1e6,
-        p50_ms=figures["p50_us"] / 1000,
-        p99_ms=figures["p99_us"] / 1000,
+        answered=results["requests"] - results["refused"],
+        failed=results["refused"] + results["broken"],
+        seconds=results["microseconds"] / 1e6,
+        p50_ms=results["p50_us"] / 1000,
+        p99_ms=results["p99_us"] / 1000,
     )

@@ -76,7 +76,7 @@ def documented(folder: Path) -> None:
 
 
 def documented_without_tars(folder: Path) -> None:
-    """The same, photographs as files."""
+    """A corpus with its photographs as files."""
     entries = [{"file": name, "split": split, "captions": SAID} for split, names in NAMES.items() for name in names]
     for names in NAMES.values():
         for name in names:
@@ -220,7 +220,7 @@ def test_a_folder_without_captions_is_an_error(tmp_path: Path) -> None:
 def test_a_tar_that_is_none_is_an_error(tmp_path: Path) -> None:
     documented(tmp_path)
     (tmp_path / "images-val.tar").write_bytes(b"no tar")
-    with pytest.raises(CorpusError, match=r"images-val\.tar: can't be read"):
+    with pytest.raises(CorpusError, match=r"images-val\.tar: expected a readable tar"):
         photos(source(tmp_path))
 
 
@@ -249,7 +249,7 @@ def test_training_photographs_are_seen_in_several_views_the_others_whole(colours
     assert corpus.splits["test"].captions == (SAID, SAID)
 
 
-def test_a_corrupt_photograph_is_left_out_told_and_counted(colours: Backbone, tmp_path: Path) -> None:
+def test_a_corrupt_photograph_is_skipped_reported_and_counted(colours: Backbone, tmp_path: Path) -> None:
     documented_without_tars(tmp_path)
     (tmp_path / "b.png").write_bytes(png(1)[:60])
     corpus = load(source(tmp_path), colours, views=1, min_count=1, cache=tmp_path / "cache")
@@ -274,7 +274,7 @@ def test_a_run_writes_down_where_the_backbones_weights_were(
 def test_a_split_of_corrupt_photographs_alone_is_an_error(split: str, colours: Backbone, tmp_path: Path) -> None:
     documented_without_tars(tmp_path)
     for name in NAMES[split]:
-        (tmp_path / name).write_bytes(b"no picture")
+        (tmp_path / name).write_bytes(b"no image")
     with pytest.raises(CorpusError, match=f"expected photographs of the split {split} that can be decoded, found none"):
         load(source(tmp_path), colours, views=1, min_count=1, cache=tmp_path / "cache")
 

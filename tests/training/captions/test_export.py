@@ -1,4 +1,4 @@
-"""What the captioner's graphs compute is what the torch modules compute, in any company."""
+"""Exported captioners compute the torch modules' outputs, in any batch."""
 
 from pathlib import Path
 from typing import Any

@@ -38,7 +38,7 @@ def tiny() -> Backbone:
     return Backbone("tiny", Counting().eval(), 12, "0" * 64)
 
 
-def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
+def image(seed: int, width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8))
 
 
@@ -46,7 +46,7 @@ def contents(count: int) -> list[Content]:
     files = []
     for seed in range(count):
         stream = io.BytesIO()
-        picture(seed).save(stream, "PNG")
+        image(seed).save(stream, "PNG")
         files.append(Content(f"{seed}.png", stream.getvalue()))
     return files
 
@@ -60,17 +60,17 @@ def passed(backbone: Backbone) -> int:
 
 
 def test_the_first_view_is_the_whole_photograph_and_the_second_its_mirror_image() -> None:
-    whole = photo(picture(1))
-    np.testing.assert_array_equal(view(picture(1), CHECKSUM, 0), whole)
-    np.testing.assert_array_equal(view(picture(1), CHECKSUM, 1), whole[:, ::-1])
+    whole = photo(image(1))
+    np.testing.assert_array_equal(view(image(1), CHECKSUM, 0), whole)
+    np.testing.assert_array_equal(view(image(1), CHECKSUM, 1), whole[:, ::-1])
 
 
 def test_crops_differ_from_each_other_and_depend_on_the_checksum_alone() -> None:
-    crops = [view(picture(1), CHECKSUM, index) for index in (2, 3, 4)]
+    crops = [view(image(1), CHECKSUM, index) for index in (2, 3, 4)]
     assert all(crop.shape == (PHOTO_SIZE, PHOTO_SIZE, 3) for crop in crops)
     assert not any(np.array_equal(crops[0], other) for other in crops[1:])
-    np.testing.assert_array_equal(crops[0], view(picture(1), CHECKSUM, 2))
-    assert not np.array_equal(crops[0], view(picture(1), "8" * 64, 2))
+    np.testing.assert_array_equal(crops[0], view(image(1), CHECKSUM, 2))
+    assert not np.array_equal(crops[0], view(image(1), "8" * 64, 2))
 
 
 @pytest.mark.parametrize("odd", [False, True])
@@ -148,9 +148,9 @@ def test_other_preprocessing_finds_nothing_in_the_cache(
     assert passed(tiny) == 2
 
 
-def test_a_photograph_that_cannot_be_decoded_is_left_out_and_told(tiny: Backbone, tmp_path: Path) -> None:
+def test_a_photograph_that_cannot_be_decoded_is_left_out_and_reported(tiny: Backbone, tmp_path: Path) -> None:
     good, truncated = contents(2)
-    broken = [truncated._replace(content=truncated.content[:200]), Content("text.jpg", b"no picture at all"), good]
+    broken = [truncated._replace(content=truncated.content[:200]), Content("text.jpg", b"no image at all"), good]
     extracted = extract(broken, tiny, 1, tmp_path)
     assert list(extracted.features) == ["0.png"]
     assert list(extracted.corrupt) == ["1.png", "text.jpg"]
@@ -168,7 +168,7 @@ def saved(name: str, folder: Path) -> Path:
 
 
 def images(count: int) -> Tensor:
-    return torch.from_numpy(normalised(np.stack([photo(picture(seed)) for seed in range(count)])))
+    return torch.from_numpy(normalised(np.stack([photo(image(seed)) for seed in range(count)])))
 
 
 def test_a_backbone_answers_what_its_last_layer_was_given(tmp_path: Path) -> None:
@@ -218,12 +218,12 @@ def test_weights_that_cannot_be_read_are_refused(content: bytes | None, tmp_path
         backbone("shufflenet_v2_x0_5", path)
 
 
-def test_weights_that_cannot_be_downloaded_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_downloaded_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(name: str, weights: str) -> nn.Module:
         raise OSError("no network")
 
     monkeypatch.setattr("training.captions.features.get_model", offline)
-    with pytest.raises(CorpusError, match=r"^resnet18: the weights can't be downloaded: no network$"):
+    with pytest.raises(CorpusError, match=r"^resnet18: expected to download the weights, found: no network$"):
         backbone("resnet18")
 
 

@@ -175,7 +175,7 @@ def test_the_manifest_tells_where_the_model_comes_from(published: Bundle, finish
     assert manifest.parameters == parameter_count(trained(finished, CONFIG, corpus)) + parameter_count(network())
 
 
-def test_the_figures_are_those_of_the_captions_that_the_bundle_gives(
+def test_the_metrics_are_those_of_the_captions_that_the_bundle_gives(
     published: Bundle, corpus: CaptionCorpus, folder: Path
 ) -> None:
     predictor = load_predictor(published)
@@ -216,21 +216,21 @@ def test_int8_serves_unless_it_costs_too_much(
 
 def test_the_test_photographs_are_scored_once(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[str] = []
-    told = publishing.told
+    caption = publishing.caption_photographs
 
-    def watched(predictor: CaptionsPredictor, photos: list[data.Photo], beam: int) -> publishing.Told:
+    def watched(predictor: CaptionsPredictor, photos: list[data.Photo], beam: int) -> publishing.CaptionedSplit:
         scored.extend({photo.split for photo in photos})
-        return told(predictor, photos, beam)
+        return caption(predictor, photos, beam)
 
-    monkeypatch.setattr(publishing, "told", watched)
+    monkeypatch.setattr(publishing, "caption_photographs", watched)
     publish(finished, tmp_path)
     assert scored == ["val", "val", "test"]
 
 
 def test_the_probe_is_a_drawing_that_the_server_answers_as_recorded(published: Bundle) -> None:
     recorded = published.json("probe.json")
-    picture = Image.open(io.BytesIO(drawn_scene()))
-    assert picture.size == (224, 224)  # so nothing is resized, which libraries do differently
+    image = Image.open(io.BytesIO(drawn_scene()))
+    assert image.size == (224, 224)  # so nothing is resized, which libraries do differently
     predictor = load_predictor(published)  # raises unless the answer is as recorded
     ((caption, log_probability),) = recorded["answers"][published.manifest.served]
     ((found, value),) = predictor.probe(recorded["payload"])
@@ -238,10 +238,10 @@ def test_the_probe_is_a_drawing_that_the_server_answers_as_recorded(published: B
     assert value == pytest.approx(log_probability, abs=1e-5)
 
 
-def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle, corpus: CaptionCorpus) -> None:
+def test_the_model_card_tells_terms_metrics_and_weaknesses(published: Bundle, corpus: CaptionCorpus) -> None:
     card, metrics = published.text("README.md"), published.manifest.metrics
     assert card.startswith("# captions v1\n")
-    for told in (
+    for expected in (
         "free for all",
         "GRU of 12 units",
         "whose state starts from the photograph",
@@ -254,10 +254,10 @@ def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle, co
         "![learning curve](curves.png)",
         "## What it is not good at",
     ):
-        assert told in card
+        assert expected in card
     assert "$" not in card
-    for picture in ("curves.png", "gallery.png"):
-        assert published.path(picture).read_bytes().startswith(b"\x89PNG\r\n")
+    for image in ("curves.png", "gallery.png"):
+        assert published.path(image).read_bytes().startswith(b"\x89PNG\r\n")
     rewarded = published.manifest.model_copy(update={"config": published.manifest.config | {"reward_epochs": 3}})
     assert "6 passes over the captions, then 3 over the photographs with CIDEr-D as reward." in model_card(
         rewarded, corpus
@@ -267,7 +267,9 @@ def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle, co
 def test_a_version_that_is_there_is_refused_before_any_measuring(
     store: Path, finished: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "compared", lambda *arguments: pytest.fail("minutes of measuring for nothing"))
+    monkeypatch.setattr(
+        publishing, "compare_precisions", lambda *arguments: pytest.fail("minutes of measuring for nothing")
+    )
     with pytest.raises(BundleError, match="expected an unpublished version"):
         publish(finished, store, version="v1")
 
@@ -279,7 +281,7 @@ def test_an_unfinished_run_is_refused(copied: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="expected 6 finished epochs, found 5; go on with --resume"):
         publish(copied, tmp_path / "store")
     copied.checkpoint.unlink()
-    with pytest.raises(RunError, match=f"{copied.checkpoint}: no such file"):
+    with pytest.raises(RunError, match=f"{copied.checkpoint}: expected a checkpoint, found none"):
         publish(copied, tmp_path / "store")
 
 

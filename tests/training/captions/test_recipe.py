@@ -22,7 +22,7 @@ from app.runtime import beam_search as served
 from app.text import Vocabulary
 from training.captions import recipe
 from training.captions.data import CaptionCorpus, Source, Split, count_vocabulary, words
-from training.captions.recipe import IGNORED, PRESETS, CaptionsConfig, Lessons, beam_search, build, sample, train
+from training.captions.recipe import IGNORED, PRESETS, CaptionsConfig, TrainingSet, beam_search, build, sample, train
 from training.captions.scores import score
 from training.run import Run, RunError
 
@@ -59,7 +59,7 @@ def split(count: int, views: int, name: str) -> Split:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> CaptionCorpus:
+def photographs() -> CaptionCorpus:
     splits = {"train": split(17, 2, "train"), "val": split(8, 1, "val")}
     vocabulary = count_vocabulary((caption for group in splits["train"].captions for caption in group), 1)
     checksums = {"captions": "1", "train": "2"}
@@ -91,9 +91,9 @@ def test_the_best_preset_learns_from_its_score() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_can_be_built(preset: str, pictures: CaptionCorpus) -> None:
-    model = build(PRESETS[preset], pictures)
-    assert model(torch.rand(2, 10), torch.tensor([[0, 1], [0, 2]])).shape == (2, 2, len(pictures.vocabulary))
+def test_every_preset_can_be_built(preset: str, photographs: CaptionCorpus) -> None:
+    model = build(PRESETS[preset], photographs)
+    assert model(torch.rand(2, 10), torch.tensor([[0, 1], [0, 2]])).shape == (2, 2, len(photographs.vocabulary))
 
 
 @pytest.mark.parametrize(
@@ -121,65 +121,65 @@ def test_a_field_out_of_its_range_is_refused_by_name(field: str, wrong: list[Any
     assert getattr(replace(TINY, **{field: right}), field) == right
 
 
-def test_a_tied_layer_of_two_sizes_is_refused(pictures: CaptionCorpus) -> None:
+def test_a_tied_layer_of_two_sizes_is_refused(photographs: CaptionCorpus) -> None:
     with pytest.raises(SettingsError, match=r"^tied: expected hidden_size"):
-        build(replace(TINY, tied=True, hidden_size=8), pictures)
+        build(replace(TINY, tied=True, hidden_size=8), photographs)
 
 
 # what an epoch covers
 
 
-def test_a_caption_is_begun_and_ended_and_what_is_behind_it_ignored(pictures: CaptionCorpus) -> None:
-    lessons = Lessons.of(pictures, TINY)
-    vocabulary, row = pictures.vocabulary, lessons.captions[0].tolist()
-    said = vocabulary.ids(words(pictures.splits["train"].captions[0][0]))
+def test_a_caption_is_begun_and_ended_and_what_is_behind_it_ignored(photographs: CaptionCorpus) -> None:
+    training_set = TrainingSet.of(photographs, TINY)
+    vocabulary, row = photographs.vocabulary, training_set.captions[0].tolist()
+    said = vocabulary.ids(words(photographs.splits["train"].captions[0][0]))
     assert row == [vocabulary.end, *said, vocabulary.end] + [IGNORED] * (TINY.length - len(said))
-    assert lessons.lengths[0] == len(said) + 1
-    assert lessons.photographs.tolist() == [number for number in range(17) for _ in range(2)]
+    assert training_set.lengths[0] == len(said) + 1
+    assert training_set.photographs.tolist() == [number for number in range(17) for _ in range(2)]
 
 
-def test_a_caption_that_is_too_long_loses_its_end(pictures: CaptionCorpus) -> None:
-    lessons = Lessons.of(pictures, replace(TINY, length=2))
-    assert lessons.captions.shape == (34, 4)
-    assert (lessons.captions[:, 1:3] > pictures.vocabulary.unknown).all()
-    assert (lessons.lengths <= 3).all()
+def test_a_caption_that_is_too_long_loses_its_end(photographs: CaptionCorpus) -> None:
+    training_set = TrainingSet.of(photographs, replace(TINY, length=2))
+    assert training_set.captions.shape == (34, 4)
+    assert (training_set.captions[:, 1:3] > photographs.vocabulary.unknown).all()
+    assert (training_set.lengths <= 3).all()
 
 
 @pytest.mark.parametrize("size", [1, 4, 34, 50])
-def test_an_epoch_covers_every_caption_once_in_an_order_of_its_own(size: int, pictures: CaptionCorpus) -> None:
-    lessons, config = Lessons.of(pictures, TINY), replace(TINY, batch_size=size)
-    first, again, second = (lessons.caption_batches(config, epoch) for epoch in (0, 0, 1))
+def test_an_epoch_covers_every_caption_once_in_an_order_of_its_own(size: int, photographs: CaptionCorpus) -> None:
+    training_set, config = TrainingSet.of(photographs, TINY), replace(TINY, batch_size=size)
+    first, again, second = (training_set.caption_batches(config, epoch) for epoch in (0, 0, 1))
     assert sorted(np.concatenate(first).tolist()) == list(range(34))
     assert all(len(batch) <= size for batch in first)
     assert [batch.tolist() for batch in first] == [batch.tolist() for batch in again]
     assert [batch.tolist() for batch in first] != [batch.tolist() for batch in second]
 
 
-def test_captions_of_a_batch_are_about_equally_long(pictures: CaptionCorpus) -> None:
-    lessons = Lessons.of(pictures, TINY)
-    spread = [np.ptp(lessons.lengths[batch]) for batch in lessons.caption_batches(TINY, 0)]
-    assert np.mean(spread) < 1 < np.ptp(lessons.lengths)
+def test_captions_of_a_batch_are_about_equally_long(photographs: CaptionCorpus) -> None:
+    training_set = TrainingSet.of(photographs, TINY)
+    spread = [np.ptp(training_set.lengths[batch]) for batch in training_set.caption_batches(TINY, 0)]
+    assert np.mean(spread) < 1 < np.ptp(training_set.lengths)
 
 
-def test_a_reward_epoch_covers_every_photograph_once(pictures: CaptionCorpus) -> None:
-    batches = Lessons.of(pictures, TINY).photograph_batches(TINY, 3)
+def test_a_reward_epoch_covers_every_photograph_once(photographs: CaptionCorpus) -> None:
+    batches = TrainingSet.of(photographs, TINY).photograph_batches(TINY, 3)
     assert sorted(np.concatenate(batches).tolist()) == list(range(17))
     assert max(map(len, batches)) == 3
 
 
-def test_a_photograph_is_seen_in_all_its_views(pictures: CaptionCorpus) -> None:
+def test_a_photograph_is_seen_in_all_its_views(photographs: CaptionCorpus) -> None:
     features = np.arange(6, dtype=np.float32).reshape(3, 2, 1)
-    lessons = replace(Lessons.of(pictures, TINY), features=torch.from_numpy(features))
-    seen = lessons.seen(torch.tensor([1] * 50)).flatten().tolist()
+    training_set = replace(TrainingSet.of(photographs, TINY), features=torch.from_numpy(features))
+    seen = training_set.sample_features(torch.tensor([1] * 50)).flatten().tolist()
     assert set(seen) == {2.0, 3.0}
 
 
 # learning
 
 
-def test_a_captioner_learns_to_tell_what_it_sees(pictures: CaptionCorpus, tmp_path: Path) -> None:
+def test_a_captioner_learns_to_tell_what_it_sees(photographs: CaptionCorpus, tmp_path: Path) -> None:
     run = Run(tmp_path)
-    assert train(replace(TINY, epochs=30, learning_rate=1e-2), pictures, run)
+    assert train(replace(TINY, epochs=30, learning_rate=1e-2), photographs, run)
     metrics = run.metrics()
     assert metrics[-1]["train_cost"] < metrics[0]["train_cost"] / 3
     assert run.read("result.json")["valid_distinct"] == len(SCENES)
@@ -188,14 +188,14 @@ def test_a_captioner_learns_to_tell_what_it_sees(pictures: CaptionCorpus, tmp_pa
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_every_cell_can_be_trained_with_the_chapters_formula(
-    cell: Any, pictures: CaptionCorpus, tmp_path: Path
+    cell: Any, photographs: CaptionCorpus, tmp_path: Path
 ) -> None:
-    assert train(replace(TINY, cell=cell, epochs=1), pictures, Run(tmp_path))
+    assert train(replace(TINY, cell=cell, epochs=1), photographs, Run(tmp_path))
 
 
-def test_rewards_raise_what_captions_are_worth(pictures: CaptionCorpus, tmp_path: Path) -> None:
+def test_rewards_raise_what_captions_are_worth(photographs: CaptionCorpus, tmp_path: Path) -> None:
     run = Run(tmp_path)
-    train(replace(BOTH, epochs=2, reward_epochs=12, reward_rate=1e-2, samples=8), pictures, run)
+    train(replace(BOTH, epochs=2, reward_epochs=12, reward_rate=1e-2, samples=8), photographs, run)
     metrics = run.metrics()
     assert ["train_reward" in entry for entry in metrics] == [False] * 2 + [True] * 12
     assert metrics[-1]["valid_cider"] > 2 * metrics[1]["valid_cider"] > 0
@@ -203,7 +203,7 @@ def test_rewards_raise_what_captions_are_worth(pictures: CaptionCorpus, tmp_path
 
 
 def test_the_reward_follows_the_gradient_of_the_expected_score(
-    pictures: CaptionCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photographs: CaptionCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step of plain gradient descent, written out sample by sample."""
     config = replace(BOTH, epochs=1, reward_epochs=1, reward_batch=17, temperature=0.5, clip=1e9, averaging=0.0)
@@ -235,26 +235,26 @@ def test_the_reward_follows_the_gradient_of_the_expected_score(
     monkeypatch.setattr(recipe, "build", built)
     monkeypatch.setattr(Fabric, "backward", noted)
     run = Run(tmp_path)
-    train(config, pictures, run)
+    train(config, photographs, run)
     (samples,) = drawn
 
-    model = build(config, pictures).eval()
-    model.load_state_dict(before_reward(config, pictures, tmp_path / "first"))
+    model = build(config, photographs).eval()
+    model.load_state_dict(before_reward(config, photographs, tmp_path / "first"))
     model.sharpen(0.5)
-    lessons = Lessons.of(pictures, config)
-    (batch,) = lessons.photograph_batches(config, 1)
+    training_set = TrainingSet.of(photographs, config)
+    (batch,) = training_set.photograph_batches(config, 1)
     total, count = torch.zeros(()), 0
     said = [[token for token in row[1:] if token != IGNORED] for row in samples.tolist()]
     for place, photograph in enumerate(batch.tolist()):
         group = said[3 * place : 3 * place + 3]
-        rewards = [lessons.reward(photograph, caption) for caption in group]
-        features = lessons.features[photograph, :1]  # both views are the same
+        rewards = [training_set.reward(photograph, caption) for caption in group]
+        features = training_set.features[photograph, :1]  # both views are the same
         for number, caption in enumerate(group):
             baseline = (sum(rewards) - rewards[number]) / 2  # the other samples' mean
-            inputs = torch.tensor([[pictures.vocabulary.end, *caption[:-1]]])
+            inputs = torch.tensor([[photographs.vocabulary.end, *caption[:-1]]])
             logits = model(features, inputs)[0]
-            logits[:, pictures.vocabulary.unknown] = -math.inf
-            logits[0, pictures.vocabulary.end] = -math.inf
+            logits[:, photographs.vocabulary.unknown] = -math.inf
+            logits[0, photographs.vocabulary.end] = -math.inf
             log_probabilities = logits.log_softmax(-1)
             likelihood = log_probabilities.gather(1, torch.tensor(caption)[:, None]).sum()
             total = total - (rewards[number] - baseline) * likelihood
@@ -287,9 +287,9 @@ class WatchedRun(Run):
         self.rates.append(state["optimiser"].param_groups[0]["lr"])
 
 
-def test_the_rate_rises_and_falls_in_each_phase(pictures: CaptionCorpus, tmp_path: Path) -> None:
+def test_the_rate_rises_and_falls_in_each_phase(photographs: CaptionCorpus, tmp_path: Path) -> None:
     run = WatchedRun(tmp_path)
-    train(replace(BOTH, epochs=4, reward_epochs=4), pictures, run)
+    train(replace(BOTH, epochs=4, reward_epochs=4), photographs, run)
     captions, rewards = run.rates[:36], run.rates[36:]
     assert len(rewards) == 4 * 6
     for rates, peak in ((captions, BOTH.learning_rate), (rewards, BOTH.reward_rate)):
@@ -300,45 +300,45 @@ def test_the_rate_rises_and_falls_in_each_phase(pictures: CaptionCorpus, tmp_pat
         assert rates[-1] < 0.1 * peak
 
 
-def test_the_best_epochs_averaged_weights_are_kept(pictures: CaptionCorpus, tmp_path: Path) -> None:
+def test_the_best_epochs_averaged_weights_are_kept(photographs: CaptionCorpus, tmp_path: Path) -> None:
     run = Run(tmp_path)
-    train(replace(BOTH, epochs=6), pictures, run)
+    train(replace(BOTH, epochs=6), photographs, run)
     best, metrics = checkpoint(run)["best"], run.metrics()
     assert best["cider"] == max(entry["valid_cider"] for entry in metrics)
     assert metrics[best["epoch"] - 1]["valid_cider"] == best["cider"]
     assert run.read("result.json")["epoch"] == best["epoch"]
 
 
-def test_without_averaging_the_mean_is_the_model(pictures: CaptionCorpus, tmp_path: Path) -> None:
+def test_without_averaging_the_mean_is_the_model(photographs: CaptionCorpus, tmp_path: Path) -> None:
     run = Run(tmp_path)
-    train(TINY, pictures, run)
+    train(TINY, photographs, run)
     content = checkpoint(run)
     for name, weight in content["model"].items():
         torch.testing.assert_close(content["average"][name], weight, rtol=0, atol=1e-7)
 
 
-def test_averaged_weights_lag_behind_the_model(pictures: CaptionCorpus, tmp_path: Path) -> None:
+def test_averaged_weights_lag_behind_the_model(photographs: CaptionCorpus, tmp_path: Path) -> None:
     run = Run(tmp_path)
-    train(replace(TINY, averaging=0.9), pictures, run)
+    train(replace(TINY, averaging=0.9), photographs, run)
     content = checkpoint(run)
     assert any(not torch.allclose(content["average"][name], weight) for name, weight in content["model"].items())
 
 
 def test_a_result_says_how_words_were_parted_and_that_meteor_is_missing(
-    pictures: CaptionCorpus, tmp_path: Path
+    photographs: CaptionCorpus, tmp_path: Path
 ) -> None:
     run = Run(tmp_path)
-    train(TINY, pictures, run)
+    train(TINY, photographs, run)
     result = run.read("result.json")
     assert (result["valid_tokeniser"], result["valid_meteor"]) == ("own", None)
     assert result["length_penalty"] in recipe.LENGTH_PENALTIES
 
 
-def test_corrupt_photographs_are_told(
-    pictures: CaptionCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_corrupt_photographs_are_reported(
+    photographs: CaptionCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(replace(TINY, epochs=1), replace(pictures, corrupt={"bad.jpg": "truncated"}), Run(tmp_path))
-    assert "bad.jpg left out: truncated" in capsys.readouterr().out
+    train(replace(TINY, epochs=1), replace(photographs, corrupt={"bad.jpg": "truncated"}), Run(tmp_path))
+    assert "bad.jpg skipped: truncated" in capsys.readouterr().out
     assert json.loads((tmp_path / "source.json").read_text())["corrupt"] == {"bad.jpg": "truncated"}
 
 
@@ -346,12 +346,12 @@ def test_corrupt_photographs_are_told(
 
 
 def test_a_run_that_is_killed_after_every_step_ends_with_the_weights_of_an_undisturbed_one(
-    pictures: CaptionCorpus, tmp_path: Path
+    photographs: CaptionCorpus, tmp_path: Path
 ) -> None:
     whole, pieces = Run(tmp_path / "whole"), Run(tmp_path / "pieces")
-    train(BOTH, pictures, whole)
+    train(BOTH, photographs, whole)
     stops = 0
-    while not train(BOTH, pictures, pieces, resume=True, minutes=0):
+    while not train(BOTH, photographs, pieces, resume=True, minutes=0):
         stops += 1
     assert stops == 2 * 9 + 2 * 6
     expected, found = checkpoint(whole), checkpoint(pieces)
@@ -364,34 +364,34 @@ def test_a_run_that_is_killed_after_every_step_ends_with_the_weights_of_an_undis
     assert pieces.read("result.json") == whole.read("result.json")
 
 
-def test_a_run_is_resumed_with_its_own_configuration_and_data_alone(pictures: CaptionCorpus, tmp_path: Path) -> None:
-    train(TINY, pictures, Run(tmp_path), minutes=0)
+def test_a_run_is_resumed_with_its_own_configuration_and_data_alone(photographs: CaptionCorpus, tmp_path: Path) -> None:
+    train(TINY, photographs, Run(tmp_path), minutes=0)
     with pytest.raises(RunError, match="seed is 2, was 1"):
-        train(replace(TINY, seed=2), pictures, Run(tmp_path), resume=True)
+        train(replace(TINY, seed=2), photographs, Run(tmp_path), resume=True)
     with pytest.raises(RunError, match="sha256 of train is 3, was 2"):
-        train(TINY, replace(pictures, sha256={"captions": "1", "train": "3"}), Run(tmp_path), resume=True)
+        train(TINY, replace(photographs, sha256={"captions": "1", "train": "3"}), Run(tmp_path), resume=True)
     with pytest.raises(RunError, match="holds a run already"):
-        train(TINY, pictures, Run(tmp_path))
+        train(TINY, photographs, Run(tmp_path))
 
 
 # sampling and searching
 
 
 @pytest.fixture
-def talker(pictures: CaptionCorpus) -> Captioner:
+def talker(photographs: CaptionCorpus) -> Captioner:
     """A model that is far from sure of anything."""
-    model = build(replace(TINY, inject="init", cell="gru"), pictures).eval()
+    model = build(replace(TINY, inject="init", cell="gru"), photographs).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_(-1, 1)
-        model.output.bias.zero_()[pictures.vocabulary.end] = -2  # not to say the same of all, nor to stop at once
+        model.output.bias.zero_()[photographs.vocabulary.end] = -2  # not to say the same of all, nor to stop at once
     return model
 
 
 def searched(
     model: Captioner, features: Tensor, vocabulary: Vocabulary, width: int, alpha: float
 ) -> tuple[list[int], float]:
-    """The same by the served search, one photograph, one state at a time."""
+    """Captions by the served beam search, one photograph and one state at a time."""
 
     def expansion(state: Tensor, token: int) -> served.Expansion[Tensor]:
         said, after = model.step(torch.tensor([token]), state)
@@ -412,18 +412,18 @@ def searched(
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.1])
 @pytest.mark.parametrize("width", [1, 3, 5])
-def test_beam_search_is_the_served_one(width: int, alpha: float, talker: Captioner, pictures: CaptionCorpus) -> None:
+def test_beam_search_is_the_served_one(width: int, alpha: float, talker: Captioner, photographs: CaptionCorpus) -> None:
     features = torch.rand(20, 10) * 4
-    found = beam_search(talker, features, pictures.vocabulary, width, 6, length_penalty=alpha)
+    found = beam_search(talker, features, photographs.vocabulary, width, 6, length_penalty=alpha)
     for row, caption in zip(features, found, strict=True):
-        tokens, log_probability = searched(talker, row, pictures.vocabulary, width, alpha)
+        tokens, log_probability = searched(talker, row, photographs.vocabulary, width, alpha)
         assert caption.tokens == tokens
         assert caption.log_probability == pytest.approx(log_probability, abs=1e-4)
     assert len({tuple(caption.tokens) for caption in found}) > 3
 
 
-def test_a_beam_of_one_is_greedy(talker: Captioner, pictures: CaptionCorpus) -> None:
-    vocabulary, features = pictures.vocabulary, torch.rand(1, 10)
+def test_a_beam_of_one_is_greedy(talker: Captioner, photographs: CaptionCorpus) -> None:
+    vocabulary, features = photographs.vocabulary, torch.rand(1, 10)
     state, token, expected = talker.begin(features), vocabulary.end, []
     for place in range(6):
         said, state = talker.step(torch.tensor([token]), state)
@@ -438,16 +438,16 @@ def test_a_beam_of_one_is_greedy(talker: Captioner, pictures: CaptionCorpus) -> 
     assert found.tokens == expected
 
 
-def test_a_caption_does_not_depend_on_its_neighbours(talker: Captioner, pictures: CaptionCorpus) -> None:
+def test_a_caption_does_not_depend_on_its_neighbours(talker: Captioner, photographs: CaptionCorpus) -> None:
     features = torch.rand(300, 10) * 4  # more than are searched at a time
-    together = beam_search(talker, features, pictures.vocabulary, 3, 6, length_penalty=0.7)
+    together = beam_search(talker, features, photographs.vocabulary, 3, 6, length_penalty=0.7)
     for place in (0, 255, 256, 299):
-        (alone,) = beam_search(talker, features[place : place + 1], pictures.vocabulary, 3, 6, length_penalty=0.7)
+        (alone,) = beam_search(talker, features[place : place + 1], photographs.vocabulary, 3, 6, length_penalty=0.7)
         assert alone.tokens == together[place].tokens
 
 
-def test_samples_are_drawn_as_often_as_the_model_says(talker: Captioner, pictures: CaptionCorpus) -> None:
-    vocabulary, features = pictures.vocabulary, torch.rand(1, 10)
+def test_samples_are_drawn_as_often_as_the_model_says(talker: Captioner, photographs: CaptionCorpus) -> None:
+    vocabulary, features = photographs.vocabulary, torch.rand(1, 10)
     expected, _ = talker.step(torch.tensor([vocabulary.end]), talker.begin(features))
     expected = expected.detach()[0].exp()
     expected[[vocabulary.end, vocabulary.unknown]] = 0
@@ -458,14 +458,14 @@ def test_samples_are_drawn_as_often_as_the_model_says(talker: Captioner, picture
 
 
 def test_nothing_is_sampled_after_the_end_and_never_the_unknown_word(
-    talker: Captioner, pictures: CaptionCorpus
+    talker: Captioner, photographs: CaptionCorpus
 ) -> None:
-    samples, _ = sample(talker, torch.rand(500, 10), pictures.vocabulary, 6)
+    samples, _ = sample(talker, torch.rand(500, 10), photographs.vocabulary, 6)
     assert samples.shape == (500, 8)
-    kinds = Counter(map(kind_of_ending, samples[:, 1:].tolist(), [pictures.vocabulary.end] * 500))
+    kinds = Counter(map(kind_of_ending, samples[:, 1:].tolist(), [photographs.vocabulary.end] * 500))
     assert set(kinds) == {"ended", "cut"}
-    assert not (samples == pictures.vocabulary.unknown).any()
-    assert not (samples[:, 1] == pictures.vocabulary.end).any()
+    assert not (samples == photographs.vocabulary.unknown).any()
+    assert not (samples[:, 1] == photographs.vocabulary.end).any()
 
 
 def kind_of_ending(caption: Sequence[int], end: int) -> str:
@@ -473,3 +473,11 @@ def kind_of_ending(caption: Sequence[int], end: int) -> str:
         return "cut" if IGNORED not in caption[:-1] else "broken"
     rest = caption[list(caption).index(end) + 1 :]
     return "ended" if set(rest) <= {IGNORED} else "broken"
+
+
+def test_every_step_of_both_phases_calls_the_module_that_fabric_wraps(
+    pictures: CaptionCorpus, tmp_path: Path, wrapped_calls: list[str]
+) -> None:
+    run = Run(tmp_path)
+    train(BOTH, pictures, run)
+    assert wrapped_calls == ["Objective"] * checkpoint(run)["progress"]["step"]

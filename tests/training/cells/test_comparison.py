@@ -24,16 +24,16 @@ from training.cells.comparison import (
     PARTS,
     Comparison,
     Corpora,
-    Figures,
     Job,
     Part,
+    Results,
     best_rates,
-    figures_of,
     logged,
     measure,
     perform,
     plan,
     recent_perplexities,
+    results_of,
 )
 from training.cells.gradients import gradient_norms
 from training.cells.plots import NAMES
@@ -245,12 +245,12 @@ def test_agreement_with_the_paper_is_read_from_the_figures() -> None:
     worse, better = Sample((120.0, 121.0, 122.0)), Sample((80.0, 81.0, 82.0))
     all_alike: dict[Cell, Sample | None] = {"lstm": same, "peephole": alike, "cifg": alike, "peephole-cifg": same}
     told = agreement(all_alike)
-    assert "these figures agree" in told
+    assert "these results agree" in told
     assert f"coupled LSTM against LSTM from {least_difference(alike, same, 0.05):.1f} on" in told
-    assert "these figures agree" in agreement(all_alike | {"cifg": better})
-    assert "these figures agree" in agreement(all_alike | {"peephole": worse}), "who leaves peepholes out loses nothing"
+    assert "these results agree" in agreement(all_alike | {"cifg": better})
+    assert "these results agree" in agreement(all_alike | {"peephole": worse}), "who leaves peepholes out loses nothing"
     assert agreement(all_alike | {"cifg": worse}).endswith(
-        "these figures do not agree: significantly worse is coupled LSTM against LSTM."
+        "these results do not agree: significantly worse is coupled LSTM against LSTM."
     )
     assert agreement(all_alike | {"peephole": better}).endswith(
         "significantly worse is LSTM against peephole LSTM and coupled peephole LSTM against peephole LSTM."
@@ -327,15 +327,15 @@ def test_the_whole_comparison_is_measured_once_and_reported_as_measured(
     for cell in CELLS:
         name = NAMES[cell]
         seeds = [stored("ptb", cell, f"seed-{seed}") for seed in (1, 2)]
-        tests = [figures["test_perplexity"] for figures in seeds]
+        tests = [results["test_perplexity"] for results in seeds]
         tried = {rate: stored("rates", cell, f"rate-{rate:g}")["valid_perplexity"] for rate in (0.001, 0.1)}
         chosen = min(tried, key=lambda rate: tried[rate])
         assert search[name] == [*(f"{perplexity:.1f}" for perplexity in tried.values()), f"{chosen:g}"]
-        assert {figures["config"]["learning_rate"] for figures in seeds} == {chosen}
+        assert {results["config"]["learning_rate"] for results in seeds} == {chosen}
         assert models[name][0] == str(seeds[0]["config"]["hidden_sizes"][0])
         assert models[name][1] == f"{seeds[0]['parameters']:,}"
         assert models[name][3] == f"{np.mean(tests):.1f} ± {np.std(tests, ddof=1):.1f}"
-        assert models[name][4] == f"{np.median([figures['tokens_per_second'] for figures in seeds]):,.0f}"
+        assert models[name][4] == f"{np.median([results['tokens_per_second'] for results in seeds]):,.0f}"
         taken = [stored("latency", cell, f"seed-{seed}")["step_milliseconds"] for seed in (1, 2)]
         assert models[name][5] == f"{np.median(taken):.3f}"
         accuracies = [100 * stored("mnist", cell, f"seed-{seed}")["test_accuracy"] for seed in (1, 2)]
@@ -366,7 +366,7 @@ def test_a_report_of_one_part_says_that_the_others_are_not_measured(
 ) -> None:
     command("--run", tmp_path, "--part", "adding", "--cells", "gru", "--lengths", 4)
     page = (tmp_path / "report" / "README.md").read_text()
-    assert page.count("No picture: not measured.") == 3
+    assert page.count("No plot: not measured.") == 3
     assert "**Not measured** (10): `rates/gru/rate-0.001`, `rates/gru/rate-0.1`, `ptb/gru/seed-1`" in page
     assert rows_of(page, "Language models")["GRU"] == ["not measured"] * 3
     assert rows_of(page, "Language models", 1)["GRU"][1:] == ["not measured"] * 5
@@ -383,7 +383,7 @@ def test_runs_side_by_side_measure_what_they_do_one_after_the_other(tmp_path: Pa
     for processes in (1, 2):
         measure(only_adding(), tmp_path / str(processes), Corpora(), ["adding"], processes)
     for job in jobs:
-        alone, beside = (figures_of(job, tmp_path / str(processes)) for processes in (1, 2))
+        alone, beside = (results_of(job, tmp_path / str(processes)) for processes in (1, 2))
         assert alone is not None
         assert beside is not None
         assert alone["curve"] == beside["curve"]
@@ -397,18 +397,18 @@ def test_figures_of_another_configuration_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_not_trained_is_not_looked_at(tmp_path: Path) -> None:
     job = plan(only_adding(), "gradients")[0]
-    with pytest.raises(RunError, match=f"{job.name}: adding/rnn/length-6 is not measured yet, and comes first"):
+    with pytest.raises(RunError, match=f"{job.name}: expected adding/rnn/length-6 to be measured first"):
         perform(job, tmp_path, Corpora())
 
 
-def tried(comparison: Comparison, perplexities: dict[tuple[Cell, float], float]) -> dict[Job, Figures]:
+def tried(comparison: Comparison, perplexities: dict[tuple[Cell, float], float]) -> dict[Job, Results]:
     """A search with these validation perplexities by cell and rate."""
     found = {}
     for job in plan(comparison, "rates"):
         rate = job.config.learning_rate  # type: ignore[union-attr]
         if (job.cell, rate) in perplexities:
-            figures = {"config": asdict(job.config), "valid_perplexity": perplexities[job.cell, rate]}
-            found[job] = json.loads(json.dumps(figures))
+            results = {"config": asdict(job.config), "valid_perplexity": perplexities[job.cell, rate]}
+            found[job] = json.loads(json.dumps(results))
     return found
 
 
@@ -460,7 +460,7 @@ def test_a_job_that_fails_leaves_no_figures_and_the_threads_as_they_were(
     with pytest.raises(RunError, match="broken"):
         perform(job, tmp_path, Corpora())
     assert torch.get_num_threads() == threads
-    assert figures_of(job, tmp_path) is None
+    assert results_of(job, tmp_path) is None
 
 
 def test_the_parts_come_in_an_order_in_which_each_finds_what_it_needs() -> None:

@@ -103,8 +103,8 @@ def test_int8_logits_are_the_same_bit_for_bit_in_any_batch(
     opened = session(folder / "reader.int8.onnx", 1)
     together = read(opened, pixels)
     for size in (1, 2, 5, 32):
-        parted = [read(opened, pixels[start : start + size]) for start in range(0, len(pixels), size)]
-        np.testing.assert_array_equal(np.concatenate(parted), together)
+        split = [read(opened, pixels[start : start + size]) for start in range(0, len(pixels), size)]
+        np.testing.assert_array_equal(np.concatenate(split), together)
     np.testing.assert_array_equal(read(opened, pixels[::-1])[::-1], together)
 
 

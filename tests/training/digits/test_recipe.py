@@ -525,3 +525,10 @@ def test_a_process_killed_for_real_is_resumed(corpus: DigitCorpus, tmp_path: Pat
     assert train(config, corpus, killed, resume=True)
     train(config, corpus, whole)
     assert_same_run(whole, killed)
+
+
+def test_every_step_calls_the_module_that_fabric_wraps(
+    corpus: DigitCorpus, tmp_path: Path, wrapped_calls: list[str]
+) -> None:
+    train(shrunk("chapter"), corpus, Run(tmp_path))
+    assert wrapped_calls == ["RowReader"] * 6

@@ -134,6 +134,15 @@ def test_a_corpus_is_tokenised_once_and_mapped_from_disk(load: Load, monkeypatch
     assert read, "another vocabulary needs other arrays"
 
 
+def test_tokenizers_of_the_same_size_have_arrays_of_their_own(tmp_path: Path) -> None:
+    source = written(tmp_path, {})
+    one, other = (
+        texts.load(replace(source, normalisation=name), 100, cache=tmp_path / "cache") for name in ("whitespace", "ptb")
+    )
+    for split in SPLITS:
+        assert getattr(one, split).filename != getattr(other, split).filename
+
+
 def test_a_changed_text_is_tokenised_anew(load: Load) -> None:
     load()
     assert words(load(valid=b"c c\n"), "valid") == ["c", "c", "<eos>"]

@@ -1,4 +1,4 @@
-"""What the graphs compute is what the torch module computes, and each weight is stored once."""
+"""The graphs compute the same as the torch module, and each weight is stored once."""
 
 import json
 import struct

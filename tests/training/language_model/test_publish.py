@@ -212,7 +212,7 @@ def test_an_unfinished_run_is_refused(config: LanguageModelConfig, corpus: Corpu
 
 def test_a_run_without_a_checkpoint_is_refused(copied: Run, tmp_path: Path) -> None:
     copied.checkpoint.unlink()
-    with pytest.raises(RunError, match=f"{copied.checkpoint}: no such file"):
+    with pytest.raises(RunError, match=f"{copied.checkpoint}: expected a checkpoint, found none"):
         publish(copied, tmp_path / "store")
 
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel, detached
+from app.models.recurrent import Cell
 from app.text import Vocabulary
 from training.language_model import recipe as language_model
 from training.language_model.data import Corpus, Ids, Source
-from training.language_model.recipe import PRESETS, LanguageModelConfig, build, perplexity, train
+from training.language_model.recipe import PRESETS, Carried, LanguageModelConfig, Objective, build, perplexity, train
 from training.run import Run
 
 Shrink = Callable[[str], LanguageModelConfig]
@@ -386,3 +387,28 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(model: 
     torch.nn.init.zeros_(model.output.weight)
     torch.nn.init.zeros_(model.output.bias)
     assert perplexity(model, corpus.test, corpus.vocabulary.end) == pytest.approx(len(corpus.vocabulary), rel=1e-5)
+
+
+def test_every_step_calls_the_module_that_fabric_wraps(
+    shrunk: Shrink, tmp_path: Path, wrapped_calls: list[str]
+) -> None:
+    config = replace(shrunk("gpu"), vocabulary_size=200)
+    train(config, counting_corpus(200), Run(tmp_path))
+    windows = 199 // (config.batch_size * config.steps)
+    assert wrapped_calls == ["Objective"] * windows * config.epochs
+
+
+@pytest.mark.parametrize("cell", ["peephole", "gru"])
+def test_mixed_precision_does_not_round_the_carried_state(cell: Cell, shrunk: Shrink, tmp_path: Path) -> None:
+    config = replace(shrunk("cpu"), vocabulary_size=200, cell=cell, epochs=1)
+    assert config.precision == "bf16-mixed"
+    run = Run(tmp_path)
+    train(config, counting_corpus(200), run, minutes=0)  # stops after the first window
+    carried = torch.load(run.checkpoint)["progress"]["carried"]
+    assert all(layer[-1].dtype == torch.float32 for layer in carried)
+    assert not all(torch.equal(layer[-1], layer[-1].bfloat16().float()) for layer in carried)
+    fabric = Fabric(devices=1, precision="bf16-mixed")
+    wrapped, seen = fabric.setup(Objective(build(config), config)), []
+    wrapped.module.model.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    wrapped(torch.zeros(6, 4, dtype=torch.int64), torch.zeros(6, 4, dtype=torch.int64), Carried(carried))
+    assert all(map(torch.equal, (part for layer in seen[0] for part in layer), (p for layer in carried for p in layer)))

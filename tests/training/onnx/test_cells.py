@@ -12,7 +12,7 @@ from app.models.recurrent import CELLS, GATES, Cell, Layer, Recurrent
 from app.models.steps import step as torch_step
 from app.runtime.onnx_session import session
 from app.runtime.recurrent_engine import Floats
-from training.onnx.cells import carried, operator, step
+from training.onnx.cells import operator, state_parts, step
 from training.onnx.graph import Graph
 
 STEPS, BATCH, SIZE_IN, SIZE = 9, 3, 5, 6
@@ -50,10 +50,10 @@ def test_onnx_s_operator_is_the_torch_module(cell: Cell, bidirectional: bool, tm
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_step_is_a_step_of_the_torch_module(cell: Cell, tmp_path: Path) -> None:
-    module, parts = recurrent(cell), carried(cell)
+    module, parts = recurrent(cell), state_parts(cell)
     (layer,) = module.layers
     assert isinstance(layer, Layer)
-    read, recalled = torch.randn(2, BATCH, GATES[cell] * SIZE)
+    input_gates, hidden_gates = torch.randn(2, BATCH, GATES[cell] * SIZE)
     state = [torch.randn(BATCH, SIZE) for _ in parts]
     text = graph(module)
     text.lines.append(
@@ -61,11 +61,11 @@ def test_a_step_is_a_step_of_the_torch_module(cell: Cell, tmp_path: Path) -> Non
     )
     taken = ", ".join(
         f"float[B,{size}] {name}"
-        for name, size in [("a", len(read[0])), ("b", len(read[0])), *((part, SIZE) for part in parts)]
+        for name, size in [("a", len(input_gates[0])), ("b", len(input_gates[0])), *((part, SIZE) for part in parts)]
     )
     given = ", ".join(f"float[B,{SIZE}] {part}_next" for part in parts)
-    feed = dict(zip(("a", "b", *parts), (each.numpy() for each in (read, recalled, *state)), strict=True))
+    feed = dict(zip(("a", "b", *parts), (each.numpy() for each in (input_gates, hidden_gates, *state)), strict=True))
     found = run(tmp_path / "g.onnx", text.model(f"g ({taken}) => ({given})", {}), **feed)
-    expected = torch_step(layer, read, recalled, tuple(reversed(state)))
+    expected = torch_step(layer, input_gates, hidden_gates, tuple(reversed(state)))
     for value, part in zip(found, reversed(expected), strict=True):
         np.testing.assert_allclose(value, part.detach(), atol=1e-6)

@@ -1,4 +1,4 @@
-"""BentoML, tuned as its documentation says: adaptive batching in a service of its own, behind one that speaks HTTP.
+"""BentoML, tuned as documented: adaptive batching in a separate service behind the HTTP service.
 
 bentoml serve tests.bench.serving.peers.bento:Front
 """
@@ -10,22 +10,22 @@ import bentoml  # type: ignore[import-not-found]
 from tests.bench.serving.peers.engines import BATCH, WORKERS, opened
 from tests.bench.serving.peers.routes import Kind, application
 
-LATENCY_MS = 10_000  # what may wait longer is refused
+LATENCY_MS = 10_000  # longer waits are rejected
 OPTIONS: dict[str, Any] = {
     "logging": {"access": {"enabled": False}},
-    "runner_connection": {"max_requests": 10**9},  # or every hundred requests all that are under way fail
+    "runner_connection": {"max_requests": 10**9},  # else requests in flight fail after every hundredth
 }
 
 
 async def ask(kind: Kind, payload: Any) -> dict[str, Any]:
-    """A batch of one, which the service of models gathers into larger ones."""
+    """Send a batch of one, which the model service merges into larger batches."""
     found: dict[str, Any] = await bentoml.get_current_service().ask(kind, payload)
     return found
 
 
 @bentoml.service(workers=WORKERS, **OPTIONS)
 class Models:
-    """All models, in one process."""
+    """The service of all models, in one process."""
 
     def __init__(self) -> None:
         self._answers = {kind: opened(kind) for kind in BATCH}
@@ -50,11 +50,11 @@ class Models:
 @bentoml.service(workers=1, **OPTIONS)
 @bentoml.asgi_app(application(ask))
 class Front:
-    """The routes."""
+    """The HTTP service."""
 
     models = bentoml.depends(Models)
 
     async def ask(self, kind: Kind, payload: Any) -> dict[str, Any]:
-        """One answer."""
+        """Answer one payload."""
         (answer,) = await getattr(self.models.to_async, kind.replace("-", "_"))([payload])
         return dict(answer)

@@ -1,4 +1,4 @@
-"""The published weights in eager torch, float32, as a competent user serves them: whole batches, inference mode."""
+"""The published weights in eager torch: float32, padded batches, inference mode."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.models import get_model  # type: ignore[import-untyped]
 
-from app.bundle import Bundle, Family
+from app.bundle import Bundle, FamilyName
 from app.images import normalised
 from app.models.captioner import Captioner
 from app.models.digits import ReNet, RowReader
@@ -22,13 +22,13 @@ from app.runtime.families.captions import CaptionsPredictor
 from app.runtime.families.digits import DigitsPredictor, calibration
 from app.runtime.scores import TextScore
 from app.text import Completion, Token, Vocabulary, context, lines, make_tokenizer, sentences
-from tests.bench.serving.peers.engines import told_score
+from tests.bench.serving.peers.engines import score_json
 
-WINDOW: Final = 64  # tokens of each document whose logits are held at once
+WINDOW: Final = 64  # tokens per document whose logits are computed at once
 
 
 class EagerLanguageModel:
-    """Suggests and scores; nothing is remembered from one request to the next."""
+    """Suggestions and scores, without a state cache."""
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -40,7 +40,7 @@ class EagerLanguageModel:
 
     @torch.inference_mode()
     def suggest(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The answers to requests of /next-word for single words."""
+        """Answer requests of /next-word for single words."""
         completions = [self._tokenizer.complete(each["text"]) if each["complete"] else None for each in asked]
         before = [
             completion.context if completion else context(each["text"], self._tokenizer)
@@ -51,14 +51,14 @@ class EagerLanguageModel:
 
     @torch.inference_mode()
     def score(self, asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The answers to requests of /perplexity for one document each."""
+        """Answer requests of /perplexity with one document each."""
         documents = [self._ids(chain.from_iterable(sentences(lines(each["text"]), self._tokenizer))) for each in asked]
         sums = self.log_likelihoods(documents)
         return [self._scored(*each) for each in zip(asked, documents, sums, strict=True)]
 
     @torch.inference_mode()
     def log_likelihoods(self, documents: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
-        """Of each document's ids: nats in all, and nats of its unknown words."""
+        """Return the nats of each document, in total and of its unknown words."""
         targets, lengths = _padded(documents)
         inputs = torch.cat([torch.full_like(targets[:1], self._vocabulary.end), targets[:-1]])
         state = self._model.initial_state(len(documents))
@@ -76,7 +76,7 @@ class EagerLanguageModel:
         return self._vocabulary.ids(token.text for token in tokens)
 
     def _next(self, contexts: Sequence[list[int]]) -> Tensor:
-        """Log-probabilities (B, V) of what follows each context."""
+        """Return the log-probabilities (B, V) of the next word after each context."""
         tokens, lengths = _padded([[self._vocabulary.end, *ids] for ids in contexts])
         hidden, _, _ = self._model(tokens, self._model.initial_state(len(contexts)))  # (T, B) -> (T, B, H)
         last = hidden[lengths - 1, torch.arange(len(contexts))]
@@ -116,25 +116,25 @@ class EagerLanguageModel:
             unknown_tokens=ids.count(self._vocabulary.unknown),
             characters=len(asked["text"]),
         )
-        told = told_score(score)
-        return self._named | {"results": [told], "corpus": told}
+        formatted = score_json(score)
+        return self._named | {"results": [formatted], "corpus": formatted}
 
 
 class TorchGraph:
-    """Stands where a predictor has an ONNX session: what is read, prepared and searched is the same for both."""
+    """A torch module with the interface of an ONNX session, so that both share the predictor."""
 
     def __init__(self, compute: Callable[..., tuple[Tensor, ...]]) -> None:
         self._compute = compute
 
     def run(self, _: None, feed: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """All outputs."""
+        """Return all outputs."""
         with torch.inference_mode():
             outputs = self._compute(**{name: torch.from_numpy(value) for name, value in feed.items()})
         return [output.numpy() for output in outputs]
 
 
 def digits(bundle: Bundle, threads: int) -> DigitsPredictor:
-    """The reader of digits."""
+    """Return the digit reader."""
     torch.set_num_threads(threads)
     module = _reader(bundle.manifest.config)
     module.load_state_dict(load_file(bundle.path("weights.safetensors")))
@@ -144,7 +144,7 @@ def digits(bundle: Bundle, threads: int) -> DigitsPredictor:
 
 
 def captions(bundle: Bundle, threads: int) -> CaptionsPredictor:
-    """The captioner, its network's batch norms folded and in torch's fastest layout."""
+    """Return the captioner with folded batch norms in channels-last layout."""
     torch.set_num_threads(threads)
     config = bundle.manifest.config
     stored = {name: value.float() for name, value in load_file(bundle.path("weights.safetensors")).items()}
@@ -163,7 +163,7 @@ def captions(bundle: Bundle, threads: int) -> CaptionsPredictor:
     )
 
 
-MODELS: Final[dict[Family, Callable[[Bundle, int], Any]]] = {
+MODELS: Final[dict[FamilyName, Callable[[Bundle, int], Any]]] = {
     "language_model": EagerLanguageModel,
     "digits": digits,
     "captions": captions,
@@ -175,19 +175,19 @@ def _language_model(bundle: Bundle) -> LanguageModel:
     fields = ("vocabulary_size", "embedding_size", "hidden_sizes", "tied")
     model = LanguageModel(**{field: config[field] for field in fields}, cell=bundle.manifest.cell)  # type: ignore[arg-type]
     stored = load_file(bundle.path("weights.safetensors"))
-    model.load_state_dict(stored, strict=False)  # a tied matrix is there once
+    model.load_state_dict(stored, strict=False)  # a tied matrix is stored once
     return model.eval()
 
 
 def _reader(config: dict[str, Any]) -> RowReader | ReNet:
-    cell, outputs = config.get("cell", "lstm"), 11 if config["negatives"] else 10  # the last: that there is no digit
+    cell, outputs = config.get("cell", "lstm"), 11 if config["negatives"] else 10  # the last class: no digit
     if config["reader"] == "rows":
         return RowReader(hidden_size=config["hidden_sizes"][0], cell=cell, outputs=outputs)
     return ReNet(list(zip(config["patches"], config["hidden_sizes"], strict=True)), cell=cell, outputs=outputs)
 
 
 def network_of(name: str, weights: dict[str, Tensor]) -> nn.Module:
-    """The backbone without its last layer, batch norms folded as in the bundle."""
+    """Return the backbone without its last layer, with batch norms folded as in the bundle."""
     network: nn.Module = get_model(name, weights=None).eval()
     *_, last = (path for path, layer in network.named_modules() if isinstance(layer, nn.Linear))
     network.set_submodule(last, nn.Identity())
@@ -204,7 +204,7 @@ def captioner_of(config: dict[str, Any], stored: dict[str, Tensor]) -> Captioner
         embedding_size=embedding_size,
         **{key: config[key] for key in ("hidden_size", "cell", "inject", "tied")},
     )
-    model.load_state_dict(stored, strict=False)  # a tied matrix is there once, and the network's weights are besides
+    model.load_state_dict(stored, strict=False)  # a tied matrix is stored once; the CNN's weights are separate
     return model.eval()
 
 
@@ -217,13 +217,13 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """(T, B) int64, the longest row's T, and the lengths (B,)."""
     lengths = torch.tensor([len(row) for row in rows])
     tokens = np.zeros((int(lengths.max()), len(rows)), np.int64)
-    for place, row in enumerate(rows):
-        tokens[: len(row), place] = row
+    for column, row in enumerate(rows):
+        tokens[: len(row), column] = row
     return torch.from_numpy(tokens), lengths
 
 
 def _among(row: Tensor, candidates: Any) -> Tensor:
-    """Renormalised over the completions that fit; all of them fit if `candidates` is None."""
+    """Renormalise over the candidate completions; None means all words."""
     if candidates is not None:
         allowed = torch.full_like(row, -math.inf)
         allowed[candidates] = row[candidates]

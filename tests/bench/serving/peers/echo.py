@@ -1,4 +1,4 @@
-"""The limit that HTTP and JSON set: FastAPI checks the same request and tells the same kind of answer, made of nothing.
+"""The upper limit set by HTTP and JSON: FastAPI validates the same request and returns a constant answer.
 
 uvicorn tests.bench.serving.peers.echo:app
 """
@@ -10,7 +10,7 @@ from tests.bench.serving.peers.routes import NextWord
 
 
 class Suggestion(BaseModel):
-    """One way to go on."""
+    """A suggestion."""
 
     text: str
     probability: float
@@ -33,7 +33,7 @@ app = FastAPI()
 
 @app.post("/next-word")
 async def next_word(body: NextWord) -> NextWordAnswer:
-    """Nothing is suggested, `top_k` times."""
+    """Return `top_k` constant suggestions."""
     return NextWordAnswer(
         model="echo",
         version="1",

@@ -1,4 +1,4 @@
-"""What answers behind each peer: eager torch on the published weights, or the published graphs.
+"""Inference engines of the peers: eager torch on the published weights, or the published graphs.
 
 An engine answers a batch of one kind's payloads: a dict of the request's fields, or an image's bytes. The answers are
 those of the contract. The graphs answer by our predictors, without the cache of states, which is our server's part.
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from app import bundle as bundles
-from app.bundle import Bundle, Family
+from app.bundle import Bundle, FamilyName
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.language_model import Score, Suggest, Suggestions
-from app.runtime.registry import AnyPredictor, load_predictor
+from app.runtime.registry import load_predictor
 from app.runtime.scheduler import answer_all
 from app.runtime.scores import TextScore
 from tests.bench.serving.peers.routes import Kind
@@ -23,30 +23,35 @@ from tests.bench.serving.peers.routes import Kind
 Answers: TypeAlias = Callable[[Sequence[Any]], list[dict[str, Any]]]
 
 STORE: Final = Path("models_store")
-FAMILIES: Final[dict[Kind, Family]] = {
+FAMILIES: Final[dict[Kind, FamilyName]] = {
     "next-word": "language_model",
     "perplexity": "language_model",
     "digits": "digits",
     "captions": "captions",
 }
-BATCH: Final[dict[Kind, int]] = {"next-word": 32, "perplexity": 16, "digits": 32, "captions": 8}  # at most, in a peer
-WAIT_S: Final = 0.002  # that a peer may hold a batch back to fill it
-WORKERS: Final = int(os.environ.get("BENCH_WORKERS", "1"))  # processes of inference of a peer with batching
+BATCH: Final[dict[Kind, int]] = {
+    "next-word": 32,
+    "perplexity": 16,
+    "digits": 32,
+    "captions": 8,
+}  # maximum batch size of a peer
+WAIT_S: Final = 0.002  # maximum wait of a peer to fill a batch
+WORKERS: Final = int(os.environ.get("BENCH_WORKERS", "1"))  # inference processes of a peer with batching
 
 
 def opened(kind: Kind) -> Answers:
-    """What answers `kind`, as BENCH_ENGINE (torch or int8) and BENCH_THREADS say."""
+    """Return the engine of `kind`, selected by BENCH_ENGINE (torch or int8) and BENCH_THREADS."""
     return ENGINES[os.environ["BENCH_ENGINE"]](kind, int(os.environ["BENCH_THREADS"]))
 
 
-def bundle_of(family: Family) -> Bundle:
-    """The family's first bundle of STORE, in its current version."""
+def bundle_of(family: FamilyName) -> Bundle:
+    """Return the current version of the family's first model in STORE."""
     found = (bundles.read(STORE / name / bundles.current(STORE, name)) for name in bundles.models(STORE))
     return next(bundle for bundle in found if bundle.manifest.family == family)
 
 
-def told_score(score: TextScore) -> dict[str, Any]:
-    """As the contract has it."""
+def score_json(score: TextScore) -> dict[str, Any]:
+    """Format the answer as the API does."""
     fields = (
         "perplexity",
         "perplexity_excluding_unknown",
@@ -67,7 +72,7 @@ def _graphs(kind: Kind, threads: int) -> Answers:
 
 
 def _torch(kind: Kind, threads: int) -> Answers:
-    from tests.bench.serving.peers import eager  # torch is for those that run it
+    from tests.bench.serving.peers import eager  # imports torch only where it is used
 
     bundle, model = _eager(FAMILIES[kind], threads)
     if isinstance(model, eager.EagerLanguageModel):
@@ -79,13 +84,13 @@ ENGINES: Final[dict[str, Callable[[Kind, int], Answers]]] = {"torch": _torch, "i
 
 
 @cache
-def _published(family: Family, threads: int) -> tuple[Bundle, AnyPredictor]:
+def _published(family: FamilyName, threads: int) -> tuple[Bundle, Any]:
     bundle = bundle_of(family)
     return bundle, load_predictor(bundle, threads=threads, cache_bytes=0)
 
 
 @cache
-def _eager(family: Family, threads: int) -> tuple[Bundle, Any]:
+def _eager(family: FamilyName, threads: int) -> tuple[Bundle, Any]:
     from tests.bench.serving.peers import eager
 
     bundle = bundle_of(family)
@@ -97,7 +102,7 @@ def _answers(kind: Kind, bundle: Bundle, predictor: Any) -> Answers:
 
     def answers(payloads: Sequence[Any]) -> list[dict[str, Any]]:
         examples = [predictor.prepare(PAYLOADS[kind](payload)) for payload in payloads]
-        return [named | TOLD[kind](found) for found in answer_all(predictor, examples)]
+        return [named | TO_JSON[kind](found) for found in answer_all(predictor, examples)]
 
     return answers
 
@@ -115,7 +120,7 @@ def _suggestions(found: Suggestions) -> dict[str, Any]:
 
 
 def _scored(found: TextScore) -> dict[str, Any]:
-    score = told_score(found)
+    score = score_json(found)
     return {"results": [score], "corpus": score}
 
 
@@ -135,7 +140,7 @@ PAYLOADS: Final[dict[Kind, Callable[[Any], Any]]] = {
     "digits": Classify,
     "captions": Describe,
 }
-TOLD: Final[dict[Kind, Callable[[Any], dict[str, Any]]]] = {
+TO_JSON: Final[dict[Kind, Callable[[Any], dict[str, Any]]]] = {
     "next-word": _suggestions,
     "perplexity": _scored,
     "digits": _digit,

@@ -1,4 +1,4 @@
-"""LitServe, tuned as its documentation says: batching on, its fast queue, a worker (or more) a model.
+"""LitServe, tuned as documented: batching, fast queue, one or more workers per model.
 
 python -m tests.bench.serving.peers.lit PORT
 """
@@ -14,14 +14,14 @@ from tests.bench.serving.peers.routes import Kind, NextWord, Perplexity
 
 
 class _Model(litserve.LitAPI):  # type: ignore[misc]
-    """One kind; lives in the server, to read requests, and in a worker of its own, to answer them."""
+    """One kind of request: decoded in the server process, answered in a worker."""
 
     kind: Kind
 
     def __init__(self) -> None:
         super().__init__(max_batch_size=BATCH[self.kind], batch_timeout=WAIT_S, api_path=f"/{self.kind}")
 
-    def setup(self, device: str) -> None:  # noqa: ARG002  # LitServe names it
+    def setup(self, device: str) -> None:  # noqa: ARG002  # LitServe's signature
         self._answers = opened(self.kind)
 
     def batch(self, inputs: list[Any]) -> list[Any]:
@@ -53,7 +53,7 @@ class PerplexityModel(_Model):
 
 class _ImageModel(_Model):
     def decode_request(self, request: Request) -> bytes:
-        content: bytes = request["image"].file.read()  # LitServe has parsed the form
+        content: bytes = request["image"].file.read()  # parsed by LitServe
         return content
 
 
@@ -66,7 +66,7 @@ class CaptionsModel(_ImageModel):
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until SIGTERM."""
     models = [NextWordModel(), PerplexityModel(), DigitsModel(), CaptionsModel()]
     server = litserve.LitServer(models, accelerator="cpu", workers_per_device=WORKERS, fast_queue=True, timeout=False)
     server.run(

@@ -1,4 +1,4 @@
-"""Plain FastAPI: each request by itself, in the thread pool, as a route without `async` runs.
+"""Plain FastAPI: unbatched requests in the thread pool, like a route without `async`.
 
 uvicorn tests.bench.serving.peers.plain:app
 """
@@ -14,7 +14,7 @@ MODELS = {kind: opened(kind) for kind in get_args(Kind)}
 
 
 async def ask(kind: Kind, payload: Any) -> dict[str, Any]:
-    """Its own batch of one."""
+    """Answer one payload as a batch of one."""
     (answer,) = await run_in_threadpool(MODELS[kind], [payload])
     return answer
 

@@ -1,4 +1,4 @@
-"""Ray Serve, tuned as its documentation says: batching, throughput mode, room for all requests that may be in flight.
+"""Ray Serve, tuned as documented: batching, throughput mode, enough ongoing requests.
 
 python -m tests.bench.serving.peers.rays PORT
 """
@@ -17,7 +17,7 @@ from tests.bench.serving.peers.routes import Kind, application
 
 
 async def ask(kind: Kind, payload: Any) -> dict[str, Any]:
-    """By the models that share the route's process."""
+    """Answer one payload with the models of this process."""
     models: Any = serve.get_replica_context().servable_object
     found: dict[str, Any] = await models.asks[kind](payload)
     return found
@@ -26,7 +26,7 @@ async def ask(kind: Kind, payload: Any) -> dict[str, Any]:
 @serve.deployment(num_replicas=WORKERS, max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
 @serve.ingress(application(ask))
 class Models:
-    """All models, and the routes."""
+    """All models and the HTTP routes."""
 
     def __init__(self) -> None:
         self.asks = {kind: _batched(kind) for kind in get_args(Kind)}
@@ -43,11 +43,11 @@ def _batched(kind: Kind) -> Any:
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until SIGTERM."""
     stopped = threading.Event()
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=True)
-        signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # after Ray's own, which aborts
+        signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # replaces Ray's handler, which aborts
         serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
         serve.run(
             Models.bind(),  # type: ignore[attr-defined]

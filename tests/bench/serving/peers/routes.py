@@ -1,4 +1,4 @@
-"""The contract (API.md) as each peer has it: the fields that the bench sends, checked by FastAPI."""
+"""The routes of each peer: the request fields used by the benchmark, validated by FastAPI."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeAlias
@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 from fastapi import FastAPI, UploadFile
 from pydantic import BaseModel, Field
 
-Kind: TypeAlias = Literal["next-word", "perplexity", "digits", "captions"]  # each is also its route
+Kind: TypeAlias = Literal["next-word", "perplexity", "digits", "captions"]  # also the route
 Ask: TypeAlias = Callable[[Kind, Any], Awaitable[dict[str, Any]]]
 
 
@@ -30,7 +30,7 @@ class Perplexity(BaseModel):
 
 
 def application(ask: Ask) -> FastAPI:
-    """The four routes; `ask` is given a kind and its payload: the body's fields, or an image's bytes."""
+    """Return the four routes; `ask` receives a kind and its payload: the fields of the body, or image bytes."""
     app = FastAPI()
 
     @app.post("/next-word")

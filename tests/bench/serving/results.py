@@ -1,4 +1,4 @@
-"""What was measured, and what must hold of it."""
+"""Results of the benchmark and their required ratios."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -7,52 +7,52 @@ from typing import Final, NamedTuple, TypeAlias
 
 from tests.bench.serving.wrk import Load
 
-OURS: Final = "ours"  # begins the names of our contenders
-DOCUMENT_TOKENS: Final = 201  # of a document of the scoring workload: its words and an end
+OURS: Final = "ours"  # prefix of our contenders
+DOCUMENT_TOKENS: Final = 201  # tokens of a document of the scoring workload: words and <eos>
 
 
-class Figure(NamedTuple):
-    """One contender under one load."""
+class Result(NamedTuple):
+    """The result of one contender under one load."""
 
     per_second: float  # requests answered
     p50_ms: float
     p99_ms: float
-    cpu_ms: float  # of all its processes, a request
-    pss_mib: float  # of all its processes, right after the load
+    cpu_ms: float  # of all processes, per request
+    pss_mib: float  # of all processes, after the load
     failed: int  # requests
 
 
 class Cell(NamedTuple):
-    """Where a figure belongs."""
+    """The key of a result."""
 
     workload: str
     contender: str
     connections: int
 
 
-Figures: TypeAlias = Mapping[Cell, Figure]
-Limits: TypeAlias = Mapping[str, Mapping[str, float]]  # of each engine in a loop, by what was done: see limits.py
+Results: TypeAlias = Mapping[Cell, Result]
+Limits: TypeAlias = Mapping[str, Mapping[str, float]]  # rates by engine and task: see limits.py
 
 
 @dataclass
 class Tally:
-    """The slices of time in which a contender had its turn."""
+    """The measured time slices of a contender."""
 
     loads: list[Load] = field(default_factory=list)
     cpu_s: float = 0.0
     pss_mib: float = 0.0
 
     def add(self, load: Load, cpu_s: float, pss_mib: float) -> None:
-        """One more."""
+        """Add a slice."""
         self.loads.append(load)
         self.cpu_s += cpu_s
         self.pss_mib = max(self.pss_mib, pss_mib)
 
-    def figure(self) -> Figure:
-        """Rates over all of them; percentiles are the medians of the slices' own, 0 if nothing was answered."""
+    def result(self) -> Result:
+        """Return the overall rate and the medians of the slices' percentiles, 0 without answers."""
         answered = sum(load.answered for load in self.loads)
         fruitful = [load for load in self.loads if load.answered] or self.loads
-        return Figure(
+        return Result(
             per_second=answered / sum(load.seconds for load in self.loads),
             p50_ms=statistics.median(load.p50_ms for load in fruitful),
             p99_ms=statistics.median(load.p99_ms for load in fruitful),
@@ -63,40 +63,40 @@ class Tally:
 
 
 class Ratio(NamedTuple):
-    """One line of what must hold."""
+    """A required ratio and the measured one."""
 
     what: str
-    sign: str  # the ratio is to be >= or <= what is required
+    sign: str  # ">=" or "<="
     required: float
     found: float | None  # None: not measured
 
     @property
     def met(self) -> bool | None:
-        """None: not measured."""
+        """True if the ratio is met, None if it was not measured."""
         if self.found is None:
             return None
         return self.found >= self.required if self.sign == ">=" else self.found <= self.required
 
 
-def ratios(figures: Figures, limits: Limits, ours: str = OURS) -> list[Ratio]:
-    """All lines that a bench can decide about the contender `ours`."""
+def ratios(results: Results, limits: Limits, ours: str = OURS) -> list[Ratio]:
+    """Return the required ratios of the contender `ours`."""
 
     def best(workload: str, engine: str) -> float | None:
-        """Requests a second of the best of the peers with batching, at 16 connections."""
+        """Return the requests per second of the best peer with batching, at 16 connections."""
         rates = [
-            figure.per_second
-            for cell, figure in figures.items()
+            result.per_second
+            for cell, result in results.items()
             if cell.workload == workload and cell.connections == 16 and cell.contender.endswith(f"-{engine}")
         ]
         return max(rates, default=None)
 
     def rate(workload: str, contender: str) -> float | None:
-        figure = figures.get(Cell(workload, contender, 16))
-        return figure.per_second if figure else None
+        result = results.get(Cell(workload, contender, 16))
+        return result.per_second if result else None
 
     def p50(contender: str) -> float | None:
-        figure = figures.get(Cell("typing", contender, 1))
-        return figure.p50_ms if figure else None
+        result = results.get(Cell("typing", contender, 1))
+        return result.p50_ms if result else None
 
     typing = rate("typing", ours)
     documents = rate("scoring", ours)
@@ -117,26 +117,26 @@ def ratios(figures: Figures, limits: Limits, ours: str = OURS) -> list[Ratio]:
     return lines
 
 
-def told(figures: Figures) -> list[dict[str, object]]:
-    """As JSON has them."""
+def as_json(results: Results) -> list[dict[str, object]]:
+    """Return the results as a list of JSON objects."""
     return [
-        cell._asdict() | {name: round(value, 3) for name, value in figure._asdict().items()}
-        for cell, figure in figures.items()
+        cell._asdict() | {name: round(value, 3) for name, value in result._asdict().items()}
+        for cell, result in results.items()
     ]
 
 
-def of_workload(figures: Figures, workload: str) -> dict[str, dict[int, Figure]]:
-    """By contender and connections, ours first, the others as they were measured."""
-    found: dict[str, dict[int, Figure]] = {}
-    for cell, figure in sorted(figures.items(), key=lambda each: not each[0].contender.startswith(OURS)):
+def of_workload(results: Results, workload: str) -> dict[str, dict[int, Result]]:
+    """Return results by contender and connections, ours first, then in measured order."""
+    found: dict[str, dict[int, Result]] = {}
+    for cell, result in sorted(results.items(), key=lambda each: not each[0].contender.startswith(OURS)):
         if cell.workload == workload:
-            found.setdefault(cell.contender, {})[cell.connections] = figure
+            found.setdefault(cell.contender, {})[cell.connections] = result
     return found
 
 
-def names(figures: Figures, name: Callable[[Cell], str | int]) -> list[str | int]:
-    """Workloads, contenders or connections, each once."""
-    return list(dict.fromkeys(map(name, figures)))
+def names(results: Results, name: Callable[[Cell], str | int]) -> list[str | int]:
+    """Return the distinct workloads, contenders or connections."""
+    return list(dict.fromkeys(map(name, results)))
 
 
 def _of(ours: float | None, theirs: float | None) -> float | None:

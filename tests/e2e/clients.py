@@ -1,4 +1,4 @@
-"""Callers with a connection of their own each: a test knows what was sent when, and how it ended."""
+"""Raw HTTP/1.1 clients, one connection each, with the times at which requests were sent."""
 
 import asyncio
 import json
@@ -11,24 +11,24 @@ from typing import Any
 
 import httpx
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back."""
+class Response:
+    """A complete response."""
 
     status: int
     headers: httpx.Headers
     content: bytes
-    sent: float  # when the request's last byte was handed over, a time of time.monotonic
-    seconds: float  # from then to the answer's last byte
+    sent: float  # time.monotonic() after the request's last byte was written
+    seconds: float  # from then to the response's last byte
 
     def json(self) -> Any:
         return json.loads(self.content)
 
 
-class Caller:
+class Connection:
     """One connection, one request at a time."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,66 +37,66 @@ class Caller:
         self.sent = 0.0
 
     async def send(self, path: str, body: dict[str, Any], **headers: str) -> None:
-        """Hand over a whole request."""
+        """Send a complete request."""
         content = json.dumps(body).encode()
         fields = {"Host": "e2e", "Content-Type": "application/json", "Content-Length": str(len(content)), **headers}
         head = [f"POST {path} HTTP/1.1", *(f"{name.replace('_', '-')}: {value}" for name, value in fields.items())]
-        self.sent = time.monotonic()  # as far as is known if the connection has ended already
+        self.sent = time.monotonic()  # kept if the connection is already closed
         self._writer.write("\r\n".join([*head, "", ""]).encode() + content)
         await self._writer.drain()
         self.sent = time.monotonic()
 
-    async def answer(self) -> Answer:
-        """The answer to what was sent. Raise ConnectionError if the connection ends without a whole one."""
+    async def response(self) -> Response:
+        """Read the response. Raise ConnectionError if the connection closes before it is complete."""
         try:
             lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = httpx.Headers(dict(line.split(": ", 1) for line in lines[1:-2]))
             content = await self._reader.readexactly(int(headers["content-length"]))
         except asyncio.IncompleteReadError as error:
             raise ConnectionError(f"closed after {len(error.partial)} bytes") from error
-        return Answer(int(lines[0].split()[1]), headers, content, self.sent, time.monotonic() - self.sent)
+        return Response(int(lines[0].split()[1]), headers, content, self.sent, time.monotonic() - self.sent)
 
-    async def ask(self, path: str, body: dict[str, Any], **headers: str) -> Answer:
+    async def post(self, path: str, body: dict[str, Any], **headers: str) -> Response:
         await self.send(path, body, **headers)
-        return await self.answer()
+        return await self.response()
 
-    def leave(self) -> None:
-        """Without waiting for anything."""
+    def disconnect(self) -> None:
+        """Close the connection without waiting."""
         self._writer.close()
 
 
 @asynccontextmanager
-async def callers(url: httpx.URL, count: int) -> AsyncIterator[list[Caller]]:
-    """So many, connected."""
-    async with asyncio.timeout(PATIENCE_S), AsyncExitStack() as stack:
-        found = []
+async def connections(url: httpx.URL, count: int) -> AsyncIterator[list[Connection]]:
+    """Open `count` connections."""
+    async with asyncio.timeout(TIMEOUT_S), AsyncExitStack() as stack:
+        opened = []
         for _ in range(count):
-            found.append(Caller(*await asyncio.open_connection(url.host, url.port)))
-            stack.callback(found[-1].leave)
-        yield found
+            opened.append(Connection(*await asyncio.open_connection(url.host, url.port)))
+            stack.callback(opened[-1].disconnect)
+        yield opened
 
 
-async def ask_anew(url: httpx.URL, path: str, body: dict[str, Any], **headers: str) -> Answer:
-    """Over a connection of its own."""
-    async with callers(url, 1) as (caller,):
-        return await caller.ask(path, body, **headers)
+async def post_once(url: httpx.URL, path: str, body: dict[str, Any], **headers: str) -> Response:
+    """Send one request over a new connection."""
+    async with connections(url, 1) as (connection,):
+        return await connection.post(path, body, **headers)
 
 
-class Figures:
-    """A server's metrics."""
+class Metrics:
+    """The metrics of a server."""
 
     def __init__(self, url: httpx.URL) -> None:
         self._url = url.join("/metrics")
 
     def __call__(self, name: str, **labels: str) -> float:
-        """The sum of the samples of this name that have these labels."""
+        """Return the sum of the samples with this name and these labels."""
         rows = re.findall(rf"^seqserve_{name}(?:{{(.*)}})? (\S+)$", httpx.get(self._url).text, re.MULTILINE)
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         return sum(float(value) for found, value in rows if all(one in found.split(",") for one in wanted))
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Wait; what is asked takes its time, so nothing spins."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not await asyncio.to_thread(true):
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll a condition that blocks on the server, in a thread."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not await asyncio.to_thread(condition):
             pass

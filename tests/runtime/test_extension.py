@@ -1,0 +1,109 @@
+"""Families and tokenizers are added from outside `app`, without editing a file."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from app import bundle as bundles
+from app.bundle import Bundle
+from app.runtime.families import FAMILIES, Family
+from app.runtime.families.language_model import Suggest
+from app.runtime.metrics import Metrics
+from app.runtime.onnx_session import Precision
+from app.runtime.registry import Registry
+from app.runtime.scheduler import Resources
+from app.runtime.usage import REQUEST_USAGE, RequestUsage
+from app.text import TOKENIZERS
+from app.text.penn_treebank import PennTreebank
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True)
+class Shout:
+    """The payload of a toy family."""
+
+    text: str
+    slow: ClassVar[bool] = False
+
+
+class ShoutPredictor:
+    """A toy family's predictor: upper case."""
+
+    PROBE_TOLERANCE: ClassVar[float] = 0.0
+    fits_inline: ClassVar[None] = None
+    precision: Precision = "fp32"
+
+    @classmethod
+    def open(cls, bundle: Bundle, precision: Precision, resources: Resources) -> "ShoutPredictor":  # noqa: ARG003
+        return cls()
+
+    def prepare(self, payload: Shout) -> str:
+        return payload.text
+
+    def predict(self, examples: Sequence[str]) -> list[str | None]:
+        return [text.upper() for text in examples]
+
+    def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
+        return [[payload["text"].upper(), 0.0]]
+
+
+SHOUT = Family("shout", ShoutPredictor, "test_loudness", lambda answer: {"tokens": len(answer)})
+
+
+class Archaic(PennTreebank):
+    """A toy tokenizer that writes the token `the` as `thee`."""
+
+    def join(self, tokens: Sequence[str]) -> str:
+        return super().join(["thee" if token == "the" else token for token in tokens])
+
+
+@pytest.fixture
+def store(tiny_store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_store, tmp_path / "store"))
+
+
+def publish(store: Path, bundle: Bundle, model: str, probe: object, **changes: Any) -> None:
+    files: dict[str, bytes | Path] = {name: bundle.path(name) for name in bundle.manifest.files}
+    manifest = bundle.manifest.model_copy(update={"files": {}, "model": model, **changes})
+    bundles.publish(store, manifest, files | {"probe.json": json.dumps(probe).encode()})
+
+
+def load(store: Path, **added: Any) -> Registry:
+    metrics = Metrics(CollectorRegistry())
+    return Registry(store, threads=1, queue_size=8, batch_size=8, cache_bytes=0, metrics=metrics, **added).load()
+
+
+async def test_a_family_is_added(store: Path, tiny_bundle: Bundle) -> None:
+    probe = {"payload": {"text": "hi"}, "answers": {"fp32": [["HI", 0.0]]}}
+    publish(store, tiny_bundle, "loud", probe, family="shout", served="fp32")
+    registry = load(store)
+    assert "expected one of language_model, digits, captions, found 'shout'" in registry.rejected["loud"]
+    await registry.close()
+    registry = load(store, families={**FAMILIES, "shout": SHOUT})
+    account = RequestUsage()
+    token = REQUEST_USAGE.set(account)
+    assert await registry.get(None, "shout").answer(Shout("hello")) == "HELLO"
+    REQUEST_USAGE.reset(token)
+    assert (account.model, account.tokens) == ("loud", 5)
+    await registry.close()
+
+
+async def test_a_tokenizer_is_added(store: Path, tiny_bundle: Bundle) -> None:
+    probe = tiny_bundle.json("probe.json")
+    for answers in probe["answers"].values():
+        for answer in answers:
+            answer[0] = "thee" if answer[0] == "the" else answer[0]
+    publish(store, tiny_bundle, "archaic", probe, normalisation="archaic")
+    registry = load(store, tokenizers={**TOKENIZERS, "archaic": Archaic})
+    assert registry.rejected == {}
+    found = await registry.get("archaic", "language_model").answer(Suggest("a ", top_k=50))
+    texts = [suggestion.text for suggestion in found.suggestions]
+    assert ("thee" in texts, "the" in texts) == (True, False)
+    await registry.close()
