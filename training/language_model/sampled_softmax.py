@@ -75,7 +75,7 @@ def full_costs(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) ->
 
 
 def piece_counts(streams: Sequence[Tensor], size: int) -> Tensor:
-    """How often each id occurs in all streams: (size,)."""
+    """Return the number of occurrences of each id in all streams: (size,)."""
     return torch.stack([torch.bincount(stream, minlength=size) for stream in streams]).sum(0)
 
 
