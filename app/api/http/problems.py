@@ -71,7 +71,7 @@ KINDS: Final[dict[type[SeqserveError], Kind]] = {
 
 
 class FieldError(TypedDict):
-    """What is wrong with one field, as `texts.3`, or with the `body` as a whole."""
+    """An error of one field, such as `texts.3`, or of the `body` as a whole."""
 
     field: str
     message: str

@@ -75,7 +75,7 @@ def turned(pixels: Bytes, degrees: float) -> Bytes:
 
 
 def _photographed(grey: Bytes) -> _Found:
-    """What is framed of a picture that may show rules, or a desk around the sheet."""
+    """Frame an image that may show ruled paper, or a desk around the sheet."""
     found = _off_rules(grey)
     if not found.doubtful:
         return found
@@ -84,7 +84,7 @@ def _photographed(grey: Bytes) -> _Found:
 
 
 def _off_rules(grey: Bytes) -> _Found:
-    """What is framed without the paper's rules, if a digit is that stands clear of the edge; what is, with them."""
+    """Frame an image without the paper's rules if that finds a digit clear of the edge, else with them."""
     clean = without_rules(grey)
     if clean is not grey:
         found = _found(clean)
@@ -94,7 +94,7 @@ def _off_rules(grey: Bytes) -> _Found:
 
 
 def _found(grey: Bytes) -> _Found:
-    """What is framed if all of a picture is the ground and ink on it."""
+    """Frame an image that shows nothing but background and ink."""
     ink, noise = _ink(grey)
     strong = _strongest(ink)
     if strong > 4 * noise and _speckled(ink > _STROKE * strong):
@@ -146,7 +146,7 @@ def _grey(pixels: Bytes) -> Bytes:
 
 
 def _is_framed(grey: Bytes) -> bool:
-    """Whether (28, 28) is as in MNIST, where this is true of all."""
+    """Return whether (28, 28) is framed as in MNIST: all of its images satisfy these conditions."""
     if grey.max() < 192:
         return False
     top, bottom, left, right = extent(grey > 0)
@@ -170,7 +170,7 @@ def _strongest(ink: Floats) -> float:
 
 
 def _speckled(mask: Mask) -> bool:
-    """Whether many pixels stand alone."""
+    """Return whether many pixels are isolated."""
     return int(np.count_nonzero(mask & (near(mask) == 1))) > max(5, mask.size // 2000)
 
 
@@ -212,7 +212,7 @@ def _banded(grey: Floats) -> Floats:
 
 
 def _between(ink: Floats) -> float:
-    """How far the pixels are from being either ground or ink: 0 if all are, 0.5 if none is."""
+    """Return the mean distance of the pixels from background and ink: 0 if all are either, 0.5 if none is."""
     return _undecided(ink, max(_strongest(ink), 1e-6))
 
 

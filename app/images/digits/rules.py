@@ -67,14 +67,14 @@ def _level_rules_off(grey: Bytes) -> Bytes:
 
 
 def _depths(grey: Floats, away: int) -> Floats:
-    """How much darker each pixel is than both so many rows above and below; 0 near the ends."""
+    """Return how much darker each pixel is than those `away` rows above and below; 0 near the ends."""
     depths = np.zeros_like(grey)
     depths[away:-away] = np.minimum(grey[: -2 * away], grey[2 * away :]) - grey[away:-away]
     return depths
 
 
 def _least_depth(blocks: Floats) -> float:
-    """What noise does not reach."""
+    """Return a depth that noise does not reach."""
     steps = np.abs(np.diff(blocks, axis=0))
     return max(_LEAST_DEPTH, 3 * float(np.median(steps)))
 

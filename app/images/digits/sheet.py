@@ -47,7 +47,7 @@ def sheets(grey: Bytes) -> Iterator[Bytes]:
 
 
 def _distinct(sheets: list[_Sheet]) -> list[_Sheet]:
-    """Those that do not nearly cover one before them."""
+    """Return the sheets that do not nearly cover an earlier one."""
     kept: list[_Sheet] = []
     for sheet in sheets:
         if all(_overlap(sheet.hull, other.hull) < _SAME for other in kept):
@@ -132,7 +132,7 @@ def _turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
 
 
 def _least_step(light: Floats, hull: Mask) -> float:
-    """How much more light is just inside of the hull than just outside, in the sector where that is least."""
+    """Return how much brighter the hull's inner border is than its outer one, in the sector where that is least."""
     y, x = np.mgrid[: hull.shape[0], : hull.shape[1]]
     turns = np.arctan2(y - y[hull].mean(), x - x[hull].mean()) / math.tau + 0.5
     sectors = (turns * _SECTORS).astype(int) % _SECTORS

@@ -476,8 +476,8 @@ def kind_of_ending(caption: Sequence[int], end: int) -> str:
 
 
 def test_every_step_of_both_phases_calls_the_module_that_fabric_wraps(
-    pictures: CaptionCorpus, tmp_path: Path, wrapped_calls: list[str]
+    photographs: CaptionCorpus, tmp_path: Path, wrapped_calls: list[str]
 ) -> None:
     run = Run(tmp_path)
-    train(BOTH, pictures, run)
+    train(BOTH, photographs, run)
     assert wrapped_calls == ["Objective"] * checkpoint(run)["progress"]["step"]
