@@ -84,7 +84,7 @@ def turned(picture: Bytes, degrees: float, outside: int = 0) -> Bytes:
 
 
 def desk(kind: str, height: int = 450, width: int = 600) -> Bytes:
-    """What may lie under a sheet: of one shade, grained wood or rough cloth."""
+    """A surface under a sheet: of one shade, grained wood or rough cloth."""
     rng = np.random.default_rng(1)
     y, x = np.mgrid[:height, :width] / width
     shade = {"dark": 50, "grey": 130, "white": 250, "wood": 120, "cloth": 90}[kind] * np.ones((height, width))

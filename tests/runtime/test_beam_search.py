@@ -40,7 +40,7 @@ def search(
 ) -> list[Hypothesis[State]]:
     """Drive a beam search from an empty history; `asked` gets what each step asks for.
 
-    It is told of `most` tokens after each history, the likeliest.
+    It gets the `most` most probable tokens after each history.
     """
 
     def said(history: State) -> Expansion[State]:

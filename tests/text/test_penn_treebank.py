@@ -138,7 +138,7 @@ def test_a_chunk_of_a_megabyte_is_read_in_linear_time(penn: PennTreebank, part: 
 def test_no_character_that_makes_a_token_is_skipped(penn: PennTreebank) -> None:
     characters = [chr(code) for code in range(0x11000) if not chr(code).isspace()]
     found = {token.start // 2 for token in penn.tokens(" ".join(characters))}
-    read = {place for place, character in enumerate(characters) if any(penn._chunk(character, 0))}  # noqa: SLF001 - what is read if nothing is passed over
+    read = {place for place, character in enumerate(characters) if any(penn._chunk(character, 0))}  # noqa: SLF001 - what is read if nothing is skipped
     assert read <= found
 
 

@@ -1,4 +1,4 @@
-"""python -m training: what a person types, and what is told when it can't be done."""
+"""The command line of training: commands and error messages."""
 
 import gzip
 import json

@@ -55,7 +55,7 @@ class Documents:
     ids: PieceIds  # memory-mapped
     starts: npt.NDArray[np.int64]  # (documents + 1,)
     size: int  # bytes of UTF-8, a line end a line included
-    words: int  # parted by white space
+    words: int  # separated by white space
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the log tells, and how."""
+"""The content and the format of the log."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""What browsers are told, and who may ask from one."""
+"""Security headers and CORS."""
 
 import hashlib
 import re

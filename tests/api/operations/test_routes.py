@@ -1,4 +1,4 @@
-"""What an operator asks."""
+"""The operations endpoints."""
 
 import re
 import threading
