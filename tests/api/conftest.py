@@ -140,7 +140,7 @@ def listening(app: FastAPI, http: type[asyncio.Protocol] | None = None) -> Itera
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a developer has set changes no test."""
+    """Unset the developer's own settings."""
     for name in [name for name in os.environ if name.upper().startswith("SEQSERVE_")]:
         monkeypatch.delenv(name)
 

@@ -103,7 +103,7 @@ async def captions(
 ) -> Response:
     """Say what each photograph shows.
 
-    With `Accept: text/event-stream` and one image, each word is told by an event `word` as soon as it is certain; then
+    With `Accept: text/event-stream` and one image, each word is sent in an event `word` as soon as it is certain; then
     an event `caption` has the whole answer, or an event `error` a problem document.
     """
     served = catalogue.get(model, "captions")

@@ -43,7 +43,7 @@ def parts(*contents: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
 
 
 async def seen(payload: Any, deadline: float | None) -> Any:
-    """What the fake sees: the first pixel; a caption tells its words before."""
+    """A payload of the fake: the first pixel; a caption streams its words first."""
     digit = np.asarray(images.decoded(payload.content))[0, 0, 0].item()
     if isinstance(payload, Classify):
         probabilities = [0.9 if place == digit else 0.1 / 9 for place in range(10)]
