@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from app import bundle
+from app.api.dialects import DIALECTS, BodyLimits, Dialect
 from app.api.http import authorization, problems, rate_limits, tracing
 from app.api.http.authorization import AccessControl
 from app.api.http.endpoints import TIMEOUT, Dispatch
@@ -23,9 +24,6 @@ from app.api.http.middleware import ErrorBoundary, HeadRequests, RequestLogging
 from app.api.http.rate_limits import RateLimiting
 from app.api.http.state import Catalogue, State
 from app.api.http.tracing import Traced
-from app.api.native import language, vision
-from app.api.operations import routes as operations
-from app.api.web import page
 from app.runtime.families import FAMILIES, Family
 from app.runtime.metrics import Metrics
 from app.runtime.registry import Registry, Sizes, freeze_heap
@@ -57,6 +55,7 @@ def create_app(
     *,
     families: Mapping[str, Family] = FAMILIES,
     tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
+    dialects: Mapping[str, Dialect] = DIALECTS,
 ) -> FastAPI:
     """Return the service. Its models load from the store, in a thread, when it starts, unless a registry is given.
 
@@ -107,14 +106,8 @@ def create_app(
         exception_handlers=dict.fromkeys(problems.HANDLED, problems.answer_error),
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the middleware below does these
     )
-    app.routes.extend(
-        (
-            *language.routes(settings.max_body_bytes),
-            *vision.routes(settings.max_upload_bytes),
-            *operations.ROUTES,
-            *page.routes(),
-        )
-    )
+    limits = BodyLimits(texts=settings.max_body_bytes, uploads=settings.max_upload_bytes)
+    app.routes.extend(route for routes in dialects.values() for route in routes(limits))
     app.with_keys = keys is not None
     app.user_middleware += [
         Middleware(RequestLogging, metrics=metrics),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app import bundle as bundles
-from app.bundle import CorpusEntry, Manifest
+from app.bundle import Bundle, CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.scheduler import Resources
@@ -95,3 +95,8 @@ def publish_tiny(store: Path, model: LanguageModel, version: str, drafts: Path) 
     opened = {p: LanguageModelPredictor.open(draft, p, Resources()) for p in PRECISIONS}
     contents["probe.json"] = json.dumps(probe(opened, payload)).encode()
     bundles.publish(store, manifest, contents)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_store: Path) -> Bundle:
+    return bundles.read(tiny_store / "tiny" / "1")

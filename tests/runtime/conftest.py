@@ -1,18 +1,10 @@
 """Fixtures of app.runtime's tests: the tiny bundle, and a text that the tiny model can read."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from app import bundle as bundles
 from app.bundle import Bundle
 from app.text import END, Vocabulary
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tiny_store: Path) -> Bundle:
-    return bundles.read(tiny_store / "tiny" / "1")
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ async def digits(
     images: Images,
     catalogue: CatalogueOf,
     deadline: Deadline,
-    framed: Annotated[bool, Query(description="Is the picture that the model saw wanted as well?")] = False,
+    framed: Annotated[bool, Query(description="Return the model's input image as well.")] = False,
     model: ModelName = None,
 ) -> Response:
     """Read the digit in each image: ink or chalk, drawn, scanned or photographed. An image without one is rejected."""
@@ -97,11 +97,11 @@ async def captions(
     catalogue: CatalogueOf,
     deadline: Deadline,
     streamed: Streamed,
-    beam: Annotated[int, Query(ge=1, le=10, description="Captions kept in view while one is made.")] = 3,
-    alternatives: Annotated[int, Query(ge=0, le=9, description="Further captions wanted of each image at most.")] = 0,
+    beam: Annotated[int, Query(ge=1, le=10, description="Beam width: captions kept at each step of the search.")] = 3,
+    alternatives: Annotated[int, Query(ge=0, le=9, description="Largest number of further captions per image.")] = 0,
     model: ModelName = None,
 ) -> Response:
-    """Say what each photograph shows.
+    """Caption each photograph.
 
     With `Accept: text/event-stream` and one image, each word is sent in an event `word` as soon as it is certain; then
     an event `caption` has the whole answer, or an event `error` a problem document.

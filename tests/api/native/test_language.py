@@ -19,7 +19,7 @@ from tests.api.conftest import FakeServed, connect, plausible, service
 pytestmark = pytest.mark.anyio
 
 
-async def test_next_word_asks_what_was_asked_and_tells_what_was_told(served: FakeServed) -> None:
+async def test_next_word_passes_its_fields_to_the_model_and_returns_the_answer(served: FakeServed) -> None:
     asked = []
 
     async def answering(payload: Any, deadline: float | None) -> Any:
@@ -70,7 +70,7 @@ async def test_perplexity_keeps_the_order_of_the_texts_and_pools_their_tokens(se
 
 
 @pytest.mark.parametrize("tokens", [1, PIECE - 1, PIECE, 3 * PIECE + 1])
-async def test_token_scores_come_whole_however_many_pieces_they_are_encoded_in(served: FakeServed, tokens: int) -> None:
+async def test_token_scores_are_complete_in_any_number_of_pieces(served: FakeServed, tokens: int) -> None:
     texts = ["w\u2028\u00e9" + " w" * (tokens - 2), "b"]
     async with connect(service(served)) as client:
         response = await client.post("/perplexity", json={"texts": texts, "per_token": True, "alternatives": 2})
@@ -82,7 +82,7 @@ async def test_token_scores_come_whole_however_many_pieces_they_are_encoded_in(s
     assert rows[-1]["alternatives"] == [{"token": "the", "log_probability": -1.5}] * 2
 
 
-async def test_a_figure_that_does_not_exist_is_null_and_never_invalid_json(served: FakeServed) -> None:
+async def test_an_undefined_number_is_null(served: FakeServed) -> None:
     async def unknown(payload: Any, deadline: float | None) -> TextScore:
         return TextScore(-math.inf, math.nan, 1, 1, 0, 1)
 
@@ -126,7 +126,7 @@ async def test_a_figure_that_does_not_exist_is_null_and_never_invalid_json(serve
         ("/perplexity", {"text": "a", "alternatives": -1}, "alternatives"),
     ],
 )
-async def test_a_wrong_field_is_named(served: FakeServed, path: str, body: Any, field: str) -> None:
+async def test_an_invalid_field_is_named(served: FakeServed, path: str, body: Any, field: str) -> None:
     async with connect(service(served)) as client:
         response = await client.post(path, json=body)
     told = response.json()
@@ -146,16 +146,14 @@ async def test_a_wrong_field_is_named(served: FakeServed, path: str, body: Any, 
         ("/next-word", b"null", "body"),
     ],
 )
-async def test_what_no_json_library_would_send_is_a_wrong_field(
-    served: FakeServed, path: str, body: bytes, field: str
-) -> None:
+async def test_unusual_json_values_are_invalid_fields(served: FakeServed, path: str, body: bytes, field: str) -> None:
     async with connect(service(served)) as client:
         response = await client.post(path, content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 422
     assert [error["field"] for error in response.json()["errors"]] == [field]
 
 
-async def test_a_body_wrong_in_many_places_gets_a_short_answer(served: FakeServed) -> None:
+async def test_a_body_with_many_faults_gets_a_short_answer(served: FakeServed) -> None:
     body = {"text": "a"} | {f"{place}{'x' * 200}": "y" * 200 for place in range(100)}
     async with connect(service(served)) as client:
         response = await client.post("/next-word", json=body)
@@ -164,7 +162,7 @@ async def test_a_body_wrong_in_many_places_gets_a_short_answer(served: FakeServe
 
 
 @pytest.mark.parametrize(("sent", "expected"), [(None, 60), ("2.5", 2.5), ("1e9", 60)])
-async def test_a_caller_can_lower_the_deadline(served: FakeServed, sent: str | None, expected: float) -> None:
+async def test_a_client_can_lower_the_deadline(served: FakeServed, sent: str | None, expected: float) -> None:
     deadlines: list[float] = []
 
     async def answering(payload: Any, deadline: float | None) -> Any:
@@ -184,7 +182,7 @@ async def test_a_caller_can_lower_the_deadline(served: FakeServed, sent: str | N
 
 
 @pytest.mark.parametrize("sent", ["0", "-1", "soon", "nan", "inf", ""])
-async def test_a_senseless_deadline_is_a_wrong_field(served: FakeServed, sent: str) -> None:
+async def test_an_invalid_deadline_is_an_invalid_field(served: FakeServed, sent: str) -> None:
     async with connect(service(served)) as client:
         response = await client.post("/next-word", json={"text": "a"}, headers={"X-Request-Timeout": sent})
     assert response.status_code == 422
@@ -209,7 +207,7 @@ class Queue:
         return await plausible(payload, deadline)
 
 
-async def test_the_texts_of_one_request_wait_a_few_at_once(served: FakeServed) -> None:
+async def test_a_request_submits_a_limited_number_of_texts_at_once(served: FakeServed) -> None:
     queue = Queue(room=256)
     served.answering = queue.answer
     async with connect(service(served)) as client:
@@ -219,7 +217,7 @@ async def test_the_texts_of_one_request_wait_a_few_at_once(served: FakeServed) -
 
 
 @pytest.mark.parametrize("room", [1, 3])
-async def test_many_texts_need_no_more_room_than_there_is(served: FakeServed, room: int) -> None:
+async def test_many_texts_fit_any_queue(served: FakeServed, room: int) -> None:
     queue = Queue(room)
     served.answering = queue.answer
     async with connect(service(served)) as client:
@@ -228,7 +226,7 @@ async def test_many_texts_need_no_more_room_than_there_is(served: FakeServed, ro
     assert queue.most == room
 
 
-async def test_a_request_that_lost_its_last_place_waits_for_another(served: FakeServed) -> None:
+async def test_a_request_rejected_midway_by_a_full_queue_waits(served: FakeServed) -> None:
     turns = iter([True, False, True])
 
     async def answering(payload: Any, deadline: float | None) -> Any:
@@ -242,7 +240,7 @@ async def test_a_request_that_lost_its_last_place_waits_for_another(served: Fake
     assert response.status_code == 200
 
 
-async def test_a_request_that_gets_no_place_is_refused(served: FakeServed) -> None:
+async def test_a_request_that_never_enters_the_queue_is_rejected(served: FakeServed) -> None:
     served.answering = Queue(room=0).answer
     async with connect(service(served)) as client:
         response = await client.post("/perplexity", json={"texts": ["a"] * 256})
@@ -269,7 +267,7 @@ async def test_when_one_text_fails_the_others_are_cancelled(served: FakeServed) 
     assert sorted(cancelled) == ["a", "b"]
 
 
-async def test_the_text_that_a_model_can_t_score_is_named_by_its_place(served: FakeServed) -> None:
+async def test_a_text_that_a_model_cannot_score_is_named_by_its_index(served: FakeServed) -> None:
     async def wordless(payload: Any, deadline: float | None) -> Any:
         if payload.text == "...":
             raise InvalidField("text", "expected some words")
@@ -282,6 +280,6 @@ async def test_the_text_that_a_model_can_t_score_is_named_by_its_place(served: F
 
 
 @pytest.mark.parametrize(("top_k", "status"), [(2, 200), (2.0, 200), (2.5, 422), ("2", 422), (True, 422)])
-async def test_a_whole_number_is_one_however_json_spells_it(served: FakeServed, top_k: object, status: int) -> None:
+async def test_a_float_with_a_whole_value_is_an_integer(served: FakeServed, top_k: object, status: int) -> None:
     async with connect(service(served)) as client:
         assert (await client.post("/next-word", json={"text": "a", "top_k": top_k})).status_code == status

@@ -111,9 +111,7 @@ async def test_digits_reads_one_raw_image(vision: FakeVision) -> None:
 
 
 @pytest.mark.parametrize(("path", "most"), [("/digits", 32), ("/captions", 8)])
-async def test_as_many_images_as_are_allowed_are_answered_in_their_order(
-    vision: FakeVision, path: str, most: int
-) -> None:
+async def test_the_largest_number_of_images_is_answered_in_order(vision: FakeVision, path: str, most: int) -> None:
     sent = [place % 10 for place in range(most)]
 
     async def last_comes_first(payload: Any, deadline: float | None) -> Any:
@@ -128,7 +126,7 @@ async def test_as_many_images_as_are_allowed_are_answered_in_their_order(
     assert sorted(vision.prepared_names) == sorted(f"image.{place}" for place in range(most))
 
 
-async def test_a_request_s_only_small_digit_is_prepared_at_once_and_nothing_else_is(vision: FakeVision) -> None:
+async def test_only_a_single_small_digit_is_preprocessed_inline(vision: FakeVision) -> None:
     large = io.BytesIO()
     Image.new("L", (65, 10)).save(large, "png")
     async with connect(service(vision)) as client:
@@ -143,7 +141,7 @@ async def test_a_request_s_only_small_digit_is_prepared_at_once_and_nothing_else
     assert vision.at_once == [True, False, False, False, False, False]
 
 
-async def test_the_picture_that_the_model_saw_is_told_on_request(vision: FakeVision) -> None:
+async def test_the_input_of_the_model_is_returned_on_request(vision: FakeVision) -> None:
     body: dict[str, Any] = {"files": parts(png(1), png(2))}
     response = await post(vision, "/digits?framed=true", **body)
     TypeAdapter(DigitsAnswer).validate_python(response.json(), strict=True, extra="forbid")
@@ -157,7 +155,7 @@ async def test_the_picture_that_the_model_saw_is_told_on_request(vision: FakeVis
         assert all("framed" not in result for result in response.json()["results"])
 
 
-async def test_an_image_without_a_digit_is_an_answer_and_no_error(vision: FakeVision) -> None:
+async def test_an_image_without_a_digit_is_no_error(vision: FakeVision) -> None:
     async def blank(payload: Any, deadline: float | None) -> Classification:
         return Classification(None, 0.2, [0.1] * 10, True, "blank image", np.zeros((28, 28), np.uint8))
 
@@ -168,7 +166,7 @@ async def test_an_image_without_a_digit_is_an_answer_and_no_error(vision: FakeVi
     assert result["reason"] == "blank image"
 
 
-async def test_captions_asks_what_was_asked_and_tells_what_was_told(vision: FakeVision) -> None:
+async def test_captions_passes_its_parameters_to_the_model_and_returns_the_answer(vision: FakeVision) -> None:
     asked: list[Describe] = []
 
     async def answering(payload: Any, deadline: float | None) -> Any:
@@ -199,14 +197,14 @@ async def test_captions_asks_what_was_asked_and_tells_what_was_told(vision: Fake
         ("/captions?alternatives=many", "alternatives"),
     ],
 )
-async def test_a_wrong_query_is_named(vision: FakeVision, path: str, field: str) -> None:
+async def test_an_invalid_query_parameter_is_named(vision: FakeVision, path: str, field: str) -> None:
     response = await post(vision, path, files=parts(png()))
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
     assert [error["field"] for error in response.json()["errors"]] == [field]
 
 
 @pytest.mark.parametrize("path", ["/digits", "/captions"])
-async def test_a_model_that_is_not_there_is_told(vision: FakeVision, path: str) -> None:
+async def test_an_unknown_model_is_a_404(vision: FakeVision, path: str) -> None:
     assert (await post(vision, f"{path}?model=other", files=parts(png()))).status_code == 404
     async with connect(service()) as client:
         response = await client.post(path, files=parts(png()))
@@ -230,7 +228,7 @@ Image.new("1", (5001, 5000)).save(LARGE, "png")  # 25 megapixels and a column in
         ("/digits", [png(), b""], 400, "image.1: expected an image, found nothing"),
     ],
 )
-async def test_images_that_can_not_be_taken_are_told_by_their_place(
+async def test_invalid_images_are_named_by_their_index(
     vision: FakeVision, path: str, contents: list[bytes], status: int, told: str
 ) -> None:
     response = await post(vision, path, files=parts(*contents))
@@ -239,7 +237,7 @@ async def test_images_that_can_not_be_taken_are_told_by_their_place(
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP", "BMP", "GIF"])
-async def test_what_an_image_is_called_does_not_matter(vision: FakeVision, form: str) -> None:
+async def test_the_file_name_of_an_image_does_not_matter(vision: FakeVision, form: str) -> None:
     file = io.BytesIO()
     Image.new("RGB", (28, 28)).save(file, form)
     called = [("image", ("a.exe", file.getvalue(), "text/html")), ("image", (None, file.getvalue(), "image/heic"))]
@@ -248,7 +246,7 @@ async def test_what_an_image_is_called_does_not_matter(vision: FakeVision, form:
     assert (await post(vision, "/digits", **raw)).status_code == 200
 
 
-async def test_a_bad_image_fails_its_request_and_the_good_ones_are_given_up(vision: FakeVision) -> None:
+async def test_an_invalid_image_fails_its_request_and_the_others_are_cancelled(vision: FakeVision) -> None:
     begun, given_up = [], []
 
     async def endless(payload: Any, deadline: float | None) -> Any:
@@ -283,9 +281,7 @@ class Queue:
 
 
 @pytest.mark.parametrize("room", [1, 3, FAN_OUT])
-async def test_many_images_need_no_more_room_than_there_is_and_each_is_decoded_once(
-    vision: FakeVision, room: int
-) -> None:
+async def test_many_images_fit_any_queue_and_each_is_decoded_once(vision: FakeVision, room: int) -> None:
     queue = Queue(room)
     vision.answering = queue.answer
     response = await post(vision, "/digits", files=parts(*[png()] * 32))
@@ -294,19 +290,19 @@ async def test_many_images_need_no_more_room_than_there_is_and_each_is_decoded_o
     assert len(vision.prepared_names) == 32
 
 
-async def test_one_request_does_not_fill_the_queue_of_what_is_to_be_prepared(vision: FakeVision) -> None:
+async def test_one_request_does_not_fill_the_preprocessing_queue(vision: FakeVision) -> None:
     await post(vision, "/digits", files=parts(*[png()] * 32))
     assert vision.preparing_most == MAX_PREPROCESSING
 
 
-async def test_a_request_that_gets_no_place_is_refused(vision: FakeVision) -> None:
+async def test_a_request_that_never_enters_the_queue_is_rejected(vision: FakeVision) -> None:
     vision.answering = Queue(room=0).answer
     response = await post(vision, "/digits", files=parts(png(), png()))
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
 @pytest.mark.parametrize("path", ["/digits", "/captions"])
-async def test_a_caller_can_lower_the_deadline(vision: FakeVision, path: str) -> None:
+async def test_a_client_can_lower_the_deadline(vision: FakeVision, path: str) -> None:
     deadlines: list[float] = []
 
     async def answering(payload: Any, deadline: float | None) -> Any:
@@ -348,7 +344,7 @@ async def test_words_are_streamed_and_then_the_caption_as_in_the_plain_answer(vi
     assert events(response) == [*words, ("caption", plain.json())]
 
 
-async def test_every_line_of_accept_is_read(vision: FakeVision) -> None:
+async def test_all_accept_headers_are_read(vision: FakeVision) -> None:
     headers = [("Content-Type", "image/png"), ("Accept", "application/json"), ("Accept", "text/event-stream")]
     async with connect(service(vision)) as client:
         response = await client.post("/captions", content=png(3), headers=headers)
@@ -356,9 +352,7 @@ async def test_every_line_of_accept_is_read(vision: FakeVision) -> None:
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream;q=0", "Text/Event-Stream; Q=0.000, */*", "text/*"])
-async def test_words_are_not_streamed_to_who_does_not_accept_it_or_has_not_named_it(
-    vision: FakeVision, accept: str
-) -> None:
+async def test_words_are_streamed_only_if_events_are_accepted_by_name(vision: FakeVision, accept: str) -> None:
     response = await post(vision, "/captions", content=png(3), headers={"Content-Type": "image/png", "Accept": accept})
     assert response.headers["content-type"] == "application/json"
 
@@ -398,7 +392,7 @@ async def test_a_word_is_sent_before_the_next_is_known(vision: FakeVision) -> No
     assert [chunk.split(b"\n")[0] for chunk in received if chunk] == [b"event: word", b"event: word", b"event: caption"]
 
 
-async def test_a_caption_without_a_word_is_streamed_as_well(vision: FakeVision) -> None:
+async def test_a_caption_without_words_is_streamed(vision: FakeVision) -> None:
     async def silent(payload: Any, deadline: float | None) -> Any:
         return Description("", -1.0, [])
 
@@ -411,7 +405,7 @@ async def test_a_caption_without_a_word_is_streamed_as_well(vision: FakeVision) 
     ("content", "error", "status"),
     [(b"bad", None, 400), (png(), Overloaded("full"), 503), (png(), DeadlineExceeded("late"), 504)],
 )
-async def test_what_goes_wrong_before_the_first_event_has_its_status(
+async def test_an_error_before_the_first_event_has_its_status(
     vision: FakeVision, content: bytes, error: Exception | None, status: int
 ) -> None:
     async def failing(payload: Any, deadline: float | None) -> Any:
@@ -427,7 +421,7 @@ async def test_what_goes_wrong_before_the_first_event_has_its_status(
     ("error", "status"),
     [(DeadlineExceeded("late"), 504), (NotReady("ending"), 503), (InvalidField("beam", "too\nwide"), 422)],
 )
-async def test_what_goes_wrong_later_is_the_last_event(vision: FakeVision, error: Exception, status: int) -> None:
+async def test_a_later_error_is_the_last_event(vision: FakeVision, error: Exception, status: int) -> None:
     async def failing(payload: Any, deadline: float | None) -> Any:
         payload.on_word("a")
         raise error
@@ -454,7 +448,7 @@ def request(path: str, body: bytes, *headers: str) -> bytes:
     ("path", "accept", "words"),
     [("/digits", "*/*", 0), ("/captions", "*/*", 0), ("/captions", EVENT_STREAM, 0), ("/captions", EVENT_STREAM, 1)],
 )
-def test_work_is_given_up_when_the_caller_leaves(vision: FakeVision, path: str, accept: str, words: int) -> None:
+def test_a_disconnect_cancels_the_work(vision: FakeVision, path: str, accept: str, words: int) -> None:
     begun, cancelled = threading.Event(), threading.Event()
 
     async def endless(payload: Any, deadline: float | None) -> Any:
@@ -479,7 +473,7 @@ def test_work_is_given_up_when_the_caller_leaves(vision: FakeVision, path: str, 
 
 
 @pytest.mark.parametrize(("name", "status"), [("image", b"413"), ("file", b"422")])
-def test_a_connection_survives_a_form_that_is_refused_while_it_arrives(
+def test_a_connection_stays_open_after_a_form_rejected_while_it_arrives(
     vision: FakeVision, name: str, status: bytes
 ) -> None:
     head = f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()

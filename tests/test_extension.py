@@ -1,4 +1,4 @@
-"""Families and tokenizers are added from outside `app`, without editing a file."""
+"""Families, tokenizers and dialects are added from outside `app`, without editing a file."""
 
 import json
 import shutil
@@ -9,9 +9,17 @@ from typing import Any, ClassVar
 
 import pytest
 from prometheus_client import CollectorRegistry
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute
 
 from app import bundle as bundles
+from app.api.dialects import DIALECTS, BodyLimits
+from app.api.http.bodies import JsonBody
+from app.api.http.endpoints import Deadline, Endpoint
+from app.api.http.fields import RequestModel
+from app.api.http.state import CatalogueOf
 from app.bundle import Bundle
+from app.main import create_app
 from app.runtime.families import FAMILIES, Family
 from app.runtime.families.language_model import Suggest
 from app.runtime.metrics import Metrics
@@ -19,8 +27,10 @@ from app.runtime.onnx_session import Precision
 from app.runtime.registry import Registry
 from app.runtime.scheduler import Resources
 from app.runtime.usage import REQUEST_USAGE, RequestUsage
+from app.settings import Settings
 from app.text import TOKENIZERS
 from app.text.penn_treebank import PennTreebank
+from tests.api.conftest import talk
 
 pytestmark = pytest.mark.anyio
 
@@ -107,3 +117,36 @@ async def test_a_tokenizer_is_added(store: Path, tiny_bundle: Bundle) -> None:
     texts = [suggestion.text for suggestion in found.suggestions]
     assert ("thee" in texts, "the" in texts) == (True, False)
     await registry.close()
+
+
+class ShoutRequest(RequestModel):
+    text: str
+
+
+async def shout(body: ShoutRequest, catalogue: CatalogueOf, deadline: Deadline) -> Response:
+    return PlainTextResponse(await catalogue.get(None, "shout").answer(Shout(body.text), deadline=deadline))
+
+
+def toy_dialect(limits: BodyLimits) -> Sequence[BaseRoute]:
+    return [Endpoint("/toy/shout", shout, scope="predict", body=JsonBody(limits.texts))]
+
+
+async def test_the_service_speaks_an_added_dialect_for_an_added_family(store: Path, tiny_bundle: Bundle) -> None:
+    probe = {"payload": {"text": "hi"}, "answers": {"fp32": [["HI", 0.0]]}}
+    publish(store, tiny_bundle, "loud", probe, family="shout", served="fp32")
+    app = create_app(
+        Settings(store=store),
+        families={**FAMILIES, "shout": SHOUT},
+        dialects={**DIALECTS, "toy": toy_dialect},
+    )
+    async with app.router.lifespan_context(app) as state, talk(app, state) as client:
+        assert state
+        await state["catalogue"].loaded()
+        answer = await client.post("/toy/shout", json={"text": "hello"})
+        wrong = await client.post("/toy/shout", json={"text": 1})
+        listed = (await client.get("/models")).json()["models"]
+        document = (await client.get("/openapi.json")).json()
+    assert answer.text == "HELLO"
+    assert (wrong.status_code, wrong.headers["content-type"]) == (422, "application/problem+json")
+    assert {model["name"]: model["family"] for model in listed} == {"loud": "shout", "tiny": "language_model"}
+    assert "/toy/shout" in document["paths"]
