@@ -12,7 +12,7 @@ def _unicode(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PydanticCustomError("unicode", "expected valid Unicode, found an unpaired surrogate") from error
+        raise PydanticCustomError("unicode", "expected Unicode without unpaired surrogates") from error
     return text
 
 
