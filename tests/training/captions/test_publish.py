@@ -252,7 +252,7 @@ def test_the_model_card_tells_terms_metrics_and_weaknesses(published: Bundle, co
         f"{published.manifest.served} graphs, a beam of 3",
         "![photographs and their captions](gallery.png)",
         "![learning curve](curves.png)",
-        "## What it is not good at",
+        "## Limitations",
     ):
         assert expected in card
     assert "$" not in card

@@ -173,7 +173,7 @@ def test_the_model_card_states_terms_metrics_and_weaknesses(published: Bundle) -
         f"as served ({manifest.served})",
         *(f"| {name} |" for name in (*CORRUPTIONS, "photographs")),
         *(f"]({name})" for name in ("confusion.png", "errors.png", "reliability.png", "curves.png")),
-        "## What it is not good at",
+        "## Limitations",
     ):
         assert expected in card
     assert "$" not in card

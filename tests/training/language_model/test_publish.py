@@ -136,7 +136,7 @@ def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle) ->
         f"{manifest.metrics['test_perplexity_fp32']:.2f}",
         f"as served ({manifest.served})",
         "![learning curve](curves.png)",
-        "## What it is not good at",
+        "## Limitations",
     ):
         assert told in card
     assert "$" not in card.replace("$1 a word", "")
@@ -145,7 +145,7 @@ def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle) ->
 
 def test_the_model_card_keeps_to_what_is_true_of_the_corpus(published: Bundle, finished: Run) -> None:
     manifest = published.manifest
-    told = published.text("README.md").split("## What it is not good at\n")[1]
+    told = published.text("README.md").split("## Limitations\n")[1]
     assert "that text's view of the world.\n- It knows of banks alone, at $1 a word.\n- A low perplexity" in told
     told = model_card(manifest)
     assert "that text's view of the world.\n- A low perplexity" in told

@@ -19,8 +19,8 @@ const FAMILIES = {
   },
 };
 const ORDER = Object.keys(FAMILIES);
-const LIMITS = "What it is not good at";
-const FIGURES = "Figures";
+const LIMITATIONS = ["Limitations", "What it is not good at"]; // the latter in cards published before
+const RESULTS = ["Results", "Figures"];
 const notify = notice(document.getElementById("models-notice"));
 
 /** Initialise the view; all cards are requested at once. */
@@ -47,13 +47,13 @@ async function ready({ name }) {
     createElement("header", {}, createElement("h2", {}, family.title), createElement("p", { class: "measure" }, facts(model))),
     createElement("p", { class: "figure" }, ...(value ? [createElement("strong", {}, value), createElement("span", {}, unit)] : [])),
     createElement("div", { class: "about" }, ...shown(first), ...aside(rest, shown)),
-    ...rest.filter(({ heading }) => heading === LIMITS).map((section) => createElement("section", { class: "limits" }, createElement("h3", {}, section.heading), ...shown(section))),
-    ...rest.filter(({ heading }) => heading === FIGURES).flatMap((section) => figures(section, shown)),
+    ...rest.filter(({ heading }) => LIMITATIONS.includes(heading)).map((section) => createElement("section", { class: "limits" }, createElement("h3", {}, section.heading), ...shown(section))),
+    ...rest.filter(({ heading }) => RESULTS.includes(heading)).flatMap((section) => figures(section, shown)),
   );
 }
 
 const aside = (rest, shown) =>
-  rest.filter(({ heading }) => ![LIMITS, FIGURES].includes(heading)).flatMap((section) => [createElement("h3", {}, section.heading), ...shown(section)]);
+  rest.filter(({ heading }) => ![...LIMITATIONS, ...RESULTS].includes(heading)).flatMap((section) => [createElement("h3", {}, section.heading), ...shown(section)]);
 
 /** Show the plots; text and tables are collapsed. */
 function figures(section, shown) {
