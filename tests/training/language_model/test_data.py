@@ -221,7 +221,7 @@ def test_a_penn_treebank_with_one_other_byte_is_refused(treebank: Path, split: s
     found = hashlib.sha256(content).hexdigest()
     with pytest.raises(CorpusError) as refusal:
         texts.penn_treebank(treebank)
-    assert str(refusal.value) == f"{path}: sha256 is {found}, the Penn Treebank's is {expected}"
+    assert str(refusal.value) == f"{path}: expected the Penn Treebank's sha256 {expected}, found {found}"
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
