@@ -240,7 +240,7 @@ def test_models_lists_the_store_and_marks_damaged_models(damaged_store: Path) ->
         (["caption", "a.jpg"], 1, "expected a captions model, found none"),
         (["score", "/nowhere.txt"], 1, "/nowhere.txt"),
         (["score", "/"], 1, "can't be read"),
-        (["suggest", "a", "--model", "other"], 1, "other: no such model; there are: tiny"),
+        (["suggest", "a", "--model", "other"], 1, "other: no such model; available: tiny"),
         (["serve", "--port", "70000"], 2, "SEQSERVE_PORT"),
         (["serve", "--host", "256.0.0.1"], 2, "http://256.0.0.1:8000"),
     ],

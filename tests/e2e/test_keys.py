@@ -129,7 +129,7 @@ def test_two_servers_share_rate_limits_in_redis_and_fall_back_to_their_own(tiny_
             connection.recv(1)  # it has exited
         assert [other.post("/next-word", json=TEXT).status_code for _ in range(4)] == [200, 200, 200, 429]
         assert "seqserve_rate_storage_errors_total 0" not in other.get("/metrics").text
-    assert "counts by itself" in "".join(log)
+    assert "counts alone" in "".join(log)
 
 
 class Collector(BaseHTTPRequestHandler):

@@ -28,7 +28,7 @@ def png(path: Path) -> bytes:
 
 def test_a_learning_curve_may_be_of_another_figure_on_other_parts(tmp_path: Path) -> None:
     metrics = [
-        {"epoch": 1, "train_accuracy": 0.9, "valid_accuracy": 0.8, "valid_soiled_accuracy": 0.7, "learning_rate": 0}
+        {"epoch": 1, "train_accuracy": 0.9, "valid_accuracy": 0.8, "valid_degraded_accuracy": 0.7, "learning_rate": 0}
     ]
     pictures = []
     for parts in (("train", "valid"), ("train", "valid", "valid_degraded")):
