@@ -191,6 +191,8 @@ async def _load(settings: Settings, load: Callable[[], Registry]) -> Registry:
         raise
     freeze_heap()
     serving = [f"{served.name} {served.version}" for served in registry.served()]
-    refused = f"; rejected: {', '.join(registry.rejected)}" if registry.rejected else ""  # the reasons have been logged
-    log.info("%s serves %s%s", settings.url, ", ".join(serving) or "no model", refused)
+    rejected = (
+        f"; rejected: {', '.join(registry.rejected)}" if registry.rejected else ""
+    )  # the reasons have been logged
+    log.info("%s serves %s%s", settings.url, ", ".join(serving) or "no model", rejected)
     return registry

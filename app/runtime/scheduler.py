@@ -145,7 +145,7 @@ def _deliver(outcomes: Sequence[Outcome], running: asyncio.AbstractEventLoop | N
         if loop is running:
             _resolve(resolved)
         else:
-            with suppress(RuntimeError):  # the loop is closed and nobody awaits its futures
+            with suppress(RuntimeError):  # the loop is closed, so its futures are not awaited
                 loop.call_soon_threadsafe(_resolve, resolved)
 
 

@@ -187,7 +187,7 @@ class Worker:
     def _read(self) -> None:
         try:
             message = receive(self._line)
-        except EOFError:  # without the supervisor nobody would stop this process
+        except EOFError:  # without the supervisor this process would never be stopped
             self._on_supervisor_exit()
             return
         if message["kind"] != "done":

@@ -49,11 +49,11 @@ def test_a_wrong_value_is_told_with_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as reported:
         Settings()
-    assert str(told.value).startswith(f"{name}: ")
-    assert expected in str(told.value)
-    assert f"found {value!r}" in str(told.value)
+    assert str(reported.value).startswith(f"{name}: ")
+    assert expected in str(reported.value)
+    assert f"found {value!r}" in str(reported.value)
 
 
 @pytest.mark.parametrize(

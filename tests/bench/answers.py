@@ -14,7 +14,7 @@ Everything is compared byte for byte, except for these values, which are left ou
   of installation;
 - `X-Request-Id`, if the server generated it; a fixed id is sent with each request and has to come back;
 - `cached_tokens` of /next-word, which depends on earlier requests, unless a request repeats the one before it;
-- `detail` where a deadline has passed, which tells the stage that the request was in by then;
+- `detail` where a deadline has passed, which names the stage that the request was in by then;
 - the body of /metrics.
 
 With `--messages-may-differ` these texts may differ as well: `detail` and the `message` of each field error in problem
@@ -91,8 +91,8 @@ PARAGRAPH: Final = (
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request; `label` tells it from the others of its method and target."""
+class Request:
+    """One request; `label` distinguishes it from others of its method and target."""
 
     method: str
     target: str
@@ -117,93 +117,95 @@ class Ask:
         return hashlib.sha256(sent).hexdigest()
 
 
-def all_asks() -> list[Ask]:
+def all_requests() -> list[Request]:
     """Every request, in the order in which they are sent."""
     groups = (
-        page_asks(),
-        operations_asks(),
-        activate_asks(),
-        next_word_asks(),
-        perplexity_asks(),
-        digits_asks(),
-        captions_asks(),
-        caption_events_asks(),
-        json_fault_asks(),
-        image_fault_asks(),
-        header_asks(),
+        page_requests(),
+        operations_requests(),
+        activate_requests(),
+        next_word_requests(),
+        perplexity_requests(),
+        digits_requests(),
+        captions_requests(),
+        caption_events_requests(),
+        json_fault_requests(),
+        image_fault_requests(),
+        header_requests(),
     )
-    asks = [ask for group in groups for ask in group]
-    names = [ask.name for ask in asks]
+    requests = [request for group in groups for request in group]
+    names = [request.name for request in requests]
     assert len(set(names)) == len(names), sorted(name for name in names if names.count(name) > 1)
-    return asks
+    return requests
 
 
-def post_json(target: str, label: str, value: object, **more: Any) -> Ask:
+def post_json(target: str, label: str, value: object, **more: Any) -> Request:
     """A POST of a value as JSON in UTF-8."""
     return post(target, label, json.dumps(value, ensure_ascii=False).encode(), JSON, **more)
 
 
-def post(target: str, label: str, content: bytes, media_type: str | None, *more: tuple[str, str], **flags: Any) -> Ask:
-    """A POST of bytes; `more` are further headers, `flags` further fields of the Ask."""
+def post(
+    target: str, label: str, content: bytes, media_type: str | None, *more: tuple[str, str], **flags: Any
+) -> Request:
+    """A POST of bytes; `more` are further headers, `flags` further fields of the Request."""
     typed = () if media_type is None else (("Content-Type", media_type),)
-    return Ask("POST", target, label, typed + more, content, **flags)
+    return Request("POST", target, label, typed + more, content, **flags)
 
 
-def page_asks() -> Iterator[Ask]:
+def page_requests() -> Iterator[Request]:
     """The page, its files and the documentation."""
     for target in ("/", *(f"/web/{name}" for name in PAGE_FILES), "/docs", "/openapi.json"):
-        yield Ask("GET", target)
-        yield Ask("HEAD", target)
+        yield Request("GET", target)
+        yield Request("HEAD", target)
     for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"):
-        yield Ask("GET", f"/docs/files/{name}", ignored=("etag", "last-modified"))
+        yield Request("GET", f"/docs/files/{name}", ignored=("etag", "last-modified"))
     for target in ("/", "/web/main.js"):
         for tag in ("*", '"other"', 'W/"other", *'):
-            yield Ask("GET", target, f"If-None-Match {tag}", (("If-None-Match", tag),))
-        yield Ask("GET", target, "a range", (("Range", "bytes=0-9"),))
+            yield Request("GET", target, f"If-None-Match {tag}", (("If-None-Match", tag),))
+        yield Request("GET", target, "a range", (("Range", "bytes=0-9"),))
     for name in ("", "none.js", "..%2fpage.py", "%00", "MAIN.JS"):
-        yield Ask("GET", f"/web/{name}")
-    yield Ask("GET", "/web")
-    yield Ask("GET", "/docs/files/none")
-    yield Ask("GET", "/docs/files/..%2f..%2f__init__.py")
-    yield Ask("GET", "/?query=1")
+        yield Request("GET", f"/web/{name}")
+    yield Request("GET", "/web")
+    yield Request("GET", "/docs/files/none")
+    yield Request("GET", "/docs/files/..%2f..%2f__init__.py")
+    yield Request("GET", "/?query=1")
     for method in ("OPTIONS", "POST", "PUT", "DELETE"):
         for target in ("/", "/web/main.js", "/docs", "/openapi.json"):
-            yield Ask(method, target)
+            yield Request(method, target)
 
 
-def operations_asks() -> Iterator[Ask]:
+def operations_requests() -> Iterator[Request]:
     """Routes of the server's state and of its models, and paths that no route has."""
     for target in ("/livez", "/readyz", "/models", *(f"/models/{model}" for model in VERSION_OF)):
         for method in ("GET", "HEAD", "OPTIONS", "POST"):
-            yield Ask(method, target)
+            yield Request(method, target)
     for model, names in PICTURES_OF.items():
         for name in names:
-            yield Ask("GET", f"/models/{model}/files/{name}")
-    picture = "/models/ptb/files/curves.png"
-    yield Ask("HEAD", picture)
-    yield Ask("OPTIONS", picture)
-    yield Ask("DELETE", picture)
-    yield Ask("GET", picture, "If-None-Match *", (("If-None-Match", "*"),))
+            yield Request("GET", f"/models/{model}/files/{name}")
+    image = "/models/ptb/files/curves.png"
+    yield Request("HEAD", image)
+    yield Request("OPTIONS", image)
+    yield Request("DELETE", image)
+    yield Request("GET", image, "If-None-Match *", (("If-None-Match", "*"),))
     for name in ("none.png", "manifest.json", "README.md", "weights.safetensors", "..%2fCURRENT", "%ff.png", "a/b.png"):
-        yield Ask("GET", f"/models/ptb/files/{name}")
-    yield Ask("GET", "/models/none/files/curves.png")
-    yield Ask("GET", "/models/none")
-    yield Ask("GET", "/models/" + 300 * "n", "a long name")
-    yield Ask("GET", "/models/", "no name")
-    yield Ask("GET", "/models/m%C3%B6del")
-    yield Ask("GET", "/models/..%2f..%2fetc")
-    yield Ask("GET", "/metrics", body_matters=False)
-    yield Ask("HEAD", "/metrics", ignored=("content-length",))
+        yield Request("GET", f"/models/ptb/files/{name}")
+    yield Request("GET", "/models/none/files/curves.png")
+    yield Request("GET", "/models/none")
+    yield Request("GET", "/models/" + 300 * "n", "a long name")
+    yield Request("GET", "/models/", "no name")
+    yield Request("GET", "/models/m%C3%B6del")
+    yield Request("GET", "/models/..%2f..%2fetc")
+    yield Request("GET", "/metrics", body_matters=False)
+    yield Request("HEAD", "/metrics", ignored=("content-length",))
     for method in ("OPTIONS", "POST"):
-        yield Ask(method, "/metrics")
+        yield Request(method, "/metrics")
     for label, header in foreign():
-        yield Ask("GET", "/metrics", label, (header,))
+        yield Request("GET", "/metrics", label, (header,))
     for method in ("GET", "HEAD", "OPTIONS", "POST", "BREW"):
-        yield Ask(method, "/none")
+        yield Request(method, "/none")
     for target in ("/livez/", "/readyz/", "/livez//", "/LIVEZ", "/next-word/", "/favicon.ico", "/none?a=b"):
-        yield Ask("GET", target)
-    yield Ask("GET", "/" + 200 * "x", "a long path")
-    yield Ask("GET", "/livez?query=1")
+        yield Request("GET", target)
+    yield Request("GET", "/" + 200 * "x", "a long path")
+    yield Request("GET", "/livez?query=1")
 
 
 def foreign() -> Iterator[tuple[str, tuple[str, str]]]:
@@ -214,7 +216,7 @@ def foreign() -> Iterator[tuple[str, tuple[str, str]]]:
     yield "a foreign Host", ("Host", "example.org")
 
 
-def activate_asks() -> Iterator[Ask]:
+def activate_requests() -> Iterator[Request]:
     """Requests for a version: for the active one, which changes nothing, and wrong ones."""
     for model, version in VERSION_OF.items():
         yield post_json(f"/models/{model}/activate", "the active version", {"version": version})
@@ -232,10 +234,10 @@ def activate_asks() -> Iterator[Ask]:
     for label, header in foreign():
         yield post(path, label, b'{"version": "20261124.2"}', JSON, header)
     for method in ("GET", "HEAD", "OPTIONS", "PUT"):
-        yield Ask(method, path)
+        yield Request(method, path)
 
 
-def next_word_asks() -> Iterator[Ask]:
+def next_word_requests() -> Iterator[Request]:
     """Suggestions."""
     path = "/next-word"
     texts = {
@@ -288,7 +290,7 @@ def next_word_asks() -> Iterator[Ask]:
         yield post(path, content_type, b'{"text": "the company"}', content_type)
 
 
-def perplexity_asks() -> Iterator[Ask]:
+def perplexity_requests() -> Iterator[Request]:
     """Scores."""
     path = "/perplexity"
     black_monday = ["No, it was not Black Monday.", "Monday black not was it, no."]
@@ -344,7 +346,7 @@ def timeout(seconds: str) -> tuple[str, str]:
     return "X-Request-Timeout", seconds
 
 
-def digits_asks() -> Iterator[Ask]:
+def digits_requests() -> Iterator[Request]:
     """Images of digits, and of other things."""
     path = "/digits"
     for digit in STROKES:
@@ -353,8 +355,8 @@ def digits_asks() -> Iterator[Ask]:
     five = drawn(5, 40, 120)
     for form in ("PNG", "JPEG", "WEBP", "BMP", "GIF"):
         yield post(path, f"raw {form}", encoded(five, form), f"image/{form.lower()}")
-    for label, picture in digit_variants(five).items():
-        yield post(f"{path}?framed=true", label, picture, "image/png")
+    for label, image in digit_variants(five).items():
+        yield post(f"{path}?framed=true", label, image, "image/png")
     for label, empty in no_digits().items():
         yield post(f"{path}?framed=true", label, encoded(empty), "image/png")
     some = [encoded(drawn(place % 10, 60 + place, 28 + 9 * place)) for place in range(33)]
@@ -410,7 +412,7 @@ def digit_variants(five: Image.Image) -> dict[str, bytes]:
 
 
 def no_digits() -> dict[str, Image.Image]:
-    """Pictures without one digit."""
+    """Images without one digit."""
     noise = np.random.default_rng(11).integers(0, 256, (64, 64), np.uint8)
     shapes = Image.new("L", (100, 100), 255)
     ImageDraw.Draw(shapes).polygon([(10, 90), (50, 10), (90, 90)], outline=0, width=5)
@@ -429,7 +431,7 @@ def no_digits() -> dict[str, Image.Image]:
     }
 
 
-def captions_asks() -> Iterator[Ask]:
+def captions_requests() -> Iterator[Request]:
     """Captions in one piece."""
     path = "/captions"
     scenes = [encoded(scene(seed, 500, 375), "JPEG", quality=90) for seed in range(9)]
@@ -441,8 +443,8 @@ def captions_asks() -> Iterator[Ask]:
         yield post(f"{path}?beam={beam}&alternatives={alternatives}", "scene 1", scenes[1], "image/jpeg")
     for form in ("PNG", "WEBP", "BMP", "GIF"):
         yield post(path, f"raw {form}", encoded(scene(6, 260, 340), form), f"image/{form.lower()}")
-    for label, picture in unusual_photographs().items():
-        yield post(f"{path}?alternatives=1", label, picture, "image/*")
+    for label, image in unusual_photographs().items():
+        yield post(f"{path}?alternatives=1", label, image, "image/*")
     for count in (1, 2, 8, 9):
         yield post(f"{path}?alternatives=1", f"a form of {count}", form_of(scenes[:count]), FORM)
     yield post(path, "a damaged one among others", form_of([scenes[0], scenes[1][:400], scenes[2]]), FORM)
@@ -452,7 +454,7 @@ def captions_asks() -> Iterator[Ask]:
         yield post(f"{path}?{query}", "scene 2", scenes[2], "image/jpeg")
 
 
-def caption_events_asks() -> Iterator[Ask]:
+def caption_events_requests() -> Iterator[Request]:
     """Captions of `Accept: text/event-stream`, and other values of Accept."""
     path = "/captions"
     scenes = [encoded(scene(seed, 500, 375), "JPEG", quality=90) for seed in range(5)]
@@ -495,7 +497,7 @@ def unusual_photographs() -> dict[str, bytes]:
     }
 
 
-def json_fault_asks() -> Iterator[Ask]:
+def json_fault_requests() -> Iterator[Request]:
     """Faults in bodies, headers and methods of the routes that take JSON."""
     said = b'{"text": "the company"}'
     bodies = {
@@ -540,16 +542,16 @@ def json_fault_asks() -> Iterator[Ask]:
         for content_type in (None, "", "text/plain", f"{JSON}; charset=latin-1", "json", "multipart/form-data"):
             yield post(path, f"content type {content_type!r}", said, content_type)
         for method in ("GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "BREW"):
-            yield Ask(method, path)
+            yield Request(method, path)
         for seconds in ("0", "-1", "abc", "inf", "nan", ""):
             yield post(path, f"X-Request-Timeout {seconds!r}", said, JSON, timeout(seconds))
         yield post(path, "X-Request-Timeout '1e-7'", said, JSON, timeout("1e-7"), detail_matters=False)
         yield post(path, "X-Request-Timeout 100", said, JSON, timeout("100"))
         yield post(path, "Content-Encoding", gzip.compress(said, mtime=0), JSON, ("Content-Encoding", "gzip"))
-    yield from next_word_fault_asks()
+    yield from next_word_fault_requests()
 
 
-def next_word_fault_asks() -> Iterator[Ask]:
+def next_word_fault_requests() -> Iterator[Request]:
     """Faults in single fields of /next-word."""
     path = "/next-word"
     values: dict[str, Sequence[object]] = {
@@ -568,7 +570,7 @@ def next_word_fault_asks() -> Iterator[Ask]:
     yield post_json(path, "too large, chunked", {"text": 64 * 1024 * "a"}, chunked=True)
 
 
-def image_fault_asks() -> Iterator[Ask]:
+def image_fault_requests() -> Iterator[Request]:
     """Faults in bodies, headers and methods of the routes that take images."""
     image = encoded(drawn(6, 70, 60))
     jpeg = encoded(scene(4, 120, 90), "JPEG")
@@ -607,29 +609,29 @@ def image_fault_asks() -> Iterator[Ask]:
         for content_type in ("image/jpeg", "IMAGE/PNG; q=1", "image/svg+xml", "image/x"):
             yield post(path, f"a PNG as {content_type}", image, content_type)
         for method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE"):
-            yield Ask(method, path)
+            yield Request(method, path)
         for seconds in ("0", "-1", "abc", "inf"):
             yield post(path, f"X-Request-Timeout {seconds!r}", image, "image/png", timeout(seconds))
         yield post(path, "X-Request-Timeout 100", image, "image/png", timeout("100"))
 
 
-def header_asks() -> Iterator[Ask]:
+def header_requests() -> Iterator[Request]:
     """Unusual and wrong headers."""
     ids = {"128 characters": 128 * "i", "129 characters": 129 * "i", "a blank": "a b", "empty": ""}
     for label, value in ids.items():
-        yield Ask("GET", "/livez", f"X-Request-Id, {label}", (("X-Request-Id", value),))
-    yield Ask("GET", "/livez", "100 fields more", tuple((f"X-Field-{place}", "x") for place in range(100)))
-    yield Ask("GET", "/livez", "a field of 33 KiB", (("X-Field", 33 * 1024 * "x"),))
-    yield Ask("GET", "/" + 33 * 1024 * "x", "a target of 33 KiB")
-    yield Ask("GET", "/livez", "X-Session-Id", (("X-Session-Id", "session"),))
-    yield Ask("GET", "/livez", "a key where none is needed", (("Authorization", "Bearer none"),))
-    yield Ask("GET", "/livez", "a foreign Host", (("Host", "example.org"),))
-    yield Ask("GET", "/models", "a foreign Origin", (("Origin", "https://example.org"),))
-    yield Ask("GET", "/livez", "an upgrade", (("Connection", "Upgrade"), ("Upgrade", "websocket")))
-    yield Ask("GET", "/livez", "Accept text/html", (("Accept", "text/html"),))
+        yield Request("GET", "/livez", f"X-Request-Id, {label}", (("X-Request-Id", value),))
+    yield Request("GET", "/livez", "100 fields more", tuple((f"X-Field-{place}", "x") for place in range(100)))
+    yield Request("GET", "/livez", "a field of 33 KiB", (("X-Field", 33 * 1024 * "x"),))
+    yield Request("GET", "/" + 33 * 1024 * "x", "a target of 33 KiB")
+    yield Request("GET", "/livez", "X-Session-Id", (("X-Session-Id", "session"),))
+    yield Request("GET", "/livez", "a key where none is needed", (("Authorization", "Bearer none"),))
+    yield Request("GET", "/livez", "a foreign Host", (("Host", "example.org"),))
+    yield Request("GET", "/models", "a foreign Origin", (("Origin", "https://example.org"),))
+    yield Request("GET", "/livez", "an upgrade", (("Connection", "Upgrade"), ("Upgrade", "websocket")))
+    yield Request("GET", "/livez", "Accept text/html", (("Accept", "text/html"),))
     preflight = (("Origin", "https://example.org"), ("Access-Control-Request-Method", "POST"))
     for path in ("/next-word", "/livez"):
-        yield Ask("OPTIONS", path, "a preflight", preflight)
+        yield Request("OPTIONS", path, "a preflight", preflight)
     for label, header in foreign():
         yield post("/next-word", label, b'{"text": "the company"}', JSON, header)
     yield post("/next-word", "two content types", b'{"text": "the"}', JSON, ("Content-Type", "text/plain"))
@@ -646,10 +648,10 @@ def form_of(images: Sequence[bytes], name: str = "image", *, file_name: bool = T
     return b"".join([*pieces, f"--{BOUNDARY}--\r\n".encode()])
 
 
-def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     """An image file."""
     stream = io.BytesIO()
-    picture.save(stream, form, **options)
+    image.save(stream, form, **options)
     return stream.getvalue()
 
 
@@ -658,8 +660,8 @@ def drawn(digit: int, seed: int, side: int) -> Image.Image:
     chance = random.Random(seed)
     scale = 4 * side
     width = max(4, round(scale * chance.uniform(0.06, 0.1)))
-    picture = Image.new("L", (scale, scale), 255)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("L", (scale, scale), 255)
+    pen = ImageDraw.Draw(image)
     for stroke in STROKES[digit]:
         points = [
             (scale * (0.15 + 0.7 * x + chance.gauss(0, 0.01)), scale * (0.1 + 0.8 * y + chance.gauss(0, 0.01)))
@@ -668,28 +670,28 @@ def drawn(digit: int, seed: int, side: int) -> Image.Image:
         pen.line(points, 20, width, joint="curve")
         for x, y in (points[0], points[-1]):
             pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), 20)
-    return picture.resize((side, side), Image.Resampling.BOX)
+    return image.resize((side, side), Image.Resampling.BOX)
 
 
-def noisy(picture: Image.Image, seed: int) -> Image.Image:
-    """The picture with uniform noise."""
-    pixels = np.asarray(picture, np.int16)
+def noisy(image: Image.Image, seed: int) -> Image.Image:
+    """The image with uniform noise."""
+    pixels = np.asarray(image, np.int16)
     grain = np.random.default_rng(seed).integers(-30, 31, pixels.shape, np.int16)
     return Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
 
 
-def ruled(picture: Image.Image) -> Image.Image:
-    """The picture on ruled paper."""
-    paper = picture.convert("L").resize((400, 400))
+def ruled(image: Image.Image) -> Image.Image:
+    """The image on ruled paper."""
+    paper = image.convert("L").resize((400, 400))
     pen = ImageDraw.Draw(paper)
     for height in range(20, 400, 60):
         pen.line([(0, height), (400, height + 3)], 150, 2)
     return paper
 
 
-def on_desk(picture: Image.Image) -> Image.Image:
-    """The picture on a white sheet that lies askew on a dark desk."""
-    sheet = picture.convert("L").resize((300, 300))
+def on_desk(image: Image.Image) -> Image.Image:
+    """The image on a white sheet that lies askew on a dark desk."""
+    sheet = image.convert("L").resize((300, 300))
     desk = Image.new("L", (640, 480), 90)
     desk.paste(sheet.rotate(5, expand=True, fillcolor=90), (150, 70))
     return noisy(desk.filter(ImageFilter.GaussianBlur(1)), 8)
@@ -703,8 +705,8 @@ def scene(seed: int, width: int, height: int) -> Image.Image:
         red, green, blue = (max(0, min(255, level + chance.randint(-40, 40))) for level in around)
         return red, green, blue
 
-    picture = Image.new("RGB", (width, height), colour(120, 170, 230))
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, height), colour(120, 170, 230))
+    pen = ImageDraw.Draw(image)
     horizon = round(height * chance.uniform(0.35, 0.7))
     for row in range(horizon):
         pen.line([(0, row), (width, row)], (150 + 80 * row // horizon, 190 + 40 * row // horizon, 235))
@@ -717,7 +719,7 @@ def scene(seed: int, width: int, height: int) -> Image.Image:
     x, y, size = chance.uniform(0.1, 0.9) * width, chance.uniform(0.6, 0.9) * height, 0.04 * height
     pen.ellipse((x - size, y - size, x + size, y + size), colour(220, 80, 60))
     grain = np.random.default_rng(seed).integers(-12, 13, (height, width, 3), np.int16)
-    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(width / 400)), np.int16)
+    blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(width / 400)), np.int16)
     return Image.fromarray(np.clip(blurred + grain, 0, 255).astype(np.uint8))
 
 
@@ -739,43 +741,43 @@ def figure(pen: ImageDraw.ImageDraw, chance: random.Random, width: int, height: 
             pen.line([(x + leg * tall, foot - 0.35 * tall), (x + leg * tall, foot)], coat, max(2, round(tall / 12)))
 
 
-def answered(client: httpx.Client, ask: Ask) -> dict[str, Any]:
+def answered(client: httpx.Client, request: Request) -> dict[str, Any]:
     """Send a request and return the line of the file for its answer."""
-    headers = [("X-Request-Id", REQUEST_ID), *ask.headers]
-    if "X-Request-Id" in dict(ask.headers):
+    headers = [("X-Request-Id", REQUEST_ID), *request.headers]
+    if "X-Request-Id" in dict(request.headers):
         del headers[0]
-    content: bytes | Iterator[bytes] | None = ask.content or None
-    if ask.chunked:
-        content = (ask.content[start : start + 4096] for start in range(0, len(ask.content), 4096))
-    line: dict[str, Any] = {"name": ask.name, "request_sha256": ask.sha256}
+    content: bytes | Iterator[bytes] | None = request.content or None
+    if request.chunked:
+        content = (request.content[start : start + 4096] for start in range(0, len(request.content), 4096))
+    line: dict[str, Any] = {"name": request.name, "request_sha256": request.sha256}
     try:
-        response = client.request(ask.method, ask.target, headers=headers, content=content)
+        response = client.request(request.method, request.target, headers=headers, content=content)
     except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
         return line | {"status": NO_ANSWER, "headers": {}, "body": type(error).__name__}
     return line | {
         "status": response.status_code,
-        "headers": stable_headers(response, ask, dict(headers)["X-Request-Id"]),
-        "body": stable_body(response, ask),
+        "headers": stable_headers(response, request, dict(headers)["X-Request-Id"]),
+        "body": stable_body(response, request),
     }
 
 
-def stable_headers(response: httpx.Response, ask: Ask, request_id: str) -> dict[str, str]:
+def stable_headers(response: httpx.Response, request: Request, request_id: str) -> dict[str, str]:
     """Headers of an answer by their names in lower case, without those that differ from one time to the next."""
-    ignored = {"date", *ask.ignored, *(["content-length"] if response.content else [])}
+    ignored = {"date", *request.ignored, *(["content-length"] if response.content else [])}
     found = {name: value for name, value in sorted(response.headers.items()) if name not in ignored}
     if found.get("x-request-id") not in (None, request_id):
         found["x-request-id"] = GENERATED
     return found
 
 
-def stable_body(response: httpx.Response, ask: Ask) -> str | dict[str, Any]:
+def stable_body(response: httpx.Response, request: Request) -> str | dict[str, Any]:
     """Text, or an object with `base64` or, for a large body, with its `sha256` and `bytes`."""
-    if not ask.body_matters:
+    if not request.body_matters:
         return NORMALISED
     body = response.content
-    if not ask.detail_matters:
+    if not request.detail_matters:
         body = DETAIL.sub(f'"detail": "{NORMALISED}"'.encode(), body)
-    if not ask.repeats:
+    if not request.repeats:
         body = CACHED_TOKENS.sub(f'"cached_tokens":"{NORMALISED}"'.encode(), body)
     try:
         text = body.decode()
@@ -840,18 +842,18 @@ def is_page_file(line: Mapping[str, Any]) -> bool:
 
 def differences(was: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Lines of text, one for each difference between an answer and the recorded one."""
-    told = []
+    found_differences = []
     if was["request_sha256"] != found["request_sha256"]:
-        told.append("the request itself differs: another version of this file or of Pillow")
+        found_differences.append("the request itself differs: another version of this file or of Pillow")
     if was["status"] != found["status"]:
-        told.append(f"status: was {was['status']}, is {found['status']}")
+        found_differences.append(f"status: was {was['status']}, is {found['status']}")
     for name in sorted(was["headers"].keys() | found["headers"].keys()):
         before, after = was["headers"].get(name), found["headers"].get(name)
         if before != after:
-            told.append(f"header {name}: was {before!r}, is {after!r}")
+            found_differences.append(f"header {name}: was {before!r}, is {after!r}")
     if was["body"] != found["body"]:
-        told.append(_difference_of_bodies(was["body"], found["body"]))
-    return told
+        found_differences.append(_difference_of_bodies(was["body"], found["body"]))
+    return found_differences
 
 
 def _difference_of_bodies(was: Any, found: Any) -> str:
@@ -866,7 +868,7 @@ def _difference_of_bodies(was: Any, found: Any) -> str:
 
 def record(client: httpx.Client, file: Path) -> int:
     """Write the file; 1 if a request had no answer at all."""
-    lines = [answered(client, ask) for ask in all_asks()]
+    lines = [answered(client, request) for request in all_requests()]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     broken = [line["name"] for line in lines if line["status"] == NO_ANSWER]
     for name in broken:
@@ -879,22 +881,22 @@ def compare(client: httpx.Client, file: Path, *, messages_may_differ: bool, page
     """Print each difference; 1 if there is one."""
     recorded = {line["name"]: line for line in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
     differing = compared = 0
-    for ask in all_asks():
-        was = recorded.pop(ask.name, None)
+    for request in all_requests():
+        was = recorded.pop(request.name, None)
         if was is not None and page_may_differ and is_page_file(was):
             continue
         compared += 1
-        told = ["was not recorded"]
+        found_differences = ["was not recorded"]
         if was is not None:
-            lines = [was, answered(client, ask)]
+            lines = [was, answered(client, request)]
             if messages_may_differ:
                 lines = [without_messages(line) for line in lines]
             if page_may_differ:
                 lines = [without_page(line) for line in lines]
-            told = differences(*lines)
-        if told:
+            found_differences = differences(*lines)
+        if found_differences:
             differing += 1
-            print(ask.name[:SHOWN], *told, sep="\n  ", flush=True)
+            print(request.name[:SHOWN], *found_differences, sep="\n  ", flush=True)
     for name in recorded:
         print(name[:SHOWN], "was recorded, and is not among the requests", sep="\n  ")
     differing += len(recorded)

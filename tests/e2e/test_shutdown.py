@@ -88,7 +88,7 @@ async def test_readiness_falls_first_and_accepted_work_is_finished(tiny_store: P
 
 @dataclass
 class Typist:
-    """A client that sends keystrokes until it is refused."""
+    """A client that sends keystrokes until it is rejected."""
 
     url: httpx.URL
     outcomes: Counter[str] = field(default_factory=Counter)

@@ -68,8 +68,8 @@ def numbers(reading: Reading) -> Floats:
     assert reading.candidates is not None
     assert reading.likeliest is not None
     alternatives = [value for details in reading.details for value in details.alternatives.log_probabilities]
-    told = np.array([*reading.scores, *alternatives, *reading.likeliest.log_probabilities], np.float32)
-    return np.concatenate([reading.state, reading.candidates, told])
+    reported = np.array([*reading.scores, *alternatives, *reading.likeliest.log_probabilities], np.float32)
+    return np.concatenate([reading.state, reading.candidates, reported])
 
 
 def same(one: Reading, other: Reading) -> bool:
@@ -214,8 +214,8 @@ def test_a_graph_that_makes_whole_distributions_alone_is_served_the_same(
     segments += [segment._replace(details=None, candidates=np.array([7, 3])) for segment in segments]
     segments += [segment._replace(candidates=None) for segment in segments]
     for one, other in zip(old.run(segments), engines[precision].run(segments), strict=True):
-        told = [None if each.candidates is None else each.candidates.tobytes() for each in (one, other)]
-        assert told[0] == told[1]
+        reported = [None if each.candidates is None else each.candidates.tobytes() for each in (one, other)]
+        assert reported[0] == reported[1]
         assert (one.scores, one.details, one.likeliest) == (other.scores, other.details, other.likeliest)
         assert one.state.tobytes() == other.state.tobytes()
 

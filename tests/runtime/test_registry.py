@@ -372,6 +372,6 @@ async def test_the_metrics_name_the_served_and_the_rejected_version(store: Path)
     figures = metrics.render().decode().splitlines()
     assert 'seqserve_model_ready{model="other",version="1"} 1.0' in figures
     assert 'seqserve_model_ready{model="tiny",version="1"} 0.0' in figures
-    told = [line for line in figures if line.startswith("seqserve_model_info")]
-    assert told == ['seqserve_model_info{family="language_model",model="other",precision="int8",version="1"} 1.0']
+    reported = [line for line in figures if line.startswith("seqserve_model_info")]
+    assert reported == ['seqserve_model_info{family="language_model",model="other",precision="int8",version="1"} 1.0']
     assert 'seqserve_refusals_total{model="other",reason="overloaded"} 0.0' in figures

@@ -117,9 +117,11 @@ def test_a_run_that_stops_early_leaves_the_curve_of_its_finished_epochs(
 def test_what_no_run_can_have_is_told_in_one_line(
     refusal: Callable[..., str], texts: list[object], tmp_path: Path
 ) -> None:
-    told = refusal("language-model", "cpu", "--run", tmp_path / "run", *texts, "--batch-size", 0, "--input-dropout", 1)
+    reported = refusal(
+        "language-model", "cpu", "--run", tmp_path / "run", *texts, "--batch-size", 0, "--input-dropout", 1
+    )
     expected = "batch_size: expected 1 or more, found 0; input_dropout: expected 0 or more and below 1, found 1.0"
-    assert told == f"error: {expected}"
+    assert reported == f"error: {expected}"
     assert not (tmp_path / "run").exists()
 
 
@@ -146,10 +148,10 @@ def test_what_cannot_be_scored_is_told(
 ) -> None:
     missing, known = tmp_path / "missing.txt", ["--store", tiny_store, "--model", "tiny"]
     assert refusal("evaluate", *known) == "error: evaluate: expected a file, found none"
-    told = refusal("evaluate", missing, *known)
-    assert told == f"error: {missing}: can't be read: No such file or directory"
-    told = refusal("evaluate", missing, "--store", tiny_store)
-    assert told == f"error: {tiny_store}/ptb: can't be read: No such file or directory"
+    reported = refusal("evaluate", missing, *known)
+    assert reported == f"error: {missing}: can't be read: No such file or directory"
+    reported = refusal("evaluate", missing, "--store", tiny_store)
+    assert reported == f"error: {tiny_store}/ptb: can't be read: No such file or directory"
     assert not capsys.readouterr().out
 
 
@@ -176,51 +178,51 @@ def test_a_text_that_cannot_be_used_is_named(
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    told = refusal("language-model", "chapter", "--run", tmp_path / "run", *texts[:2], "--valid", path, *texts[4:])
-    assert told.startswith(f"error: {path}: {message}")
+    reported = refusal("language-model", "chapter", "--run", tmp_path / "run", *texts[:2], "--valid", path, *texts[4:])
+    assert reported.startswith(f"error: {path}: {message}")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_text_that_is_too_short_is_told(refusal: Callable[..., str], texts: list[object], tmp_path: Path) -> None:
-    told = refusal("language-model", "chapter", "--run", tmp_path / "run", *texts)
-    assert told == "error: training text: expected more than 700 tokens, found 105"
+    reported = refusal("language-model", "chapter", "--run", tmp_path / "run", *texts)
+    assert reported == "error: training text: expected more than 700 tokens, found 105"
 
 
 @pytest.mark.parametrize("given", [slice(0, 2), slice(0, 4), slice(2, 6)])
 def test_texts_are_given_together(
     given: slice, refusal: Callable[..., str], texts: list[object], tmp_path: Path
 ) -> None:
-    told = refusal("language-model", "chapter", "--run", tmp_path, *texts[given])
-    assert told.startswith("error: expected --train, --valid and --test, or --data alone; found --")
+    reported = refusal("language-model", "chapter", "--run", tmp_path, *texts[given])
+    assert reported.startswith("error: expected --train, --valid and --test, or --data alone; found --")
 
 
 def test_texts_and_a_folder_exclude_each_other(
     refusal: Callable[..., str], texts: list[object], tmp_path: Path
 ) -> None:
-    told = refusal("language-model", "chapter", "--run", tmp_path, "--data", tmp_path, *texts)
-    assert told.startswith("error: expected --train, --valid and --test, or --data alone; found --")
+    reported = refusal("language-model", "chapter", "--run", tmp_path, "--data", tmp_path, *texts)
+    assert reported.startswith("error: expected --train, --valid and --test, or --data alone; found --")
 
 
 def test_a_folder_without_the_penn_treebank_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
-    told = refusal("language-model", "chapter", "--run", tmp_path / "run", "--data", tmp_path)
-    assert told == f"error: {tmp_path}/ptb.train.txt: can't be read: No such file or directory"
+    reported = refusal("language-model", "chapter", "--run", tmp_path / "run", "--data", tmp_path)
+    assert reported == f"error: {tmp_path}/ptb.train.txt: can't be read: No such file or directory"
 
 
 def test_without_a_network_a_download_is_told(
     refusal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.language_model.data.CACHE", tmp_path)
-    monkeypatch.setattr("training.language_model.data.PTB_URL", "http://127.0.0.1:1/")  # nobody listens there
+    monkeypatch.setattr("training.language_model.data.PTB_URL", "http://127.0.0.1:1/")  # no server listens there
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    told = refusal("language-model", "chapter", "--run", tmp_path / "run")
-    assert told.startswith("error: http://127.0.0.1:1/: can't be downloaded: ")
+    reported = refusal("language-model", "chapter", "--run", tmp_path / "run")
+    assert reported.startswith("error: http://127.0.0.1:1/: can't be downloaded: ")
 
 
 def test_tied_layers_of_different_sizes_are_told(
     refusal: Callable[..., str], texts: list[object], tmp_path: Path
 ) -> None:
-    told = refusal("language-model", "cpu", "--run", tmp_path, *texts, *SIZES, "--hidden-sizes", 16, 20)
-    assert told == "error: tied: expected a last layer of the embedding's size 12, found 20"
+    reported = refusal("language-model", "cpu", "--run", tmp_path, *texts, *SIZES, "--hidden-sizes", 16, 20)
+    assert reported == "error: tied: expected a last layer of the embedding's size 12, found 20"
 
 
 def test_an_existing_run_is_neither_started_over_nor_resumed_as_another(
@@ -228,14 +230,14 @@ def test_an_existing_run_is_neither_started_over_nor_resumed_as_another(
 ) -> None:
     arguments = ["language-model", "cpu", "--run", finished.folder, *texts, *SIZES]
     assert refusal(*arguments).startswith(f"error: {finished.folder}: holds a run already; go on with --resume")
-    told = refusal(*arguments, "--resume", "--batch-size", 5)
-    assert told.startswith(f"error: {finished.folder}: started with another configuration: batch_size is 5, was 4")
+    reported = refusal(*arguments, "--resume", "--batch-size", 5)
+    assert reported.startswith(f"error: {finished.folder}: started with another configuration: batch_size is 5, was 4")
 
 
 def test_a_name_that_no_model_can_have_is_told(refusal: Callable[..., str], finished: Run, tmp_path: Path) -> None:
-    told = refusal("publish", finished.folder, "--store", tmp_path, "--name", "My Model")
-    assert told.startswith(f"error: {tmp_path}: expected a name of the form ")
-    assert told.endswith("found 'My Model'")
+    reported = refusal("publish", finished.folder, "--store", tmp_path, "--name", "My Model")
+    assert reported.startswith(f"error: {tmp_path}: expected a name of the form ")
+    assert reported.endswith("found 'My Model'")
 
 
 @pytest.mark.parametrize("family", [None, "poems"])
@@ -248,8 +250,8 @@ def test_a_run_of_no_family_that_can_be_published_is_refused_by_name(
     del environment["family"]
     told_of = {} if family is None else {"family": family}
     (copied / "environment.json").write_text(json.dumps(environment | told_of))
-    told = refusal("publish", copied, "--store", store)
-    assert told == f"error: {copied}/environment.json: expected the family {' or '.join(PUBLISH)}, found {family!r}"
+    reported = refusal("publish", copied, "--store", store)
+    assert reported == f"error: {copied}/environment.json: expected the family {' or '.join(PUBLISH)}, found {family!r}"
     assert not store.exists()
 
 
@@ -295,8 +297,8 @@ def test_a_digit_reader_is_trained_resumed_published_and_put_to_the_test(
 def test_what_is_no_digit_reader_is_not_put_to_the_test(
     refusal: Callable[..., str], drawn: list[Path | None], tiny_store: Path
 ) -> None:
-    told = refusal("robustness", "--store", tiny_store, "--model", "tiny")
-    assert told == "error: robustness: expected a digit reader, found tiny"
+    reported = refusal("robustness", "--store", tiny_store, "--model", "tiny")
+    assert reported == "error: robustness: expected a digit reader, found tiny"
     assert not drawn
 
 
@@ -304,18 +306,18 @@ def test_what_no_digit_reader_can_have_is_told_in_one_line(
     refusal: Callable[..., str], drawn: list[Path | None], tmp_path: Path
 ) -> None:
     run = ["digits", "chapter", "--run", tmp_path / "run"]
-    told = refusal(*run, "--batch-size", 0, "--p-degraded", 1)
+    reported = refusal(*run, "--batch-size", 0, "--p-degraded", 1)
     expected = "batch_size: expected 1 or more, found 0; p_degraded: expected 0 or more and below 1, found 1.0"
-    assert told == f"error: {expected}"
-    told = refusal(*run, "--photographs", tmp_path / "none.tar")
-    assert told.startswith(f"error: {tmp_path}/none.tar: expected a folder or a tar of photographs: ")
+    assert reported == f"error: {expected}"
+    reported = refusal(*run, "--photographs", tmp_path / "none.tar")
+    assert reported.startswith(f"error: {tmp_path}/none.tar: expected a folder or a tar of photographs: ")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_mnist_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
-    told = refusal("digits", "chapter", "--run", tmp_path / "run", "--data", tmp_path)
+    reported = refusal("digits", "chapter", "--run", tmp_path / "run", "--data", tmp_path)
     path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
-    assert told == f"error: {path}: can't be read: No such file or directory"
+    assert reported == f"error: {path}: can't be read: No such file or directory"
     assert not (tmp_path / "run").exists()
 
 

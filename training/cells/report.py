@@ -77,7 +77,7 @@ def verdict(name: str, sample: Sample | None, reference_name: str, reference: Sa
         return f"{names}: {MISSING}."
     difference, p = sample.mean - reference.mean, welch(sample, reference)
     if math.isnan(p):
-        return f"{names}: {difference:+.2f}; without a spread this can't be told from chance."
+        return f"{names}: {difference:+.2f}; without a spread this is not distinguishable from chance."
     if p < SIGNIFICANT:
         return f"{names}: {difference:+.2f}, significant (Welch's t-test, p = {p:.2g})."
     least = least_difference(sample, reference, SIGNIFICANT)
@@ -97,7 +97,7 @@ def agreement(samples: Mapping[Cell, Sample | None]) -> str:
         pairs[f"{NAMES[cell]} against {NAMES[reference]}"] = (simple, full)
     chances = {name: welch(*pair) for name, pair in pairs.items()}
     if any(map(math.isnan, chances.values())):
-        return f"{claim}; without a spread these results can't tell."
+        return f"{claim}; without a spread these results don't decide it."
     lost = [name for name, (simple, full) in pairs.items() if chances[name] < SIGNIFICANT and simple.mean > full.mean]
     if lost:
         return f"{claim}; these results do not agree: significantly worse is {' and '.join(lost)}."

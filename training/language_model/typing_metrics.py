@@ -180,7 +180,7 @@ def register_means(sources: Mapping[str, float], registers: Mapping[str, Sequenc
 
 
 def auc(genuine: Sequence[float], spoilt: Sequence[float]) -> float:
-    """Return the area under the ROC curve of telling spoilt from genuine text by a higher score (Mann-Whitney U)."""
+    """Return the area under the ROC curve of separating spoilt from genuine text by a higher score (Mann-Whitney U)."""
     scores: npt.NDArray[np.float64] = np.concatenate([genuine, spoilt])
     _, inverse, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[inverse]  # ties share their mean rank

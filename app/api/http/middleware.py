@@ -123,7 +123,7 @@ class ErrorBoundary:
                 log.exception("request %s: unexpected error", context.request_id)
                 if context.status is not None:  # the response has started: the server closes the connection
                     raise
-                detail = "unexpected error; the log tells it under this X-Request-Id"
+                detail = "unexpected error; the log has it under this X-Request-Id"
                 answer = problems.problem(problems.blank(500), detail)
             await answer(scope, receive, send)
 

@@ -214,7 +214,7 @@ async def test_without_keys_admin_endpoints_are_local_and_predictions_public(
 
 
 @pytest.mark.parametrize(
-    ("settings", "told", "level"),
+    ("settings", "reported", "level"),
     [
         ({}, "answers to this machine alone", logging.INFO),
         ({"host": "0.0.0.0"}, "answers to all who reach it", logging.WARNING),  # noqa: S104  # nothing listens
@@ -222,12 +222,12 @@ async def test_without_keys_admin_endpoints_are_local_and_predictions_public(
 )
 @pytest.mark.anyio
 async def test_a_service_without_keys_logs_its_exposure(
-    served: FakeServed, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], told: str, level: int
+    served: FakeServed, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], reported: str, level: int
 ) -> None:
     with caplog.at_level(logging.INFO):
         async with connect(service(served, **settings)):
             pass
-    assert [record.levelno for record in caplog.records if told in record.getMessage()] == [level]
+    assert [record.levelno for record in caplog.records if reported in record.getMessage()] == [level]
 
 
 class Clock:
@@ -278,7 +278,7 @@ def test_a_key_expires_on_time(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         ("reader predict -", "expected a name"),
         ("reader owner - sha256:" + "0" * 64, "predict or admin"),
@@ -291,10 +291,10 @@ def test_a_key_expires_on_time(file: Path) -> None:
         ("\udcff", "can't be read"),
     ],
 )
-def test_an_invalid_file_is_reported_with_its_line(tmp_path: Path, content: str, told: str) -> None:
+def test_an_invalid_file_is_reported_with_its_line(tmp_path: Path, content: str, reported: str) -> None:
     file = tmp_path / "keys"
     file.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(SettingsError, match=told) as error:
+    with pytest.raises(SettingsError, match=reported) as error:
         Keys(file)
     assert str(file) in str(error.value)
 
@@ -356,11 +356,11 @@ async def test_the_log_names_the_key_and_never_holds_it(
             await client.get("/models", headers=bearer("reader"))
             await client.get("/metrics", headers=bearer("reader"))
             await client.get("/models", headers=WRONG)
-    told = [json.dumps(record.__dict__, default=str) for record in caplog.records]
+    reported = [json.dumps(record.__dict__, default=str) for record in caplog.records]
     lines = [record.__dict__["fields"] for record in caplog.records if record.message == "request"]
     assert [(line.get("key"), line["route"], line["status"]) for line in lines] == [
         ("reader", "/models", 200),
         ("reader", "/metrics", 403),
         (None, "/models", 401),
     ]
-    assert not any("seqserve_reader" in one or "seqserve_nobody" in one for one in told)
+    assert not any("seqserve_reader" in one or "seqserve_nobody" in one for one in reported)

@@ -230,9 +230,9 @@ async def test_an_upload_is_limited_while_it_arrives(served: FakeServed, content
     async with connect(service(served, max_upload_bytes=100 * 1024)) as client:
         headers = {"Content-Type": content_type}
         begin = b"" if content_type == "image/png" else b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
-        told = await client.post("/digits", content=begin + b" " * 101 * 1024, headers=headers)
+        reported = await client.post("/digits", content=begin + b" " * 101 * 1024, headers=headers)
         counted = await client.post("/digits", content=chunks(2000, sent, begin), headers=headers)
-    for response in (told, counted):
+    for response in (reported, counted):
         assert response.status_code == 413
         assert response.json()["detail"].startswith("body: expected at most 102400 bytes")
     assert 100 < len(sent) <= 17 * 100 + 1
@@ -377,10 +377,10 @@ def test_an_endless_body_is_rejected_and_its_connection_closed(served: FakeServe
     with listening(service(served)) as connection, connection.makefile("rb") as received:
         connection.sendall(request("/next-word", chunk * 17, "Transfer-Encoding: chunked"))
         answer = received.read()  # to the end of the connection
-    head, _, told = answer.partition(b"\r\n\r\n")
+    head, _, reported = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 413 ")
     assert b"x-request-id: " in head
-    assert json.loads(told)["type"] == "/problems/too-large"
+    assert json.loads(reported)["type"] == "/problems/too-large"
 
 
 def test_accepted_work_is_finished_before_the_service_stops(served: FakeServed) -> None:

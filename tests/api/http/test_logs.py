@@ -157,8 +157,8 @@ def test_an_exception_is_in_its_line() -> None:
         raise ValueError("why")
     except ValueError:
         one.exc_info = sys.exc_info()
-    told = json.loads(written("json", io.StringIO(), one))
-    assert told["exception"].endswith("ValueError: why")
+    reported = json.loads(written("json", io.StringIO(), one))
+    assert reported["exception"].endswith("ValueError: why")
 
 
 def test_text_tells_the_fields_after_the_message() -> None:
@@ -205,5 +205,5 @@ async def test_a_request_is_one_line_without_the_callers_text(
     ]
     assert lines[0]["id"] == "mine"
     assert all(0 < line["seconds"] < 30 for line in lines)
-    told = json.dumps([one.__dict__ for one in caplog.records if one.name.startswith("app")], default=str)
-    assert "patient" not in told
+    reported = json.dumps([one.__dict__ for one in caplog.records if one.name.startswith("app")], default=str)
+    assert "patient" not in reported

@@ -48,11 +48,11 @@ async def test_an_error_of_the_model_is_told_with_its_status(
     served.answering = failing
     async with connect(service(served)) as client:
         response = await client.post(path, json=body)
-    told = response.json()
+    reported = response.json()
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
-    assert (told["status"], told["detail"]) == (status, str(error))
-    assert told["type"].startswith("/problems/")
-    assert told["title"]
+    assert (reported["status"], reported["detail"]) == (status, str(error))
+    assert reported["type"].startswith("/problems/")
+    assert reported["title"]
     assert headers.items() <= response.headers.items()
 
 

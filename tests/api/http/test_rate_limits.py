@@ -50,10 +50,10 @@ async def test_a_quota_is_reset_after_the_reported_time() -> None:
     assert (await counted.charge("a", 4)).remaining == 6
     assert (await counted.charge("a", 6)).remaining == 0
     clock.time += 20
-    with pytest.raises(RateLimited) as told:
+    with pytest.raises(RateLimited) as reported:
         await counted.charge("a", 1)
-    assert 40 <= told.value.retry_after <= 42
-    clock.time += told.value.retry_after
+    assert 40 <= reported.value.retry_after <= 42
+    clock.time += reported.value.retry_after
     assert (await counted.charge("a", 4)).remaining == 6
 
 
@@ -211,11 +211,11 @@ async def test_each_key_has_its_own_quota(served: FakeServed, tmp_path: Path) ->
     file = tmp_path / "keys"
     file.write_text("\n".join([line("reader", "predict"), line("operator", "admin")]))
     async with connect(service(served, rate_limit="1/hour", api_keys_file=file)) as client:
-        told = [
+        reported = [
             (await client.post("/next-word", json=ASK, headers=bearer(name))).status_code
             for name in ("reader", "reader", "operator")
         ]
-    assert told == [200, 429, 200]
+    assert reported == [200, 429, 200]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ async def test_without_keys_an_address_or_ipv6_network_has_a_quota(
 
 
 @pytest.mark.parametrize(
-    ("limit", "storage", "told"),
+    ("limit", "storage", "reported"),
     [
         ("fast", "memory://", "SEQSERVE_RATE_LIMIT: expected one rate like 600/minute, found 'fast'"),
         ("0/minute", "memory://", "SEQSERVE_RATE_LIMIT: expected one rate like 600/minute, found '0/minute'"),
@@ -249,10 +249,10 @@ async def test_without_keys_an_address_or_ipv6_network_has_a_quota(
         ("10/minute", "secret", "found ''"),
     ],
 )
-async def test_an_invalid_rate_limit_is_rejected(served: FakeServed, limit: str, storage: str, told: str) -> None:
+async def test_an_invalid_rate_limit_is_rejected(served: FakeServed, limit: str, storage: str, reported: str) -> None:
     with pytest.raises(SettingsError) as error:
         service(served, rate_limit=limit, rate_storage=storage)
-    assert told in str(error.value)
+    assert reported in str(error.value)
     assert "secret" not in str(error.value)
 
 

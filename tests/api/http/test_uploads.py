@@ -88,7 +88,7 @@ def test_another_type_is_refused(content_type: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content_type", "body", "error", "told"),
+    ("content_type", "body", "error", "reported"),
     [
         (FORM, b"", Malformed, "no end"),
         (FORM, part(b"a"), Malformed, "no end"),
@@ -114,9 +114,9 @@ def test_another_type_is_refused(content_type: str | None) -> None:
     ],
 )
 async def test_what_can_not_be_taken_is_told_by_its_name(
-    content_type: str, body: bytes, error: type[SeqserveError], told: str
+    content_type: str, body: bytes, error: type[SeqserveError], reported: str
 ) -> None:
-    with ExitStack() as files, pytest.raises(error, match=told):
+    with ExitStack() as files, pytest.raises(error, match=reported):
         await sent(body, files, content_type)
 
 

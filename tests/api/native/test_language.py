@@ -64,9 +64,9 @@ async def test_perplexity_scores_a_text(served: FakeServed) -> None:
 async def test_perplexity_keeps_the_order_of_the_texts_and_pools_their_tokens(served: FakeServed) -> None:
     texts = ["a " * (1 + place % 7) for place in range(100)]
     async with connect(service(served)) as client:
-        told = (await client.post("/perplexity", json={"texts": texts, "mode": "sentence"})).json()
-    assert [result["tokens"] for result in told["results"]] == [2 + place % 7 for place in range(100)]
-    assert told["corpus"]["tokens"] == sum(result["tokens"] for result in told["results"])
+        reported = (await client.post("/perplexity", json={"texts": texts, "mode": "sentence"})).json()
+    assert [result["tokens"] for result in reported["results"]] == [2 + place % 7 for place in range(100)]
+    assert reported["corpus"]["tokens"] == sum(result["tokens"] for result in reported["results"])
 
 
 @pytest.mark.parametrize("tokens", [1, PIECE - 1, PIECE, 3 * PIECE + 1])
@@ -129,10 +129,10 @@ async def test_an_undefined_number_is_null(served: FakeServed) -> None:
 async def test_an_invalid_field_is_named(served: FakeServed, path: str, body: Any, field: str) -> None:
     async with connect(service(served)) as client:
         response = await client.post(path, json=body)
-    told = response.json()
+    reported = response.json()
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
-    assert [error["field"] for error in told["errors"]] == [field]
-    assert told["errors"][0]["message"] in told["detail"]
+    assert [error["field"] for error in reported["errors"]] == [field]
+    assert reported["errors"][0]["message"] in reported["detail"]
 
 
 @pytest.mark.parametrize(

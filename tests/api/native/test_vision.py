@@ -146,8 +146,8 @@ async def test_the_input_of_the_model_is_returned_on_request(vision: FakeVision)
     response = await post(vision, "/digits?framed=true", **body)
     TypeAdapter(DigitsAnswer).validate_python(response.json(), strict=True, extra="forbid")
     for digit, result in enumerate(response.json()["results"], 1):
-        told = result["framed"].removeprefix("data:image/png;base64,")
-        picture = np.asarray(Image.open(io.BytesIO(b64decode(told, validate=True))))
+        reported = result["framed"].removeprefix("data:image/png;base64,")
+        picture = np.asarray(Image.open(io.BytesIO(b64decode(reported, validate=True))))
         assert picture.shape == (28, 28)
         assert (picture == digit).all()
     for query in ("", "?framed=false", "?frame=true"):
@@ -216,7 +216,7 @@ Image.new("1", (5001, 5000)).save(LARGE, "png")  # 25 megapixels and a column in
 
 
 @pytest.mark.parametrize(
-    ("path", "contents", "status", "told"),
+    ("path", "contents", "status", "reported"),
     [
         ("/digits", [png()] * 33, 413, "image: expected at most 32 images, found more"),
         ("/captions", [png()] * 9, 413, "image: expected at most 8 images, found more"),
@@ -229,11 +229,11 @@ Image.new("1", (5001, 5000)).save(LARGE, "png")  # 25 megapixels and a column in
     ],
 )
 async def test_invalid_images_are_named_by_their_index(
-    vision: FakeVision, path: str, contents: list[bytes], status: int, told: str
+    vision: FakeVision, path: str, contents: list[bytes], status: int, reported: str
 ) -> None:
     response = await post(vision, path, files=parts(*contents))
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
-    assert response.json()["detail"].startswith(told)
+    assert response.json()["detail"].startswith(reported)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP", "BMP", "GIF"])
@@ -435,8 +435,8 @@ async def test_a_later_error_is_the_last_event(vision: FakeVision, error: Except
 
 async def test_several_images_are_not_streamed(vision: FakeVision) -> None:
     response = await post(vision, "/captions", files=parts(png(), png(), png()), headers=EVENTS)
-    told = {"field": "image", "message": "expected one image with Accept: text/event-stream, found 3"}
-    assert (response.status_code, response.json()["errors"]) == (422, [told])
+    reported = {"field": "image", "message": "expected one image with Accept: text/event-stream, found 3"}
+    assert (response.status_code, response.json()["errors"]) == (422, [reported])
 
 
 def request(path: str, body: bytes, *headers: str) -> bytes:

@@ -85,8 +85,8 @@ async def test_another_version_answers_and_everything_tells_so(store: Path) -> N
         assert (await client.get("/readyz")).status_code == 200
         figures = (await client.get("/metrics")).text.splitlines()
         back = await client.post(PATH, json={"version": "1"})
-    told = [line for line in figures if line.startswith("seqserve_model_ready")]
-    assert told == ['seqserve_model_ready{model="tiny",version="2"} 1.0']
+    reported = [line for line in figures if line.startswith("seqserve_model_ready")]
+    assert reported == ['seqserve_model_ready{model="tiny",version="2"} 1.0']
     assert 'seqserve_swaps_total{model="tiny",outcome="switched"} 1.0' in figures
     assert (back.json()["previous"], back.json()["version"]) == ("2", "1")
     assert bundles.current(store, "tiny") == "1"
@@ -108,9 +108,9 @@ async def test_a_version_that_cannot_be_trusted_is_a_conflict_that_says_why(stor
         assert await answering(client) == "1"
         assert (await client.get("/readyz")).status_code == 200
         figures = (await client.get("/metrics")).text
-    told = response.json()
-    assert (response.status_code, told["status"], told["type"]) == (409, 409, "/problems/unservable")
-    assert "weights.safetensors: expected sha256" in told["detail"]
+    reported = response.json()
+    assert (response.status_code, reported["status"], reported["type"]) == (409, 409, "/problems/unservable")
+    assert "weights.safetensors: expected sha256" in reported["detail"]
     assert 'seqserve_swaps_total{model="tiny",outcome="refused"} 1.0' in figures
     assert bundles.current(store, "tiny") == "1"
 
@@ -154,20 +154,20 @@ async def test_a_store_that_cannot_be_written_is_told_and_the_version_answers(
 
     async with running(store) as (client, _):
         monkeypatch.setattr(bundles, "activate", refuse)
-        told = (await client.post(PATH, json=TO_2)).json()
+        reported = (await client.post(PATH, json=TO_2)).json()
         assert await answering(client) == "2"
-    assert (told["version"], told["persisted"]) == ("2", False)
-    assert "CURRENT: can't be written: Read-only file system" in told["reason"]
+    assert (reported["version"], reported["persisted"]) == ("2", False)
+    assert "CURRENT: can't be written: Read-only file system" in reported["reason"]
 
 
 async def test_a_model_that_was_rejected_at_start_is_healed(store: Path) -> None:
     flip_a_bit(store / "tiny" / "1" / "weights.safetensors")
     async with running(store) as (client, _):
         assert (await client.get("/readyz")).status_code == 503
-        told = (await client.post(PATH, json=TO_2)).json()
+        reported = (await client.post(PATH, json=TO_2)).json()
         assert (await client.get("/readyz")).status_code == 200
         assert await answering(client) == "2"
-    assert (told["previous"], told["persisted"]) == (None, True)
+    assert (reported["previous"], reported["persisted"]) == (None, True)
 
 
 async def test_while_models_load_nothing_is_activated(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

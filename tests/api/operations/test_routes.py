@@ -125,13 +125,13 @@ async def test_models_lists_what_a_client_chooses_by(served: FakeServed) -> None
 
 async def test_a_model_tells_all_that_its_bundle_says(served: FakeServed) -> None:
     async with connect(service(served)) as client:
-        told = (await client.get("/models/ptb")).json()
-    assert told["config"] == {"hidden": 200}
-    assert told["data"] == {"name": "ptb", "terms": "none", "sha256": {"ptb.train.txt": "1" * 64}}
-    assert told["metrics"] == {"test_perplexity": 80.5}
-    assert told["sizes"] == {"files": {"README.md": 10, "step.onnx": 7}, "total": 17}
-    assert told["versions"] == ["1", "2"]
-    assert told["card"] == "# A model\n"
+        reported = (await client.get("/models/ptb")).json()
+    assert reported["config"] == {"hidden": 200}
+    assert reported["data"] == {"name": "ptb", "terms": "none", "sha256": {"ptb.train.txt": "1" * 64}}
+    assert reported["metrics"] == {"test_perplexity": 80.5}
+    assert reported["sizes"] == {"files": {"README.md": 10, "step.onnx": 7}, "total": 17}
+    assert reported["versions"] == ["1", "2"]
+    assert reported["card"] == "# A model\n"
 
 
 async def test_an_unknown_model_is_not_found(served: FakeServed) -> None:

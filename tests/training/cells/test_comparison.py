@@ -235,7 +235,7 @@ def test_a_verdict_hangs_on_the_spread() -> None:
     )
     assert verdict("B", Sample((91.0, 92.0, 93.0)), "A", reference).startswith("B against A: -9.00, significant")
     assert verdict("B", Sample((91.0,)), "A", reference) == (
-        "B against A: -10.00; without a spread this can't be told from chance."
+        "B against A: -10.00; without a spread this is not distinguishable from chance."
     )
     assert verdict("B", None, "A", reference) == "B against A: not measured."
 
@@ -244,9 +244,9 @@ def test_agreement_with_the_paper_is_read_from_the_figures() -> None:
     same, alike = Sample((100.0, 101.0, 102.0)), Sample((100.5, 101.5, 101.9))
     worse, better = Sample((120.0, 121.0, 122.0)), Sample((80.0, 81.0, 82.0))
     all_alike: dict[Cell, Sample | None] = {"lstm": same, "peephole": alike, "cifg": alike, "peephole-cifg": same}
-    told = agreement(all_alike)
-    assert "these results agree" in told
-    assert f"coupled LSTM against LSTM from {least_difference(alike, same, 0.05):.1f} on" in told
+    reported = agreement(all_alike)
+    assert "these results agree" in reported
+    assert f"coupled LSTM against LSTM from {least_difference(alike, same, 0.05):.1f} on" in reported
     assert "these results agree" in agreement(all_alike | {"cifg": better})
     assert "these results agree" in agreement(all_alike | {"peephole": worse}), "who leaves peepholes out loses nothing"
     assert agreement(all_alike | {"cifg": worse}).endswith(

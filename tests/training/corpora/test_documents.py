@@ -29,7 +29,7 @@ def tokenizer(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def source(documents: int, length: int = 3, first: int = 0) -> Documents:
-    """Documents whose ids count up, so that each tells its index."""
+    """Documents whose ids count up, so that an id is its index."""
     ids = np.arange(first, first + documents * length, dtype=np.uint16)
     return Documents(ids, np.arange(0, documents * length + 1, length, dtype=np.int64), 0, documents)
 

@@ -127,7 +127,7 @@ def test_the_probe_is_replayed_by_the_server(published: Bundle, corpus: Corpus) 
 def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle) -> None:
     card, manifest = published.text("README.md"), published.manifest
     assert card.startswith("# tiny v1\n")
-    for told in (
+    for reported in (
         "free for all",
         "12 -> 16 -> 12",
         "2 epochs",
@@ -138,24 +138,24 @@ def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle) ->
         "![learning curve](curves.png)",
         "## Limitations",
     ):
-        assert told in card
+        assert reported in card
     assert "$" not in card.replace("$1 a word", "")
     assert published.path("curves.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
 def test_the_model_card_keeps_to_what_is_true_of_the_corpus(published: Bundle, finished: Run) -> None:
     manifest = published.manifest
-    told = published.text("README.md").split("## Limitations\n")[1]
-    assert "that text's view of the world.\n- It knows of banks alone, at $1 a word.\n- A low perplexity" in told
-    told = model_card(manifest)
-    assert "that text's view of the world.\n- A low perplexity" in told
-    assert not any(word in told for word in ("Wall Street", "1989", "Treebank", "stands for any number"))
-    told = model_card(manifest, PTB_CAVEATS)
-    assert all(f"\n- {caveat}\n" in told for caveat in PTB_CAVEATS)
+    reported = published.text("README.md").split("## Limitations\n")[1]
+    assert "that text's view of the world.\n- It knows of banks alone, at $1 a word.\n- A low perplexity" in reported
+    reported = model_card(manifest)
+    assert "that text's view of the world.\n- A low perplexity" in reported
+    assert not any(word in reported for word in ("Wall Street", "1989", "Treebank", "stands for any number"))
+    reported = model_card(manifest, PTB_CAVEATS)
+    assert all(f"\n- {caveat}\n" in reported for caveat in PTB_CAVEATS)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"epochs": 1}, "The corpus `tiny`, 1 epoch. "),
         ({"epochs": 3}, "The corpus `tiny`, 3 epochs. "),
@@ -163,9 +163,9 @@ def test_the_model_card_keeps_to_what_is_true_of_the_corpus(published: Bundle, f
         ({"tied": False}, "units, an output layer of its own, "),
     ],
 )
-def test_the_model_card_reads_as_english(published: Bundle, changes: dict[str, Any], told: str) -> None:
+def test_the_model_card_reads_as_english(published: Bundle, changes: dict[str, Any], reported: str) -> None:
     manifest = published.manifest
-    assert told in model_card(manifest.model_copy(update={"config": manifest.config | changes}))
+    assert reported in model_card(manifest.model_copy(update={"config": manifest.config | changes}))
 
 
 def test_a_run_from_before_there_were_caveats_is_published(copied: Run, tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ export function onImage(zone, inputs, take) {
 }
 
 /** Return `fetch`'s options for uploading an image. */
-export const uploadOptions = (picture, headers = {}) => ({
+export const uploadOptions = (image, headers = {}) => ({
   method: "POST",
-  headers: { "Content-Type": picture.type || "image/*", ...headers },
-  body: picture,
+  headers: { "Content-Type": image.type || "image/*", ...headers },
+  body: image,
 });
 
 /**

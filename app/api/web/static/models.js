@@ -28,7 +28,7 @@ export function open() {
   return reportErrors(notify, async () => {
     const { models } = await get("/models");
     models.sort((a, b) => ORDER.indexOf(a.family) - ORDER.indexOf(b.family) || a.name.localeCompare(b.name));
-    const cards = await Promise.all(models.map((one) => (one.ready ? ready(one) : refused(one))));
+    const cards = await Promise.all(models.map((one) => (one.ready ? ready(one) : notServed(one))));
     document.getElementById("cards").replaceChildren(...cards);
   });
 }
@@ -58,10 +58,10 @@ const aside = (rest, shown) =>
 /** Show the plots; text and tables are collapsed. */
 function figures(section, shown) {
   const parts = shown(section);
-  const pictures = parts.filter((part) => part.tagName === "FIGURE");
+  const plots = parts.filter((part) => part.tagName === "FIGURE");
   const rest = parts.filter((part) => part.tagName !== "FIGURE");
   return [
-    createElement("div", { class: "pictures" }, ...pictures),
+    createElement("div", { class: "pictures" }, ...plots),
     ...(rest.length ? [createElement("details", {}, createElement("summary", {}, "All metrics"), ...rest)] : []),
   ];
 }
@@ -77,7 +77,7 @@ const facts = (model) =>
 
 const millions = (count) => (count < 1e6 ? `${Math.round(count / 1e3)} k` : `${(count / 1e6).toFixed(1)} M`);
 
-function refused({ name, reason }) {
+function notServed({ name, reason }) {
   return createElement("article", { class: "card" }, createElement("header", {}, createElement("h2", {}, name)), createElement("p", { class: "notice" }, `Not served: ${reason}`));
 }
 
