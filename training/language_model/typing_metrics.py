@@ -6,8 +6,8 @@ model answers a batch of them at once.
 """
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,6 +27,7 @@ class Query(NamedTuple):
 
 Suggest: TypeAlias = Callable[[Sequence[Query]], Sequence[Sequence[str]]]
 """Queries -> up to OFFERED whole words for each, the likeliest first."""
+Writer: TypeAlias = Generator[Query, Sequence[str], "Counts"]
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,7 @@ class Counts:
     characters: int = 0  # keys without suggestions: letters, a space a word, signs; line breaks are not counted
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
-
-    def as_tuple(self) -> tuple[int, ...]:
-        """Return the fields in their order."""
-        return (
-            self.words,
-            self.top1,
-            self.top3,
-            self.top1_folded,
-            self.top3_folded,
-            self.keys,
-            self.characters,
-        )
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def metrics(self) -> dict[str, float]:
         """Return top-1 and top-3 accuracy, also with case ignored, and keystroke savings, as fractions.
@@ -72,16 +61,11 @@ class Counts:
         }
 
 
-def write(document: str, most_words: int | None = None) -> Generator[Query, Sequence[str], Counts]:
-    """Simulate a writer of `document`: yield a query, receive its suggestions; return the counts.
-
-    `most_words`: stop after as many words; None for all of them.
-    """
+def write(document: str) -> Writer:
+    """Simulate a writer of `document`: yield a query, receive its suggestions; return the counts."""
     counts = Counts()
     position = 0
     for match in WORD.finditer(document):
-        if counts.words == most_words:
-            return counts
         word, start = match[0], match.start()
         signs = sum(not character.isspace() for character in document[position:start])
         position = match.end()
@@ -101,12 +85,8 @@ def write(document: str, most_words: int | None = None) -> Generator[Query, Sequ
                 offered = yield Query(document[:start], word[:typed])
         keys = typed + 1  # the accepted suggestion inserts the space, which otherwise is a key
         counts += first + Counts(keys=keys + signs, characters=len(word) + 1 + signs)
-    return counts + _signs_only(document[position:])
-
-
-def _signs_only(rest: str) -> Counts:
-    signs = sum(not character.isspace() for character in rest)
-    return Counts(keys=signs, characters=signs)
+    signs = sum(not character.isspace() for character in document[position:])
+    return counts + Counts(keys=signs, characters=signs)
 
 
 def measure(
@@ -116,43 +96,34 @@ def measure(
 
     `most_words`: no document is started once the writers have typed as many words.
     """
-    waiting = iter(enumerate(documents))
-    writers: dict[int, tuple[Generator[Query, Sequence[str], Counts], Query]] = {}
+    waiting = enumerate(documents)
+    writers: dict[int, Writer] = {}
+    queries: dict[int, Query] = {}  # of the same writers
     results: dict[int, Counts] = {}
+    typed = 0  # words of the finished documents
+
+    def advance(number: int, offered: Sequence[str] | None) -> None:
+        nonlocal typed
+        try:
+            queries[number] = next(writers[number]) if offered is None else writers[number].send(offered)
+        except StopIteration as stop:
+            results[number] = stop.value
+            typed += stop.value.words
+            writers.pop(number)
+            queries.pop(number, None)
+
     while True:
-        _start(waiting, writers, results, batch_size, most_words)
+        while len(writers) < batch_size and (most_words is None or typed < most_words):
+            number, document = next(waiting, (-1, ""))
+            if number < 0:
+                break
+            writers[number] = write(document)
+            advance(number, None)
         if not writers:
             return [results[number] for number in sorted(results)]
-        numbers = list(writers)
-        answers = suggest([writers[number][1] for number in numbers])
-        for number, offered in zip(numbers, answers, strict=True):
-            writer, _ = writers[number]
-            try:
-                writers[number] = (writer, writer.send(offered))
-            except StopIteration as stop:
-                results[number] = stop.value
-                del writers[number]
-
-
-def _start(
-    waiting: Iterator[tuple[int, str]],
-    writers: dict[int, tuple[Generator[Query, Sequence[str], Counts], Query]],
-    results: dict[int, Counts],
-    batch_size: int,
-    most_words: int | None,
-) -> None:
-    """Start writers until `batch_size` of them run, documents end or `most_words` have been typed."""
-    while len(writers) < batch_size:
-        if most_words is not None and sum(counts.words for counts in results.values()) >= most_words:
-            return
-        number, document = next(waiting, (-1, ""))
-        if number < 0:
-            return
-        writer = write(document)
-        try:
-            writers[number] = (writer, next(writer))
-        except StopIteration as stop:  # a document without words
-            results[number] = stop.value
+        numbers = list(queries)
+        for number, offered in zip(numbers, suggest(list(queries.values())), strict=True):
+            advance(number, offered)
 
 
 def total(documents: Iterable[Counts]) -> Counts:
@@ -164,7 +135,7 @@ def confidence_interval(
     documents: Sequence[Counts], metric: str, generator: np.random.Generator, level: float = 0.95
 ) -> tuple[float, float]:
     """Return a percentile bootstrap interval of a metric of `Counts.metrics`, resampling documents (Efron 1979)."""
-    rows = np.array([counts.as_tuple() for counts in documents if counts.words], np.int64)
+    rows = np.array([astuple(counts) for counts in documents if counts.words], np.int64)
     samples = [
         Counts(*rows[generator.integers(len(rows), size=len(rows))].sum(0).tolist()).metrics()[metric]
         for _ in range(BOOTSTRAP)
