@@ -15,12 +15,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from app import bundle
-from app.api.dialects import DIALECTS, BodyLimits, Dialect
+from app.api.dialects import DIALECTS
 from app.api.http import authorization, problems, rate_limits, tracing
 from app.api.http.authorization import AccessControl
+from app.api.http.dialect import BodyLimits, Dialect
 from app.api.http.endpoints import TIMEOUT, Dispatch
 from app.api.http.keys import Keys
 from app.api.http.middleware import ErrorBoundary, HeadRequests, RequestLogging
+from app.api.http.problems import Formats
 from app.api.http.rate_limits import RateLimiting
 from app.api.http.state import Catalogue, State
 from app.api.http.tracing import Traced
@@ -36,15 +38,21 @@ log = logging.getLogger(__name__)
 
 
 class Application(FastAPI):
-    """FastAPI with problem documents and API keys in its OpenAPI document."""
+    """FastAPI with errors and API keys in its OpenAPI document."""
 
+    error_formats: Formats = ()
     with_keys = False
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
         document = super().openapi()
-        document["components"]["schemas"].update(problems.schemas())
-        authorization.document(document, self.routes, with_keys=self.with_keys)
+        for operations in document["paths"].values():
+            for operation in operations.values():  # FastAPI documents its own 422, which no endpoint has
+                if "HTTPValidationError" in str(operation["responses"].get("422")):
+                    del operation["responses"]["422"]
+        for errors in (problems.DOCUMENTS, *(errors for _, errors in self.error_formats)):
+            document["components"]["schemas"].update(errors.schemas())
+        authorization.document(document, self.routes, self.error_formats, with_keys=self.with_keys)
         return document
 
 
@@ -107,10 +115,11 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the middleware below does these
     )
     limits = BodyLimits(texts=settings.max_body_bytes, uploads=settings.max_upload_bytes)
-    app.routes.extend(route for routes in dialects.values() for route in routes(limits))
+    app.routes.extend(route for dialect in dialects.values() for route in dialect.routes(limits))
+    app.error_formats = [(dialect.requests, dialect.errors) for dialect in dialects.values() if dialect.requests]
     app.with_keys = keys is not None
     app.user_middleware += [
-        Middleware(RequestLogging, metrics=metrics),
+        Middleware(RequestLogging, metrics=metrics, error_formats=app.error_formats),
         *([Middleware(Traced, provider=tracer_provider)] if tracer_provider else []),
         *([_cors(settings.origins)] if settings.origins else []),
         Middleware(HeadRequests),

@@ -1,6 +1,7 @@
 """Families, tokenizers and dialects are added from outside `app`, without editing a file."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
+from typing_extensions import TypedDict
 
 from app import bundle as bundles
-from app.api.dialects import DIALECTS, BodyLimits
+from app.api.dialects import DIALECTS
 from app.api.http.bodies import JsonBody
-from app.api.http.endpoints import Deadline, Endpoint
+from app.api.http.dialect import BodyLimits, Dialect
+from app.api.http.endpoints import STATUSES, Deadline, Endpoint
 from app.api.http.fields import RequestModel
+from app.api.http.problems import ErrorFormat
 from app.api.http.state import CatalogueOf
 from app.bundle import Bundle
 from app.main import create_app
@@ -127,8 +131,16 @@ async def shout(body: ShoutRequest, catalogue: CatalogueOf, deadline: Deadline) 
     return PlainTextResponse(await catalogue.get(None, "shout").answer(Shout(body.text), deadline=deadline))
 
 
-def toy_dialect(limits: BodyLimits) -> Sequence[BaseRoute]:
-    return [Endpoint("/toy/shout", shout, scope="predict", body=JsonBody(limits.texts))]
+class Complaint(TypedDict):
+    complaint: str
+
+
+COMPLAINTS = ErrorFormat(lambda report: {"complaint": report.detail.upper()}, Complaint, "application/toy+json")
+
+
+def toy_routes(limits: BodyLimits) -> Sequence[BaseRoute]:
+    body = JsonBody(limits.texts)
+    return [Endpoint("/toy/shout", shout, scope="predict", body=body, responses=COMPLAINTS.documented(*STATUSES))]
 
 
 async def test_the_service_speaks_an_added_dialect_for_an_added_family(store: Path, tiny_bundle: Bundle) -> None:
@@ -137,16 +149,22 @@ async def test_the_service_speaks_an_added_dialect_for_an_added_family(store: Pa
     app = create_app(
         Settings(store=store),
         families={**FAMILIES, "shout": SHOUT},
-        dialects={**DIALECTS, "toy": toy_dialect},
+        dialects={**DIALECTS, "toy": Dialect(toy_routes, re.compile("[A-Z]+ /toy/.*"), COMPLAINTS)},
     )
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert state
         await state["catalogue"].loaded()
         answer = await client.post("/toy/shout", json={"text": "hello"})
         wrong = await client.post("/toy/shout", json={"text": 1})
+        unknown = await client.get("/toy/nothing")
         listed = (await client.get("/models")).json()["models"]
         document = (await client.get("/openapi.json")).json()
     assert answer.text == "HELLO"
-    assert (wrong.status_code, wrong.headers["content-type"]) == (422, "application/problem+json")
+    assert (wrong.status_code, wrong.headers["content-type"]) == (400, "application/toy+json")
+    assert wrong.json() == {"complaint": "TEXT: INPUT SHOULD BE A VALID STRING, FOUND 1"}
+    assert (unknown.status_code, unknown.json()) == (404, {"complaint": "GET /TOY/NOTHING: NOT FOUND"})
     assert {model["name"]: model["family"] for model in listed} == {"loud": "shout", "tiny": "language_model"}
-    assert "/toy/shout" in document["paths"]
+    responses = document["paths"]["/toy/shout"]["post"]["responses"]
+    assert list(responses["401"]["content"]) == ["application/toy+json"]
+    assert set(responses) == {"200", "400", "401", "403", "404", "413", "415", "429", "503", "504"}
+    assert "Complaint" in document["components"]["schemas"]

@@ -271,7 +271,7 @@ def limited(
 def _error_response(status: HTTPStatus, detail: str, extra: dict[str, str]) -> bytes:
     """Return a complete HTTP/1.1 response with a problem document."""
     headers = {"Connection": "close", "X-Request-Id": uuid.uuid4().hex, **extra}
-    problem = problems.problem(problems.blank(status), detail, headers)
+    problem = problems.DOCUMENTS.respond(problems.Report(problems.blank(status), detail, headers))
     lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode()]
     lines += [name + b": " + value for name, value in (*problem.raw_headers, *security_headers.HEADERS)]
     return b"\r\n".join([*lines, b"", bytes(problem.body)])

@@ -11,8 +11,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.http import bodies, problems
 from app.api.http.context import RequestContext, request_context
-from app.api.http.endpoints import required_scopes
+from app.api.http.endpoints import ANY, required_scopes
 from app.api.http.keys import Key, Keys, KeyScope
+from app.api.http.problems import Formats
 from app.errors import Forbidden, Unauthenticated
 
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
@@ -25,13 +26,14 @@ LIMITED: Final[dict[KeyScope, tuple[HTTPStatus, ...]]] = {"predict": (HTTPStatus
 FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for"})
 
 
-def document(openapi: dict[str, Any], routes: Sequence[BaseRoute], *, with_keys: bool) -> None:
+def document(openapi: dict[str, Any], routes: Sequence[BaseRoute], formats: Formats, *, with_keys: bool) -> None:
     """Add to an OpenAPI document the security of each operation, and its errors."""
     required = required_scopes(routes)
     for path, operations in openapi["paths"].items():
-        if scope := required[path]:
-            rejections = problems.documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, *LIMITED[scope])
-            for operation in operations.values():
+        for method, operation in operations.items():
+            if scope := required[path][method.upper()]:
+                errors = problems.selected(formats, method.upper(), path)
+                rejections = errors.documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, *LIMITED[scope])
                 operation["responses"].update({str(status): response for status, response in rejections.items()})
                 if with_keys:
                     operation["security"] = [{name: []} for name in SCHEMES]
@@ -49,15 +51,20 @@ class AccessControl:
     def __init__(self, app: ASGIApp, keys: Keys | None, routes: Sequence[BaseRoute]) -> None:
         self.app = app
         self._keys = keys
-        self._required = required = required_scopes(routes)
-        self._fixed = {path for path in required if "{" not in path}
-        self._patterns = [(compile_path(path)[0], path) for path in required]  # a fixed path with "\n" matches its own
+        required = required_scopes(routes)
+        self._fixed = {
+            (method, path): (path, scope)
+            for path, scopes in required.items()
+            if "{" not in path
+            for method, scope in scopes.items()
+        }
+        self._patterns = [(compile_path(path)[0], path, scopes) for path, scopes in required.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or reject it."""
-        if scope["type"] == "http" and (route := self._template(scope["path"])):
+        if scope["type"] == "http" and (route := self._route(scope["method"], scope["path"])):
             context = request_context(scope)
-            context.route, context.required = route, self._required[route]
+            context.route, context.required = route
             try:
                 self._require(context, scope)
             except (Unauthenticated, Forbidden) as error:
@@ -65,11 +72,18 @@ class AccessControl:
                 return
         await self.app(scope, receive, send)
 
-    def _template(self, path: str) -> str | None:
-        """Return the first path template that matches by the router's own pattern, or None for an unknown path."""
-        if path in self._fixed:
-            return path
-        return next((template for pattern, template in self._patterns if pattern.match(path)), None)
+    def _route(self, method: str, path: str) -> tuple[str, KeyScope | None] | None:
+        """Return the path template and key scope of the route that the router selects, or None for an unknown path.
+
+        For a method that the path lacks, they are those of another method.
+        """
+        if found := self._fixed.get((method, path)):
+            return found
+        matching = [(template, scopes) for pattern, template, scopes in self._patterns if pattern.match(path)]
+        for template, scopes in matching:
+            if method in scopes or ANY in scopes:
+                return template, scopes.get(method, scopes.get(ANY))
+        return next(((template, next(iter(scopes.values()))) for template, scopes in matching), None)
 
     def _require(self, context: RequestContext, scope: Scope) -> None:
         """Raise Unauthenticated or Forbidden unless the request may use the route."""

@@ -69,15 +69,7 @@ class JsonBody(Body):
 
     async def read(self, _scope: Scope, receive: Receive) -> Any:
         """Return the JSON document. Raise Malformed for another format, InvalidField for too many fields."""
-        pieces = []
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            pieces.append(message.get("body", b""))
-            more = message.get("more_body", False)
-        return _document(b"".join(pieces))
+        return document(await content(receive))
 
     def units(self, content: Any, _scope: Scope) -> int:
         """Return the document's cost."""
@@ -113,9 +105,9 @@ class ImageBody(Body):
         request, context = Request(scope, receive), request_context(scope)
         form = uploads.is_form(request.headers.get("content-type"))
         with contextlib.ExitStack() as files:
-            context.images = await uploads.received(request, self.max_images, files, form=form)
+            images = await uploads.received(request, self.max_images, files, form=form)
             context.files = files.pop_all()
-        return context.images
+        return images
 
     def units(self, content: Any, scope: Scope) -> int:
         """Return the images' cost."""
@@ -135,12 +127,25 @@ async def read(body: Body, scope: Scope, receive: Receive, context: RequestConte
         raise DeadlineExceeded(message) from error
 
 
+async def content(receive: Receive) -> bytes:
+    """Return the whole body."""
+    pieces = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(pieces)
+
+
 async def reject(error: SeqserveError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer before the body is read; drain it if it ends soon, else close the connection after the answer.
 
     A client that sent `Expect: 100-continue` gets no 100 and need not send the body.
     """
-    answer = problems.from_error(error)
+    answer = problems.response(error, scope)
     headers = {name for name, _ in scope["headers"]}
     if headers & {b"content-length", b"transfer-encoding"}:
         start: Message = {"type": "http.request", "more_body": True}
@@ -199,7 +204,7 @@ async def _drain(receive: Receive, message: Message, max_bytes: int) -> bool:
     return not message.get("more_body", False)
 
 
-def _document(content: bytes) -> Any:
+def document(content: bytes) -> Any:
     """Decode JSON. Raise Malformed if it is invalid, InvalidField if it has more than MAX_FIELDS fields."""
     try:
         text = content.decode("utf-8-sig")  # json.loads of bytes would also take UTF-16, UTF-32 and surrogates

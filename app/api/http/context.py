@@ -1,18 +1,18 @@
 """Typed data of one request, shared by the middleware and the endpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.types import Scope
 
 from app.api.http.keys import KeyScope
 from app.api.http.security_headers import Header
-from app.api.http.uploads import Upload
 from app.runtime.usage import RequestUsage
 
 if TYPE_CHECKING:
+    from app.api.http.problems import Formats
     from app.api.http.rate_limits import Charge
 
 KEY: Final = "context"  # of the context in a request's `scope["state"]`
@@ -24,6 +24,7 @@ class RequestContext:
 
     request_id: str
     started: float
+    error_formats: "Formats" = ()  # of the dialects
     usage: RequestUsage = field(default_factory=RequestUsage)
     response_headers: list[Callable[[], list[Header]]] = field(default_factory=list)  # called as the response starts
     status: int | None = None  # set when the response starts
@@ -34,8 +35,8 @@ class RequestContext:
     charge: "Charge | None" = None  # where rates are limited
     timeout_s: float = 0.0
     deadline: float = 0.0  # started + timeout_s
-    images: Sequence[Upload] = ()
-    files: ExitStack | None = None  # open files of the images
+    content: Any = None  # of the body, decoded
+    files: ExitStack | None = None  # open files of the content
 
 
 def request_context(scope: Scope) -> RequestContext:

@@ -26,9 +26,10 @@ from app.api.http.keys import KeyScope
 from app.api.http.uploads import Upload
 
 UNDECLARED: Final[KeyScope] = "admin"
+ANY: Final = "*"
 TIMEOUT: Final = "X-Request-Timeout"
 TIMEOUT_FIELD: Final = TIMEOUT.lower().encode()
-PROBLEMS: Final = problems.documented(
+STATUSES: Final = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.NOT_FOUND,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -36,7 +37,8 @@ PROBLEMS: Final = problems.documented(
     HTTPStatus.UNPROCESSABLE_ENTITY,
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
-)  # of an endpoint that runs a model
+)  # of the errors of an endpoint that runs a model
+PROBLEMS: Final = problems.DOCUMENTS.documented(*STATUSES)
 
 Provider: TypeAlias = Callable[[Request], Awaitable[Any]]  # a dependency of a handler
 
@@ -94,7 +96,9 @@ class Endpoint(APIRoute):
         limit_s: float = scope["state"]["request_timeout_s"]
         context.timeout_s = min(limit_s, values.pop("timeout_s", None) or limit_s)
         context.deadline = context.started + context.timeout_s
-        content = await bodies.read(body, scope, receive, context, int(fields.get(b"content-length") or 0))
+        context.content = content = await bodies.read(
+            body, scope, receive, context, int(fields.get(b"content-length") or 0)
+        )
         if context.charge and (units := body.units(content, scope)):
             await context.charge.add(units)
         if self._payload:
@@ -161,18 +165,23 @@ class Dispatch:
             await self.app(scope, receive, send)
 
 
-def required_scopes(routes: Sequence[BaseRoute]) -> dict[str, KeyScope | None]:
-    """Return the key scope of each path template, None for public ones; a mount's covers all paths below it."""
-    found = [(context.path, context.original_route) for context in iter_route_contexts(routes)]
-    return {
-        f"{path}/{{path:path}}" if isinstance(route, Mount) else path: getattr(route, "key_scope", UNDECLARED)
-        for path, route in found
-        if path
-    }
+def required_scopes(routes: Sequence[BaseRoute]) -> dict[str, dict[str, KeyScope | None]]:
+    """Return the key scopes of each path template by method, None for public ones.
+
+    A mount's covers all paths below it. It and a route without methods have one scope, by the method ANY.
+    """
+    required: dict[str, dict[str, KeyScope | None]] = {}
+    for context in iter_route_contexts(routes):
+        path, route = context.path, context.original_route
+        if path:
+            template = f"{path}/{{path:path}}" if isinstance(route, Mount) else path
+            methods = getattr(route, "methods", None) or (ANY,)
+            required.setdefault(template, {}).update(dict.fromkeys(methods, getattr(route, "key_scope", UNDECLARED)))
+    return required
 
 
-async def _images(request: Request) -> Sequence[Upload]:
-    return request_context(request.scope).images
+async def _content(request: Request) -> Any:
+    return request_context(request.scope).content
 
 
 async def _deadline(
@@ -193,4 +202,4 @@ async def _deadline(
 
 
 Deadline = Annotated[float, Depends(_deadline)]  # a time of time.monotonic
-Images = Annotated[Sequence[Upload], Depends(_images)]  # of an endpoint with an ImageBody
+Images = Annotated[Sequence[Upload], Depends(_content)]  # of an endpoint with an ImageBody

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.http import logs, problems, security_headers
 from app.api.http.context import KEY, RequestContext, request_context
+from app.api.http.problems import Formats
 from app.errors import NotReady
 from app.runtime.metrics import Metrics
 from app.runtime.usage import REQUEST_USAGE
@@ -32,8 +32,15 @@ class RequestLogging:
     the context's `response_headers`.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        error_formats: Formats = (),
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.app = app
+        self._error_formats = error_formats
         self.metrics = metrics
         self.now = now
         self._ids = request_ids(os.urandom(8))
@@ -44,7 +51,7 @@ class RequestLogging:
             await self.app(scope, receive, send)
             return
         request_id = _valid_id(scope["headers"]) or next(self._ids)
-        context = RequestContext(request_id.decode(), self.now())
+        context = RequestContext(request_id.decode(), self.now(), self._error_formats)
         scope.setdefault("state", {})[KEY] = context
 
         async def send_with_headers(message: Message) -> None:
@@ -99,7 +106,7 @@ class HeadRequests:
 
 
 class ErrorBoundary:
-    """Middleware that converts exceptions to problem documents; an unhandled one is logged under the request id."""
+    """Middleware that converts exceptions to responses; an unhandled one is logged under the request id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -114,17 +121,17 @@ class ErrorBoundary:
         except asyncio.CancelledError:  # the server's grace period is over
             if request_context(scope).status is not None:
                 raise
-            await problems.from_error(NotReady("the server is shutting down"))(scope, receive, send)
+            await problems.response(NotReady("the server is shutting down"), scope)(scope, receive, send)
         except Exception as error:
             context = request_context(scope)
             if isinstance(error, problems.HANDLED) and context.status is None:
-                answer = await problems.answer_error(Request(scope), error)
+                answer = problems.response(error, scope)
             else:
                 log.exception("request %s: unexpected error", context.request_id)
                 if context.status is not None:  # the response has started: the server closes the connection
                     raise
                 detail = "unexpected error; the log has it under this X-Request-Id"
-                answer = problems.problem(problems.blank(500), detail)
+                answer = problems.respond(problems.Report(problems.blank(500), detail), scope)
             await answer(scope, receive, send)
 
 

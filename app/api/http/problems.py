@@ -1,10 +1,14 @@
-"""Problem documents (RFC 9457), and the table from error to HTTP status."""
+"""The table from error to HTTP status, and the formats of errors.
+
+Errors are problem documents (RFC 9457), unless a dialect declares another format.
+"""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final, NotRequired
+from typing import Any, Final, NotRequired, TypeAlias
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -12,8 +16,10 @@ from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Scope
 from typing_extensions import TypedDict
 
+from app.api.http.context import request_context
 from app.errors import (
     BundleError,
     CorpusError,
@@ -34,7 +40,6 @@ from app.errors import (
     UnsupportedType,
 )
 
-MEDIA_TYPE: Final = "application/problem+json"
 CLIENT_CLOSED_REQUEST: Final = 499  # the client disconnected before the response; seen in metrics and logs only
 NOT_READY_RETRY_S: Final = 2  # loading takes about a second
 MAX_FIELDS: Final = 20  # a body can have a million invalid fields; more are not reported
@@ -77,6 +82,17 @@ class FieldError(TypedDict):
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An error of a request, without a format."""
+
+    kind: Kind
+    detail: str  # for the user
+    headers: Mapping[str, str] = field(default_factory=dict)
+    errors: Sequence[FieldError] = ()  # by field, where fields are wrong
+    more: Mapping[str, Any] = field(default_factory=dict)  # extension members of a problem document
+
+
 class Problem(TypedDict):
     """A problem document, RFC 9457."""
 
@@ -87,18 +103,50 @@ class Problem(TypedDict):
     errors: NotRequired[list[FieldError]]
 
 
-def problem(kind: Kind, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
-    """Return a problem document as a response, in ASCII, since it may quote an unpaired surrogate.
+@dataclass(frozen=True)
+class ErrorFormat:
+    """The format of a dialect's errors: JSON of one schema and media type."""
 
-    `more` are extension members.
-    """
-    document = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": detail, **more}
-    return Response(json.dumps(document), kind.status, headers, MEDIA_TYPE)
+    body: Callable[[Report], Any]
+    schema: type  # of the body, a TypedDict
+    media_type: str = "application/json"
+    invalid_field: HTTPStatus = HTTPStatus.BAD_REQUEST
+
+    def respond(self, report: Report) -> Response:
+        """Return the error as a response, in ASCII, since it may quote an unpaired surrogate."""
+        content = json.dumps(self.body(report))
+        return Response(content, self._status(report.kind.status), report.headers, self.media_type)
+
+    def documented(self, *statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+        """Return the entries of a route's OpenAPI `responses` for the errors of these statuses."""
+        content = {self.media_type: {"schema": {"$ref": f"#/components/schemas/{self.schema.__name__}"}}}
+        found = dict.fromkeys(map(self._status, statuses))
+        return {int(status): {"description": status.phrase, "content": content} for status in found}
+
+    def schemas(self) -> dict[str, Any]:
+        """Return the OpenAPI components that `documented` refers to."""
+        schema = TypeAdapter(self.schema).json_schema(ref_template="#/components/schemas/{model}")
+        return {self.schema.__name__: schema, **schema.pop("$defs", {})}
+
+    def _status(self, status: HTTPStatus) -> HTTPStatus:
+        return self.invalid_field if status == KINDS[InvalidField].status else status
 
 
-def from_error(error: SeqserveError) -> Response:
-    """Return the problem document of an error of `app.errors`."""
-    return problem(KINDS[type(error)], str(error), _headers(error))
+def _document(report: Report) -> dict[str, Any]:
+    kind = report.kind
+    errors = {"errors": report.errors} if report.errors else {}
+    document = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": report.detail}
+    return document | errors | dict(report.more)
+
+
+Formats: TypeAlias = Sequence[tuple[re.Pattern[str], ErrorFormat]]
+DOCUMENTS: Final = ErrorFormat(_document, Problem, "application/problem+json", HTTPStatus.UNPROCESSABLE_ENTITY)
+
+
+def selected(formats: Formats, method: str, path: str) -> ErrorFormat:
+    """Return the first format whose pattern matches "METHOD /path", else problem documents."""
+    request = f"{method} {path}"
+    return next((errors for requests, errors in formats if requests.fullmatch(request)), DOCUMENTS)
 
 
 def blank(status: int) -> Kind:
@@ -106,39 +154,44 @@ def blank(status: int) -> Kind:
     return Kind(HTTPStatus(status), "about:blank", HTTPStatus(status).phrase)
 
 
-async def answer_error(request: Request, error: Exception) -> Response:
-    """Convert an error raised by a route to a problem document."""
+def of(error: SeqserveError) -> Report:
+    """Return the report of an error of `app.errors`."""
+    errors: list[FieldError] = []
+    if isinstance(error, InvalidField):
+        errors = [{"field": error.field, "message": error.message}]
+    return Report(KINDS[type(error)], str(error), _headers(error), errors)
+
+
+def response(error: Exception, scope: Scope) -> Response:
+    """Return an error of a request as a response in its dialect's format. Raise an error that is not among HANDLED."""
     match error:
-        case InvalidField():
-            errors: list[FieldError] = [{"field": error.field, "message": error.message}]
-            return problem(KINDS[InvalidField], str(error), errors=errors)
+        case SeqserveError():
+            report = of(error)
         case RequestValidationError():
             errors = [_field_error(fault) for fault in error.errors()[:MAX_FIELDS]]
             detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
-            return problem(KINDS[InvalidField], detail, errors=errors)
-        case SeqserveError():
-            return from_error(error)
+            report = Report(KINDS[InvalidField], detail, errors=errors)
         case HTTPException():
-            detail = f"{request.method} {request.url.path[:MAX_SHOWN]}: {error.detail}"
-            return problem(blank(error.status_code), detail, error.headers)
+            detail = f"{scope['method']} {Request(scope).url.path[:MAX_SHOWN]}: {error.detail}"
+            report = Report(blank(error.status_code), detail, error.headers or {})
         case ClientDisconnect():
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-    raise error
+        case _:
+            raise error
+    return respond(report, scope)
+
+
+def respond(report: Report, scope: Scope) -> Response:
+    """Return a report as a response in the format of the request's dialect."""
+    return selected(request_context(scope).error_formats, scope["method"], scope["path"]).respond(report)
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Convert an error raised by a route to a response."""
+    return response(error, request.scope)
 
 
 HANDLED: Final[tuple[type[Exception], ...]] = (RequestValidationError, SeqserveError, HTTPException, ClientDisconnect)
-
-
-def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """Return the entries of a route's OpenAPI `responses` for these problem statuses."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {int(status): {"description": status.phrase, "content": content} for status in statuses}
-
-
-def schemas() -> dict[str, Any]:
-    """Return the OpenAPI components that `documented` refers to."""
-    schema = TypeAdapter(Problem).json_schema(ref_template="#/components/schemas/{model}")
-    return {"Problem": schema, **schema.pop("$defs")}
 
 
 def _headers(error: SeqserveError) -> dict[str, str]:

@@ -192,7 +192,9 @@ async def _all_events(first: bytes, others: AsyncGenerator[bytes, None]) -> Asyn
         async for event in others:
             yield event
     except SeqserveError as error:
-        yield format_sse_event(event="error", data_str=bytes(problems.from_error(error).body).decode())
+        yield format_sse_event(
+            event="error", data_str=bytes(problems.DOCUMENTS.respond(problems.of(error)).body).decode()
+        )
 
 
 def _event(name: str, data: CaptionWord | CaptionsAnswer) -> bytes:

@@ -1,5 +1,6 @@
 """Operations endpoints: health, readiness, metrics, models, versions and documentation."""
 
+from dataclasses import replace
 from enum import Enum
 from http import HTTPStatus
 from typing import Final
@@ -64,12 +65,8 @@ async def readyz(catalogue: CatalogueOf) -> Readiness | Response:
     if catalogue.ready:
         return {"status": "ready", "models": models}
     reasons = [f"{model['name']}: {model['reason']}" for model in models if not model["ready"]]
-    return problems.problem(
-        problems.KINDS[NotReady],
-        "; ".join(reasons) or "there are no models",
-        {"Retry-After": str(problems.NOT_READY_RETRY_S)},
-        models=models,
-    )
+    report = problems.of(NotReady("; ".join(reasons) or "there are no models"))
+    return problems.DOCUMENTS.respond(replace(report, more={"models": models}))
 
 
 async def metrics(registered: MetricsOf) -> Response:
@@ -191,7 +188,7 @@ def _described(served: Served) -> Model:
 
 
 TAGS: Final[list[str | Enum]] = ["operations"]
-MODEL_PROBLEMS: Final = problems.documented(
+MODEL_PROBLEMS: Final = problems.DOCUMENTS.documented(
     HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE
 )
 ROUTES: Final[list[BaseRoute]] = [
@@ -203,7 +200,7 @@ ROUTES: Final[list[BaseRoute]] = [
         readyz,
         scope=None,
         response_model=Readiness,
-        responses=problems.documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        responses=problems.DOCUMENTS.documented(HTTPStatus.SERVICE_UNAVAILABLE),
         tags=TAGS,
     ),
     Endpoint(
@@ -222,7 +219,7 @@ ROUTES: Final[list[BaseRoute]] = [
         scope="admin",
         body=JsonBody(ACTIVATE_BYTES),
         response_model=ActivateAnswer,
-        responses=PROBLEMS | problems.documented(HTTPStatus.CONFLICT),
+        responses=PROBLEMS | problems.DOCUMENTS.documented(HTTPStatus.CONFLICT),
         tags=TAGS,
     ),
     Endpoint(

@@ -30,6 +30,10 @@ async def echo(body: Echo, deadline: Deadline, suffix: Annotated[str, Query(max_
     return PlainTextResponse(body.text * body.count + suffix)
 
 
+async def two() -> str:
+    return "two"
+
+
 def with_echo(served: FakeServed, **settings: Any) -> FastAPI:
     app = service(served, **settings)
     body = JsonBody(64, cost=lambda document: len(str(document["text"])))
@@ -41,9 +45,25 @@ def with_echo(served: FakeServed, **settings: Any) -> FastAPI:
 
 def test_a_route_that_declares_no_scope_needs_the_admin_scope() -> None:
     assert required_scopes([Route("/new", asyncio.sleep), Mount("/below", routes=[])]) == {
-        "/new": "admin",
-        "/below/{path:path}": "admin",
+        "/new": {"GET": "admin", "HEAD": "admin"},
+        "/below/{path:path}": {"*": "admin"},
     }
+
+
+async def test_two_methods_of_one_path_have_a_scope_each(served: FakeServed, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"reader predict - sha256:{hashlib.sha256(b'secret').hexdigest()}")
+    app = service(served, api_keys_file=keys)
+    app.routes.append(Endpoint("/{name}/two", two, scope=None))
+    app.routes.append(Endpoint("/{name}/two", echo, scope="predict", body=JsonBody(64)))
+    app.routes.append(Endpoint("/fixed/two", two))
+    async with connect(app) as client:
+        statuses = [
+            (await client.request(method, path, json={"text": "a"}, headers=headers)).status_code
+            for method, path in (("GET", "/a/two"), ("POST", "/a/two"), ("PUT", "/a/two"), ("GET", "/fixed/two"))
+            for headers in ({}, KEY)
+        ]
+    assert statuses == [200, 200, 401, 200, 405, 405, 401, 403]
 
 
 async def test_a_declared_body_is_limited_charged_and_validated(served: FakeServed) -> None:

@@ -1,15 +1,29 @@
 """Every error has a status, and no error says more than it should."""
 
+import hashlib
 import inspect
+import json
 import logging
+import re
+from pathlib import Path
 
 import pytest
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter
 
 from app import errors
+from app.api.dialects import DIALECTS
 from app.api.http import problems
+from app.api.http.dialect import BodyLimits
 from app.errors import SeqserveError
 from tests.api.conftest import FakeServed, connect, service
 
+EXAMPLES: dict[type[SeqserveError], SeqserveError] = {
+    errors.InvalidField: errors.InvalidField("text", "expected less"),
+    errors.Unauthenticated: errors.Unauthenticated("no key", refused=False),
+    errors.RateLimited: errors.RateLimited("too much", retry_after=9),
+}
+UNKNOWN: dict[str, tuple[str, str]] = {}  # a request of no route, by dialect
 ERRORS = [found for _, found in inspect.getmembers(errors, inspect.isclass) if found is not SeqserveError]
 
 
@@ -22,6 +36,38 @@ def test_every_error_has_its_own_status() -> None:
 def test_the_tree_at_the_top_of_the_file_draws_every_error(error: type[SeqserveError]) -> None:
     assert errors.__doc__ is not None
     assert f"- {error.__name__} " in errors.__doc__
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("name", DIALECTS)
+def test_every_error_has_a_status_and_a_body_in_every_dialect(name: str, error: type[SeqserveError]) -> None:
+    dialect = DIALECTS[name]
+    response = dialect.errors.respond(problems.of(EXAMPLES.get(error) or error("it is wrong")))
+    body: object = TypeAdapter(dialect.errors.schema).validate_json(bytes(response.body))
+    assert (response.status_code >= 400, response.media_type) == (True, dialect.errors.media_type)
+    assert str(EXAMPLES.get(error, "it is wrong")) in json.dumps(body)
+
+
+@pytest.mark.parametrize("name", [name for name, dialect in DIALECTS.items() if dialect.requests])
+@pytest.mark.anyio
+async def test_errors_of_middleware_have_the_format_of_the_dialect(
+    served: FakeServed, tmp_path: Path, name: str
+) -> None:
+    dialect, (method, path) = DIALECTS[name], UNKNOWN[name]
+    keys = tmp_path / "keys"
+    keys.write_text(f"reader predict - sha256:{hashlib.sha256(b'secret').hexdigest()}")
+    found = {}
+    async with connect(service(served, api_keys_file=keys)) as client:
+        found[404] = await client.request(method, path)
+        for route in dialect.routes(BodyLimits(1, 1)):
+            for sent in getattr(route, "methods", None) or ():
+                if getattr(route, "key_scope", None):
+                    assert isinstance(route, APIRoute)
+                    found[401] = await client.request(sent, re.sub("{.*?}", "x", route.path))
+        assert (found[401].status_code, found[404].status_code) == (401, 404)
+    for response in found.values():
+        assert response.headers["content-type"] == dialect.errors.media_type
+        TypeAdapter(dialect.errors.schema).validate_json(response.content)
 
 
 @pytest.mark.parametrize(
