@@ -36,6 +36,7 @@ ROOT: Final = Path(__file__).parents[1]
 STORE: Final = ROOT / "models_store"
 DOCUMENTS: Final = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ROOT / "clients" / "python" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 DATA: Final = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -8,11 +8,13 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[1]
-MODULES: Final = sorted(path for folder in ("app", "training", "tests") for path in (ROOT / folder).rglob("*.py"))
+MODULES: Final = sorted(
+    path for folder in ("app", "training", "tests", "clients") for path in (ROOT / folder).rglob("*.py")
+)
 OPENING: Final = re.compile(r"\W*(what|who|whether|those|how)\b", re.IGNORECASE)
 SOURCES: Final = sorted(
     path
-    for folder in ("app", "training", "tests", "docs", "docker", "requirements")
+    for folder in ("app", "training", "tests", "clients", "deploy", "docs", "docker", "requirements")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in {".py", ".cpp", ".js", ".html", ".css", ".md", ".yml", ".toml", ".sh", ".json", ".Dockerfile"}
     and path != Path(__file__)
