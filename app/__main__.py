@@ -101,7 +101,7 @@ def classify(files: tyro.conf.Positional[tuple[Path, ...]], store: Path, threads
     """Print the digit in each image and its confidence. Exit with status 1 if a file is not an image.
 
     Args:
-        files: PNG, JPEG, WebP, BMP or GIF images; - reads standard input.
+        files: PNG, JPEG, WebP, BMP, GIF or AVIF images; - reads standard input.
         store: Folder of published bundles.
         threads: Inference threads.
         model: Name of the model; by default the first by name.
@@ -130,7 +130,7 @@ def caption(
     """Print a caption of each photograph. Exit with status 1 if a file is not an image.
 
     Args:
-        files: PNG, JPEG, WebP, BMP or GIF images; - reads standard input.
+        files: PNG, JPEG, WebP, BMP, GIF or AVIF images; - reads standard input.
         store: Folder of published bundles.
         threads: Inference threads.
         beam: Beam width, 1 to 10.

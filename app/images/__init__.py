@@ -3,8 +3,11 @@
     bytes --decoded--> RGB image   --framed--> (28, 28) grey digit, framed as MNIST's are
                                    --photo---> (224, 224, 3) RGB --normalised--> (3, 224, 224) floats
 
-Training, evaluation and the server call these same functions.
+Training, evaluation and the server call these same functions. OpenCV computes in the thread that calls it and prints
+nothing.
 """
+
+import cv2
 
 from app.images.decoding import MAX_PIXELS, decoded, is_small
 from app.images.digits.framing import BOX, SIDE, Framed, framed, framed_array, turned
@@ -29,3 +32,6 @@ __all__ = [
     "png",
     "turned",
 ]
+
+cv2.setNumThreads(1)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -9,6 +9,8 @@ from app.images.pixels import Bytes, Floats
 
 PHOTO_SIZE: Final = 224
 
+_LONGEST: Final = 65_535  # pixels of a side that is resized at once; more would need much memory for its weights
+
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's, of red, green and blue from 0 to 1
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -16,6 +18,8 @@ _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 def photo(image: Image.Image) -> Bytes:
     """(224, 224, 3) RGB: the whole image, resized without keeping its proportions; unchanged if it has that size."""
     image = image.convert("RGB")
+    if max(image.size) > _LONGEST:
+        image = image.reduce((-(-image.width // _LONGEST), -(-image.height // _LONGEST)))
     if image.size != (PHOTO_SIZE, PHOTO_SIZE):
         image = image.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC)
     return np.array(image)

@@ -567,7 +567,7 @@ def test_a_temporary_error_is_shown_and_can_be_retried(opened: Opened, status: i
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(400, "not an image"), (413, "Up to 16 MB"), (415, "PNG, JPEG, WebP, BMP and GIF can be read")],
+    [(400, "not an image"), (413, "Up to 16 MB"), (415, "PNG, JPEG, WebP, BMP, GIF and AVIF can be read")],
 )
 def test_a_rejected_file_can_be_replaced(opened: Opened, status: int, words: str) -> None:
     page = opened("draw")
@@ -587,7 +587,7 @@ def test_a_rejected_file_can_be_replaced(opened: Opened, status: int, words: str
     [
         ("IMG_1.HEIC", "", "“IMG_1.HEIC” is a HEIC photograph"),
         ("a.heif", "image/heif", "Save it as JPEG"),
-        ("notes.txt", "text/plain", "“notes.txt” is not an image that can be read. PNG, JPEG, WebP, BMP and GIF"),
+        ("notes.txt", "text/plain", "“notes.txt” is not an image that can be read. PNG, JPEG, WebP, BMP, GIF and AVIF"),
         ("scan.tiff", "image/tiff", "“scan.tiff” is not an image that can be read"),
         ("damaged.png", PNG, "it is damaged"),
     ],

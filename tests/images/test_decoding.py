@@ -1,7 +1,9 @@
 """Bytes of every kind become a right picture or a Malformed or TooLarge that says why."""
 
+import contextlib
 import io
 import struct
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,7 +23,7 @@ from app.images.decoding import SMALL_BYTES, SMALL_SIDE
 settings.register_profile("images", deadline=None, derandomize=True, max_examples=300)
 anything = settings.get_profile("images")
 
-FORMATS = ("PNG", "JPEG", "WebP", "BMP", "GIF")
+FORMATS = ("PNG", "JPEG", "WebP", "BMP", "GIF", "AVIF")
 WHITE, BLACK, RED, GREEN, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 128, 0), (0, 0, 255)
 SCENE = (RED, GREEN, BLUE)
 
@@ -88,7 +90,7 @@ def test_every_format_gives_the_picture_in_rgb(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["TIFF", "PPM", "ICO", "TGA"])
 def test_other_formats_are_refused_and_the_message_names_those_expected(form: str) -> None:
-    with pytest.raises(Malformed, match=r"part 3: expected PNG, JPEG, WebP, BMP, GIF, found "):
+    with pytest.raises(Malformed, match=r"part 3: expected PNG, JPEG, WebP, BMP, GIF, AVIF, found "):
         decoded(saved(scene(), form), name="part 3")
 
 
@@ -414,3 +416,141 @@ LARGE_HEADER = (b"IHDR", struct.pack(">IIBBBBB", 4000, 4000, 8, 0, 0, 0, 0))
 )
 def test_what_may_be_more_work_is_not_small(content: bytes) -> None:
     assert not is_small(content)
+
+
+# what a file may have too much or too little of
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("tail", [bytes(5), b"\0" * 4096, b"<html>not found</html>", b"\xff" * 9])
+def test_bytes_after_the_end_are_ignored(form: str, tail: bytes) -> None:
+    content = saved(scene(), form)
+    assert (pixels(decoded(content + tail)) == pixels(decoded(content))).all()
+
+
+@pytest.mark.parametrize(("form", "marker"), [("PNG", 12), ("JPEG", 2), ("GIF", 1)])
+@pytest.mark.parametrize("least", [None, 8])
+def test_the_end_marker_may_be_missing(form: str, marker: int, least: int | None) -> None:
+    content = saved(scene(), form)
+    assert (pixels(decoded(content[:-marker], least=least)) == pixels(decoded(content, least=least))).all()
+
+
+@pytest.mark.parametrize("size", [(48, 32), (400, 300)])
+@pytest.mark.parametrize("cut", [3, 20, 200])
+def test_a_jpeg_whose_last_rows_are_missing_is_malformed(size: tuple[int, int], cut: int) -> None:
+    content = saved(scene(*size), "JPEG")
+    with pytest.raises(Malformed, match="expected a whole JPEG file"):
+        decoded(content[: -2 - cut])
+
+
+@pytest.mark.parametrize(("kind", "letter"), [(1, "B"), (3, "H"), (4, "I"), (6, "b"), (8, "h"), (9, "i")])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_orientation_may_be_an_integer_of_any_type(kind: int, letter: str, order: str) -> None:
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    value = struct.pack(f"{order}{letter}", 6).ljust(4, b"\0")
+    exif = b"Exif\0\0" + mark + struct.pack(f"{order}IHHHI", 8, 1, 0x0112, kind, 1) + value + bytes(4)
+    stored = scene().transpose(Image.Transpose.ROTATE_90)
+    assert off(decoded(saved(stored, "JPEG", exif=exif))) <= 4
+
+
+@pytest.mark.parametrize("form", ["GIF", "WebP", "PNG"])
+@pytest.mark.parametrize("blank", [(255, 255, 255, 255), (0, 0, 0, 255), (0, 0, 0, 0)])
+def test_of_an_animation_blank_frames_are_skipped(form: str, blank: tuple[int, int, int, int]) -> None:
+    frames = [Image.new("RGBA", (48, 32), blank), scene().convert("RGBA"), Image.new("RGBA", (48, 32), RED)]
+    content = saved(frames[0], form, save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    assert off(decoded(content)) <= 4
+
+
+@pytest.mark.parametrize("form", ["GIF", "WebP", "PNG"])
+def test_an_animation_of_blank_frames_alone_gives_the_first(form: str) -> None:
+    frames = [Image.new("RGB", (48, 32), colour) for colour in (WHITE, BLACK, RED)]
+    content = saved(frames[0], form, save_all=True, append_images=frames[1:], duration=100)
+    assert decoded(content).getpixel((5, 5)) == WHITE
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_sixteen_bits_of_grey_may_hold_fewer(bits: int) -> None:
+    ramp = np.linspace(0, 2**bits - 1, 64).astype(np.uint16)[None].repeat(4, 0)
+    found = pixels(decoded(saved(Image.fromarray(ramp), "PNG")))
+    assert np.abs(found[0, :, 0] - np.linspace(0, 255, 64)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(12), "HEIC: convert it to JPEG"),
+        (b"\0\0\0\x18ftypmif1" + bytes(12), "HEIC: convert it to JPEG"),
+        (saved(scene(), "TIFF"), "TIFF: convert it to PNG"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG: render it to PNG"),
+        (saved(scene(), "PDF"), "PDF: export its page as PNG"),
+        (b"\n%PDF-1.7", "PDF: export its page as PNG"),
+        (b"\xff\x0a" + bytes(20), "JPEG XL: convert it to JPEG"),
+        (saved(scene(), "JPEG2000"), "JPEG 2000: convert it to PNG"),
+        (b"<!DOCTYPE html><p>404", "HTML: send the image file itself"),
+    ],
+)
+def test_known_formats_are_named_with_a_remedy(content: bytes, remedy: str) -> None:
+    with pytest.raises(Malformed, match=f"image: expected PNG, JPEG, WebP, BMP, GIF, AVIF, found {remedy}"):
+        decoded(content)
+
+
+def test_an_avif_s_orientation_is_undone() -> None:
+    stored = scene().transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert off(decoded(saved(stored, "AVIF", exif=exif.tobytes()))) <= 6
+
+
+# time and memory are bounded by shape and bytes
+
+
+def with_gif_blocks(content: bytes, blocks: bytes) -> bytes:
+    start = 13 + (6 << (content[10] & 7))
+    return content[:start] + blocks + content[start:]
+
+
+def run_lengths(width: int, height: int, runs: bytes) -> bytes:
+    size = 54 + 1024 + len(runs)
+    header = struct.pack("<2sIIIIiiHHIIIIII", b"BM", size, 0, 1078, 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    palette = b"".join(bytes((level, level, level, 0)) for level in range(256))
+    return header + palette + runs
+
+
+@pytest.mark.parametrize(
+    ("form", "change"),
+    [
+        ("PNG", lambda c: c[:33] + 1_300_000 * chunk(b"IDAT", b"") + c[33:]),
+        ("PNG", lambda c: c[:33] + 1_300_000 * chunk(b"eXIf", b"") + c[33:]),
+        ("JPEG", lambda c: c[:2] + 4_000_000 * b"\xff\xfe\0\2" + c[2:]),
+        ("JPEG", lambda c: c[:2] + 1_500_000 * b"\xff\xe1\0\x09Exif\0\0a" + c[2:]),
+        ("JPEG", lambda c: c[:2] + 16_000_000 * b"\xff" + c[2:]),
+        ("GIF", lambda c: with_gif_blocks(c, b"!\xff" + 8_000_000 * b"\1a" + b"\0")),
+        ("GIF", lambda c: with_gif_blocks(c, 5_000_000 * b"!\xff\0")),
+        ("GIF", lambda c: with_gif_blocks(c, b"!\xfe" + 65_000 * (b"\xff" + bytes(255)) + b"\0")),
+        ("GIF", lambda c: c[:-2] + 8_000_000 * b"\1\0" + c[-2:]),
+    ],
+)
+def test_floods_of_chunks_segments_and_blocks_cost_little(form: str, change: Callable[[bytes], bytes]) -> None:
+    content = change(saved(scene(), form))
+    started = time.process_time()
+    with contextlib.suppress(Malformed):
+        assert off(decoded(content)) <= 4
+    assert time.process_time() - started < 1
+
+
+def test_run_lengths_are_decoded() -> None:
+    found = decoded(run_lengths(4, 2, b"\4\x60\0\0\2\xff\2\0\0\1"))
+    assert [found.getpixel((x, y)) for x, y in ((0, 0), (3, 0), (3, 1))] == [WHITE, BLACK, (96, 96, 96)]
+
+
+def test_run_lengths_that_swell_cost_little() -> None:
+    started = time.process_time()
+    assert decoded(run_lengths(5000, 5000, b"\1\7\0\0" * 5000 + b"\0\1")).size == (5000, 5000)
+    assert time.process_time() - started < 2
+
+
+def test_a_row_counts_as_several_pixels() -> None:
+    content = saved(Image.new("1", (1, 10_000)), "PNG")
+    assert decoded(content, max_pixels=80_000).size == (1, 10_000)
+    with pytest.raises(TooLarge, match=r"at most 79999 pixels, found 1 x 10000 \(a row counts as 8\)"):
+        decoded(content, max_pixels=79_999)

@@ -3,7 +3,7 @@
 import { RequestError } from "./api.js";
 
 const TAKEN = ["image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif"];
-const READ = "PNG, JPEG, WebP, BMP and GIF can be read.";
+const READ = "PNG, JPEG, WebP, BMP, GIF and AVIF can be read.";
 const LARGE = 12 * 2 ** 20; // bytes; the server accepts 16 MiB
 const SIDE = 2048; // longer side of a downscaled image, in pixels
 
