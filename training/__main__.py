@@ -18,6 +18,7 @@ from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.registry import load_predictor
 from app.text.subword import SubwordTokenizer
 from training import plots
+from training.captions import config as captions_config
 from training.captions import data as photographs_data
 from training.captions import recipe as captions_recipe
 from training.captions.features import backbone
@@ -43,14 +44,14 @@ if TYPE_CHECKING:
     LanguageModelPreset = language_model_recipe.LanguageModelConfig
     SubwordPreset = subword_recipe.SubwordLanguageModelConfig
     DigitsPreset = digits_recipe.DigitsConfig
-    CaptionsPreset = captions_recipe.CaptionsConfig
+    CaptionsPreset = captions_config.CaptionsConfig
 else:
     LanguageModelPreset = tyro.extras.subcommand_type_from_defaults(
         language_model_recipe.PRESETS, sort_subcommands=False
     )
     SubwordPreset = tyro.extras.subcommand_type_from_defaults(subword_recipe.PRESETS, sort_subcommands=False)
     DigitsPreset = tyro.extras.subcommand_type_from_defaults(digits_recipe.PRESETS, sort_subcommands=False)
-    CaptionsPreset = tyro.extras.subcommand_type_from_defaults(captions_recipe.PRESETS, sort_subcommands=False)
+    CaptionsPreset = tyro.extras.subcommand_type_from_defaults(captions_config.PRESETS, sort_subcommands=False)
 
 PUBLISH: dict[str, Callable[..., Path]] = {  # by family
     "language_model": publish_language_model,

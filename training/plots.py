@@ -25,11 +25,14 @@ def learning_curve(
     parts: Sequence[str] = ("train", "valid"),
     logarithmic: bool = True,
 ) -> None:
-    """Plot `metric` of each of `parts` (entries named part_metric) against epochs, as PNG, with the learning rate."""
+    """Plot `metric` of each of `parts` against epochs, as PNG, with the learning rate.
+
+    Entries are named part_metric; an epoch without one has no point.
+    """
     epochs = [entry["epoch"] for entry in metrics]
     canvas, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for part, colour in zip(parts, COLOURS, strict=False):
-        values = [entry[f"{part}_{metric}"] for entry in metrics]
+        values = [entry.get(f"{part}_{metric}", math.nan) for entry in metrics]
         label = f"{part.replace('_', ' ')} (last {values[-1]:{'.1f' if logarithmic else '.4f'}})"
         axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
     axes.set(title=title, xlabel="epoch", ylabel=metric, yscale="log" if logarithmic else "linear")

@@ -46,13 +46,9 @@ class Run:
         self._write("source.json", source)
         self._write("environment.json", {"family": family, **environment()})
 
-    def check_config(self, config: Any, former_names: Mapping[str, str] | None = None) -> None:
-        """Raise RunError unless the run was started with this configuration.
-
-        `former_names` maps names of fields in older runs to today's.
-        """
-        renamed = former_names or {}
-        found = {renamed.get(name, name): value for name, value in self.read("config.json").items()}
+    def check_config(self, config: Any) -> None:
+        """Raise RunError unless the run was started with this configuration."""
+        found = self.read("config.json")
         expected = json.loads(json.dumps(asdict(config)))
         changed = [f"{k} is {expected[k]}, was {found.get(k)}" for k in expected if expected[k] != found.get(k)]
         if changed:
@@ -69,16 +65,17 @@ class Run:
         if changed:
             raise RunError(f"{self.folder}: started on other texts: {'; '.join(changed)}")
 
-    def save_when_due(self, fabric: Fabric, state: dict[str, Any]) -> None:
-        """Save if the last checkpoint is older than `saved_every` seconds."""
-        if time.monotonic() - self._saved_at >= self.saved_every:
-            self.save(fabric, state)
+    @property
+    def due(self) -> bool:
+        """True if the last checkpoint is older than `saved_every` seconds."""
+        return time.monotonic() - self._saved_at >= self.saved_every
 
     def save(self, fabric: Fabric, state: dict[str, Any]) -> None:
-        """Replace the checkpoint."""
+        """Replace the checkpoint; all ranks call it, the first one writes."""
         partial = self.checkpoint.with_suffix(".partial")
         fabric.save(partial, state)
-        partial.replace(self.checkpoint)
+        if fabric.is_global_zero:
+            partial.replace(self.checkpoint)
         self._saved_at = time.monotonic()
 
     def record(self, metrics: Mapping[str, float]) -> None:

@@ -28,7 +28,7 @@ from app.runtime.registry import load_predictor
 from app.runtime.scheduler import answer_all
 from app.text import Vocabulary
 from tests.bench.serving.peers.eager import captioner_of, network_of
-from training.captions.recipe import beam_search
+from training.captions.decoding import beam_search
 
 STORE, MODEL = Path("models_store"), "captions"
 ROUNDS = 60

@@ -13,6 +13,7 @@ from training.language_model import data as texts
 from training.language_model.data import Corpus, Source
 from training.language_model.recipe import PRESETS, LanguageModelConfig, train
 from training.run import Run
+from training.session import Session
 
 WORDS = """
 the company bank said its profits shares rose fell N % in to market mr. smith new york
@@ -37,6 +38,21 @@ def wrapped_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(_FabricModule, "forward", counted)
     return calls
+
+
+@pytest.fixture
+def after_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[dict[str, Any]], None]], None]:
+    """Call a function with the state of the run after every training step."""
+    stops = Session.stops
+
+    def register(note: Callable[[dict[str, Any]], None]) -> None:
+        def noted(session: Session, state: dict[str, Any]) -> bool:
+            note(state)
+            return stops(session, state)
+
+        monkeypatch.setattr(Session, "stops", noted)
+
+    return register
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from training.language_model.data import SPLITS, Corpus, Source
 from training.language_model.recipe import PRESETS, LanguageModelConfig, train
 from training.run import Run, RunError
 
+AfterStep = Callable[[Callable[[dict[str, Any]], None]], None]
 Shrink = Callable[[str], LanguageModelConfig]
 TIMINGS = ("seconds", "tokens_per_second")
 
@@ -61,6 +62,26 @@ def test_a_run_stopped_after_every_step_ends_as_an_undisturbed_one(
     windows = (len(corpus.train) - 1) // (config.batch_size * config.steps)
     assert stops == config.epochs * windows
     assert_same_run(whole, pieces)
+
+
+def test_sigterm_ends_the_work_after_the_step_and_a_second_one_the_process(
+    shrunk: Shrink, corpus: Corpus, finished: Run, tmp_path: Path, after_step: AfterStep
+) -> None:
+    handlers = []
+
+    def interrupt(state: dict[str, Any]) -> None:
+        if state["progress"]["window"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    after_step(interrupt)
+    run = Run(tmp_path / "run")
+    assert not train(shrunk("cpu"), corpus, run)
+    assert handlers == [signal.SIG_DFL]
+    assert torch.load(run.checkpoint)["progress"]["window"] == 3
+    assert train(shrunk("cpu"), corpus, run, resume=True, minutes=60) is False  # in the second epoch
+    assert train(shrunk("cpu"), corpus, run, resume=True)
+    assert_same_run(finished, run)
 
 
 class KilledError(Exception):

@@ -28,9 +28,10 @@ from app.runtime.onnx_session import Precision
 from app.runtime.scheduler import Resources, answer_all
 from training import plots
 from training.captions import data, features
+from training.captions.config import CaptionsConfig
 from training.captions.data import CaptionCorpus, Photo, Source, words
 from training.captions.export import export_captions
-from training.captions.recipe import CaptionsConfig, build
+from training.captions.recipe import build
 from training.captions.scores import score
 from training.publishing import (
     CELL_NAMES,

@@ -29,7 +29,7 @@ from training.digits import robustness
 from training.digits.data import DigitCorpus, Digits
 from training.digits.export import export_digits
 from training.digits.negatives import RawImage, photographs_in
-from training.digits.recipe import FORMER_NAMES, NO_DIGIT, DigitsConfig, as_input, build
+from training.digits.recipe import NO_DIGIT, DigitsConfig, as_input, build
 from training.digits.robustness import Robustness, framed_image
 from training.publishing import (
     CELL_NAMES,
@@ -48,6 +48,7 @@ REJECTED_AT_MOST = 0.001  # of plain validation digits
 PARITY = 2_000  # validation images
 BATCH = 250
 TITLE = "digits"
+FORMER_NAMES = {"rewritten": "p_elastic", "soiled": "p_degraded", "printed": "p_printed"}  # in a published bundle
 
 
 def publish(
@@ -220,8 +221,7 @@ def card_plots(run: Run, test: Digits, answers: Sequence[Classification], folder
     curves, confusion, errors, reliability = (folder / name for name in names)
     labels = test.labels.tolist()
     metrics = run.metrics()
-    common = [name for name in metrics[-1] if all(name in epoch for epoch in metrics)]
-    parts = [name.removesuffix("_accuracy") for name in common if name.endswith("_accuracy")]
+    parts = [name.removesuffix("_accuracy") for name in metrics[-1] if name.endswith("_accuracy")]
     plots.learning_curve(metrics, curves, TITLE, metric="accuracy", parts=parts, logarithmic=False)
     given = [NO_DIGIT if answer.digit is None else answer.digit for answer in answers]
     plots.confusion_matrix(labels, given, [*map(str, range(DIGITS)), "none"], confusion)

@@ -16,12 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from app.errors import SettingsError
 from app.images import framed_array
@@ -32,6 +29,7 @@ from training.digits.data import DigitCorpus, Digits
 from training.digits.negatives import TRAINING_FONTS, print_of, training_negative
 from training.ranges import Range, require_ranges
 from training.run import Run
+from training.session import Session
 
 DIGITS = 10
 NO_DIGIT = DIGITS  # the class of images without a digit
@@ -96,8 +94,6 @@ _RANGES: tuple[Range, ...] = (
     ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
 )
 
-FORMER_NAMES = {"rewritten": "p_elastic", "soiled": "p_degraded", "printed": "p_printed"}  # in older runs and bundles
-
 PRESETS = {
     "chapter": DigitsConfig(),
     "best": DigitsConfig(
@@ -138,31 +134,30 @@ def train(
     uninterrupted one. `photographs` (encoded images) are further negatives, where the configuration has negatives.
     `minutes` limits the duration of this call.
     """
-    fabric = Fabric(
-        devices=1, precision=config.precision, loggers=TensorBoardLogger(run.folder, name="", version="tensorboard")
-    )
-    torch.manual_seed(config.seed)
+    session = Session(run, config.precision, config.seed, minutes)
+    fabric = session.fabric
     model = build(config)
     optimiser = _optimiser(model, config)
     steps = math.ceil(config.samples / config.batch_size)
     schedule = _schedule(optimiser, config, steps)
     wrapped, optimiser = fabric.setup(model, optimiser)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))  # type: ignore[no-untyped-call]
-    progress: dict[str, Any] = {"step": 0, "cost": 0.0, "right": 0}
-    state = {"model": wrapped, "averaged": averaged, "optimiser": optimiser, "schedule": schedule, "progress": progress}
-    if resume and run.checkpoint.exists():
-        run.check_config(config, FORMER_NAMES)
-        fabric.load(run.checkpoint, state)
-        progress = state["progress"]
-    else:
-        run.start("digits", config, corpus.describe() | {"photographs": len(photographs)})
-    deadline, started, first = time.monotonic() + 60 * minutes, time.monotonic(), progress["step"]
+    state: dict[str, Any] = {
+        "model": model,
+        "averaged": averaged,
+        "optimiser": optimiser,
+        "schedule": schedule,
+        "progress": {"step": 0, "cost": 0.0, "right": 0.0},
+    }
+    source = corpus.describe() | {"photographs": len(photographs)}
+    progress = session.open("digits", config, source, state, resume=resume)
+    started, first = time.monotonic(), progress["step"]
     epoch_steps = max(len(corpus.train) // config.batch_size, 1)
     validation = validation_sets(corpus.valid, config)
 
-    for step in tqdm(range(progress["step"], steps), "steps", total=steps, initial=progress["step"], mininterval=1):
-        torch.manual_seed(config.seed * 1_000_003 + step)
-        images, labels = _batch(corpus.train, config, step, photographs)
+    for step in session.bar(range(first, steps), "steps", first, steps):
+        draw, chosen = session.seed_step(step), _batch_indices(len(corpus.train), config, step)
+        images, labels = _batch(corpus.train, config, chosen[session.share(len(chosen))], draw, photographs)
         model.train()
         # Through Fabric's wrapper, which synchronises the gradients where there are several processes.
         logits = wrapped(fabric.to_device(images))  # (B, 28, 28) -> (B, outputs), float32
@@ -173,14 +168,14 @@ def train(
         if config.clip is not None:
             fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
         optimiser.step()
-        rate = float(optimiser.param_groups[0]["lr"])
+        rate = optimiser.param_groups[0]["lr"]
         schedule.step()
         averaged.update_parameters(model)
 
-        right = int((logits.argmax(1) == targets).sum())
-        progress.update(step=step + 1, cost=progress["cost"] + cost.item(), right=progress["right"] + right)
+        mean_cost, right = session.mean(cost), session.mean((logits.argmax(1) == targets).sum()) * session.ranks
+        progress.update(step=step + 1, cost=progress["cost"] + mean_cost, right=progress["right"] + right)
         if step % LOGGED_EVERY == 0:
-            fabric.log_dict({"cost/train": cost, "accuracy/train": right / len(labels), "rate": rate}, step)
+            fabric.log_dict({"cost/train": mean_cost, "accuracy/train": right / len(chosen), "rate": rate}, step)
         if (step + 1) % epoch_steps == 0 or step + 1 == steps:
             seen = (step % epoch_steps) + 1
             metrics = {
@@ -191,16 +186,12 @@ def train(
                 "learning_rate": rate,
                 "images_per_second": (step + 1 - first) * config.batch_size / (time.monotonic() - started),
             }
-            fabric.log_dict({f"{k}": v for k, v in metrics.items() if k.startswith("valid")}, step)
-            fabric.print(", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
-            run.record(metrics)
-            progress.update(cost=0.0, right=0)
-            run.save(fabric, state)
-        run.save_when_due(fabric, state)
-        if step + 1 < steps and time.monotonic() > deadline:
-            run.save(fabric, state)
+            session.record(metrics, step)
+            progress.update(cost=0.0, right=0.0)
+            session.save(state)
+        if session.stops(state) and step + 1 < steps:
             return False
-    run.finish(_accuracies(averaged.module, validation))
+    session.finish(_accuracies(averaged.module, validation))
     return True
 
 
@@ -249,10 +240,10 @@ def _framed(draw: Callable[[], Pixels]) -> Pixels:
     return framed.pixels
 
 
-def _batch(digits: Digits, config: DigitsConfig, step: int, photographs: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-    """Images (B, 28, 28) in 0..1 and labels (B,) of a step: each epoch every digit once, shuffled anew."""
-    chosen = _batch_indices(len(digits), config, step)
-    rng = np.random.default_rng([config.seed, step])
+def _batch(
+    digits: Digits, config: DigitsConfig, chosen: Tensor, rng: np.random.Generator, photographs: Sequence[bytes]
+) -> tuple[Tensor, Tensor]:
+    """Images (B, 28, 28) in 0..1 and labels (B,) of a step from the digits `chosen` (B,)."""
     images, labels = as_input(digits.images[chosen]), digits.labels[chosen]
     count = len(chosen)
     shares = (config.p_elastic, config.p_degraded, config.p_printed, config.negatives)
@@ -281,7 +272,7 @@ def _printed(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _batch_indices(count: int, config: DigitsConfig, step: int) -> Tensor:
-    """Indices of a step's digits; the last, incomplete batch of an epoch is left out."""
+    """Indices of a step's digits: each epoch every one once, shuffled anew, but for the last, incomplete batch."""
     batch = min(config.batch_size, count)
     epoch, index = divmod(step, count // batch)
     order = torch.from_numpy(np.random.default_rng([config.seed, epoch, count]).permutation(count))

@@ -16,11 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel, Reading, detached
@@ -28,6 +25,7 @@ from app.models.recurrent import Cell, LayerState
 from training.language_model.data import Corpus, Ids
 from training.ranges import Range, require_ranges
 from training.run import Run
+from training.session import Session
 
 
 @dataclass(frozen=True)
@@ -170,34 +168,29 @@ def train(
     Every draw of a step depends on the seed and the step's number alone, so a resumed run ends with the weights of an
     undisturbed one. `minutes` bounds this piece of the work.
     """
-    fabric = Fabric(
-        devices=1, precision=config.precision, loggers=TensorBoardLogger(run.folder, name="", version="tensorboard")
-    )
-    torch.manual_seed(config.seed)
+    session = Session(run, config.precision, config.seed, minutes)
+    fabric, streams = session.fabric, session.share(config.batch_size)
     model = build(config)
     windows = _window_count(len(corpus.train), config)
     optimiser = _optimiser(model, config)
     schedule = _schedule(optimiser, config, windows)
     wrapped, optimiser = fabric.setup(Objective(model, config), optimiser)
-    progress: dict[str, Any] = {"epoch": 0, "window": 0, "cost": 0.0, "rate": 0.0, "carried": None}
-    state = {"model": model, "optimiser": optimiser, "schedule": schedule, "progress": progress}
-    if resume and run.checkpoint.exists():
-        run.check_config(config)
-        run.check_texts(corpus.sha256)
-        fabric.load(run.checkpoint, state)
-        progress = state["progress"]
-    else:
-        run.start("language_model", config, corpus.describe())
-    deadline = time.monotonic() + 60 * minutes
+    state: dict[str, Any] = {
+        "model": model,
+        "optimiser": optimiser,
+        "schedule": schedule,
+        "progress": {"epoch": 0, "window": 0, "cost": 0.0, "rate": 0.0, "carried": None},
+    }
+    progress = session.open("language_model", config, corpus.describe(), state, resume=resume)
 
     for epoch in range(progress["epoch"], config.epochs):
         started, first = time.monotonic(), progress["window"]
-        carried = fabric.to_device(progress["carried"]) or model.initial_state(config.batch_size)
-        batches = islice(_windows(corpus.train, config, epoch), first, None)
-        bar = tqdm(batches, f"epoch {epoch + 1}/{config.epochs}", total=windows, initial=first, mininterval=1)
+        carried = progress["carried"] or model.initial_state(streams.stop - streams.start)
+        batches = islice(_windows(corpus.train, config, epoch, streams), first, None)
+        bar = session.bar(batches, f"epoch {epoch + 1}/{config.epochs}", first, windows)
         for window, (inputs, targets) in enumerate(bar, first):
             step = epoch * windows + window
-            torch.manual_seed(config.seed * 1_000_003 + step)
+            session.seed_step(step)
             model.train()
             # Through Fabric's wrapper, which synchronises the gradients where there are several processes.
             cost, penalty, after = wrapped(fabric.to_device(inputs), fabric.to_device(targets), Carried(carried))
@@ -206,18 +199,16 @@ def train(
             fabric.backward(loss + penalty)
             norm = fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
             optimiser.step()
-            rate = _rate(optimiser)
+            rate = optimiser.param_groups[0]["lr"]
             schedule.step()
 
-            carried, cost_sum = after.state, progress["cost"] + cost.item()
+            carried, cost_sum = after.state, progress["cost"] + session.mean(cost)
             progress.update(epoch=epoch, window=window + 1, cost=cost_sum, rate=rate, carried=carried)
             if step % 100 == 0:
                 running = math.exp(progress["cost"] / (window + 1))
                 bar.set_postfix_str(f"perplexity {running:.1f}")
                 fabric.log_dict({"perplexity/train": running, "gradient_norm": norm, "rate": rate}, step)
-            run.save_when_due(fabric, state)
-            if time.monotonic() > deadline:
-                run.save(fabric, state)
+            if session.stops(state):
                 return False
 
         seconds = time.monotonic() - started
@@ -229,14 +220,10 @@ def train(
             "seconds": seconds,
             "tokens_per_second": (windows - first) * config.batch_size * config.steps / seconds,
         }
-        fabric.log_dict({"perplexity/valid": metrics["valid_perplexity"]}, (epoch + 1) * windows)
-        fabric.print(f"epoch {epoch + 1}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k != "epoch"))
-        run.record(metrics)
+        session.record(metrics, (epoch + 1) * windows)
         progress.update(epoch=epoch + 1, window=0, cost=0.0, carried=None)
-        run.save(fabric, state)
-    test = perplexity(model, corpus.test, corpus.vocabulary.end, config.evaluation_batch)
-    fabric.print(f"test perplexity {test:.4g}")
-    run.finish({"test_perplexity": test})
+        session.save(state)
+    session.finish({"test_perplexity": perplexity(model, corpus.test, corpus.vocabulary.end, config.evaluation_batch)})
     return True
 
 
@@ -310,14 +297,14 @@ def perplexity(model: nn.Module, ids: Ids, end: int, batch_size: int = 1, steps:
     return math.exp(total / (length * batch_size))
 
 
-def _windows(ids: Ids, config: LanguageModelConfig, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(inputs, targets), each (steps, batch_size): contiguous streams, window after window."""
+def _windows(ids: Ids, config: LanguageModelConfig, epoch: int, rows: slice) -> Iterator[tuple[Tensor, Tensor]]:
+    """(inputs, targets), each (steps, B): the `rows` of batch_size contiguous streams, window after window."""
     count = _window_count(len(ids), config)
     slack = len(ids) - 1 - count * config.steps * config.batch_size if config.shifted else 0
     offset = np.random.default_rng([config.seed, epoch]).integers(slack + 1)
     length = count * config.steps
-    inputs = _streams(ids[offset:], config.batch_size, length)
-    targets = _streams(ids[offset + 1 :], config.batch_size, length)
+    inputs = _streams(ids[offset:], config.batch_size, length)[rows]
+    targets = _streams(ids[offset + 1 :], config.batch_size, length)[rows]
     for start in range(0, length, config.steps):
         yield _cut(inputs, start, start + config.steps), _cut(targets, start, start + config.steps)
 
@@ -371,7 +358,3 @@ def _schedule(
     return torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: 0.5 ** max(step // windows + 1 - config.constant_epochs, 0) if halving else 1.0
     )
-
-
-def _rate(optimiser: torch.optim.Optimizer) -> float:
-    return float(optimiser.param_groups[0]["lr"])

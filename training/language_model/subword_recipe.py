@@ -167,7 +167,8 @@ def train(
             fabric.print(f"step {step + 1}/{config.steps}: {lap.report()}, rate {rate(config, step):.2e}", flush=True)
         if (step + 1) % config.validate_every == 0:
             _validate(fabric, model, average, corpus, config, run, progress)
-        run.save_when_due(fabric, state)
+        if run.due:
+            run.save(fabric, state)
         if stop.due() and step + 1 < config.steps:
             run.save(fabric, state)
             return False

@@ -26,10 +26,11 @@ from app.runtime.scheduler import answer_all
 from training.captions import data as data
 from training.captions import features
 from training.captions import publish as publishing
+from training.captions.config import CaptionsConfig
 from training.captions.data import CaptionCorpus
 from training.captions.features import Backbone
 from training.captions.publish import drawn_scene, model_card, publish, torch_difference, trained
-from training.captions.recipe import CaptionsConfig, train
+from training.captions.recipe import train
 from training.captions.scores import score
 from training.run import Run, RunError
 
@@ -122,7 +123,7 @@ def corpus(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> CaptionCor
 def finished(corpus: CaptionCorpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run, read only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.captions.recipe.score", partial(score, java=None))
+        patch.setattr("training.captions.validation.score", partial(score, java=None))
         run = Run(tmp_path_factory.mktemp("runs") / "finished")
         assert train(CONFIG, corpus, run)
     return run

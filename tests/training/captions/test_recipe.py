@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,16 @@ from app.errors import SettingsError
 from app.models.captioner import Captioner
 from app.runtime import beam_search as served
 from app.text import Vocabulary
-from training.captions import recipe
+from training.captions import objective, recipe, validation
+from training.captions.config import PRESETS, CaptionsConfig
 from training.captions.data import CaptionCorpus, Source, Split, count_vocabulary, words
-from training.captions.recipe import IGNORED, PRESETS, CaptionsConfig, TrainingSet, beam_search, build, sample, train
+from training.captions.dataset import IGNORED, TrainingSet
+from training.captions.decoding import beam_search, sample
+from training.captions.recipe import build, train
 from training.captions.scores import score
 from training.run import Run, RunError
 
+AfterStep = Callable[[Callable[[dict[str, Any]], None]], None]
 SCENES = [
     f"{who} {what} {where}"
     for who in ("a dog", "two men")
@@ -69,7 +73,7 @@ def photographs() -> CaptionCorpus:
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
     """METEOR takes most of a minute to start."""
-    monkeypatch.setattr(recipe, "score", partial(score, java=None))
+    monkeypatch.setattr(validation, "score", partial(score, java=None))
 
 
 def checkpoint(run: Run) -> dict[str, Any]:
@@ -215,7 +219,7 @@ def test_the_reward_follows_the_gradient_of_the_expected_score(
         drawn.append(captions)
         return captions, likelihoods
 
-    monkeypatch.setattr(recipe, "sample", watched)
+    monkeypatch.setattr(objective, "sample", watched)
     gradients: dict[str, Tensor] = {}
     backward = Fabric.backward
 
@@ -276,21 +280,13 @@ def before_reward(config: CaptionsConfig, corpus: CaptionCorpus, folder: Path) -
 # bookkeeping
 
 
-class WatchedRun(Run):
-    """A run that notes the rate of each step."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.rates: list[float] = []
-
-    def save_when_due(self, fabric: Fabric, state: dict[str, Any]) -> None:  # noqa: ARG002
-        self.rates.append(state["optimiser"].param_groups[0]["lr"])
-
-
-def test_the_rate_rises_and_falls_in_each_phase(photographs: CaptionCorpus, tmp_path: Path) -> None:
-    run = WatchedRun(tmp_path)
-    train(replace(BOTH, epochs=4, reward_epochs=4), photographs, run)
-    captions, rewards = run.rates[:36], run.rates[36:]
+def test_the_rate_rises_and_falls_in_each_phase(
+    photographs: CaptionCorpus, tmp_path: Path, after_step: AfterStep
+) -> None:
+    steps: list[float] = []
+    after_step(lambda state: steps.append(state["optimiser"].param_groups[0]["lr"]))
+    train(replace(BOTH, epochs=4, reward_epochs=4), photographs, Run(tmp_path))
+    captions, rewards = steps[:36], steps[36:]
     assert len(rewards) == 4 * 6
     for rates, peak in ((captions, BOTH.learning_rate), (rewards, BOTH.reward_rate)):
         highest = rates.index(max(rates))
@@ -331,7 +327,7 @@ def test_a_result_says_how_words_were_parted_and_that_meteor_is_missing(
     train(TINY, photographs, run)
     result = run.read("result.json")
     assert (result["valid_tokeniser"], result["valid_meteor"]) == ("own", None)
-    assert result["length_penalty"] in recipe.LENGTH_PENALTIES
+    assert result["length_penalty"] in validation.LENGTH_PENALTIES
 
 
 def test_corrupt_photographs_are_reported(

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,6 +38,8 @@ from training.digits.recipe import (
     validation_sets,
 )
 from training.run import Run, RunError
+
+AfterStep = Callable[[Callable[[dict[str, Any]], None]], None]
 
 
 @pytest.fixture(scope="module")
@@ -328,24 +329,14 @@ def test_the_chapters_training_is_adam_on_the_mean_cross_entropy(corpus: DigitCo
         torch.testing.assert_close(trained[name], expected, rtol=1e-3, atol=1e-5)
 
 
-class WatchedRun(Run):
-    """A run that records the weights and the rate after each step."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.weights: list[dict[str, Tensor]] = []
-        self.rates: list[float] = []
-
-    def save_when_due(self, fabric: Fabric, state: dict[str, Any]) -> None:  # noqa: ARG002
-        self.weights.append({name: value.clone() for name, value in state["model"].state_dict().items()})
-        self.rates.append(state["optimiser"].param_groups[0]["lr"])
-
-
 @pytest.mark.parametrize("decay", [0.0, 0.75])
-def test_weights_are_averaged_over_the_steps(decay: float, corpus: DigitCorpus, tmp_path: Path) -> None:
-    run = WatchedRun(tmp_path)
+def test_weights_are_averaged_over_the_steps(
+    decay: float, corpus: DigitCorpus, tmp_path: Path, after_step: AfterStep
+) -> None:
+    run, steps = Run(tmp_path), list[dict[str, Tensor]]()
+    after_step(lambda state: steps.append({name: value.clone() for name, value in state["model"].state_dict().items()}))
     train(replace(shrunk("chapter"), average=decay), corpus, run)
-    expected, *later = run.weights
+    expected, *later = steps
     for weights in later:
         expected = {name: decay * expected[name] + (1 - decay) * weights[name] for name in expected}
     averaged = torch.load(run.checkpoint)["averaged"]
@@ -363,15 +354,18 @@ def test_the_averaged_weights_are_the_validated_ones(corpus: DigitCorpus, tmp_pa
     assert run.metrics()[-1]["valid_accuracy"] == accuracy(model, corpus.valid)
 
 
-def test_one_cycle_raises_the_rate_for_a_fifth_of_the_steps_then_lowers_it(corpus: DigitCorpus, tmp_path: Path) -> None:
-    run, config = WatchedRun(tmp_path), replace(shrunk("chapter"), schedule="one-cycle", samples=20 * 40)
-    train(config, corpus, run)
-    peak = run.rates.index(max(run.rates))
+def test_one_cycle_raises_the_rate_for_a_fifth_of_the_steps_then_lowers_it(
+    corpus: DigitCorpus, tmp_path: Path, after_step: AfterStep
+) -> None:
+    rates, config = list[float](), replace(shrunk("chapter"), schedule="one-cycle", samples=20 * 40)
+    after_step(lambda state: rates.append(state["optimiser"].param_groups[0]["lr"]))
+    train(config, corpus, Run(tmp_path))
+    peak = rates.index(max(rates))
     assert peak == pytest.approx(40 * 0.2, abs=2)
-    assert max(run.rates) == pytest.approx(config.learning_rate, rel=0.02)
-    assert run.rates[:peak] == sorted(run.rates[:peak])
-    assert run.rates[peak:-1] == sorted(run.rates[peak:-1], reverse=True)
-    assert run.rates[-2] < 0.01 * config.learning_rate
+    assert max(rates) == pytest.approx(config.learning_rate, rel=0.02)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:-1] == sorted(rates[peak:-1], reverse=True)
+    assert rates[-2] < 0.01 * config.learning_rate
 
 
 # evaluation
@@ -515,7 +509,7 @@ def test_a_process_killed_for_real_is_resumed(corpus: DigitCorpus, tmp_path: Pat
         text=True,
     ) as child:
         assert child.stdout is not None
-        reached = any(line.startswith("epoch 3,") for line in child.stdout)
+        reached = any(line.startswith("epoch 3:") for line in child.stdout)
         child.kill()
     assert reached
     assert child.returncode == -signal.SIGKILL

@@ -22,6 +22,7 @@ from training.language_model.data import Corpus, Ids, Source
 from training.language_model.recipe import PRESETS, Carried, LanguageModelConfig, Objective, build, perplexity, train
 from training.run import Run
 
+AfterStep = Callable[[Callable[[dict[str, Any]], None]], None]
 Shrink = Callable[[str], LanguageModelConfig]
 
 
@@ -30,20 +31,6 @@ def counting_corpus(tokens: int) -> Corpus:
     vocabulary = Vocabulary(["<eos>", "<unk>", *map(str, range(2, tokens))])
     ids = np.arange(tokens, dtype=np.int32)
     return Corpus(Source("counting", {}, "none"), vocabulary, ids, ids[:9], ids[:9], {})
-
-
-class WatchedRun(Run):
-    """A run that notes the rate and the momentum with which the next step will be made."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.rates: list[float] = []
-        self.momenta: list[float] = []
-
-    def save_when_due(self, fabric: Fabric, state: dict[str, Any]) -> None:  # noqa: ARG002
-        (group,) = state["optimiser"].param_groups
-        self.rates.append(group["lr"])
-        self.momenta.append(group.get("betas", (0.0, 0.0))[0])
 
 
 # presets
@@ -302,17 +289,24 @@ def test_the_rate_is_halved_each_epoch_after_the_constant_ones(shrunk: Shrink, c
 
 
 def test_one_cycle_raises_the_rate_then_lowers_it_and_the_momentum_mirrors_it(
-    shrunk: Shrink, corpus: Corpus, tmp_path: Path
+    shrunk: Shrink, corpus: Corpus, tmp_path: Path, after_step: AfterStep
 ) -> None:
-    run, config = WatchedRun(tmp_path), replace(shrunk("gpu"), epochs=10)
-    train(config, corpus, run)
-    peak = run.rates.index(max(run.rates))
-    assert max(run.rates) == pytest.approx(config.learning_rate, rel=0.02)
-    assert run.rates[:peak] == sorted(run.rates[:peak])
-    assert run.rates[peak:-1] == sorted(run.rates[peak:-1], reverse=True)
-    assert run.rates[-2] < 1e-3 * config.learning_rate
-    assert run.momenta[peak] == min(run.momenta) == pytest.approx(0.7, abs=0.01)
-    assert run.momenta[-2] == pytest.approx(0.8, abs=0.01)
+    rates, momenta, config = list[float](), list[float](), replace(shrunk("gpu"), epochs=10)
+
+    def note(state: dict[str, Any]) -> None:
+        (group,) = state["optimiser"].param_groups
+        rates.append(group["lr"])
+        momenta.append(group["betas"][0])
+
+    after_step(note)
+    train(config, corpus, Run(tmp_path))
+    peak = rates.index(max(rates))
+    assert max(rates) == pytest.approx(config.learning_rate, rel=0.02)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:-1] == sorted(rates[peak:-1], reverse=True)
+    assert rates[-2] < 1e-3 * config.learning_rate
+    assert momenta[peak] == min(momenta) == pytest.approx(0.7, abs=0.01)
+    assert momenta[-2] == pytest.approx(0.8, abs=0.01)
 
 
 # learning

@@ -1,0 +1,138 @@
+"""A training session: one piece of a run's training, in one process or as one of several ranks."""
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from types import FrameType
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from app.bundle import FamilyName
+from app.errors import SettingsError
+from training.run import Run
+
+Item = TypeVar("Item")
+
+
+class Session:
+    """Set-up, checkpoints, metrics and the end of one piece of a run's training.
+
+    A process that torchrun started is one rank: all ranks make the same calls, Fabric averages their gradients, and
+    the first rank writes. The session ends after `minutes`, or the step in which SIGTERM arrives; a second SIGTERM
+    ends the process.
+    """
+
+    def __init__(self, run: Run, precision: Literal["32-true", "bf16-mixed"], seed: int, minutes: float) -> None:
+        devices, nodes = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+        self.run = run
+        self.seed = seed
+        self.fabric = Fabric(
+            strategy="ddp" if devices * nodes > 1 else "auto",
+            devices=devices,
+            num_nodes=nodes,
+            precision=precision,
+            loggers=TensorBoardLogger(run.folder, name="", version="tensorboard"),
+        )
+        self.fabric.launch()
+        self.rank, self.ranks = self.fabric.global_rank, self.fabric.world_size
+        self._deadline = time.monotonic() + 60 * minutes
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._stop)
+        torch.manual_seed(seed)
+
+    def share(self, size: int, name: str = "batch_size") -> slice:
+        """Return this rank's part of a dimension; raise SettingsError unless the number of ranks divides its size."""
+        if size % self.ranks:
+            raise SettingsError(f"{name}: expected a multiple of the {self.ranks} processes, found {size}")
+        length = size // self.ranks
+        return slice(self.rank * length, (self.rank + 1) * length)
+
+    def open(
+        self, family: FamilyName, config: Any, source: Mapping[str, Any], state: dict[str, Any], *, resume: bool
+    ) -> dict[str, Any]:
+        """Load the run's checkpoint into `state`, with `resume` and if there is one, else start the run.
+
+        Return the state's `progress`. Raise RunError if the run had another configuration or other data.
+        """
+        if resume and self.run.checkpoint.exists():
+            self.run.check_config(config)
+            self.run.check_texts(source["sha256"])
+            self.fabric.load(self.run.checkpoint, state)
+            if carried := state["progress"].get("carried"):
+                part = apply_to_collection(carried, Tensor, lambda state: state.chunk(self.ranks, -2)[self.rank])
+                state["progress"]["carried"] = self.fabric.to_device(part)
+        elif self.rank == 0:
+            self.run.start(family, config, source)
+        progress: dict[str, Any] = state["progress"]
+        return progress
+
+    def seed_step(self, step: int) -> np.random.Generator:
+        """Seed torch for a step and return a NumPy generator: both depend on seed, step and rank alone."""
+        number = step * self.ranks + self.rank
+        torch.manual_seed(self.seed * 1_000_003 + number)
+        return np.random.default_rng([self.seed, number])
+
+    def bar(self, items: Iterable[Item], label: str, first: int, total: int) -> "tqdm[Item]":
+        """Return the items with a progress bar, which the first rank shows."""
+        return tqdm(items, label, total, initial=first, mininterval=1, disable=self.rank > 0)
+
+    def mean(self, value: Tensor) -> float:
+        """Return the mean over the ranks."""
+        reduced: Tensor = self.fabric.all_reduce(value.detach().float().clone())  # type: ignore[assignment]
+        return reduced.item()
+
+    def stops(self, state: dict[str, Any]) -> bool:
+        """Save the checkpoint if it is due; save it and return True at the session's end, by the first rank's clock."""
+        due, stop = self.fabric.broadcast((self.run.due, time.monotonic() > self._deadline))
+        if due or stop:
+            self.save(state)
+        return stop
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint, with the recurrent states of all ranks joined along the batch (dimension -2)."""
+        progress = state["progress"]
+        if self.ranks > 1 and progress.get("carried"):
+            gathered = self.fabric.all_gather(progress["carried"])
+            carried = apply_to_collection(gathered, Tensor, lambda parts: torch.cat([*parts], -2))
+            state = state | {"progress": progress | {"carried": carried}}
+        self.run.save(self.fabric, state)
+
+    def record(self, metrics: Mapping[str, float], step: int) -> None:
+        """Print, log and record an epoch's metrics."""
+        self.fabric.log_dict({name: value for name, value in metrics.items() if name.startswith("valid")}, step)
+        self._print(f"epoch {metrics['epoch']}", {name: metrics[name] for name in metrics if name != "epoch"})
+        if self.rank == 0:
+            self.run.record(metrics)
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Print and record the results of the finished run."""
+        self._print("finished", results)
+        if self.rank == 0:
+            self.run.finish(results)
+
+    def _print(self, head: str, metrics: Mapping[str, Any]) -> None:
+        shown = (
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
+        )
+        self.fabric.print(f"{head}: {', '.join(shown)}", flush=True)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._deadline = -math.inf
+        signal.signal(number, signal.SIG_DFL)
+
+
+@torch.no_grad()
+def update_average(average: Mapping[str, Tensor], model: nn.Module, updates: int, decay: float) -> None:
+    """Update the exponential moving average of a model's parameters, over fewer steps in the first updates."""
+    for name, value in model.named_parameters():
+        average[name].lerp_(value, 1 - min(decay, updates / (updates + 9)))
