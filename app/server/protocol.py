@@ -1,12 +1,14 @@
-"""Connection limits below HTTP: number of connections, size of a request head, read and write timeouts.
+"""Connection limits below HTTP: number of connections, size of a request head, timeouts of slow clients.
 
-uvicorn has no timeout for a request head or for a client that does not read, and no limit for the size of a head. The
-protocol here adds them against slowloris attacks. A request over a limit gets a problem document, and its connection
-is closed.
+uvicorn has no timeout for a request head, for a body or for a client that does not read, and no limit for the size of a
+head. The protocol here adds them against slowloris attacks. A request over a limit gets a problem document, and its
+connection is closed.
 """
 
 import asyncio
-import uuid
+import fcntl
+import termios
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
@@ -15,25 +17,20 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.api.http import problems, security_headers
 from app.api.http.disconnects import CONNECTION, EXTENSION, ClientConnection
+from app.server import heads
+from app.server.connections import LingeringTransport, Places
+from app.server.heads import MAX_HEAD_BYTES, MAX_HEADERS, Rejection
 
-MAX_HEAD_BYTES: Final = 32 * 1024  # request line and headers
-MAX_HEADERS: Final = 100
-HEAD_S: Final = 10.0  # from the connection or the previous response to the end of the head
+HEAD_S: Final = 10.0  # from the connection, or from the first byte of a later request, to the end of the head
+PROBE_S: Final = 1.0  # the same for a connection over the limits
+BODY_S: Final = 10.0  # in which a body advances at MIN_BODY_RATE
+MIN_BODY_RATE: Final = 512  # bytes a second
 MAX_PIPELINED: Final = 16  # requests waiting for earlier responses; reading then pauses
 CHUNK_BYTES: Final = 2048  # parsed at once, so that MAX_PIPELINED is exceeded by few requests
 WRITE_TIMEOUT_S: Final = 60.0  # longest time that a client may not read its response
-VERSIONS: Final = ("1.0", "1.1")
 UPGRADE_FIELDS: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
-_TOO_LARGE: Final = (
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    f"expected a head of at most {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} fields, found more",
-)
-
-
-class _Rejected(Exception):  # caught by the parser, which stops
-    """The request head is invalid or over a limit."""
+PROBES: Final = (b"/livez", b"/readyz")  # answered over the limits
 
 
 class _Flow(FlowControl):
@@ -49,50 +46,90 @@ class _Flow(FlowControl):
 class LimitedProtocol(HttpToolsProtocol):
     """Uvicorn's HTTP/1.1 protocol with limits for heads, pipelines, connections and slow clients."""
 
-    max_connections: ClassVar[int]  # open at once
+    places: ClassVar[Places]
     head_s: ClassVar[float]
+    body_s: ClassVar[float]
     write_timeout_s: ClassVar[float]
     flow: _Flow
+    transport: LingeringTransport  # type: ignore[assignment]  # it has the methods that uvicorn calls
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._in_head = self._in_body = False
+        self.peer = ""
+        self._in_head = self._in_body = self._half_closed = False
         self._started = 0  # requests that started in the last chunk
         self._head_bytes = 0  # parsed
         self._fed_bytes = 0  # received, parsed or not
-        self._error = (HTTPStatus.BAD_REQUEST, "expected a valid HTTP request")
-        self._final_error: tuple[HTTPStatus, str] | None = (
-            None  # sent after the responses in flight, then the connection closes
-        )
+        self._recent_bytes = 0  # received since the timer started
+        self._final_error: Rejection | None = None  # sent after the responses in flight, then the connection closes
         self._unparsed = b""  # received while the pipeline was full
         self._running: RequestResponseCycle | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Accept the connection, or reject it at the limit."""
+        """Accept the connection, for health probes alone if it is over a limit."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
+        self.transport = LingeringTransport(transport, self.loop, self.write_timeout_s)
         self._client = ClientConnection(self.flow.resume_reading)
-        if len(self.connections) > self.max_connections:
-            self._close(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", {"Retry-After": "1"})
-        else:
-            self._expect_head()
+        if self.client:
+            self.peer = self.client[0].removeprefix("::ffff:")  # an IPv4 client of a dual-stack socket
+            self.client = (self.peer, self.client[1])
+        self._may_only_probe = not self.places.take(self)
+        self._start_timer(min(self.head_s, PROBE_S) if self._may_only_probe else self.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timers and disconnect the running request."""
-        for timer in (self._head_timer, self._write_timer):
-            if timer:
-                timer.cancel()
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        if self._write_timer:
+            self._write_timer.cancel()
+        self.transport.lost()
+        self.places.release(self)
         super().connection_lost(exc)
-        if self._running:  # uvicorn disconnects the last request only, which may still wait in the pipeline
-            self._running.disconnected = True
-            self._running.message_event.set()
-        self._client.disconnect()
+        self._disconnect()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio's
+        """Return whether to keep the connection open: its client sends no more, but reads the responses in flight."""
+        self.transport.end()
+        self._half_closed = True
+        if self._in_head or self._in_body:
+            self._close(heads.invalid("expected a complete request, found the end of the connection within it"))
+        if self.transport.is_closing() or self._running is None or self._running.response_complete:
+            return False
+        self.transport.watch(started=self._running.response_started)
+        return True
+
+    def shutdown(self) -> None:
+        """Close the connection, after its responses in flight if any."""
+        if self._in_head:
+            self._close(heads.unavailable("the server is shutting down"))
+        elif not self.close_if_idle() and self.cycle:
+            self.cycle.keep_alive = False
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last response; 0 before the first and during a request."""
+        timer = self.timeout_keep_alive_task
+        return self.timeout_keep_alive - timer.when() + self.loop.time() if timer else 0.0
+
+    def close_if_idle(self) -> bool:
+        """Close the connection unless a request is in progress or has arrived; return whether it is closed."""
+        if self._in_head or self._in_body or self._is_responding() or self._has_unread():
+            return False
+        self.transport.close()
+        return True
+
+    def reject(self) -> None:
+        """Answer that there are too many connections, and close."""
+        self.places.release(self)
+        self._close(heads.unavailable("too many connections"))
 
     def data_received(self, data: bytes) -> None:
         """Parse the data, as far as the pipeline has room."""
         self._unset_keepalive_if_required()
+        self._recent_bytes += len(data)
         data = self._unparsed + data
         self._unparsed, self.flow.full = b"", False
         for start in range(0, len(data), CHUNK_BYTES):
@@ -103,19 +140,16 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.flow.pause_reading()
                 return
             self._parse(data[start : start + CHUNK_BYTES])
+        if (self._in_head or self._in_body) and not self._timer:
+            self._start_timer(self.head_s if self._in_head else self.body_s)
 
     def _parse(self, data: bytes) -> None:
         idle, self._started = not self._in_head and not self._in_body, 0
         self._feed(data)
         if self._in_head and self._started == idle:  # all of the chunk is head; an incomplete line is not parsed yet
             self._fed_bytes += len(data)
-        if (
-            self._in_head
-            and self._fed_bytes > MAX_HEAD_BYTES
-            and not self._final_error
-            and not self.transport.is_closing()
-        ):
-            self._close(*_TOO_LARGE)
+            if self._fed_bytes > MAX_HEAD_BYTES and not self._final_error and not self.transport.is_closing():
+                self._close(heads.too_large())
 
     def on_message_begin(self) -> None:
         """Start a request."""
@@ -139,16 +173,19 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Validate the complete head, then start the request."""
         self._in_head = False
-        if self.parser.get_http_version() not in VERSIONS:  # HTTP/0.9 responses have neither status nor length
-            raise _Rejected
         if self.parser.get_method() == b"CONNECT":
-            raise _Rejected
+            raise heads.invalid()
         if self.parser.should_upgrade():  # the parser stops here, before the body
             return
-        self._check_fields()
-        if self._head_timer:
-            self._head_timer.cancel()
+        heads.require_fields(self.parser.get_http_version(), self.headers)
+        if not self.url.startswith(b"/"):
+            self.url = heads.origin_form(self.url, self.headers)
+        if self._may_only_probe and not self.url.partition(b"?")[0].endswith(PROBES):
+            raise heads.unavailable("too many connections")
+        self._stop_timer()
         super().on_headers_complete()
+        if self._may_only_probe or self.places.draining:
+            self.cycle.keep_alive = False
         self._in_body = True
 
     def on_message_complete(self) -> None:
@@ -156,17 +193,21 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():  # the body was not parsed
             return
         self._in_body = self._client.is_sending = False
+        self._stop_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Continue with the next pipelined request, or wait for one."""
         super().on_response_complete()
         if self._final_error and not self._is_responding():
-            self._close(*self._final_error)
+            self._close(self._final_error)
         elif self._unparsed:
             self.data_received(b"")
-        if self.cycle.response_complete and not self.transport.is_closing():
-            self._expect_head()
+        elif self._half_closed and not self._is_responding():
+            self.transport.close()
+        elif self._in_body and self.cycle.response_complete:  # the rest of the body is discarded
+            self._stop_timer()
+            self._start_timer(self.head_s)
 
     def pause_writing(self) -> None:
         """Start the write timeout: the client does not read."""
@@ -179,10 +220,6 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._write_timer:
             self._write_timer.cancel()
 
-    def send_400_response(self, _: str) -> None:
-        """Send the error found by the parser."""
-        self._close(*self._error)
-
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
@@ -190,30 +227,21 @@ class LimitedProtocol(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
             self.logger.warning("Invalid HTTP request received.")
-            self.send_400_response("")
+            raised = error.__context__  # by one of the callbacks
+            self._close(raised if isinstance(raised, Rejection) else heads.invalid())
         except httptools.HttpParserUpgrade as upgrade:
             (rest,) = upgrade.args
             self._feed(self._without_upgrade() + data[rest:])
 
-    def _check_fields(self) -> None:
-        """Reject a request without exactly one Host (RFC 9112, 3.2) or with an unknown transfer coding (6.1)."""
-        names = [name for name, _ in self.headers]
-        hosts = names.count(b"host")
-        if hosts != 1 and self.parser.get_http_version() == "1.1":
-            self._error = (HTTPStatus.BAD_REQUEST, f"Host: expected one field, found {hosts}")
-            raise _Rejected
-        if b"transfer-encoding" not in names:
-            return
-        joined = b",".join(value for name, value in self.headers if name == b"transfer-encoding")
-        codings = [coding.strip().lower() for coding in joined.split(b",")]
-        if codings[-1] == b"chunked" and len(codings) > 1:
-            self._error = (HTTPStatus.NOT_IMPLEMENTED, "Transfer-Encoding: expected no coding but chunked")
-            raise _Rejected
-
     def _is_responding(self) -> bool:
         return self._running is not None and not self._running.response_complete
+
+    def _has_unread(self) -> bool:
+        """Return whether the kernel holds data that the event loop has not read yet."""
+        unread = fcntl.ioctl(self.transport.socket.fileno(), termios.FIONREAD, bytes(4))
+        return any(unread)
 
     def _without_upgrade(self) -> bytes:
         """Start a new parser and return the head for it without the Upgrade fields (RFC 9110, 7.8).
@@ -227,51 +255,78 @@ class LimitedProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn, which ignores such data
         return b"\r\n".join([*lines, b"", b""])
 
-    def _expect_head(self) -> None:
-        self._head_timer = self.loop.call_later(self.head_s, self._on_head_timeout)
+    def _start_timer(self, seconds: float) -> None:
+        self._recent_bytes = 0
+        self._timer = self.loop.call_later(seconds, self._on_timeout)
 
-    def _on_head_timeout(self) -> None:
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timeout(self) -> None:
+        """Close the connection of a slow client, or wait on while the server is what delays the request."""
+        self._timer = None
         if self.transport.is_closing():
             return
-        if self._in_head:
-            self._close(HTTPStatus.REQUEST_TIMEOUT, f"expected the head of the request within {self.head_s:g} s")
-        else:
+        delayed = self.flow.read_paused or (self._in_body and self.cycle.waiting_for_100_continue)
+        if self._may_only_probe:
+            self._close(heads.unavailable("too many connections"))
+        elif self._in_head and not delayed:
+            detail = f"expected the head of the request within {self.head_s:g} s"
+            self._close(Rejection(HTTPStatus.REQUEST_TIMEOUT, detail))
+        elif not self._is_responding():
             self.transport.close()
+        elif not delayed and self._recent_bytes < self.body_s * MIN_BODY_RATE:
+            found = f"found {self._recent_bytes} in {self.body_s:g} s"
+            detail = f"body: expected at least {MIN_BODY_RATE} bytes a second, {found}"
+            self._close(Rejection(HTTPStatus.REQUEST_TIMEOUT, detail))
+        else:
+            self._start_timer(self.body_s)
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
-            self._error = _TOO_LARGE
-            raise _Rejected
+            raise heads.too_large()
 
-    def _close(self, status: HTTPStatus, detail: str, extra: dict[str, str] | None = None) -> None:
+    def _close(self, error: Rejection) -> None:
         """Send an error after the responses in flight, unless one has started, and close the connection."""
         if self._in_body and self.pipeline:
             self.pipeline.popleft()  # the rejected body is that of the last request, which has not started
             self._in_body = False
         if self._is_responding() and not self._in_body:
-            self._final_error = (status, detail)
+            self._final_error = error
             return
-        if not self._is_responding() or not self.cycle.response_started:
-            self.transport.write(_error_response(status, detail, extra or {}))
+        if not (self._in_body and self._running and self._running.response_started):
+            self.transport.write(error.response())
         self.transport.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        """Disconnect the running request; uvicorn disconnects the last one only, which may wait in the pipeline."""
+        if self._running:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        self._client.disconnect()
 
 
 def limited(
-    max_connections: int, *, head_s: float = HEAD_S, write_timeout_s: float = WRITE_TIMEOUT_S
+    max_connections: int,
+    *,
+    per_address: int | None = None,
+    exempt: Sequence[str] = (),
+    head_s: float = HEAD_S,
+    body_s: float = BODY_S,
+    write_timeout_s: float = WRITE_TIMEOUT_S,
 ) -> type[LimitedProtocol]:
-    """Return a protocol class with these limits: `max_connections` open at once, timeouts in seconds."""
+    """Return a protocol class with these limits: connections as `Places` counts them, timeouts in seconds."""
     return type(
         "LimitedProtocol",
         (LimitedProtocol,),
-        {"max_connections": max_connections, "head_s": head_s, "write_timeout_s": write_timeout_s},
+        {
+            "places": Places(max_connections, per_address, exempt),
+            "head_s": head_s,
+            "body_s": body_s,
+            "write_timeout_s": write_timeout_s,
+        },
     )
-
-
-def _error_response(status: HTTPStatus, detail: str, extra: dict[str, str]) -> bytes:
-    """Return a complete HTTP/1.1 response with a problem document."""
-    headers = {"Connection": "close", "X-Request-Id": uuid.uuid4().hex, **extra}
-    problem = problems.DOCUMENTS.respond(problems.Report(problems.blank(status), detail, headers))
-    lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode()]
-    lines += [name + b": " + value for name, value in (*problem.raw_headers, *security_headers.HEADERS)]
-    return b"\r\n".join([*lines, b"", bytes(problem.body)])

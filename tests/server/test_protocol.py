@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.server.protocol import CHUNK_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, limited
+from app.server.heads import MAX_HEAD_BYTES, MAX_HEADERS
+from app.server.protocol import CHUNK_BYTES, MAX_PIPELINED, limited
 from tests.api.conftest import FakeServed, listening, service
 
 GET = b"GET /livez HTTP/1.1\r\nHost: service\r\n"
