@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from app import bundle
 from app.api.dialects import DIALECTS
 from app.api.http import authorization, problems, rate_limits, tracing
 from app.api.http.authorization import AccessControl
@@ -24,13 +23,13 @@ from app.api.http.keys import Keys
 from app.api.http.middleware import ErrorBoundary, HeadRequests, RequestLogging
 from app.api.http.problems import Formats
 from app.api.http.rate_limits import RateLimiting
-from app.api.http.state import Catalogue, State
+from app.api.http.state import State
 from app.api.http.tracing import Traced
+from app.runtime import versions
 from app.runtime.families import FAMILIES, Family
 from app.runtime.metrics import Metrics
-from app.runtime.registry import Registry, Sizes, freeze_heap
+from app.runtime.registry import Registry
 from app.runtime.scheduler import MAX_INLINE_BATCH
-from app.runtime.worker import Worker
 from app.settings import Settings
 from app.text import TOKENIZERS, TokenizerFactory
 
@@ -59,7 +58,6 @@ class Application(FastAPI):
 def create_app(
     settings: Settings,
     registry: Registry | None = None,
-    worker: Worker | None = None,
     *,
     families: Mapping[str, Family] = FAMILIES,
     tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
@@ -67,38 +65,26 @@ def create_app(
 ) -> FastAPI:
     """Return the service. Its models load from the store, in a thread, when it starts, unless a registry is given.
 
-    With a `worker`, one of several processes, the metrics and the versions served are shared.
-
     Raise BundleError if the store is missing, SettingsError for an invalid setting.
     """
-    metrics = worker.registry.metrics if worker else Metrics(CollectorRegistry())
+    if registry is None:
+        registry = open_registry(settings, Metrics(CollectorRegistry()), families, tokenizers)
+    metrics = registry.metrics
     keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
     limiter = (
         rate_limits.open_limiter(settings.rate_limit, settings.rate_storage, metrics) if settings.rate_limit else None
     )
     tracer_provider = tracing.tracer_provider(settings.traces_endpoint) if settings.traces_endpoint else None
-    names = bundle.models(settings.store) if registry is None else []
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        loading: asyncio.Future[Registry] = asyncio.get_running_loop().create_future()
-        if registry is None:
-            load = (
-                worker.load
-                if worker
-                else Registry(
-                    settings.store, metrics=metrics, families=families, tokenizers=tokenizers, **sizes(settings)
-                ).load
-            )
-            loading = asyncio.ensure_future(_load(settings, load))
-        else:
-            loading.set_result(registry)
-        catalogue = Catalogue(names, loading, worker.activate, worker.reload) if worker else Catalogue(names, loading)
+        registry.spawn(_open(settings, registry))
+        watching = asyncio.ensure_future(versions.watch(registry))
         _log_access(settings, keys)
-        _reload_on_sighup(catalogue)
-        async with _attached(worker, catalogue):
-            yield {"catalogue": catalogue, "metrics": metrics, "request_timeout_s": settings.request_timeout_s}
-            await catalogue.close()
+        _reload_on_sighup(registry)
+        yield {"registry": registry, "metrics": metrics, "request_timeout_s": settings.request_timeout_s}
+        watching.cancel()
+        await registry.close()
         if limiter:
             await limiter.close()
         if tracer_provider:
@@ -151,27 +137,35 @@ def _log_access(settings: Settings, keys: Keys | None) -> None:
         log.warning("no API keys: %s answers to all who reach it, but for /metrics, which is local", settings.url)
 
 
-def _reload_on_sighup(catalogue: Catalogue) -> None:
+def _reload_on_sighup(registry: Registry) -> None:
     """Start a reload on SIGHUP, while the event loop runs."""
     if threading.current_thread() is threading.main_thread():
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: registry.spawn(versions.reload(registry)))
     else:
         log.debug("SIGHUP is ignored: the event loop does not run in the main thread")
 
 
-def sizes(settings: Settings) -> Sizes:
-    """Return the registry's limits of threads, queues, batches and cache.
+def open_registry(
+    settings: Settings, metrics: Metrics, families: Mapping[str, Family], tokenizers: Mapping[str, TokenizerFactory]
+) -> Registry:
+    """Return the registry of the store, which loads nothing yet.
 
     With a worker for each processor, no inference thread has a processor to itself, so the event loops run all cheap
     steps inline.
     """
-    return {
-        "max_inline_batch": MAX_INLINE_BATCH if settings.workers < _processors() else settings.batch_size,
-        "threads": settings.threads,
-        "queue_size": settings.queue_size,
-        "batch_size": settings.batch_size,
-        "cache_bytes": settings.cache_mb * 2**20,
-    }
+    return Registry(
+        settings.store,
+        workers=settings.workers,
+        threads=settings.threads,
+        queue_size=settings.queue_size,
+        batch_size=settings.batch_size,
+        max_inline_batch=MAX_INLINE_BATCH if settings.workers < _processors() else settings.batch_size,
+        cache_bytes=settings.cache_mb * 2**20,
+        metrics=metrics,
+        families=families,
+        tokenizers=tokenizers,
+    )
 
 
 def _processors() -> int:
@@ -179,29 +173,9 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@asynccontextmanager
-async def _attached(worker: Worker | None, catalogue: Catalogue) -> AsyncIterator[None]:
-    """Follow the supervisor's commands meanwhile, once the models have loaded."""
-    if worker is None:
-        yield
-        return
-    await catalogue.loaded()
-    task = asyncio.ensure_future(worker.attend(catalogue.reload))
-    yield
-    task.cancel()
-
-
-async def _load(settings: Settings, load: Callable[[], Registry]) -> Registry:
-    """Load the registry of the store, and log what it serves."""
-    try:
-        registry = await asyncio.to_thread(load)
-    except Exception:
-        log.exception("the models of %s could not be loaded", settings.store)
-        raise
-    freeze_heap()
+async def _open(settings: Settings, registry: Registry) -> None:
+    """Load the models, and log which are served."""
+    await registry.open()
     serving = [f"{served.name} {served.version}" for served in registry.served()]
-    rejected = (
-        f"; rejected: {', '.join(registry.rejected)}" if registry.rejected else ""
-    )  # the reasons have been logged
+    rejected = f"; rejected: {', '.join(registry.rejected)}" if registry.rejected else ""  # with the reasons before
     log.info("%s serves %s%s", settings.url, ", ".join(serving) or "no model", rejected)
-    return registry

@@ -1,31 +1,31 @@
 """The registry of served models: bundles loaded, verified by their probes and put behind a scheduler each.
 
-Version exchange has two phases, so that several processes can run the second one together. `stage` does everything slow
-or fallible in a thread; `switch` is one assignment on the event loop. A request keeps the `Served` that it started
-with, and a replaced version closes once nothing refers to it.
+`load_version` does everything slow or fallible, in a thread; `serve` is one assignment on the event loop. A request
+holds a lease on the `Served` that it started with: a replaced version closes once its last lease has ended.
 """
 
 import asyncio
-import ctypes
-import gc
 import logging
-import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from app import bundle as bundles
-from app.bundle import Bundle, Manifest
+from app.bundle import Manifest
 from app.errors import BundleError, NotReady, UnknownModel, UnknownVersion
 from app.runtime.families import FAMILIES, Family
+from app.runtime.loading import Loaded, freeze_heap, load_predictor, release_memory
 from app.runtime.metrics import Metrics
 from app.runtime.onnx_session import Precision
 from app.runtime.preprocessing import Preprocessor
-from app.runtime.scheduler import MAX_INLINE_BATCH, BundlePredictor, ObserveCache, Resources, Scheduler, ignore
+from app.runtime.scheduler import MAX_INLINE_BATCH, Scheduler
 from app.runtime.usage import REQUEST_USAGE
 from app.text import TOKENIZERS, TokenizerFactory
+
+LOADING: Final = "loading"
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -39,26 +39,53 @@ class Payload(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Staged:
-    """A version that is loaded, verified and warm, but serves no requests yet. Needs no closing."""
-
-    bundle: Bundle
-    predictor: BundlePredictor[Any, Any, Any]
-
-
-@dataclass(frozen=True)
 class Served:
-    """A model version that serves requests."""
+    """A model version that serves requests.
 
-    name: str
-    version: str
-    manifest: Manifest
-    bundle: Bundle
-    predictor: BundlePredictor[Any, Any, Any]
-    scheduler: Scheduler
-    preprocessor: Preprocessor
-    family: Family
+    As a context manager it is a lease: a replaced version is closed at the end of its last `with` block. Leases are
+    taken and ended on the event loop.
+    """
+
+    def __init__(self, loaded: Loaded, scheduler: Scheduler, preprocessor: Preprocessor, family: Family) -> None:
+        self.bundle = loaded.bundle
+        self.predictor = loaded.predictor
+        self.scheduler = scheduler
+        self.family = family
+        self._preprocessor = preprocessor
+        self._leases = 0
+        self._close: Callable[[], object] | None = None  # set once another version has replaced it
+
+    def __enter__(self) -> Self:
+        self._leases += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leases -= 1
+        self._close_if_unused()
+
+    def retire(self, close: Callable[[], object]) -> None:
+        """Call `close` once there is no lease."""
+        self._close = close
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._close and not self._leases:
+            self._close()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.model
+
+    @property
+    def version(self) -> str:
+        """The version's name."""
+        return self.manifest.version
 
     @property
     def versions(self) -> list[str]:
@@ -86,35 +113,25 @@ class Served:
 
         A payload that is not slow may be prepared `at_once`, in the calling thread.
         """
-        if account := REQUEST_USAGE.get():
-            account.model = self.name
+        if usage := REQUEST_USAGE.get():
+            usage.model = self.name
         if at_once:
             return self.predictor.prepare(make())
-        return await self.preprocessor.run(self.name, lambda: self.predictor.prepare(make()), deadline)
+        return await self._preprocessor.run(self.name, lambda: self.predictor.prepare(make()), deadline)
 
     async def submit(self, example: Any, *, deadline: float | None = None) -> Any:
         """Return the answer to a prepared example."""
-        account = REQUEST_USAGE.get()
-        if account is None:
+        usage = REQUEST_USAGE.get()
+        if usage is None:
             return await self.scheduler.submit(example, deadline)
-        account.model = self.name
+        usage.model = self.name
         answer = await self.scheduler.submit(example, deadline)
-        account.add(**self.family.usage(answer))
+        usage.add(**self.family.usage(answer))
         return answer
 
 
-class Sizes(TypedDict):
-    """The resource limits of a registry."""
-
-    threads: int
-    queue_size: int
-    batch_size: int
-    cache_bytes: int
-    max_inline_batch: int
-
-
 class Registry:
-    """Served models by name, and the reasons why others were rejected."""
+    """Served models by name, and the reasons why others are not ready."""
 
     def __init__(
         self,
@@ -125,17 +142,20 @@ class Registry:
         batch_size: int,
         cache_bytes: int,
         max_inline_batch: int = MAX_INLINE_BATCH,
+        workers: int = 1,
         metrics: Metrics,
         families: Mapping[str, Family] = FAMILIES,
         tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
     ) -> None:
-        """Open `store`, a folder of models; nothing is served before `load`.
+        """Open `store`, a folder of models; nothing is served before `load`. Raise BundleError if it is missing.
 
         `families` and `tokenizers` are those that bundles may name.
         """
         self.store = store
         self.metrics = metrics
-        self.changes = asyncio.Lock()  # held from before `stage` until after `switch`
+        self.workers = workers
+        self.changes = asyncio.Lock()  # held from before `load_version` until after `serve`
+        self.current: dict[str, str] = {}  # version that each CURRENT named when it was last read
         self._families = families
         self._tokenizers = tokenizers
         self._threads = threads
@@ -144,27 +164,67 @@ class Registry:
         self._cache_bytes = cache_bytes
         self._max_inline_batch = max_inline_batch
         self._preprocessor = Preprocessor(metrics, queue_size=queue_size)
+        self._names = bundles.models(store)
+        self._pending: str | None = LOADING  # the reason why nothing is served yet; None once loaded
+        self._opened = asyncio.Event()
+        self._shut = False
+        self._preloaded: dict[str, Loaded] = {}  # by name
         self._served: dict[str, Served] = {}  # by name; replaced, never mutated: threads read it too
         self._rejected: dict[str, str] = {}  # reasons by name; never mutated either
-        self._former: dict[Scheduler, weakref.finalize[..., Served]] = {}  # replaced, not yet closed
-        self._closing: set[asyncio.Task[None]] = set()
+        self._former: set[Served] = set()  # replaced, not yet closed
+        self._tasks: set[asyncio.Task[Any]] = set()  # see `spawn`
 
-    def load(self) -> "Registry":
+    def preload(self) -> None:
+        """Load the current versions before a fork, so that the workers share their memory.
+
+        ONNX Runtime does not support forks in general, but a session of one thread has no lock that another thread
+        could hold and no thread that a fork could lose. Models with several threads are loaded by each worker.
+        """
+        if self._threads > 1:
+            return
+        for name in self._names:
+            try:
+                self._preloaded[name] = self.load_version(name, bundles.current(self.store, name))
+            except BundleError as error:
+                log.debug("%s: not preloaded: %s", name, error)  # `load` reports it
+
+    def load(self) -> Self:
         """Serve the current version of every model in the store and return self. Blocks.
 
         An invalid bundle is logged and rejected; the others serve.
         """
         for name in bundles.models(self.store):
-            version = ""  # unless CURRENT names one
+            self.current[name] = ""  # unless CURRENT names a version
             try:
-                version = bundles.current(self.store, name)
-                self.switch(self.stage(name, version))
+                self.current[name] = version = bundles.current(self.store, name)
+                loaded = self._preloaded.get(name)
+                if loaded is None or loaded.bundle.manifest.version != version:
+                    loaded = self.load_version(name, version)
+                self.serve(loaded)
             except BundleError as error:
                 log.error("%s: rejected: %s", name, error)
-                self.reject(name, version, str(error))
+                self.reject(name, self.current[name], str(error))
+        self._preloaded.clear()
+        self._pending = None
         return self
 
-    def stage(self, name: str, version: str) -> Staged:
+    async def open(self) -> None:
+        """Load the store in a thread, unless it is loaded. An exception is logged, and no model is ready then."""
+        try:
+            if self._pending:
+                await asyncio.to_thread(self.load)
+                freeze_heap()
+        except Exception:
+            log.exception("the models of %s could not be loaded", self.store)
+            self._pending = "could not be loaded; the log says why"
+        self._opened.set()
+
+    async def opened(self) -> None:
+        """Wait until loading has succeeded or failed."""
+        if self._pending == LOADING:
+            await self._opened.wait()
+
+    def load_version(self, name: str, version: str) -> Loaded:
         """Load, verify and warm a version; serve no requests with it yet. Takes seconds, so call it in a thread.
 
         Raise UnknownModel or UnknownVersion if the store lacks it, BundleError if it can't be served.
@@ -176,8 +236,6 @@ class Registry:
         versions = bundles.versions(self.store, name) if name in known else []
         if version not in versions:
             raise UnknownVersion(f"{name}: no version {version[:80]!r}; available: {', '.join(versions) or 'none'}")
-        if self._former:
-            gc.collect()  # an error and its traceback refer to each other, and may keep a replaced version alive
         bundle = bundles.read(self.store / name / version)
         if serving and bundle.manifest.family != serving.manifest.family:
             expected, found = serving.manifest.family, bundle.manifest.family
@@ -190,53 +248,40 @@ class Registry:
             families=self._families,
             tokenizers=self._tokenizers,
         )
-        return Staged(bundle, predictor)
+        return Loaded(bundle, predictor)
 
-    def switch(self, staged: Staged) -> str | None:
-        """Serve requests with `staged`; return the version that it replaces, if any.
+    def serve(self, loaded: Loaded) -> str | None:
+        """Serve requests with `loaded`; return the version that it replaces, if any.
 
         Must run on the event loop, unless it is the model's first version.
         """
-        manifest = staged.bundle.manifest
+        manifest = loaded.bundle.manifest
         name, version = manifest.model, manifest.version
         former = self._served.get(name)
         scheduler = Scheduler(
             name,
-            staged.predictor.predict,
+            loaded.predictor.predict,
             self.metrics,
             queue_size=self._queue_size,
             batch_size=self._batch_size,
-            fits_inline=staged.predictor.fits_inline,
+            fits_inline=loaded.predictor.fits_inline,
             max_inline_batch=self._max_inline_batch,
         )
-        model = Served(
-            name,
-            version,
-            manifest,
-            staged.bundle,
-            staged.predictor,
-            scheduler,
-            self._preprocessor,
-            self._families[manifest.family],
-        )
-        self._served = dict(sorted({**self._served, name: model}.items()))
+        served = Served(loaded, scheduler, self._preprocessor, self._families[manifest.family])
+        self._served = dict(sorted({**self._served, name: served}.items()))
         self.forget(name)
         self.metrics.set_model(name, version, ready=True)
-        self.metrics.describe_model(name, version, manifest.family, staged.predictor.precision)
+        self.metrics.describe_model(name, version, manifest.family, loaded.predictor.precision)
         if former is None:
             return None
-        self._retire(former)
+        self._former.add(former)
+        former.retire(lambda: self.spawn(self._close_former(former)))
         return former.version
 
     def serving(self, name: str) -> str | None:
         """Return the served version of the model, None if there is none."""
-        model = self._served.get(name)
-        return model.version if model else None
-
-    @property
-    def rejected(self) -> dict[str, str]:
-        """The reasons why the other models are not served, by name."""
-        return self._rejected
+        served = self._served.get(name)
+        return served.version if served else None
 
     def reject(self, name: str, version: str, reason: str) -> None:
         """Record why a model without a served version is not ready; `version` is empty if CURRENT names none."""
@@ -248,117 +293,70 @@ class Registry:
         self._rejected = {other: reason for other, reason in self._rejected.items() if other != name}
         self.metrics.forget_model(name)
 
+    @property
+    def unready(self) -> NotReady | None:
+        """The error of every request while the store loads, if that failed, and after `shut`."""
+        if self._shut:
+            return NotReady("shutting down", closing=True)
+        return NotReady(self._pending) if self._pending else None
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """The reason of every model that is not served, by name."""
+        return dict.fromkeys(self._names, str(self.unready)) if self.unready else self._rejected
+
+    @property
+    def ready(self) -> bool:
+        """True if there are models and all of them are served."""
+        return bool(self.served()) and not self.rejected
+
     def served(self) -> list[Served]:
-        """Return the served models, sorted by name."""
-        return list(self._served.values())
+        """Return the served models, sorted by name; none while the store loads or after `shut`."""
+        return [] if self.unready else list(self._served.values())
 
     def get(self, name: str | None, family: str) -> Served:
-        """Return the named model, or the family's first. Raise UnknownModel, or NotReady for a rejected model."""
+        """Return the named model, or the family's first. Raise UnknownModel, or NotReady for one that is not served.
+
+        Use it in a `with` block, which keeps this version open.
+        """
+        if self.unready:
+            raise self.unready
         if name is None:
-            for ready in self.served():
-                if ready.manifest.family == family:
-                    return ready
-            reasons = "".join(f"; {rejected}: {reason}" for rejected, reason in self.rejected.items())
+            for served in self._served.values():
+                if served.manifest.family == family:
+                    return served
+            reasons = "".join(f"; {rejected}: {reason}" for rejected, reason in self._rejected.items())
             raise NotReady(f"no {family} model is ready{reasons}")
-        if name in self.rejected:
-            raise NotReady(f"{name}: rejected: {self.rejected[name]}")
-        model = self._served.get(name)
-        if model is None or model.manifest.family != family:
-            known = [model.name for model in self.served() if model.manifest.family == family]
+        if name in self._rejected:
+            raise NotReady(f"{name}: rejected: {self._rejected[name]}")
+        found = self._served.get(name)
+        if found is None or found.manifest.family != family:
+            known = [served.name for served in self._served.values() if served.manifest.family == family]
             raise UnknownModel(f"{name[:80]!r}: no such {family} model; available: {', '.join(known) or 'none'}")
-        return model
+        return found
+
+    def spawn(self, change: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Start a task that `close` waits for."""
+        task = asyncio.ensure_future(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def shut(self) -> None:
+        """Reject new requests with NotReady; those accepted are answered."""
+        self._shut = True
 
     async def close(self) -> None:
-        """Finish the accepted requests, then stop."""
+        """Finish loading, started changes and accepted requests, then stop."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # raised in the requests that wait for them
         await self._preprocessor.close()
-        for finalizer in self._former.values():
-            finalizer.detach()
-        schedulers = [*self._former, *(model.scheduler for model in self._served.values())]
-        await asyncio.gather(*(scheduler.close() for scheduler in schedulers), *self._closing)
+        await asyncio.gather(*(each.scheduler.close() for each in (*self._former, *self._served.values())))
 
-    def _retire(self, former: Served) -> None:
-        """Close a replaced version once nothing refers to it.
-
-        A running request may submit to it again: for the next of many texts, or once its image is prepared.
-        """
-        loop = asyncio.get_running_loop()
+    async def _close_former(self, former: Served) -> None:
+        """Close a replaced version and free its memory."""
+        await former.scheduler.close()
         name = f"{former.name}: {former.version}"
-        finalizer = weakref.finalize(former, loop.call_soon_threadsafe, self._start_close, former.scheduler, name)
-        finalizer.atexit = False
-        self._former[former.scheduler] = finalizer
-
-    def _start_close(self, scheduler: Scheduler, name: str) -> None:
-        closing = asyncio.ensure_future(self._close_former(scheduler, name))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-
-    async def _close_former(self, scheduler: Scheduler, name: str) -> None:
-        await scheduler.close()
-        del self._former[scheduler], scheduler  # and with it the predictor
-        await asyncio.to_thread(_release_memory)
+        self._former.discard(former)
+        del former
+        await asyncio.to_thread(release_memory)
         log.info("%s has ended", name)
-
-
-def freeze_heap() -> None:
-    """Collect garbage, then exempt the rest from collection: the loaded models take 30 ms to traverse."""
-    gc.collect()
-    gc.freeze()
-
-
-def _release_memory() -> None:
-    """Return freed memory to the system: after a few exchanges glibc would keep as much as another version takes."""
-    gc.unfreeze()
-    freeze_heap()  # a vocabulary is in a reference cycle
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc alone has it, and needs it
-        libc.malloc_trim(0)
-
-
-def load_predictor(
-    bundle: Bundle,
-    *,
-    threads: int = 1,
-    cache_bytes: int = 0,
-    observe_cache: ObserveCache = ignore,
-    families: Mapping[str, Family] = FAMILIES,
-    tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
-) -> Any:
-    """Open the predictor of the bundle's family and verify it by the probe.
-
-    If the int8 graphs do not reproduce the recorded answers (processors without an exact 8-bit product saturate), the
-    fp32 graphs serve. Raise BundleError if those fail too.
-    """
-    family = families.get(bundle.manifest.family)
-    if family is None:
-        expected, found = ", ".join(families), bundle.manifest.family
-        raise BundleError(f"{bundle.folder}: family: expected one of {expected}, found {found!r}")
-    resources = Resources(threads, cache_bytes, tokenizers, observe_cache)
-    open_graphs = partial(family.predictor.open, bundle, resources=resources)
-    try:
-        predictor = open_graphs(bundle.manifest.served)
-        difference = _difference(bundle, predictor)
-        if difference and predictor.precision == "int8":
-            log.warning("%s; falling back to fp32 on this machine", difference)
-            predictor = open_graphs("fp32")
-            difference = _difference(bundle, predictor)
-    except BundleError:
-        raise
-    except Exception as error:  # checksums verify the content, not that this version of the code can use it
-        raise BundleError(f"{bundle.folder}: can't be used by this version: {error!r}") from error
-    if difference:
-        raise BundleError(difference)
-    return predictor
-
-
-def _difference(bundle: Bundle, predictor: BundlePredictor[Any, Any, Any]) -> str | None:
-    """Return a description of the difference between the probe's answer and the recorded one, None if they agree."""
-    probe = bundle.json("probe.json")
-    expected = probe["answers"][predictor.precision]
-    found = predictor.probe(probe["payload"])
-    equal = 0 < len(found) == len(expected) and all(
-        text == expected_text and abs(value - expected_value) <= predictor.PROBE_TOLERANCE
-        for (text, value), (expected_text, expected_value) in zip(found, expected, strict=True)
-    )
-    if equal:
-        return None
-    return f"{bundle.folder}: {predictor.precision}: probe: expected {expected}, found {found}"

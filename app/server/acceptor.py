@@ -18,6 +18,7 @@ import uvicorn
 
 from app.server.protocol import LimitedProtocol
 from app.server.shutdown import GracefulServer
+from app.server.supervisor import Heartbeat
 
 YIELD_S: Final = 0.02  # longest wait for a worker with fewer connections; a healthy worker accepts sooner
 SKIP_S: Final = 1.0  # no yielding to a worker that did not accept in time
@@ -138,17 +139,19 @@ class Acceptor:
 class WorkerServer(GracefulServer):
     """A graceful server that is one of several workers and shares their listening socket."""
 
-    def __init__(self, config: uvicorn.Config, index: int, counts: Counts) -> None:
+    def __init__(self, config: uvicorn.Config, index: int, counts: Counts, heartbeat: Heartbeat) -> None:
         """Take `index` and `counts` as Acceptor does."""
         super().__init__(config)
         self._index = index
         self._counts = counts
+        self._heartbeat = heartbeat
         self.server_state.connections = CountedConnections(self._report)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then accept connections."""
         assert sockets
         await super().startup(sockets=[])
+        self._beating = asyncio.ensure_future(self._heartbeat.run())
         acceptor = Acceptor(sockets[0], self._index, self._counts, self._protocol)
         self.servers = [acceptor]  # type: ignore[list-item]  # it has the methods that uvicorn calls
 

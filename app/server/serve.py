@@ -1,15 +1,13 @@
 """`seqserve serve`: one server process, or several workers under a supervisor."""
 
 import ctypes
-import gc
 import logging
-import multiprocessing
+import os
 import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Mapping
-from functools import partial
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 
@@ -17,25 +15,32 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from app.api.dialects import DIALECTS
 from app.api.http import logs
-from app.errors import SeqserveError, SettingsError
-from app.main import create_app, sizes
-from app.runtime import versions
+from app.api.http.dialect import Dialect
+from app.errors import SettingsError
+from app.main import create_app, open_registry
+from app.runtime.families import FAMILIES, Family
+from app.runtime.loading import freeze_heap
 from app.runtime.metrics import Metrics, Shared
-from app.runtime.registry import Registry
-from app.runtime.worker import Line, Shelf, Worker, described, send
 from app.server import protocol
 from app.server.acceptor import ABSENT, WorkerServer
 from app.server.shutdown import GracefulServer
-from app.server.supervisor import Supervisor
+from app.server.supervisor import Heartbeat, Supervisor
 from app.settings import Settings
+from app.text import TOKENIZERS, TokenizerFactory
 
 BACKLOG = 2048  # connections waiting to be accepted
 SWITCH_S = 0.0005  # an inference thread gets the GIL within this; Python's default of 5 ms is several scheduling steps
-FAILED = 1  # exit status
 
 
-def serve(settings: Settings) -> int:
+def serve(
+    settings: Settings,
+    *,
+    families: Mapping[str, Family] = FAMILIES,
+    tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
+    dialects: Mapping[str, Dialect] = DIALECTS,
+) -> int:
     """Serve until SIGTERM or SIGINT and return the exit status. Raise SettingsError for an unusable setting."""
     logging.basicConfig(level=settings.log_level.upper(), handlers=[logs.handler(settings.log_format, sys.stderr)])
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # our log formats leave these out
@@ -44,10 +49,11 @@ def serve(settings: Settings) -> int:
     listening = _listen(settings)
     settings = settings.model_copy(update={"port": listening.getsockname()[1]})
     if settings.workers == 1:
-        _run(GracefulServer(_config(create_app(settings), settings)), listening)
+        app = create_app(settings, families=families, tokenizers=tokenizers, dialects=dialects)
+        _run(GracefulServer(_config(app, settings)), listening)
         return 0
     with tempfile.TemporaryDirectory(prefix="seqserve-") as folder:
-        return _supervise(settings, listening, Path(folder))
+        return _supervise(settings, listening, Path(folder), families, tokenizers, dialects)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -82,36 +88,33 @@ def _run(server: uvicorn.Server, listening: socket.socket) -> None:
     server.run([listening])
 
 
-def _supervise(settings: Settings, listening: socket.socket, folder: Path) -> int:
+def _supervise(
+    settings: Settings,
+    listening: socket.socket,
+    folder: Path,
+    families: Mapping[str, Family],
+    tokenizers: Mapping[str, TokenizerFactory],
+    dialects: Mapping[str, Dialect],
+) -> int:
     """Run the workers, whose shared metrics lie in `folder`, and return the exit status."""
     pids = RawArray(ctypes.c_int, settings.workers)
     counts = RawArray(ctypes.c_int, [ABSENT] * settings.workers)
     shared = Shared(folder, lambda: list(pids))
     shared.open()
-    registry = Registry(settings.store, metrics=Metrics(CollectorRegistry(), shared), **sizes(settings))
-    shelf = Shelf(registry, share=settings.threads == 1)
+    registry = open_registry(settings, Metrics(CollectorRegistry(), shared), families, tokenizers)
+    registry.preload()
 
-    def work(line: Line, index: int, versions: Mapping[str, str]) -> None:
-        pids[index] = multiprocessing.current_process().pid or 0
-        try:
-            app = create_app(settings, worker=Worker(line, shelf, versions))
-        except SeqserveError as error:
-            send(line, "failed", error=described(error))
-            sys.exit(FAILED)
-        _run(WorkerServer(_config(app, settings), index, counts), listening)
+    def work(index: int, heartbeat: Heartbeat) -> None:
+        pids[index] = os.getpid()
+        app = create_app(settings, registry, dialects=dialects)
+        registry.load()
+        freeze_heap()
+        _run(WorkerServer(_config(app, settings), index, counts, heartbeat), listening)
 
     def on_reaped(index: int, name: str) -> None:
         pids[index], counts[index] = 0, ABSENT
         shared.bury(name)
 
-    gc.collect()
-    gc.freeze()  # a worker's collector would write to all pages and unshare them
-    supervisor = Supervisor(
-        work,
-        workers=settings.workers,
-        versions=shelf.versions,
-        save=partial(versions.save, settings.store),
-        on_reaped=on_reaped,
-        grace_s=settings.grace_s,
-    )
-    return 0 if supervisor.run(listening) else FAILED
+    freeze_heap()  # a worker's collector would write to all pages and unshare them
+    supervisor = Supervisor(work, workers=settings.workers, on_reaped=on_reaped, grace_s=settings.grace_s)
+    return supervisor.run(listening)

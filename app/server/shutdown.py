@@ -19,7 +19,7 @@ class GracefulServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down within the grace period."""
-        self.lifespan.state["catalogue"].shut()
+        self.lifespan.state["registry"].shut()
         grace = self.config.timeout_graceful_shutdown or 0
         deadline = time.monotonic() + grace
         for connection in self.server_state.connections:

@@ -1,35 +1,73 @@
-"""A supervisor of forked workers at one port: starts, restarts and stops them, and relays version rollouts.
+"""A supervisor of forked workers at one port: starts them, watches their heartbeats, restarts and stops them.
 
 The supervisor runs no threads, so no lock is held at a fork. All workers accept from one listening socket, which stays
 open when a worker exits.
 """
 
+import asyncio
 import logging
 import multiprocessing
+import os
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ctypes import Array, c_uint
+from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawArray
 from typing import Final, TypeAlias
 
-from app.errors import SeqserveError
-from app.runtime.rollout import Changes, Child, Save
-from app.runtime.worker import Garbled, Line, receive, restored, send
-
-Work: TypeAlias = Callable[
-    [Line, int, Mapping[str, str]], None
-]  # its end of the line, its index, the versions to serve
+from app.errors import SeqserveError, SettingsError
 
 STABLE_S: Final = 10.0  # a worker that ran this long resets the restart backoff
 FIRST_BACKOFF_S: Final = 0.25  # before the restart of a worker that exited sooner; doubled each time
 MAX_BACKOFF_S: Final = 15.0
 KILL_S: Final = 10.0  # after the grace period, for running batches
+BEAT_S: Final = 1.0  # interval of a worker's heartbeats, and of their check
+MAX_MISSED: Final = 7  # heartbeats; a worker that misses more is killed
+MAX_MISSED_AT_START: Final = 120  # before the first one, while models load
+POLL_S: Final = 0.05  # interval at which the first worker's first heartbeat is awaited
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FAILED, USAGE = 1, 2  # exit statuses
 
 _fork = multiprocessing.get_context("fork")
 log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """A worker's sign of life: a counter in memory shared with the supervisor, 0 until the worker serves."""
+
+    def __init__(self, counters: "Array[c_uint]", index: int, supervisor: int) -> None:
+        """`supervisor` is a process id."""
+        self._counters = counters
+        self._index = index
+        self._supervisor = supervisor
+
+    async def run(self) -> None:
+        """Beat while the event loop runs; stop this process if the supervisor has exited: nothing else would."""
+        while True:
+            self._counters[self._index] += 1
+            if os.getppid() != self._supervisor:
+                os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(BEAT_S)
+
+
+Work: TypeAlias = Callable[[int, Heartbeat], None]  # run a worker, by index, until SIGTERM
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A worker process."""
+
+    index: int
+    process: BaseProcess
+    started: float
+    beat: int = 0  # last heartbeat seen
+    missed: int = 0  # checks since then
 
 
 class Supervisor:
@@ -40,8 +78,6 @@ class Supervisor:
         work: Work,
         *,
         workers: int,
-        versions: Mapping[str, str],
-        save: Save,
         on_reaped: Callable[[int, str], None],
         grace_s: float,
         now: Callable[[], float] = time.monotonic,
@@ -52,18 +88,20 @@ class Supervisor:
         self._on_reaped = on_reaped
         self._grace_s = grace_s
         self._now = now
-        self._workers: dict[int, Child] = {}  # by index
-        self._changes = Changes(self._workers.values, versions, save, now)
+        self._beats = RawArray(c_uint, workers)
+        self._workers: dict[int, _Worker] = {}  # by index
         self._due: dict[int, float] = {}  # time of the next start, by index
         self._backoffs: dict[int, float] = {}  # the last one, by index
-        self._proved = False  # one worker became ready, so the settings are valid
+        self._check_due = now() + BEAT_S  # of the heartbeats
+        self._proved = False  # one worker serves, so the settings are valid
         self._stop_due: float | None = None  # set by SIGTERM: workers left at this time are killed
-        self._clean_exit = True
+        self._status = 0
 
-    def run(self, listening: socket.socket) -> bool:
-        """Run until SIGTERM or SIGINT; return True if all workers then exited cleanly.
+    def run(self, listening: socket.socket) -> int:
+        """Run until SIGTERM or SIGINT and return the exit status: 0 if all workers then exited cleanly.
 
-        `listening` is closed on the signal. Raise the error that kept the first worker from starting.
+        `listening` is closed on the signal. If the first worker can't start, return its status once it has reported
+        the error, or raise SeqserveError if it crashed.
         """
         with _signal_pipe() as signals:
             try:
@@ -72,59 +110,72 @@ class Supervisor:
                     self._step(signals, listening)
             finally:
                 self._abandon()
-        return self._clean_exit
+        return self._status
 
     def _abandon(self) -> None:
         """Terminate the remaining workers: there are some only after an error in this process."""
         for worker in self._workers.values():
-            worker.line.close()  # a worker that waits for a reply would not exit
             worker.process.terminate()
         due = self._now() + self._grace_s + KILL_S
         for worker in self._workers.values():
             worker.process.join(max(0.0, due - self._now()))
             if worker.process.exitcode is None:
-                log.error("worker %d did not exit in time and is killed", worker.place)
+                log.error("worker %d did not exit in time and is killed", worker.index)
                 worker.process.kill()
                 worker.process.join()
 
     def _step(self, signals: socket.socket, listening: socket.socket) -> None:
-        """Wait for one event (signal, message, exit or timer) and handle it."""
-        lines = {worker.line: worker for worker in self._workers.values() if worker.listening}
+        """Wait for one event (signal, exit or timer) and handle it."""
         ends = {worker.process.sentinel: worker for worker in self._workers.values()}
-        ready = connection.wait([signals, *lines, *ends], self._timeout())
+        ready = connection.wait([signals, *ends], self._timeout())
         if signals in ready:
             self._on_signals(signals.recv(64), listening)
-        for line, worker in lines.items():
-            if line in ready:
-                self._on_message(worker)
         for end, worker in ends.items():
             if end in ready:
                 self._reap(worker)
         self._run_timers()
 
-    def _timeout(self) -> float | None:
-        """Return the seconds until the next timer, None if there is none."""
-        dues = [due for due in (self._changes.due, self._stop_due) if due is not None]
-        if self._changes.due is None:
-            dues += self._due.values()
-        return max(0.0, min(dues) - self._now()) if dues else None
+    def _timeout(self) -> float:
+        """Return the seconds until the next timer."""
+        if not self._proved:
+            return POLL_S
+        dues = [self._check_due, *self._due.values(), *([self._stop_due] if self._stop_due else [])]
+        return max(0.0, min(dues) - self._now())
 
     def _run_timers(self) -> None:
         now = self._now()
-        if self._stop_due is not None and now >= self._stop_due:
-            self._kill(now)
-        if self._changes.due is not None and now >= self._changes.due:
-            self._changes.give_up()
-        if self._changes.due is None:  # a worker started during a rollout would miss its first phase
-            for index in [index for index, due in self._due.items() if now >= due]:
-                del self._due[index]
-                self._start(index)
+        if not self._proved and any(self._beats):
+            self._proved = True
+            self._due = dict.fromkeys(range(1, self._count), now)
+        if self._stop_due is not None:
+            if now >= self._stop_due:
+                self._stop_due = now + KILL_S
+                for worker in self._workers.values():
+                    log.error("worker %d did not exit in time and is killed", worker.index)
+                    worker.process.kill()
+            return
+        if now >= self._check_due:
+            self._check_due = now + BEAT_S
+            self._check_heartbeats()
+        for index in [index for index, due in self._due.items() if now >= due]:
+            del self._due[index]
+            self._start(index)
+
+    def _check_heartbeats(self) -> None:
+        """Kill workers that hang. Checks are counted, not seconds: if all processes were stopped, none hangs."""
+        for worker in self._workers.values():
+            beat = self._beats[worker.index]
+            worker.missed = 0 if beat != worker.beat else worker.missed + 1
+            worker.beat = beat
+            if worker.missed > (MAX_MISSED if beat else MAX_MISSED_AT_START):
+                log.error("worker %d hangs: no heartbeat for %.0f s, killed", worker.index, worker.missed * BEAT_S)
+                worker.process.kill()
 
     def _on_signals(self, numbers: bytes, listening: socket.socket) -> None:
         for number in numbers:
             if number == signal.SIGHUP:
                 for worker in self._workers.values():
-                    send(worker.line, "reload")
+                    os.kill(worker.process.pid or 0, signal.SIGHUP)
             elif self._stop_due is None:
                 self._stop(listening)
 
@@ -135,91 +186,53 @@ class Supervisor:
         for worker in self._workers.values():
             worker.process.terminate()
 
-    def _kill(self, now: float) -> None:
-        self._stop_due = now + KILL_S
-        for worker in self._workers.values():
-            log.error("worker %d did not exit in time and is killed", worker.place)
-            worker.process.kill()
-
     def _start(self, index: int) -> None:
-        ours, theirs = _fork.Pipe()
-        process = _fork.Process(target=self._worker_main, args=(ours, theirs, index), name=f"worker-{index}")
+        self._beats[index] = 0
+        process = _fork.Process(target=self._worker_main, args=(index, os.getpid()), name=f"worker-{index}")
         with _signals_blocked():
             process.start()
-        theirs.close()
-        self._workers[index] = Child(index, process, ours, self._now())
+        self._workers[index] = _Worker(index, process, self._now())
 
-    def _worker_main(self, ours: Line, theirs: Line, index: int) -> None:
-        """Run the worker in the forked process."""
+    def _worker_main(self, index: int, supervisor: int) -> None:
+        """Run the worker in the forked process. An error that keeps it from starting is its exit status."""
         signal.set_wakeup_fd(-1)
         # A terminal sends SIGINT and SIGHUP to all processes: a worker handles them once it serves
         for number, action in zip(SIGNALS, (signal.SIG_DFL, signal.SIG_IGN, signal.SIG_IGN), strict=True):
             signal.signal(number, action)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        for line in (ours, *(worker.line for worker in self._workers.values())):
-            line.close()  # a copy held open would hide the supervisor's exit from the workers
-        self._work(theirs, index, self._changes.versions)
-
-    def _on_message(self, worker: Child) -> None:
         try:
-            message = receive(worker.line)
-        except Garbled as error:
-            log.error("worker %d: invalid message, killed: %s", worker.place, error)
-            worker.process.kill()
-            worker.listening = False
-            return
-        except EOFError:
-            worker.listening = False
-            return
-        match message["kind"]:
-            case "started":
-                self._on_ready()
-            case "failed":
-                self._on_start_failed(restored(message["error"]))
-            case "activate":
-                self._changes.ask(worker, message)
-            case "done":
-                self._changes.note(worker, message)
+            self._work(index, Heartbeat(self._beats, index, supervisor))
+        except SeqserveError as error:
+            if self._proved:
+                log.error("worker %d can't start: %s", index, error)
+            else:
+                print(f"seqserve: {error}", file=sys.stderr)
+            sys.exit(USAGE if isinstance(error, SettingsError) else FAILED)
 
-    def _on_ready(self) -> None:
-        """Start the other workers once the first is ready."""
-        if self._proved or self._stop_due is not None:
-            return
-        self._proved = True
-        for index in range(1, self._count):
-            self._start(index)
-
-    def _on_start_failed(self, error: SeqserveError) -> None:
-        """Raise a worker's start-up error if no worker was ever ready, else log it."""
-        if not self._proved:
-            raise error
-        log.error("worker start failed: %s", error)
-
-    def _reap(self, worker: Child) -> None:
-        """Read the last messages of a worker that exited, then schedule its replacement."""
-        while worker.listening and worker.line.poll():
-            self._on_message(worker)
+    def _reap(self, worker: _Worker) -> None:
+        """Schedule the replacement of a worker that exited."""
         worker.process.join()
-        worker.line.close()
-        del self._workers[worker.place]
-        self._on_reaped(worker.place, worker.process.name)
-        self._changes.lose(worker)
-        if self._stop_due is None:
-            self._replace(worker)
+        del self._workers[worker.index]
+        self._on_reaped(worker.index, worker.process.name)
+        status = worker.process.exitcode or 0
+        if self._stop_due is not None:
+            if status not in (0, -signal.SIGTERM):
+                self._status = FAILED
+        elif self._proved:
+            self._replace(worker, status)
+        elif status > 0:
+            self._status, self._stop_due = status, self._now()
         else:
-            self._clean_exit &= worker.process.exitcode in (0, -signal.SIGTERM)
+            raise SeqserveError(f"worker {worker.index} exited with status {status} before it was ready")
 
-    def _replace(self, worker: Child) -> None:
-        status = f"worker {worker.place} exited with status {worker.process.exitcode}"
-        if not self._proved:
-            raise SeqserveError(f"{status} before it was ready")
+    def _replace(self, worker: _Worker, status: int) -> None:
         now = self._now()
-        last = self._backoffs.get(worker.place, 0.0)
+        last = self._backoffs.get(worker.index, 0.0)
         stable = now - worker.started >= STABLE_S
         backoff = FIRST_BACKOFF_S if stable or not last else min(2 * last, MAX_BACKOFF_S)
-        self._backoffs[worker.place] = backoff
-        self._due[worker.place] = now + backoff
-        log.error("%s; restarting in %.2g s", status, backoff)
+        self._backoffs[worker.index] = backoff
+        self._due[worker.index] = now + backoff
+        log.error("worker %d exited with status %d; restarting in %.2g s", worker.index, status, backoff)
 
 
 @contextmanager

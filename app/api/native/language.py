@@ -13,7 +13,7 @@ from app.api.http import costs
 from app.api.http.bodies import JsonBody
 from app.api.http.endpoints import PROBLEMS, Deadline, Endpoint
 from app.api.http.fan_out import all_answers
-from app.api.http.state import CatalogueOf
+from app.api.http.state import RegistryOf
 from app.api.native.schemas import NextWord, NextWordAnswer, Perplexity, PerplexityAnswer, Score, TokenScore
 from app.errors import InvalidField
 from app.runtime import scores as scoring
@@ -50,11 +50,11 @@ def routes(max_body_bytes: int) -> list[BaseRoute]:
     ]
 
 
-async def next_word(body: NextWord, catalogue: CatalogueOf, deadline: Deadline) -> Response:
+async def next_word(body: NextWord, registry: RegistryOf, deadline: Deadline) -> Response:
     """Suggest how a text may go on: the likeliest next words, or the rest of a word being typed."""
-    served = catalogue.get(body.model, FAMILY)
     payload = runtime.Suggest(body.text, body.top_k, body.words, body.complete)
-    found: runtime.Suggestions = await served.answer(payload, deadline=deadline)
+    with registry.get(body.model, FAMILY) as served:
+        found: runtime.Suggestions = await served.answer(payload, deadline=deadline)
     answer: NextWordAnswer = {
         "model": served.name,
         "version": served.version,
@@ -69,15 +69,15 @@ async def next_word(body: NextWord, catalogue: CatalogueOf, deadline: Deadline) 
     return Response(_json(answer), media_type="application/json")
 
 
-async def perplexity(body: Perplexity, catalogue: CatalogueOf, deadline: Deadline) -> Response:
+async def perplexity(body: Perplexity, registry: RegistryOf, deadline: Deadline) -> Response:
     """Score a text, or several: perplexity, cross-entropy, and on request what each token was worth."""
-    served = catalogue.get(body.model, FAMILY)
     texts = {f"texts.{index}": text for index, text in enumerate(body.texts)} or {"text": body.text}
-    submits = [
-        partial(_scored, served, runtime.Score(text, body.mode, body.per_token, body.alternatives), deadline, field)
-        for field, text in texts.items()
-    ]
-    pieces = encoded(served, await all_answers(submits, deadline))
+    with registry.get(body.model, FAMILY) as served:
+        submits = [
+            partial(_scored, served, runtime.Score(text, body.mode, body.per_token, body.alternatives), deadline, field)
+            for field, text in texts.items()
+        ]
+        pieces = encoded(served, await all_answers(submits, deadline))
     if body.per_token:
         return StreamingResponse(pieces, media_type="application/json")  # encoded in a worker thread
     return Response(b"".join(pieces), media_type="application/json")

@@ -23,7 +23,7 @@ from app.api.http.bodies import ImageBody
 from app.api.http.endpoints import PROBLEMS, Deadline, Endpoint, Images
 from app.api.http.fan_out import all_answers
 from app.api.http.fields import ModelName
-from app.api.http.state import CatalogueOf
+from app.api.http.state import RegistryOf
 from app.api.http.uploads import PART, Upload
 from app.api.native.schemas import Caption, CaptionsAnswer, CaptionWord, Digit, DigitsAnswer
 from app.errors import InvalidField, SeqserveError
@@ -76,14 +76,14 @@ def routes(max_upload_bytes: int) -> list[BaseRoute]:
 
 async def digits(
     images: Images,
-    catalogue: CatalogueOf,
+    registry: RegistryOf,
     deadline: Deadline,
     framed: Annotated[bool, Query(description="Return the model's input image as well.")] = False,
     model: ModelName = None,
 ) -> Response:
     """Read the digit in each image: ink or chalk, drawn, scanned or photographed. An image without one is rejected."""
-    served = catalogue.get(model, "digits")
-    found: list[Classification] = await _answers(served, images, Classify, deadline)
+    with registry.get(model, "digits") as served:
+        found: list[Classification] = await _answers(served, images, Classify, deadline)
     answer: DigitsAnswer = {
         "model": served.name,
         "version": served.version,
@@ -94,7 +94,7 @@ async def digits(
 
 async def captions(
     images: Images,
-    catalogue: CatalogueOf,
+    registry: RegistryOf,
     deadline: Deadline,
     streamed: Streamed,
     beam: Annotated[int, Query(ge=1, le=10, description="Beam width: captions kept at each step of the search.")] = 3,
@@ -106,15 +106,15 @@ async def captions(
     With `Accept: text/event-stream` and one image, each word is sent in an event `word` as soon as it is certain; then
     an event `caption` has the whole answer, or an event `error` a problem document.
     """
-    served = catalogue.get(model, "captions")
     make = partial(Describe, beam=beam, alternatives=alternatives)
-    if not streamed:
-        answer = _captions(served, await _answers(served, images, make, deadline))
-        return Response(to_json(answer), media_type="application/json")
-    if len(images) > 1:
-        raise InvalidField(PART, f"expected one image with Accept: {EVENTS}, found {len(images)}")
-    events = _events(served, images[0], make, deadline)
-    return _Events(await anext(events), events)  # an error before the first event has its own status
+    with registry.get(model, "captions") as served:
+        if not streamed:
+            answer = _captions(served, await _answers(served, images, make, deadline))
+            return Response(to_json(answer), media_type="application/json")
+        if len(images) > 1:
+            raise InvalidField(PART, f"expected one image with Accept: {EVENTS}, found {len(images)}")
+        events = _events(served, images[0], make, deadline)
+        return _Events(await anext(events), events)  # an error before the first event has its own status
 
 
 async def _answers(served: Served, images: Sequence[Upload], make: MakePayload, deadline: float) -> list[Any]:
@@ -161,15 +161,16 @@ async def _events(
         loop.call_soon_threadsafe(words.put_nowait, word)  # called from the inference thread
 
     example = _Example(served, image, partial(make, on_word=on_word), deadline, asyncio.Semaphore())
-    answering = asyncio.ensure_future(example.answer())
-    answering.add_done_callback(lambda _: words.put_nowait(None))
-    try:
-        while (word := await words.get()) is not None:
-            yield _event("word", {"word": word})
-        yield _event("caption", _captions(served, [answering.result()]))
-    finally:
-        answering.cancel()
-        await asyncio.wait((answering,))
+    with served:  # until the last event
+        answering = asyncio.ensure_future(example.answer())
+        answering.add_done_callback(lambda _: words.put_nowait(None))
+        try:
+            while (word := await words.get()) is not None:
+                yield _event("word", {"word": word})
+            yield _event("caption", _captions(served, [answering.result()]))
+        finally:
+            answering.cancel()
+            await asyncio.wait((answering,))
 
 
 class _Events(EventSourceResponse):

@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from app.api.http import problems, security_headers, static_files
 from app.api.http.bodies import JsonBody
 from app.api.http.endpoints import PROBLEMS, Endpoint, PublicMount
-from app.api.http.state import Catalogue, CatalogueOf, MetricsOf
+from app.api.http.state import MetricsOf, RegistryOf
 from app.api.operations.schemas import (
     Activate,
     ActivateAnswer,
@@ -28,7 +28,8 @@ from app.api.operations.schemas import (
 )
 from app.errors import BundleError, NotReady, UnknownModel, Unservable
 from app.runtime import metrics as runtime_metrics
-from app.runtime.registry import Served
+from app.runtime import versions
+from app.runtime.registry import Registry, Served
 
 CARD = "README.md"
 IMAGE_TYPE = "image/png"
@@ -59,10 +60,10 @@ async def livez() -> Alive:
     return {"status": "alive"}
 
 
-async def readyz(catalogue: CatalogueOf) -> Readiness | Response:
+async def readyz(registry: RegistryOf) -> Readiness | Response:
     """Report whether every model is ready; a 503 gives each reason. A service without models is never ready."""
-    models = states(catalogue)
-    if catalogue.ready:
+    models = states(registry)
+    if registry.ready:
         return {"status": "ready", "models": models}
     reasons = [f"{model['name']}: {model['reason']}" for model in models if not model["ready"]]
     report = problems.of(NotReady("; ".join(reasons) or "there are no models"))
@@ -74,27 +75,30 @@ async def metrics(registered: MetricsOf) -> Response:
     return Response(registered.render(), headers={"Content-Type": runtime_metrics.CONTENT_TYPE})
 
 
-def models(catalogue: CatalogueOf) -> ModelList:
+def models(registry: RegistryOf) -> ModelList:
     """List all models of the store: those served, and those rejected with the reason."""
-    known = [_summary(served) for served in catalogue.served()]
-    known += [_unready(name, reason) for name, reason in catalogue.not_ready().items()]
+    known = [_summary(served) for served in registry.served()]
+    known += [_unready(name, reason) for name, reason in registry.rejected.items()]
     return {"models": sorted(known, key=lambda model: model["name"])}
 
 
-def model(model: str, catalogue: CatalogueOf) -> Model:
+def model(model: str, registry: RegistryOf) -> Model:
     """Return the model's manifest: configuration, data, metrics, sizes, versions and the model card."""
-    return _described(_named(model, catalogue))
+    return _described(_named(model, registry))
 
 
-async def activate(model: str, body: Activate, catalogue: CatalogueOf) -> Response:
+async def activate(model: str, body: Activate, registry: RegistryOf) -> Response:
     """Serve another version of the model, newer or older, without downtime.
 
     The new version is loaded, verified and probed while the old one serves; every answer names the version that
     produced it. A version that can't be served is a 409 with the reason, and the old one stays. If the store can't be
     written, the new version is served until the next restart, and `persisted` is false.
+
+    Of several worker processes the answering one serves the version at once; the others follow within the second in
+    which they notice the change of CURRENT, and the time to load it. They need a store that can be written: else 409.
     """
     try:
-        done = await catalogue.activate(model, body.version)
+        done = await versions.activate(registry, model, body.version)
     except BundleError as error:
         raise Unservable(str(error)) from error
     answer: ActivateAnswer = {
@@ -107,9 +111,9 @@ async def activate(model: str, body: Activate, catalogue: CatalogueOf) -> Respon
     return Response(to_json(answer), media_type="application/json")
 
 
-def image(model: str, name: str, catalogue: CatalogueOf, request: Request) -> Response:
+def image(model: str, name: str, registry: RegistryOf, request: Request) -> Response:
     """Return an image of the model card. Other files of the bundle are not served."""
-    served = _named(model, catalogue)
+    served = _named(model, registry)
     if name not in served.manifest.files or not name.endswith(".png"):
         raise HTTPException(HTTPStatus.NOT_FOUND, "no such image")
     return static_files.answer(
@@ -117,20 +121,22 @@ def image(model: str, name: str, catalogue: CatalogueOf, request: Request) -> Re
     )
 
 
-def _named(name: str, catalogue: Catalogue) -> Served:
+def _named(name: str, registry: Registry) -> Served:
     """Return the model of that name. Raise UnknownModel or NotReady."""
-    for served in catalogue.registry.served():
+    if registry.unready:
+        raise registry.unready
+    for served in registry.served():
         if served.name == name:
             return served
-    if reason := catalogue.not_ready().get(name):
+    if reason := registry.rejected.get(name):
         raise NotReady(f"{name}: {reason}")
     raise UnknownModel(f"{name[: problems.MAX_SHOWN]}: no such model")
 
 
-def states(catalogue: Catalogue) -> list[ModelState]:
+def states(registry: Registry) -> list[ModelState]:
     """Return the readiness of every model, sorted by name."""
-    answering: dict[str, str | None] = dict.fromkeys((served.name for served in catalogue.served()), None)
-    known = answering | catalogue.not_ready()
+    answering: dict[str, str | None] = dict.fromkeys((served.name for served in registry.served()), None)
+    known = answering | registry.rejected
     return [{"name": name, "ready": known[name] is None, "reason": known[name]} for name in sorted(known)]
 
 
