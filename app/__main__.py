@@ -241,7 +241,7 @@ def main() -> None:
 
 def _predictor(store: Path, family: str, model: str | None, threads: int) -> Any:
     """Load the predictor of the named model, or of the family's first."""
-    from app.runtime.registry import load_predictor
+    from app.runtime.loading import load_predictor
 
     names = bundles.models(store)
     if model is not None and model not in names:

@@ -174,8 +174,13 @@ def _processors() -> int:
 
 
 async def _open(settings: Settings, registry: Registry) -> None:
-    """Load the models, and log which are served."""
-    await registry.open()
-    serving = [f"{served.name} {served.version}" for served in registry.served()]
-    rejected = f"; rejected: {', '.join(registry.rejected)}" if registry.rejected else ""  # with the reasons before
-    log.info("%s serves %s%s", settings.url, ", ".join(serving) or "no model", rejected)
+    if registry.unready:
+        await registry.open()
+        log_models(settings, registry)
+
+
+def log_models(settings: Settings, registry: Registry) -> None:
+    """Log which models are served, and which are rejected; the reasons have been logged."""
+    serving = ", ".join(f"{served.name} {served.version}" for served in registry.served())
+    rejected = f"; rejected: {', '.join(registry.rejected)}" if registry.rejected else ""
+    log.info("%s serves %s%s", settings.url, serving or "no model", rejected)

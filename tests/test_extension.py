@@ -21,7 +21,7 @@ from app.api.http.dialect import BodyLimits, Dialect
 from app.api.http.endpoints import STATUSES, Deadline, Endpoint
 from app.api.http.fields import RequestModel
 from app.api.http.problems import ErrorFormat
-from app.api.http.state import CatalogueOf
+from app.api.http.state import RegistryOf
 from app.bundle import Bundle
 from app.main import create_app
 from app.runtime.families import FAMILIES, Family
@@ -127,8 +127,9 @@ class ShoutRequest(RequestModel):
     text: str
 
 
-async def shout(body: ShoutRequest, catalogue: CatalogueOf, deadline: Deadline) -> Response:
-    return PlainTextResponse(await catalogue.get(None, "shout").answer(Shout(body.text), deadline=deadline))
+async def shout(body: ShoutRequest, registry: RegistryOf, deadline: Deadline) -> Response:
+    with registry.get(None, "shout") as served:
+        return PlainTextResponse(await served.answer(Shout(body.text), deadline=deadline))
 
 
 class Complaint(TypedDict):
@@ -153,7 +154,7 @@ async def test_the_service_speaks_an_added_dialect_for_an_added_family(store: Pa
     )
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert state
-        await state["catalogue"].loaded()
+        await state["registry"].opened()
         answer = await client.post("/toy/shout", json={"text": "hello"})
         wrong = await client.post("/toy/shout", json={"text": 1})
         unknown = await client.get("/toy/nothing")

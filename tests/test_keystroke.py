@@ -28,7 +28,7 @@ async def test_a_warm_keystroke_enters_few_modules(tiny_store: Path) -> None:
     service = create_app(Settings(store=tiny_store))
     async with service.router.lifespan_context(service) as state, talk(service, state) as client:
         assert state
-        await state["catalogue"].loaded()
+        await state["registry"].opened()
         for text in ("the compan", "the company", "the company "):
             await client.post("/next-word", json={"text": text})
         sys.setprofile(profile)  # of this thread: the event loop runs so short a step inline

@@ -15,7 +15,7 @@ from app import bundle as bundles
 from app.errors import CorpusError, SeqserveError
 from app.runtime.families.digits import DigitsPredictor
 from app.runtime.families.language_model import LanguageModelPredictor
-from app.runtime.registry import load_predictor
+from app.runtime.loading import load_predictor
 from app.text.subword import SubwordTokenizer
 from training import plots
 from training.captions import config as captions_config

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol, Self, TypeVar
 
 from app import bundle as bundles
-from app.bundle import Manifest
 from app.errors import BundleError, NotReady, UnknownModel, UnknownVersion
 from app.runtime.families import FAMILIES, Family
 from app.runtime.loading import Loaded, freeze_heap, load_predictor, release_memory
@@ -48,6 +47,9 @@ class Served:
 
     def __init__(self, loaded: Loaded, scheduler: Scheduler, preprocessor: Preprocessor, family: Family) -> None:
         self.bundle = loaded.bundle
+        self.manifest = loaded.bundle.manifest
+        self.name = self.manifest.model
+        self.version = self.manifest.version
         self.predictor = loaded.predictor
         self.scheduler = scheduler
         self.family = family
@@ -71,21 +73,6 @@ class Served:
     def _close_if_unused(self) -> None:
         if self._close and not self._leases:
             self._close()
-
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
-        return self.bundle.manifest
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.manifest.model
-
-    @property
-    def version(self) -> str:
-        """The version's name."""
-        return self.manifest.version
 
     @property
     def versions(self) -> list[str]:
@@ -162,7 +149,7 @@ class Registry:
         self._queue_size = queue_size
         self._batch_size = batch_size
         self._cache_bytes = cache_bytes
-        self._max_inline_batch = max_inline_batch
+        self.max_inline_batch = max_inline_batch
         self._preprocessor = Preprocessor(metrics, queue_size=queue_size)
         self._names = bundles.models(store)
         self._pending: str | None = LOADING  # the reason why nothing is served yet; None once loaded
@@ -209,11 +196,10 @@ class Registry:
         return self
 
     async def open(self) -> None:
-        """Load the store in a thread, unless it is loaded. An exception is logged, and no model is ready then."""
+        """Load the store in a thread. An exception is logged, and no model is ready then."""
         try:
-            if self._pending:
-                await asyncio.to_thread(self.load)
-                freeze_heap()
+            await asyncio.to_thread(self.load)
+            freeze_heap()
         except Exception:
             log.exception("the models of %s could not be loaded", self.store)
             self._pending = "could not be loaded; the log says why"
@@ -265,7 +251,7 @@ class Registry:
             queue_size=self._queue_size,
             batch_size=self._batch_size,
             fits_inline=loaded.predictor.fits_inline,
-            max_inline_batch=self._max_inline_batch,
+            max_inline_batch=self.max_inline_batch,
         )
         served = Served(loaded, scheduler, self._preprocessor, self._families[manifest.family])
         self._served = dict(sorted({**self._served, name: served}.items()))

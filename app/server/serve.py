@@ -19,7 +19,7 @@ from app.api.dialects import DIALECTS
 from app.api.http import logs
 from app.api.http.dialect import Dialect
 from app.errors import SettingsError
-from app.main import create_app, open_registry
+from app.main import create_app, log_models, open_registry
 from app.runtime.families import FAMILIES, Family
 from app.runtime.loading import freeze_heap
 from app.runtime.metrics import Metrics, Shared
@@ -109,6 +109,7 @@ def _supervise(
         app = create_app(settings, registry, dialects=dialects)
         registry.load()
         freeze_heap()
+        log_models(settings, registry)
         _run(WorkerServer(_config(app, settings), index, counts, heartbeat), listening)
 
     def on_reaped(index: int, name: str) -> None:

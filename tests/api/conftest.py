@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,16 +14,22 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
 from app.bundle import Bundle, CorpusEntry, FileEntry, Manifest
-from app.errors import NotReady, UnknownModel
 from app.main import create_app
+from app.runtime.families import FAMILIES
 from app.runtime.families.language_model import Score, Suggest, Suggestion, Suggestions
-from app.runtime.registry import Registry
+from app.runtime.loading import Loaded
+from app.runtime.metrics import Metrics
+from app.runtime.onnx_session import Precision
+from app.runtime.registry import Registry, Served
 from app.runtime.scores import TextScore, TokenScore
 from app.server import protocol
 from app.settings import Settings
+
+EMPTY_STORE = Path(__file__).parent  # it has no models
 
 Answer = Callable[[Any, float | None], Awaitable[Any]]
 
@@ -45,58 +51,64 @@ async def plausible(payload: Any, deadline: float | None) -> Any:
     )
 
 
-@dataclass
-class FakeServed:
+class NoScheduler:
+    """A `Scheduler` that records `close`."""
+
+    closed = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@dataclass(eq=False)
+class FakeServed(Served):
     """`Served` with an answer of the test's choice."""
 
     name: str
     bundle: Bundle
     answering: Answer = plausible
-    versions: list[str] = field(default_factory=lambda: ["1", "2"])
-    closed: bool = False
+
+    def __post_init__(self) -> None:
+        name = self.name
+        super().__init__(
+            Loaded(self.bundle, cast(Any, None)), cast(Any, NoScheduler()), cast(Any, None), FAMILIES["digits"]
+        )
+        self.name = name
 
     @property
-    def manifest(self) -> Manifest:
-        return self.bundle.manifest
+    def versions(self) -> list[str]:
+        return ["1", "2"]
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         return self.manifest.served
 
     @property
-    def version(self) -> str:
-        return self.manifest.version
+    def closed(self) -> bool:
+        return cast(NoScheduler, self.scheduler).closed
 
     async def answer(self, payload: Any, *, deadline: float | None = None) -> Any:
         return await self.answering(payload, deadline)
 
 
-class FakeRegistry:
-    """`Registry` of fakes."""
+class FakeRegistry(Registry):
+    """`Registry` of fakes, each of every family."""
 
     def __init__(self, *models: FakeServed, refused: dict[str, str] | None = None) -> None:
-        self.models = models
-        self.rejected = refused or {}
+        metrics = Metrics(CollectorRegistry())
+        super().__init__(EMPTY_STORE, threads=1, queue_size=8, batch_size=8, cache_bytes=0, metrics=metrics)
+        self.load()
+        self._served = {model.name: model for model in models}
+        self._rejected = refused or {}
 
-    def served(self) -> list[FakeServed]:
-        return list(self.models)
-
-    def get(self, name: str | None, family: str) -> FakeServed:
-        if not self.models:
-            raise NotReady(f"no {family} model is ready")
-        for model in self.models:
-            if name in (None, model.name):
-                return model
-        raise UnknownModel(f"{name}: no such model")
-
-    async def close(self) -> None:
-        for model in self.models:
-            model.closed = True
+    def get(self, name: str | None, family: str) -> Served:
+        families = [served.manifest.family for served in self.served() if name in (None, served.name)]
+        return super().get(name, families[0] if families else family)
 
 
 def service(*models: FakeServed, refused: dict[str, str] | None = None, **settings: Any) -> FastAPI:
     """The service with these models instead of a store's."""
-    return create_app(Settings(**settings), cast(Registry, FakeRegistry(*models, refused=refused)))
+    return create_app(Settings(**settings), FakeRegistry(*models, refused=refused))
 
 
 @asynccontextmanager

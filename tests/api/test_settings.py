@@ -4,12 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from app.errors import SettingsError
-from app.main import sizes
+from app.main import open_registry
+from app.runtime.families import FAMILIES
+from app.runtime.metrics import Metrics
 from app.runtime.scheduler import MAX_INLINE_BATCH
 from app.settings import Settings
+from app.text import TOKENIZERS
 
 
 def test_the_environment_is_read_and_a_value_given_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,10 +25,12 @@ def test_the_environment_is_read_and_a_value_given_goes_before_it(monkeypatch: p
 
 @pytest.mark.parametrize(("workers", "max_inline_batch"), [(1, MAX_INLINE_BATCH), (2, 40), (3, 40)])
 def test_event_loops_give_all_light_turns_where_each_processor_has_a_worker(
-    monkeypatch: pytest.MonkeyPatch, workers: int, max_inline_batch: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, max_inline_batch: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
-    assert sizes(Settings(workers=workers, batch_size=40))["max_inline_batch"] == max_inline_batch
+    settings = Settings(store=tmp_path, workers=workers, batch_size=40)
+    registry = open_registry(settings, Metrics(CollectorRegistry()), FAMILIES, TOKENIZERS)
+    assert registry.max_inline_batch == max_inline_batch
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.images import PHOTO_SIZE, decoded, normalised, photo
 from app.runtime.families.captions import CaptionsPredictor, Describe
-from app.runtime.registry import load_predictor
+from app.runtime.loading import load_predictor
 from app.runtime.scheduler import answer_all
 from app.text import Vocabulary
 from tests.bench.serving.peers.eager import captioner_of, network_of

@@ -23,7 +23,7 @@ from app.bundle import Bundle
 from app.images import png
 from app.models.digits import ReNet, RowReader
 from app.runtime.families.digits import Classify, DigitsPredictor
-from app.runtime.registry import load_predictor
+from app.runtime.loading import load_predictor
 from app.runtime.scheduler import answer_all
 from training.digits.publish import read_config
 from training.digits.recipe import as_input, build

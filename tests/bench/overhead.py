@@ -105,7 +105,7 @@ def ours(**settings: Any) -> FastAPI:
     async def at_once(payload: Any, deadline: float | None) -> Suggestions:
         return found
 
-    bundle = SimpleNamespace(manifest=SimpleNamespace(version="1"))
+    bundle = SimpleNamespace(manifest=SimpleNamespace(model="ptb", version="1", family="language_model"))
     return service(FakeServed("ptb", cast(Any, bundle), at_once), **settings)
 
 

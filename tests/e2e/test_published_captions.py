@@ -10,7 +10,7 @@ import pytest
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
-from app.runtime.registry import load_predictor
+from app.runtime.loading import load_predictor
 from app.runtime.scheduler import answer_all
 from tests.e2e.conftest import serving
 from training.captions import data as data

@@ -15,8 +15,9 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.errors import BundleError, InvalidField, NotReady, UnknownModel
 from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.loading import load_predictor
 from app.runtime.metrics import Metrics
-from app.runtime.registry import Registry, load_predictor
+from app.runtime.registry import Registry
 from app.runtime.scheduler import Resources
 
 pytestmark = pytest.mark.anyio

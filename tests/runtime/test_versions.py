@@ -2,14 +2,14 @@
 
 import asyncio
 import errno
-import gc
 import json
 import logging
 import os
 import shutil
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from app.runtime.families.language_model import LanguageModelPredictor, Suggest,
 from app.runtime.metrics import Metrics
 from app.runtime.registry import Registry, Served
 from app.runtime.scheduler import Resources, answer_all
-from app.runtime.versions import Activated, activate, reload, save
+from app.runtime.versions import Activated, activate, reload, save, watch
 
 pytestmark = pytest.mark.anyio
 
@@ -56,14 +56,6 @@ async def registry(store: Path, figures: CollectorRegistry) -> AsyncIterator[Reg
     await registry.close()
 
 
-@pytest.fixture
-def without_collector() -> Iterator[None]:
-    """Free unreferenced objects at once, independent of the collector."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def load(store: Path, figures: CollectorRegistry) -> Registry:
     return Registry(store, threads=1, queue_size=64, batch_size=4, cache_bytes=1 << 20, metrics=Metrics(figures)).load()
 
@@ -86,6 +78,34 @@ async def until(condition: Callable[[], object]) -> None:
 
 def inference_threads() -> int:
     return sum(thread.name == "inference-tiny" for thread in threading.enumerate())
+
+
+async def until_closed(served: Served) -> None:
+    """Send requests until one is rejected."""
+    async with asyncio.timeout(30):
+        while True:
+            await served.answer(ASKED)
+
+
+@asynccontextmanager
+async def watching(registry: Registry) -> AsyncIterator[list[str]]:
+    """Watch CURRENT without pauses meanwhile; the list grows with every look."""
+    looks, models = list[str](), bundles.models
+
+    def counted(store: Path) -> list[str]:
+        looks.append(store.name)
+        return models(store)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundles, "models", counted)
+        task = asyncio.ensure_future(watch(registry, interval_s=0))
+        yield looks
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -178,59 +198,114 @@ async def test_an_unknown_model_or_version_raises(
 async def test_a_request_finishes_with_the_version_that_it_started_with(
     registry: Registry, answers: dict[str, list[Suggestion]]
 ) -> None:
-    former = tiny(registry)
-    waiting = [asyncio.ensure_future(former.answer(one)) for one in (LONG, *[ASKED] * 20)]
-    await asyncio.sleep(0)
-    await activate(registry, "tiny", "2")
-    assert [answer.suggestions for answer in (await asyncio.gather(*waiting))[1:]] == [answers["1"]] * 20
-    assert (await former.answer(ASKED)).suggestions == answers["1"]  # as for the next of many texts
+    with tiny(registry) as former:
+        waiting = [asyncio.ensure_future(former.answer(one)) for one in (LONG, *[ASKED] * 20)]
+        await asyncio.sleep(0)
+        await activate(registry, "tiny", "2")
+        assert [answer.suggestions for answer in (await asyncio.gather(*waiting))[1:]] == [answers["1"]] * 20
+        assert (await former.answer(ASKED)).suggestions == answers["1"]  # as for the next of many texts
     assert await answered(registry) == answers["2"]
 
 
-async def test_a_replaced_version_closes_and_frees_its_memory_once_unreferenced(
-    registry: Registry, without_collector: None
-) -> None:
+async def test_a_replaced_version_closes_and_frees_its_memory_with_its_last_lease(registry: Registry) -> None:
     threads = inference_threads()
     former = tiny(registry)
     predictor = weakref.ref(former.predictor)
-    await activate(registry, "tiny", "2")
-    await former.answer(ASKED)
-    assert inference_threads() == threads + 1
+    with former, former:
+        with former:
+            await activate(registry, "tiny", "2")
+        await former.answer(ASKED)
+        assert inference_threads() == threads + 1
+    with pytest.raises(NotReady, match="tiny: is shutting down"):
+        await until_closed(former)
     del former
     await until(lambda: inference_threads() == threads and predictor() is None)
 
 
-async def test_garbage_keeps_a_replaced_version_until_the_next_change_at_most(
-    registry: Registry, without_collector: None
-) -> None:
+async def test_garbage_does_not_keep_a_replaced_version(registry: Registry) -> None:
     predictor = weakref.ref(tiny(registry).predictor)
-    for version in ("2", "1"):
-        garbage: list[object] = [tiny(registry)]
-        garbage.append(garbage)  # as an error and its traceback hold each other
-        del garbage
-        await activate(registry, "tiny", version)
+    garbage: list[object] = [tiny(registry)]
+    garbage.append(garbage)  # as an error and its traceback hold each other
+    del garbage
+    await activate(registry, "tiny", "2")
     await until(lambda: predictor() is None)
 
 
-async def test_a_former_version_that_is_held_still_ends_with_the_registry(store: Path) -> None:
+async def test_a_replaced_version_that_is_leased_still_ends_with_the_registry(store: Path) -> None:
     registry = load(store, CollectorRegistry())
-    former, threads = tiny(registry), inference_threads()
-    await activate(registry, "tiny", "2")
-    await registry.close()
-    assert inference_threads() == threads - 1
-    with pytest.raises(NotReady, match="tiny: is shutting down"):
-        await former.answer(ASKED)
+    with tiny(registry) as former:
+        threads = inference_threads()
+        await activate(registry, "tiny", "2")
+        await registry.close()
+        assert inference_threads() == threads - 1
+        with pytest.raises(NotReady, match="tiny: is shutting down"):
+            await former.answer(ASKED)
+
+
+async def test_a_changed_current_is_served(
+    registry: Registry, store: Path, answers: dict[str, list[Suggestion]]
+) -> None:
+    async with watching(registry):
+        bundles.activate(store, "tiny", "2")
+        await until(lambda: tiny(registry).version == "2")
+        assert await answered(registry) == answers["2"]
+        shutil.copytree(store / "tiny", store / "new")
+        for version in ("1", "2"):
+            change(store / "new" / version, model="new")
+        await until(lambda: registry.serving("new") == "2")
+
+
+async def test_a_change_to_a_bad_version_is_logged_once_and_the_next_one_is_served(
+    registry: Registry, store: Path, figures: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(store / "tiny" / "2", store / "tiny" / "3")
+    flip_a_bit(store / "tiny" / "3")
+    bad = {"model": "tiny", "outcome": "refused"}
+    async with watching(registry) as looks:
+        bundles.activate(store, "tiny", "3")
+        await until(lambda: figures.get_sample_value("seqserve_swaps_total", bad) == 1)
+        seen = len(looks)
+        await until(lambda: len(looks) > seen + 2)
+        (store / "tiny" / "CURRENT").write_text("nonsense")
+        await until(lambda: "nonsense" in caplog.text)
+        assert tiny(registry).version == "1"
+        bundles.activate(store, "tiny", "2")
+        await until(lambda: tiny(registry).version == "2")
+    assert caplog.text.count("weights.safetensors: expected sha256") == 1
+
+
+async def test_an_activation_that_could_not_be_written_is_not_undone(
+    registry: Registry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with watching(registry) as looks:
+        monkeypatch.setattr(bundles, "activate", refuse)
+        await activate(registry, "tiny", "2")
+        seen = len(looks)
+        await until(lambda: len(looks) > seen + 2)
+    assert (tiny(registry).version, bundles.current(store, "tiny")) == ("2", "1")
+
+
+async def test_one_of_several_workers_activates_nothing_that_the_others_could_not_follow(
+    registry: Registry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "activate", refuse)
+    registry.workers = 2
+    with pytest.raises(
+        BundleError, match=r"the other workers could not follow: .*CURRENT: can't be written: Read-only"
+    ):
+        await activate(registry, "tiny", "2")
+    assert tiny(registry).version == "1"
 
 
 async def test_concurrent_changes_run_one_after_the_other(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage, began, go = registry.stage, list[str](), threading.Event()
+    load, began, go = registry.load_version, list[str](), threading.Event()
 
     def slow(name: str, version: str) -> Any:
         began.append(version)
         go.wait()
-        return stage(name, version)
+        return load(name, version)
 
-    monkeypatch.setattr(registry, "stage", slow)
+    monkeypatch.setattr(registry, "load_version", slow)
     both = asyncio.gather(activate(registry, "tiny", "2"), activate(registry, "tiny", "1"))
     await until(lambda: began)
     assert (tiny(registry).version, began) == ("1", ["2"])
@@ -242,14 +317,14 @@ async def test_concurrent_changes_run_one_after_the_other(registry: Registry, mo
 async def test_the_old_version_serves_while_a_new_one_loads(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[Suggestion]]
 ) -> None:
-    stage, go = registry.stage, threading.Event()
+    load, go = registry.load_version, threading.Event()
 
     def slow(name: str, version: str) -> Any:
-        staged = stage(name, version)
+        loaded = load(name, version)
         go.wait()
-        return staged
+        return loaded
 
-    monkeypatch.setattr(registry, "stage", slow)
+    monkeypatch.setattr(registry, "load_version", slow)
     activating = asyncio.ensure_future(activate(registry, "tiny", "2"))
     assert [await answered(registry) for _ in range(10)] == [answers["1"]] * 10
     go.set()
@@ -260,9 +335,6 @@ async def test_the_old_version_serves_while_a_new_one_loads(
 async def test_an_unwritable_store_still_serves_the_version_and_reports_why(
     registry: Registry, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
     monkeypatch.setattr(bundles, "activate", refuse)
     done = await activate(registry, "tiny", "2")
     assert tiny(registry).version == done.version == "2"
@@ -417,7 +489,7 @@ async def test_a_reload_raises_nothing(
         raise MemoryError("no room")
 
     bundles.activate(store, "tiny", "2")
-    monkeypatch.setattr(registry, "stage", fail)
+    monkeypatch.setattr(registry, "load_version", fail)
     await reload(registry)
     assert "tiny: could not be reloaded; 1 is still served" in caplog.text
     assert "no room" in caplog.text

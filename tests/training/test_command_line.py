@@ -14,7 +14,7 @@ import pytest
 
 from app import bundle as bundles
 from app.runtime.families.language_model import LanguageModelPredictor
-from app.runtime.registry import load_predictor
+from app.runtime.loading import load_predictor
 from tests.drawn_digits import corpus as drawn_corpus
 from training.__main__ import PUBLISH, main
 from training.digits import robustness

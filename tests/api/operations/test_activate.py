@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from app import bundle as bundles
-from app.api.http.state import Catalogue
 from app.main import create_app
+from app.runtime import versions
 from app.runtime.registry import Registry
 from app.settings import Settings
 from tests.api.conftest import FakeServed, connect, listening, service, talk
@@ -36,14 +36,14 @@ def store(two_versions: Path, tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def running(store: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Catalogue]]:
-    """A client of a service that has loaded the store, and its catalogue."""
+async def running(store: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Registry]]:
+    """A client of a service that has loaded the store, and its registry."""
     app = create_app(Settings(store=store))
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert state is not None
-        catalogue: Catalogue = state["catalogue"]
-        await catalogue.loaded()
-        yield client, catalogue
+        registry: Registry = state["registry"]
+        await registry.opened()
+        yield client, registry
 
 
 async def answering(client: httpx.AsyncClient) -> str:
@@ -61,16 +61,16 @@ def flip_a_bit(path: Path) -> None:
 
 
 class Held:
-    """A registry's `stage` that waits in its thread until it may go on."""
+    """A registry's `load_version` that waits in its thread until it may go on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
-        self.begun, self.go, self._stage = threading.Event(), threading.Event(), registry.stage
-        monkeypatch.setattr(registry, "stage", self)
+        self.begun, self.go, self._load = threading.Event(), threading.Event(), registry.load_version
+        monkeypatch.setattr(registry, "load_version", self)
 
     def __call__(self, name: str, version: str) -> Any:
         self.begun.set()
         self.go.wait()
-        return self._stage(name, version)
+        return self._load(name, version)
 
 
 async def test_another_version_answers_and_everything_tells_so(store: Path) -> None:
@@ -93,10 +93,10 @@ async def test_another_version_answers_and_everything_tells_so(store: Path) -> N
 
 
 async def test_the_version_that_answers_already_is_no_work(store: Path) -> None:
-    async with running(store) as (client, catalogue):
-        serving = catalogue.get("tiny", "language_model")
+    async with running(store) as (client, registry):
+        serving = registry.get("tiny", "language_model")
         response = await client.post(PATH, json={"version": "1"})
-        assert catalogue.get("tiny", "language_model") is serving
+        assert registry.get("tiny", "language_model") is serving
     assert response.status_code == 200
     assert response.json() == {"model": "tiny", "version": "1", "previous": "1", "persisted": True, "reason": None}
 
@@ -187,8 +187,8 @@ async def test_while_models_load_nothing_is_activated(store: Path, monkeypatch: 
 
 
 async def test_what_was_begun_goes_on_when_the_caller_leaves(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(store) as (client, catalogue):
-        held = Held(monkeypatch, catalogue.registry)
+    async with running(store) as (client, registry):
+        held = Held(monkeypatch, registry)
         asking = asyncio.ensure_future(client.post(PATH, json=TO_2))
         assert await asyncio.to_thread(held.begun.wait, 30)
         asking.cancel()
@@ -200,9 +200,9 @@ async def test_what_was_begun_goes_on_when_the_caller_leaves(store: Path, monkey
 
 
 async def test_who_closes_the_service_waits_for_a_change(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(store) as (_, catalogue):
-        held = Held(monkeypatch, catalogue.registry)
-        activating = asyncio.ensure_future(catalogue.activate("tiny", "2"))
+    async with running(store) as (_, registry):
+        held = Held(monkeypatch, registry)
+        activating = asyncio.ensure_future(versions.activate(registry, "tiny", "2"))
         assert await asyncio.to_thread(held.begun.wait, 30)
         held.go.set()
     assert activating.done()
@@ -227,9 +227,9 @@ async def test_where_loading_failed_a_reload_is_told_to_be_none(
         raise MemoryError("no room")
 
     monkeypatch.setattr(Registry, "load", fail)
-    async with running(store) as (_, catalogue):
-        catalogue.reload()
-    assert "nothing is reloaded: could not be loaded" in caplog.text
+    async with running(store) as (_, registry):
+        await versions.reload(registry)
+    assert "reload failed: could not be loaded" in caplog.text
 
 
 def test_a_service_outside_the_main_thread_ignores_sighup(served: FakeServed, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,14 +3,15 @@
 import re
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from app.errors import NotReady
 from app.main import create_app
+from app.runtime.families.language_model import Suggest
 from app.runtime.registry import Registry
 from app.settings import Settings
-from tests.api.conftest import FakeRegistry, FakeServed, connect, service, talk
+from tests.api.conftest import FakeServed, connect, service, talk
 
 pytestmark = pytest.mark.anyio
 
@@ -57,45 +58,46 @@ def store(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_service_lives_while_its_models_load(
-    served: FakeServed, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go = threading.Event()
+async def test_a_service_lives_while_its_models_load(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, go = Registry.load, threading.Event()
 
-    def load(*_: Any, **__: Any) -> FakeRegistry:
+    def slow(registry: Registry) -> Registry:
         go.wait()
-        return FakeRegistry(served)
+        return load(registry)
 
-    monkeypatch.setattr(Registry, "load", load)
-    app = create_app(Settings(store=store))
+    monkeypatch.setattr(Registry, "load", slow)
+    app = create_app(Settings(store=tiny_store))
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert (await client.get("/livez")).status_code == 200
         ready = await client.get("/readyz")
         assert ready.status_code == 503
-        assert ready.json()["models"] == [{"name": "ptb", "ready": False, "reason": "loading"}]
+        assert ready.json()["models"] == [{"name": "tiny", "ready": False, "reason": "loading"}]
         answer = await client.post("/next-word", json={"text": "a"})
         assert answer.status_code == 503
         assert "retry-after" in answer.headers
         assert (await client.get("/models")).json()["models"][0]["reason"] == "loading"
-        assert (await client.get("/models/ptb")).status_code == 503
+        assert (await client.get("/models/tiny")).status_code == 503
         go.set()
         assert state is not None
-        await state["catalogue"].loaded()
+        registry: Registry = state["registry"]
+        await registry.opened()
         assert (await client.get("/readyz")).status_code == 200
-    assert served.closed
+        served = registry.get("tiny", "language_model")
+    with pytest.raises(NotReady, match="tiny: is shutting down"):
+        await served.answer(Suggest("the"))
 
 
 async def test_a_service_that_could_not_load_lives_and_says_so(
     store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def load(*_: Any, **__: Any) -> FakeRegistry:
+    def load(_: Registry) -> Registry:
         raise MemoryError("no room")
 
     monkeypatch.setattr(Registry, "load", load)
     app = create_app(Settings(store=store))
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert state is not None
-        await state["catalogue"].loaded()
+        await state["registry"].opened()
         response = await client.get("/readyz")
     assert response.status_code == 503
     assert response.json()["models"] == [

@@ -23,7 +23,7 @@ from app.images import decoded, photo
 from app.models.captioner import Captioner
 from app.runtime.families import captions as served
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
-from app.runtime.registry import load_predictor
+from app.runtime.loading import load_predictor
 from app.runtime.scheduler import Resources, answer_all
 from training.captions.export import export_captions
 from training.publishing import PRECISIONS, probe

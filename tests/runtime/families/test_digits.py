@@ -32,9 +32,10 @@ from app.runtime.families.digits import (
     calibration,
 )
 from app.runtime.families.language_model import Suggest
+from app.runtime.loading import load_predictor
 from app.runtime.metrics import Metrics
 from app.runtime.recurrent_engine import Floats
-from app.runtime.registry import Registry, load_predictor
+from app.runtime.registry import Registry
 from app.runtime.scheduler import Resources, answer_all
 from tests.drawn_digits import digits
 from training.digits.export import export_digits

@@ -11,7 +11,7 @@ from app import bundle as bundles
 from app.main import create_app
 from app.models.recurrent import CELLS, Cell
 from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
-from app.runtime.registry import load_predictor
+from app.runtime.loading import load_predictor
 from app.runtime.scheduler import answer_all
 from app.settings import Settings
 from tests.api.conftest import talk
@@ -64,7 +64,7 @@ async def test_the_service_tells_the_cell_of_a_model(cell: Cell, store: Path) ->
     app = create_app(Settings(store=store))
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert state is not None
-        await state["catalogue"].loaded()
+        await state["registry"].opened()
         (listed,) = (await client.get("/models")).json()["models"]
         described = (await client.get("/models/words")).json()
         answer = await client.post("/next-word", json={"text": "the bank said"})

@@ -21,8 +21,8 @@ from app.bundle import Bundle
 from app.errors import BundleError, CorpusError
 from app.images import framed_array, png
 from app.runtime.families.digits import Calibration, Classify, DigitsPredictor, confidences
+from app.runtime.loading import load_predictor
 from app.runtime.recurrent_engine import Floats
-from app.runtime.registry import load_predictor
 from app.runtime.scheduler import answer_all
 from tests.drawn_digits import corpus as drawn_corpus
 from training.digits import publish as publishing

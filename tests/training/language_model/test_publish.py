@@ -16,7 +16,7 @@ from app.bundle import Bundle
 from app.errors import BundleError, CorpusError
 from app.models.language_model import parameter_count
 from app.runtime.families.language_model import Suggest
-from app.runtime.registry import load_predictor
+from app.runtime.loading import load_predictor
 from training.language_model import publish as publishing
 from training.language_model.data import PTB_CAVEATS, Corpus
 from training.language_model.publish import model_card, publish, torch_difference, trained

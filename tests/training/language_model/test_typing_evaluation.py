@@ -8,7 +8,7 @@ import pytest
 from app import bundle as bundles
 from app.errors import CorpusError
 from app.runtime.families.language_model import LanguageModelPredictor
-from app.runtime.registry import load_predictor
+from app.runtime.loading import load_predictor
 from training.language_model.typing_evaluation import evaluate_typing, suggest_with, table
 from training.language_model.typing_metrics import Query
 
