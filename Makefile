@@ -18,7 +18,7 @@ DEVELOPMENT = $(VENV)/.development-installed
 # The peers of `bench` pin other versions than the server, so they get an environment of their own.
 PEERS = .venv-bench/.installed
 
-.PHONY: help install serve test test-fast check bench bench-cells fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
+.PHONY: help install serve test test-fast test-deploy check bench bench-cells fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -38,6 +38,9 @@ test-fast: $(DEVELOPMENT) ## run the tests without end-to-end, training and seri
 
 # A file's tests share a worker, and so the fixtures of its module.
 PARALLEL = $(BIN)/python -m pytest -m 'not serial' --numprocesses $(or $(WORKERS),2) --dist loadfile
+
+test-deploy: $(DEVELOPMENT) ## run the tests of deploy/; they need nginx (Debian package nginx-light) and kubectl
+	$(BIN)/python -m pytest tests/deploy $(ARGS)
 
 check: $(DEVELOPMENT) ## check format, lint, types and imports
 	$(BIN)/ruff format --check

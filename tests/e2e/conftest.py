@@ -32,10 +32,10 @@ def seqserve(*arguments: str | Path, text: str | None = None, **environment: str
 
 @contextmanager
 def serving(
-    store: Path, log: list[str] | None = None, **environment: str
+    store: Path, log: list[str] | None = None, *, port: int = 0, **environment: str
 ) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    """A server of `store`, ready, and an HTTP client; `log` receives its later log lines."""
-    command: list[str | Path] = [sys.executable, "-m", "app", "serve", "--port", "0", "--store", store]
+    """A server of `store`, ready, and an HTTP client; `log` receives its later log lines. Port 0 is a free one."""
+    command: list[str | Path] = [sys.executable, "-m", "app", "serve", "--port", str(port), "--store", store]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT | environment)
     assert process.stderr is not None
     reading: threading.Thread | None = None
