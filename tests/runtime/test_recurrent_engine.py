@@ -12,11 +12,13 @@ from hypothesis.extra import numpy as stn
 
 from app.bundle import Bundle
 from app.errors import BundleError
+from app.models.gated_recurrence import GatedRecurrentLanguageModel
 from app.models.language_model import LanguageModel
 from app.runtime.onnx_session import Precision, session
 from app.runtime.recurrent_engine import WEIGHTS, Details, Floats, Reading, RecurrentEngine, Segment, likeliest
 from app.text import Ids
 from training.language_model.export import export_language_model
+from training.language_model.gated_export import export_gated_language_model
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 LENGTHS = (5, 0, 1, 40, 5, 33, 2, 64, 1, 17)
@@ -40,9 +42,30 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> RecurrentEngine:
     return opened(model, tmp_path_factory.mktemp("odd"))
 
 
-def opened(model: LanguageModel, folder: Path) -> RecurrentEngine:
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> RecurrentEngine:
+    """int8 graphs of a stack of gated linear recurrences whose sizes fill no vector register evenly."""
+    return opened(gated_model(), tmp_path_factory.mktemp("gated"))
+
+
+def gated_model() -> GatedRecurrentLanguageModel:
+    """A seeded stack with a convolution over the last 4 steps, in a bundle's precision."""
+    torch.manual_seed(1)
+    sizes = {"embedding_size": 11, "width": 13, "layers": 3, "hidden_size": 17, "inner_size": 19, "kernel": 4}
+    model = GatedRecurrentLanguageModel(vocabulary_size=37, **sizes)
+    for name, weight in model.named_parameters():
+        if name.endswith(("kernel", "norm.weight", "bias")):
+            torch.nn.init.normal_(weight)
+    return model.half().float().eval()
+
+
+def opened(model: LanguageModel | GatedRecurrentLanguageModel, folder: Path) -> RecurrentEngine:
     """The engine of the module's int8 graphs."""
-    for name, content in export_language_model(model).items():
+    if isinstance(model, GatedRecurrentLanguageModel):
+        files = export_gated_language_model(model)
+    else:
+        files = export_language_model(model)
+    for name, content in files.items():
         (folder / name).write_bytes(content)
     return RecurrentEngine(session(folder / "recurrent.int8.onnx", 1), session(folder / "softmax.int8.onnx", 1))
 
@@ -93,7 +116,7 @@ def read_in_pieces(engine: RecurrentEngine, segment: Segment, size: int, beside:
     return reading._replace(scores=scores, details=details)
 
 
-@pytest.mark.parametrize("fixture", ["int8", "odd"])
+@pytest.mark.parametrize("fixture", ["int8", "odd", "gated"])
 @pytest.mark.parametrize("seed", range(3))
 def test_int8_gives_each_row_of_a_ragged_batch_what_it_gets_alone_bit_for_bit(
     fixture: str, seed: int, request: pytest.FixtureRequest
@@ -112,7 +135,7 @@ def test_fp32_gives_each_row_of_a_ragged_batch_what_it_gets_alone(engines: dict[
         np.testing.assert_allclose(numbers(together), numbers(alone), atol=1e-5)
 
 
-@pytest.mark.parametrize("fixture", ["int8", "odd"])
+@pytest.mark.parametrize("fixture", ["int8", "odd", "gated"])
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
 def test_int8_reads_the_same_wherever_a_sequence_is_cut_alone_or_beside_others(
     fixture: str, size: int, request: pytest.FixtureRequest

@@ -23,8 +23,33 @@ def export_language_model(model: LanguageModel) -> dict[str, bytes]:
     files = {WEIGHTS: stored}
     for precision in LINEAR:
         files[f"recurrent.{precision}.onnx"] = _recurrent(model, weights, extents, precision)
-        files[f"softmax.{precision}.onnx"] = _softmax(weights, extents, precision)
+        files[f"softmax.{precision}.onnx"] = softmax_graph(weights, extents, precision, *_output(weights))
     return files
+
+
+def softmax_graph(
+    weights: Mapping[str, Array], extents: Mapping[str, Extent], precision: Precision, weight: str, bias: str
+) -> bytes:
+    """Return the graph of hidden (N, H) -> log_probabilities (N, V), those of `targets` and of the `count` likeliest.
+
+    `weight` and `bias` name the output layer's among `weights`.
+    """
+    graph = Graph(precision, weights)
+    bias = graph.constant("bias", weights[bias].astype(np.float32))
+    product = graph.linear("hidden", weight)
+    graph.lines += [
+        f"product = {product}",
+        f"logits = Add (product, {bias})",
+        "log_probabilities = LogSoftmax <axis = 1> (logits)",
+        "of_targets = GatherElements <axis = 1> (log_probabilities, targets)",
+        "of_likeliest, likeliest = TopK <axis = 1> (log_probabilities, count)",
+    ]
+    words, size = weights[weight].shape
+    signature = (
+        f"softmax (float[N,{size}] hidden, int64[N,M] targets, int64[1] count) => (float[N,{words}] log_probabilities,"
+        " float[N,M] of_targets, int64[N,K] likeliest, float[N,K] of_likeliest)"
+    )
+    return graph.model(signature, extents)
 
 
 def _recurrent(
@@ -83,22 +108,6 @@ def _layer(graph: Graph, cell: Cell, n: int, size_in: int, size: int) -> str:
             }}> ({", ".join(f"{part}{n}" for part in parts)}, input_gates{n})"""
 
 
-def _softmax(weights: Mapping[str, Array], extents: Mapping[str, Extent], precision: Precision) -> bytes:
-    """The graph of hidden (N, H) -> log_probabilities (N, V), those of `targets` and of the `count` likeliest."""
-    graph = Graph(precision, weights)
-    weight = "output.weight" if "output.weight" in weights else "embedding.weight"
-    bias = graph.constant("bias", weights["output.bias"].astype(np.float32))
-    product = graph.linear("hidden", weight)
-    graph.lines += [
-        f"product = {product}",
-        f"logits = Add (product, {bias})",
-        "log_probabilities = LogSoftmax <axis = 1> (logits)",
-        "of_targets = GatherElements <axis = 1> (log_probabilities, targets)",
-        "of_likeliest, likeliest = TopK <axis = 1> (log_probabilities, count)",
-    ]
-    words, size = weights[weight].shape
-    signature = (
-        f"softmax (float[N,{size}] hidden, int64[N,M] targets, int64[1] count) => (float[N,{words}] log_probabilities,"
-        " float[N,M] of_targets, int64[N,K] likeliest, float[N,K] of_likeliest)"
-    )
-    return graph.model(signature, extents)
+def _output(weights: Mapping[str, Array]) -> tuple[str, str]:
+    """The names of the output layer's weight, which may be the embedding's, and bias."""
+    return "output.weight" if "output.weight" in weights else "embedding.weight", "output.bias"

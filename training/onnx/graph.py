@@ -1,8 +1,8 @@
 """The text form of ONNX graphs, in float32 and in batch-invariant int8, with a scale a row.
 
 int8: activations are quantised per row, round(x / s) + 128 as unsigned 8 bit with s = max|x| / 127; weights per column,
-signed 8 bit; `MatMulInteger` sums exactly. Every other operation works within a row. A row's result is therefore the
-same bit for bit in any batch and wherever a sequence is cut.
+signed 8 bit; the product's sums are exact, as `MatMulInteger`'s. Every other operation works within a row. A row's
+result is therefore the same bit for bit in any batch and wherever a sequence is cut.
 
 The float32 graphs hold no weights: as ONNX external data they point into the bundle's weights.safetensors.
 """
@@ -23,32 +23,27 @@ from app.runtime.onnx_session import Precision
 from app.runtime.recurrent_engine import WEIGHTS
 
 OPSET = '<ir_version: 10, opset_import: ["": 21, "seqserve": 1, "com.microsoft": 1]>'
-FUNCTION = '<domain: "seqserve", opset_import: ["": 21]>'
+FUNCTION = '<domain: "seqserve", opset_import: ["": 21, "com.microsoft": 1]>'
 
 Array: TypeAlias = npt.NDArray[np.generic]
 Extent: TypeAlias = tuple[int, int]  # offset and length in weights.safetensors, in bytes
 
 LINEAR: dict[Precision, str] = {
-    # y = x W^T with W (out, in) kept as float16
-    "fp32": "(x, weight) => (y) { y = Gemm <transB = 1> (x, weight) }",
+    # y = x W^T for x (..., in), with W (out, in) kept as float16
+    "fp32": "(x, weight) => (y) { y = com.microsoft.FusedMatMul <transB = 1> (x, weight) }",
     # the same with W^T (in, out) as int8 and a scale a column
     "int8": """(x, weight, column_scale) => (y) {
             across = Constant <value_ints = [-1]> ()
-            most = Constant <value_float = 127.0> ()
+            step = Constant <value_float = 0.007874016> ()
             tiny = Constant <value_float = 1e-30> ()
             zero = Constant <value = uint8 {128}> ()
             magnitude = Abs (x)
-            largest = ReduceMax <keepdims = 0> (magnitude, across)
+            largest = ReduceMax (magnitude, across)
             peak = Max (largest, tiny)
-            row_scale = Div (peak, most)
-            rows = Shape (row_scale)
-            zeros = ConstantOfShape <value = uint8[1] {128}> (rows)
-            quantised = QuantizeLinear <axis = 0> (x, row_scale, zeros)
-            product = MatMulInteger (quantised, weight, zero)
-            real = Cast <to = 1> (product)
-            row_scales = Unsqueeze (row_scale, across)
-            scaled = Mul (real, row_scales)
-            y = Mul (scaled, column_scale)
+            unit = Div (x, peak)
+            quantised = QuantizeLinear (unit, step, zero)
+            product = com.microsoft.MatMulIntegerToFloat (quantised, weight, step, column_scale, zero)
+            y = Mul (product, peak)
         }""",
 }
 
