@@ -206,6 +206,16 @@ class Metrics:
         """Count a change of the served version, by one of the outcomes SWAPS."""
         self._swaps.labels(model, outcome).inc()
 
+    def totals(self, model: str) -> dict[str, float]:
+        """Return the values of a model's counters and histograms, by name without prefix, summed over other labels."""
+        found: dict[str, float] = {}
+        for metric in self._exported.collect():
+            for sample in metric.samples:
+                if sample.labels.get("model") == model:
+                    name = sample.name.removeprefix(f"{PREFIX}_")
+                    found[name] = found.get(name, 0.0) + sample.value
+        return found
+
     def render(self) -> bytes:
         """Return all metrics in the text format of CONTENT_TYPE."""
         return generate_latest(self._exported)

@@ -64,7 +64,7 @@ class Endpoint(APIRoute):
     ) -> None:
         """Declare an endpoint: POST with a body, GET without; `documentation` is that of a FastAPI route."""
         if body:
-            documentation["openapi_extra"] = body.openapi()
+            documentation["openapi_extra"] = documentation.get("openapi_extra", {}) | (body.openapi() or {})
         super().__init__(path, handler, methods=["POST" if body else "GET"], **documentation)
         self.key_scope = scope
         self.body = body
@@ -180,6 +180,10 @@ def required_scopes(routes: Sequence[BaseRoute]) -> dict[str, dict[str, KeyScope
     return required
 
 
+async def _context(request: Request) -> RequestContext:
+    return request_context(request.scope)
+
+
 async def _content(request: Request) -> Any:
     return request_context(request.scope).content
 
@@ -202,4 +206,5 @@ async def _deadline(
 
 
 Deadline = Annotated[float, Depends(_deadline)]  # a time of time.monotonic
+Context = Annotated[RequestContext, Depends(_context)]
 Images = Annotated[Sequence[Upload], Depends(_content)]  # of an endpoint with an ImageBody

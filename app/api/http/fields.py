@@ -2,9 +2,19 @@
 
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
+NULL: Final = {"type": "null"}
 NOT_BLANK: Final = r"[^\s\x1c-\x1f\x85]"  # as Python and then ECMA sees white space
 
 
@@ -33,6 +43,28 @@ Words = Annotated[Text, AfterValidator(_not_blank), Field(json_schema_extra={"mi
 ModelName = Annotated[Text | None, Field(description="The model to use; by default the first by name.")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 LogProbability = Annotated[float, Field(le=0, description="Natural logarithm of the probability.")]
+
+
+class TolerantModel(BaseModel):
+    """Base of request models of other APIs: unknown fields are ignored, and null is as if not sent."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            return {name: value for name, value in fields.items() if value is not None}
+        return fields
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the schema, in which all optional fields may be null."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for name, field in schema.get("properties", {}).items():
+            if name not in schema.get("required", ()) and NULL not in field.get("anyOf", ()):
+                schema["properties"][name] = {"anyOf": [field, NULL]}
+        return schema
 
 
 class RequestModel(BaseModel):

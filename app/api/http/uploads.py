@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from io import BytesIO
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Final, cast
 
@@ -34,6 +35,13 @@ class Upload:
         """Return the content; unless `in_memory`, call this in a thread, since it may be on disk."""
         self.file.file.seek(0)
         return self.file.file.read()
+
+
+def of_bytes(name: str, content: bytes) -> Upload:
+    """Return an image that is in memory. Raise Malformed for an empty one, TooLarge for a large one."""
+    upload = Upload(name, UploadFile(BytesIO(content), size=len(content)))
+    _require_size(upload)
+    return upload
 
 
 def is_form(content_type: str | None) -> bool:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.api.dialects import DIALECTS
 from app.api.http import keys
 from app.api.http.endpoints import required_scopes
 from app.api.http.keys import Keys
@@ -66,12 +67,31 @@ ROUTES = [
 KEYS = [NO_KEY, WRONG, bearer("late"), bearer("reader"), bearer("operator")]
 
 
-def test_the_table_below_has_every_route_and_its_scope(served: FakeServed) -> None:
-    declared = required_scopes(service(served).routes)
-    scopes = {(path, method): scope for path, methods in declared.items() for method, scope in methods.items()}
+# The routes of other dialects whose scope is not `predict`.
+SCOPES = {
+    ("/v2/health/live", "GET"): None,
+    ("/v2/health/ready", "GET"): None,
+    ("/v2/repository/models/{model}/load", "POST"): "admin",
+    ("/v2/repository/models/{model}/unload", "POST"): "admin",
+}
+
+
+def test_the_tables_above_have_every_route_and_its_scope(served: FakeServed) -> None:
+    dialects = [dialect.requests for dialect in DIALECTS.values() if dialect.requests]
+    scopes = {
+        (path, method): scope
+        for path, methods in required_scopes(service(served).routes).items()
+        for method, scope in methods.items()
+    }
+    others = {
+        route: scopes.pop(route)
+        for route in list(scopes)
+        if any(requests.fullmatch(f"{route[1]} {route[0]}") for requests in dialects)
+    }
     assert {(template, "*" if "{path:path}" in template else method) for template, method, *_ in ROUTES} == set(scopes)
     public = {template for template, *_, none, _, _, _, _ in ROUTES if none == 200}
     assert {template for (template, _), scope in scopes.items() if scope is None} == public
+    assert others == dict.fromkeys(others, "predict") | SCOPES
 
 
 @pytest.mark.parametrize(("template", "method", "path", "statuses"), [(*row[:3], row[3:]) for row in ROUTES])
@@ -167,6 +187,7 @@ async def test_the_openapi_document_has_the_security_of_each_operation(served: F
     assert "securitySchemes" not in without["components"]
     assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
     public = {template for template, *_, none, _, _, _, _ in ROUTES if none == 200}
+    public |= {path for (path, _), scope in SCOPES.items() if scope is None}
     for path, operations in document["paths"].items():
         for operation in operations.values():
             assert bool(operation.get("security")) != (path in public)

@@ -23,7 +23,7 @@ EXAMPLES: dict[type[SeqserveError], SeqserveError] = {
     errors.Unauthenticated: errors.Unauthenticated("no key", refused=False),
     errors.RateLimited: errors.RateLimited("too much", retry_after=9),
 }
-UNKNOWN: dict[str, tuple[str, str]] = {}  # a request of no route, by dialect
+UNKNOWN = {"oip": ("GET", "/v2/trace/setting")}  # a request of no route, by dialect
 ERRORS = [found for _, found in inspect.getmembers(errors, inspect.isclass) if found is not SeqserveError]
 
 
