@@ -321,6 +321,16 @@ class Registry:
             raise UnknownModel(f"{name[:80]!r}: no such {family} model; available: {', '.join(known) or 'none'}")
         return found
 
+    def named(self, name: str) -> Served:
+        """Return the model of this name, of any family. Raise UnknownModel, or NotReady for one that is not served."""
+        if self.unready:
+            raise self.unready
+        if name in self._served:
+            return self._served[name]
+        if name in self._rejected:
+            raise NotReady(f"{name}: {self._rejected[name]}")
+        raise UnknownModel(f"{name[:80]}: no such model")
+
     def spawn(self, change: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Start a task that `close` waits for."""
         task = asyncio.ensure_future(change)

@@ -36,6 +36,6 @@ def client() -> Iterator[Client]:
     with asyncio.Runner() as runner:
         state = runner.run(lifespan.__aenter__())
         assert state
-        runner.run(state["catalogue"].loaded())
+        runner.run(state["registry"].opened())
         yield Client(runner, talk(app, state))
         runner.run(lifespan.__aexit__(None, None, None))

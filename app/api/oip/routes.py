@@ -16,7 +16,7 @@ from app.api.http import costs
 from app.api.http.dialect import BodyLimits, Dialect
 from app.api.http.endpoints import STATUSES, Context, Deadline, Endpoint
 from app.api.http.problems import MAX_SHOWN, ErrorFormat
-from app.api.http.state import Catalogue, CatalogueOf, MetricsOf
+from app.api.http.state import MetricsOf, RegistryOf
 from app.api.oip import tensors
 from app.api.oip.schemas import (
     Duration,
@@ -38,9 +38,10 @@ from app.api.oip.schemas import (
 )
 from app.api.oip.signatures import SIGNATURES, Call, Signature
 from app.api.oip.tensors import LooseJson, Spec, TensorBody
-from app.errors import BundleError, InvalidField, Malformed, NotReady, UnknownModel, UnknownVersion, Unservable
+from app.errors import BundleError, InvalidField, Malformed, UnknownModel, UnknownVersion, Unservable
+from app.runtime import versions
 from app.runtime.metrics import Metrics
-from app.runtime.registry import Served
+from app.runtime.registry import Registry, Served
 
 ERRORS: Final = ErrorFormat(lambda report: {"error": report.detail}, Failure)
 TAGS: Final[list[str | Enum]] = ["Open Inference Protocol"]
@@ -120,17 +121,12 @@ def _of_model(path: str, handler: Callable[..., Any], **options: Any) -> list[En
 
 async def _target(request: Request) -> Served:
     """Return the model of the path. Raise UnknownModel, NotReady or UnknownVersion."""
-    catalogue: Catalogue = request.scope["state"]["catalogue"]
-    name: str = request.path_params["model"]
+    registry: Registry = request.scope["state"]["registry"]
+    served = registry.named(request.path_params["model"])
     version = request.path_params.get("version")
-    for served in catalogue.registry.served():
-        if served.name == name:
-            if version not in (None, served.version):
-                raise UnknownVersion(f"{name}: expected version {served.version}, found {version[:MAX_SHOWN]!r}")
-            return served
-    if reason := catalogue.not_ready().get(name):
-        raise NotReady(f"{name}: {reason}")
-    raise UnknownModel(f"{name[:MAX_SHOWN]!r}: no such model")
+    if version not in (None, served.version):
+        raise UnknownVersion(f"{served.name}: expected version {served.version}, found {version[:MAX_SHOWN]!r}")
+    return served
 
 
 Target: TypeAlias = Annotated[Served, Depends(_target)]
@@ -146,9 +142,9 @@ async def live() -> Live:
     return {"live": True}
 
 
-async def ready(catalogue: CatalogueOf) -> Response:
+async def ready(registry: RegistryOf) -> Response:
     """Report whether every model is ready."""
-    return JSONResponse({"ready": catalogue.ready}, 200 if catalogue.ready else 503)
+    return JSONResponse({"ready": registry.ready}, 200 if registry.ready else 503)
 
 
 async def model_ready(target: Target) -> ModelReady:
@@ -188,9 +184,9 @@ async def statistics(target: Target, metrics: MetricsOf) -> Statistics:
     return {"model_stats": [_statistics(target, metrics)]}
 
 
-async def all_statistics(catalogue: CatalogueOf, metrics: MetricsOf) -> Statistics:
+async def all_statistics(registry: RegistryOf, metrics: MetricsOf) -> Statistics:
     """Return statistics of all models."""
-    return {"model_stats": [_statistics(served, metrics) for served in catalogue.registry.served()]}
+    return {"model_stats": [_statistics(served, metrics) for served in registry.served()]}
 
 
 async def infer(target: Target, body: InferRequest, context: Context, deadline: Deadline) -> Response:
@@ -214,31 +210,30 @@ async def infer(target: Target, body: InferRequest, context: Context, deadline: 
             raise InvalidField("outputs", f"expected some of {', '.join(outputs)}, found {found}")
     if timeout_us := body.parameters.timeout:
         deadline = min(deadline, context.started + timeout_us / 1e6)
-    values = await signature.infer(Call(target, body, frozenset(requested), deadline))
+    with target:
+        values = await signature.infer(Call(target, body, frozenset(requested), deadline))
     return tensors.response(body, target.name, target.version, [(outputs[name], values[name]) for name in requested])
 
 
-async def index(body: RepositoryIndexRequest, catalogue: CatalogueOf) -> Response:
+async def index(body: RepositoryIndexRequest, registry: RegistryOf) -> Response:
     """List the models of the store."""
     found: list[RepositoryModel] = [
-        {"name": served.name, "version": served.version, "state": "READY", "reason": ""}
-        for served in catalogue.served()
+        {"name": served.name, "version": served.version, "state": "READY", "reason": ""} for served in registry.served()
     ]
     if not body.ready:
         found += [
             {"name": name, "version": "", "state": "UNAVAILABLE", "reason": reason}
-            for name, reason in catalogue.not_ready().items()
+            for name, reason in registry.rejected.items()
         ]
     return JSONResponse(sorted(found, key=lambda model: model["name"]))
 
 
-async def load(model: str, body: LoadRequest, catalogue: CatalogueOf) -> Response:  # noqa: ARG001  # validated
+async def load(model: str, body: LoadRequest, registry: RegistryOf) -> Response:  # noqa: ARG001  # validated
     """Serve the version that the model's CURRENT names."""
-    store = catalogue.registry.store
-    if model not in bundles.models(store):
+    if model not in bundles.models(registry.store):
         raise UnknownModel(f"{model[:MAX_SHOWN]!r}: no such model")
     try:
-        await catalogue.activate(model, bundles.current(store, model))
+        await versions.activate(registry, model, bundles.current(registry.store, model))
     except BundleError as error:
         raise Unservable(str(error)) from error
     return JSONResponse({})

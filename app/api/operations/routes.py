@@ -26,7 +26,7 @@ from app.api.operations.schemas import (
     ModelSummary,
     Readiness,
 )
-from app.errors import BundleError, NotReady, UnknownModel, Unservable
+from app.errors import BundleError, NotReady, Unservable
 from app.runtime import metrics as runtime_metrics
 from app.runtime import versions
 from app.runtime.registry import Registry, Served
@@ -84,7 +84,7 @@ def models(registry: RegistryOf) -> ModelList:
 
 def model(model: str, registry: RegistryOf) -> Model:
     """Return the model's manifest: configuration, data, metrics, sizes, versions and the model card."""
-    return _described(_named(model, registry))
+    return _described(registry.named(model))
 
 
 async def activate(model: str, body: Activate, registry: RegistryOf) -> Response:
@@ -113,24 +113,12 @@ async def activate(model: str, body: Activate, registry: RegistryOf) -> Response
 
 def image(model: str, name: str, registry: RegistryOf, request: Request) -> Response:
     """Return an image of the model card. Other files of the bundle are not served."""
-    served = _named(model, registry)
+    served = registry.named(model)
     if name not in served.manifest.files or not name.endswith(".png"):
         raise HTTPException(HTTPStatus.NOT_FOUND, "no such image")
     return static_files.answer(
         request, lambda: served.bundle.content(name), IMAGE_TYPE, served.manifest.files[name].sha256
     )
-
-
-def _named(name: str, registry: Registry) -> Served:
-    """Return the model of that name. Raise UnknownModel or NotReady."""
-    if registry.unready:
-        raise registry.unready
-    for served in registry.served():
-        if served.name == name:
-            return served
-    if reason := registry.rejected.get(name):
-        raise NotReady(f"{name}: {reason}")
-    raise UnknownModel(f"{name[: problems.MAX_SHOWN]}: no such model")
 
 
 def states(registry: Registry) -> list[ModelState]:

@@ -64,7 +64,7 @@ async def test_a_load_serves_the_version_that_current_names(two_versions: Path, 
     app = create_app(Settings(store=store))
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert state
-        await state["catalogue"].loaded()
+        await state["registry"].opened()
         (store / "tiny" / "CURRENT").write_text("2\n")
         configured = await client.post("/v2/repository/models/tiny/load", json={"parameters": {"config": "{}"}})
         answers = [await client.post(f"/v2/repository/models/{name}/load") for name in ("tiny", "none")]
