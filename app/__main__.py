@@ -351,19 +351,19 @@ def _score_file(predictor: "LanguageModelPredictor", file: Path, mode: Literal["
 
 
 def _open(file: Path) -> IO[str]:
-    """Open a UTF-8 file with the line breaks of `app.text.lines`."""
+    """Open a UTF-8 file with the line breaks of `app.text.words.lines`."""
     return open(0 if str(file) == "-" else file, encoding="utf-8-sig", closefd=str(file) != "-")
 
 
 def _lines(stream: IO[str], file: Path) -> Iterator[tuple[str, int]]:
-    """Yield lines without their line break, and their offsets; memory is bounded by the longest line."""
+    """Yield lines with their line break, and their offsets; memory is bounded by the longest line."""
     offset = 0
     while line := stream.readline(MAX_LINE):
         if len(line) == MAX_LINE and not line.endswith("\n"):
             raise CorpusError(
                 f"{file}: expected lines of at most {MAX_LINE} characters, found a longer one at offset {offset}"
             )
-        yield line.removesuffix("\n"), offset
+        yield line, offset
         offset += len(line)
 
 

@@ -31,7 +31,7 @@ from app.runtime.metrics import Metrics
 from app.runtime.registry import Registry
 from app.runtime.scheduler import MAX_INLINE_BATCH
 from app.settings import Settings
-from app.text import TOKENIZERS, TokenizerFactory
+from app.text import TOKENIZERS, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def create_app(
     registry: Registry | None = None,
     *,
     families: Mapping[str, Family] = FAMILIES,
-    tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
+    tokenizers: Mapping[str, type[Tokenizer]] = TOKENIZERS,
     dialects: Mapping[str, Dialect] = DIALECTS,
 ) -> FastAPI:
     """Return the service. Its models load from the store, in a thread, when it starts, unless a registry is given.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.errors import CorpusError, InvalidField
-from app.runtime.families.language_model import Example, LanguageModelPredictor, Score
+from app.errors import CorpusError
+from app.runtime.families.language_model import LanguageModelPredictor, Score
 from app.runtime.scheduler import answer_all
 from app.runtime.scores import TextScore
 from training.corpora.files import open_text
@@ -15,13 +15,12 @@ def score_files(predictor: LanguageModelPredictor, paths: Sequence[Path]) -> lis
 
     Raise CorpusError for a file that is missing, without words or not UTF-8.
     """
-    return answer_all(predictor, [_prepared(predictor, path) for path in paths])
-
-
-def _prepared(predictor: LanguageModelPredictor, path: Path) -> Example:
-    with open_text(path) as text:
-        payload = Score(text.read())
-    try:
-        return predictor.prepare(payload)
-    except InvalidField as error:
-        raise CorpusError(f"{path}: {error.message}") from error
+    examples = []
+    for path in paths:
+        with open_text(path) as text:
+            examples.append(predictor.prepare(Score(text.read())))
+    scores: list[TextScore] = answer_all(predictor, examples)
+    for path, score in zip(paths, scores, strict=True):
+        if not score.tokens:
+            raise CorpusError(f"{path}: expected some words, found none")
+    return scores

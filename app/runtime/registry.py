@@ -20,7 +20,7 @@ from app.runtime.onnx_session import Precision
 from app.runtime.preprocessing import Preprocessor
 from app.runtime.scheduler import MAX_INLINE_BATCH, Scheduler
 from app.runtime.usage import REQUEST_USAGE
-from app.text import TOKENIZERS, TokenizerFactory
+from app.text import TOKENIZERS, Tokenizer
 
 LOADING: Final = "loading"
 
@@ -132,7 +132,7 @@ class Registry:
         workers: int = 1,
         metrics: Metrics,
         families: Mapping[str, Family] = FAMILIES,
-        tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
+        tokenizers: Mapping[str, type[Tokenizer]] = TOKENIZERS,
     ) -> None:
         """Open `store`, a folder of models; nothing is served before `load`. Raise BundleError if it is missing.
 

@@ -5,6 +5,7 @@ the interpreter lose more by it than a keystroke costs (training/LOG.md).
 """
 
 import asyncio
+import hashlib
 import logging
 import threading
 import time
@@ -14,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 
 from app.bundle import Bundle
-from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.errors import BundleError, DeadlineExceeded, NotReady, Overloaded
 from app.runtime.onnx_session import Precision
 from app.runtime.usage import REQUEST_USAGE, RequestUsage
-from app.text import TOKENIZERS, TokenizerFactory
+from app.text import TOKENIZERS, Tokenizer, read_tokenizer
 
 Payload = TypeVar("Payload", contravariant=True)
 Example = TypeVar("Example")
@@ -58,8 +59,23 @@ class Resources:
 
     threads: int = 1  # of inference
     cache_bytes: int = 0  # of the state cache
-    tokenizers: Mapping[str, TokenizerFactory] = field(default_factory=lambda: TOKENIZERS)  # by name in manifests
+    tokenizers: Mapping[str, type[Tokenizer]] = field(default_factory=lambda: TOKENIZERS)  # by name in manifests
     observe_cache: ObserveCache = ignore  # called after a step with the context tokens found in the cache and read
+
+    def tokenizer(self, bundle: Bundle, size: int) -> Tokenizer:
+        """Read a bundle's tokenizer of `size` tokens. Raise BundleError for another file than its manifest tells."""
+        expected = bundle.manifest.vocabulary_sha256
+        try:
+            found = read_tokenizer(bundle.manifest.normalisation or "whitespace", bundle.text, self.tokenizers)
+        except ValueError as error:
+            raise BundleError(f"{bundle.folder}: {error}") from error
+        path = bundle.path(found.FILE)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        if sha256 != expected:
+            raise BundleError(f"{path}: expected the sha256 {expected}, found {sha256}")
+        if len(found.strings) != size:
+            raise BundleError(f"{path}: expected {size} tokens, found {len(found.strings)}")
+        return found
 
 
 class BundlePredictor(Predictor[Payload, Example, Answer], Protocol[Payload, Example, Answer]):

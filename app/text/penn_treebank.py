@@ -5,9 +5,11 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import ClassVar
 
-from app.text.tokenizer import END, UNKNOWN, Completion, Token, Vocabulary, split_typed
-from app.text.word_list import NO_IDS, WordList
+from app.text.tokenizer import NO_IDS
+from app.text.word_list import WordList
+from app.text.words import END, UNKNOWN, Completion, Vocabulary, Word, WordTokenizer, split_typed
 
 _WORDED = re.compile(r"[^\W_]")
 
@@ -67,7 +69,7 @@ _NEGATION_STARTED = re.compile(
 )
 
 
-class PennTreebank:
+class PennTreebank(WordTokenizer):
     """Everyday English -> the conventions of the Penn Treebank as Mikolov prepared it.
 
     Lower case; numbers and the percent sign are `N`; clitics are tokens (`do n't`, `company 's`); punctuation is
@@ -77,9 +79,10 @@ class PennTreebank:
     it makes the words after it less likely.
     """
 
-    keeps_blank_lines = False
+    keeps_blank_lines: ClassVar[bool] = False
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
         self._known = vocabulary.index.keys() - {END}  # a typed `<eos>` ends no sentence
         words = {token: number for token, number in vocabulary.index.items() if token not in (END, UNKNOWN, NUMBER)}
         signs = {character for token in self._known if not _WORDED.search(token) for character in token}
@@ -92,13 +95,13 @@ class PennTreebank:
         self._clitics = WordList((token, number) for token, number in words.items() if token in CLITICS)
         self._cached = lru_cache(_CACHED)(lambda chunk: tuple(self._analysed(chunk)))
 
-    def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
+    def tokens(self, line: str, offset: int = 0) -> Iterator[Word]:
         """Yield the tokens of each chunk: none for mere punctuation, a single one for a very long chunk."""
         known = self._known
         for match in self._worded.finditer(line):
             chunk, at = match[0], offset + match.start()
             if chunk in known or len(chunk) > _LONGEST:
-                yield Token(chunk, at, at + len(chunk))
+                yield Word(chunk, at, at + len(chunk))
             else:
                 yield from self._chunk(chunk, at)
 
@@ -149,22 +152,22 @@ class PennTreebank:
         for match in _OPENING.finditer(folded, window):
             yield match.end(), self._words
 
-    def _chunk(self, chunk: str, at: int) -> Iterator[Token]:
+    def _chunk(self, chunk: str, at: int) -> Iterator[Word]:
         """Yield the tokens of a chunk outside the vocabulary; `at` is its start in the text."""
         for text, start, end in self._chunk_tokens(chunk):
-            yield Token(text, at + start, at + end)
+            yield Word(text, at + start, at + end)
 
-    def _chunk_tokens(self, chunk: str) -> Iterable[Token]:
+    def _chunk_tokens(self, chunk: str) -> Iterable[Word]:
         """Return the chunk's tokens, with offsets into the chunk, from the cache if it is short."""
         return self._cached(chunk) if len(chunk) <= _SHORT else self._analysed(chunk)
 
-    def _analysed(self, chunk: str) -> Iterator[Token]:
+    def _analysed(self, chunk: str) -> Iterator[Word]:
         folded, origin = _fold(chunk)
         whole = _FOREIGN.search(folded) or _ADDRESS.search(folded)
         for text, start, end in _whole(chunk, folded, origin) if whole else self._pieces(folded):
-            yield Token(text, origin[start], origin[end])
+            yield Word(text, origin[start], origin[end])
 
-    def _pieces(self, folded: str) -> Iterator[Token]:
+    def _pieces(self, folded: str) -> Iterator[Word]:
         """Yield the signs and words of a folded chunk, with offsets into it."""
         money = -1  # end of the last currency sign: digits that start there are an amount
         for match in _PIECE.finditer(folded):
@@ -174,38 +177,38 @@ class PennTreebank:
             else:
                 sign = _SIGNS.get(piece, piece.lower())
                 money = end if _CURRENCY.fullmatch(sign) else -1
-                yield Token(sign, start, end)
+                yield Word(sign, start, end)
 
-    def _word(self, word: str, at: int, money: bool) -> Iterator[Token]:
+    def _word(self, word: str, at: int, money: bool) -> Iterator[Word]:
         """Yield a word's tokens: its known spelling, else that without period and quotes, else its parts."""
         if spelling := self._spelling(word):
-            yield Token(spelling, at, at + len(word))
+            yield Word(spelling, at, at + len(word))
         elif word.endswith("."):
             yield from self._word(word[:-1], at, money)
         elif word.endswith("'"):
             yield from self._word(word[:-1], at, money)
             if word[-2] in "sS" and word[0] != "'":  # workers', but not 'workers'
-                yield Token("'", at + len(word) - 1, at + len(word))
+                yield Word("'", at + len(word) - 1, at + len(word))
         elif word[0] == "'":
             yield from self._word(word[1:], at + 1, money)
         else:
             yield from self._parts(word, at, money)
 
-    def _parts(self, word: str, at: int, money: bool) -> Iterator[Token]:
+    def _parts(self, word: str, at: int, money: bool) -> Iterator[Word]:
         """Split into host and clitics, number and unit, or at slashes; else yield the unknown word itself."""
         end = at + len(word)
         if cuts := _clitic_cuts(word):
             yield from self._word(word[: cuts[0]], at, money)
             for first, last in pairwise([*cuts, len(word)]):
-                yield Token(word[first:last].lower(), at + first, at + last)
+                yield Word(word[first:last].lower(), at + first, at + last)
         elif (amount := _AMOUNT.fullmatch(word)) and (money or amount["unit"].lower() not in _MONEY_UNITS):
-            yield Token(NUMBER, at, at + amount.end("figures"))
-            yield Token(_UNITS[amount["unit"].lower()], at + amount.end("figures"), end)
+            yield Word(NUMBER, at, at + amount.end("figures"))
+            yield Word(_UNITS[amount["unit"].lower()], at + amount.end("figures"), end)
         elif "/" in word:
             for part in _SLASHED.finditer(word):
                 yield from self._word(part[0], at + part.start(), money=False)
         else:
-            yield Token(word.lower(), at, end)
+            yield Word(word.lower(), at, end)
 
     def _spelling(self, word: str) -> str | None:
         """Return the corpus's spelling of the word, None if it has none."""
@@ -232,12 +235,12 @@ def _fold_character(character: str) -> str:
     return character if splits or plain.isspace() else plain
 
 
-def _whole(chunk: str, folded: str, origin: Sequence[int]) -> Iterator[Token]:
+def _whole(chunk: str, folded: str, origin: Sequence[int]) -> Iterator[Word]:
     """Yield one token from the first letter or digit to the last, in the chunk's own characters."""
     letters = [offset for offset, character in enumerate(folded) if character.isalnum()]
     if letters:
         start, end = letters[0], letters[-1] + 1
-        yield Token(chunk[origin[start] : origin[end]].lower(), start, end)
+        yield Word(chunk[origin[start] : origin[end]].lower(), start, end)
 
 
 def _clitic_cuts(word: str) -> list[int]:

@@ -1,7 +1,7 @@
 """Byte-level byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909) of any Unicode text, without dependencies.
 
     tokenizer = SubwordTokenizer.read(Path("tokenizer.json"))
-    tokenizer.decode(tokenizer.encode("Thanks for your help.")) == "Thanks for your help."
+    tokenizer.decode(tokenizer.ids("Thanks for your help.")) == "Thanks for your help."
 
 The file is the `tokenizer.json` of Hugging Face's `tokenizers`, whose pieces are the same for `spaced(text)`. Training
 and serving use this encoder.
@@ -14,27 +14,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, ClassVar, Final, Self
 
 from app.errors import BundleError
+from app.text.tokenizer import Ids, Token
+from app.text.word_pieces import LETTERS, SubwordPrefix, WordPieces, read_prefix
+from app.text.words import lines
 
 DOCUMENT: Final = "<doc>"  # starts a document; no text is encoded as it
 PLACEHOLDERS: Final = ("<email>", "<url>", "<phone>", "<number>", "<user>")  # stand in corpora for what was removed
 SPECIALS: Final = (DOCUMENT, *(space + name for name in PLACEHOLDERS for space in ("", " ")))
 """Pieces that are not merged from bytes, in the order of their ids."""
 
-# Explicit ranges, and no properties such as \p{L}: the same characters in every regex engine and Unicode version.
-_LETTERS = (
-    "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u167f\u1681-\u1fff"  # with combining marks
-    "\u2c00-\u2dff\u2e80-\u2fff\u3005-\u3007\u3041-\ud7ff\uf900-\ufdff\ufe20-\ufe2f\ufe70-\ufefc"
-    "\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc\U00010000-\U0001efff\U00020000-\U0003ffff"
-)
 _SPACES = " \\t\\r\\x0b\\x0c\\x1c-\\x1f\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # without \n
 _PLACEHOLDER = "<(?:email|url|phone|number|user)>"
 PATTERN: Final = (
-    f" ?[{_LETTERS}]{{1,64}}(?:['\u2019][{_LETTERS}]{{1,16}}){{0,4}}"  # don't and I'm are one
+    f" ?[{LETTERS}]{{1,64}}(?:['\u2019][{LETTERS}]{{1,16}}){{0,4}}"  # don't and I'm are one
     "| ?[0-9]{1,3}"
-    f"| ?[^{_LETTERS}{_SPACES}0-9\\n]{{1,64}}"
+    f"| ?[^{LETTERS}{_SPACES}0-9\\n]{{1,64}}"
     "|\\n"
     f"|[{_SPACES}]{{1,64}}(?= )"  # the last space of several belongs to what follows
     f"|[{_SPACES}]{{1,64}}"
@@ -43,18 +40,8 @@ PATTERN: Final = (
 _PRE_TOKEN = re.compile(PATTERN)
 _MARKED = re.compile(f"( ?{_PLACEHOLDER})")
 _LINE_START = re.compile(r"(?m)^(?=[^\n])")
-_CACHED = 1 << 17  # pre-tokens remembered with their pieces
-
-
-class Piece(NamedTuple):
-    """A piece and the characters it covers; one that ends inside a character leaves it to the piece that completes it.
-
-    The spans of a text's pieces are contiguous and cover it.
-    """
-
-    id: int
-    start: int
-    end: int
+_BLANK_LINES = 128  # lines without pieces, about 0.1 ms, after which `sentences` yields None
+_CACHED = 1 << 16  # pre-tokens cached with their pieces
 
 
 class SubwordTokenizer:
@@ -62,6 +49,8 @@ class SubwordTokenizer:
 
     The space is added to every line that is not empty, and taken off again by `decode`.
     """
+
+    FILE: ClassVar[str] = "tokenizer.json"
 
     def __init__(self, pieces: Sequence[bytes], merges: Iterable[tuple[int, int, int]]) -> None:
         """`pieces`: the bytes of each id, specials first; `merges`: (left, right, merged) ids, the best rank first.
@@ -80,7 +69,8 @@ class SubwordTokenizer:
         self._specials = {text: (number,) for number, text in enumerate(SPECIALS)}
         self._cache: dict[str, tuple[int, ...]] = {}
         self.newline = index[b"\n"]
-        self.document = 0
+        self.document = self.end = 0
+        self.unknown: int | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -93,19 +83,18 @@ class SubwordTokenizer:
             raise BundleError(f"{path}: expected a byte-level BPE tokenizer.json of seqserve's: {error}") from error
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, content: str) -> Self:
         """Parse the text of a `tokenizer.json`; KeyError, TypeError or ValueError if it is something else."""
-        content: dict[str, Any] = json.loads(text)
-        found = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+        parsed: dict[str, Any] = json.loads(content)
+        found = parsed["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
         if found != PATTERN:
             raise ValueError("another pre-tokenizer pattern")
-        vocabulary: dict[str, int] = content["model"]["vocab"]
+        vocabulary: dict[str, int] = parsed["model"]["vocab"]
         pieces = [b""] * len(vocabulary)
         for name, number in vocabulary.items():
             pieces[number] = name.encode() if name in SPECIALS else bytes(_BYTE_OF[character] for character in name)
         merges = (
-            (vocabulary[left], vocabulary[right], vocabulary[left + right])
-            for left, right in content["model"]["merges"]
+            (vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in parsed["model"]["merges"]
         )
         return cls(pieces, merges)
 
@@ -124,46 +113,65 @@ class SubwordTokenizer:
         """The ids of the placeholders, with and without a space before them."""
         return frozenset(range(1, len(SPECIALS)))
 
-    def encode(self, text: str, *, inside_line: bool = False) -> list[int]:
+    @cached_property
+    def strings(self) -> Sequence[str]:
+        """The text of each piece; bytes that are no UTF-8 are U+FFFD."""
+        return [piece.decode("utf-8", "replace") for piece in self.pieces]
+
+    @property
+    def sentence_ends(self) -> Ids:
+        """The ids of full stops, exclamation and question marks, line breaks and `<doc>`."""
+        return self.word_pieces.ends
+
+    @cached_property
+    def word_pieces(self) -> WordPieces:
+        """The pieces that words consist of."""
+        return WordPieces(self.pieces, len(SPECIALS))
+
+    def ids(self, text: str, *, inside_line: bool = False) -> list[int]:
         """Return the ids of the text's pieces; `inside_line`: the text goes on in a line, and gets no space first."""
         ids: list[int] = []
         for number, line in enumerate(text.split("\n")):
             if number:
                 ids.append(self.newline)
             if line:
-                self._extend(ids, line if inside_line and not number else f" {line}")
+                for pieces, _ in self._pre_tokens(line if inside_line and not number else f" {line}"):
+                    ids.extend(pieces)
         return ids
 
-    def spans(self, text: str, *, inside_line: bool = False) -> Iterator[Piece]:
-        """Yield the pieces of `encode` with the characters they cover, a line at a time."""
-        start = 0  # of the line
+    def encode(self, text: str, offset: int = 0, *, ended: bool = False) -> Iterator[Token]:
+        """Yield the pieces of a text, with `ended` the end of the document; see `Tokenizer`.
+
+        The spans of the pieces are contiguous and cover the text. A piece that ends inside a character leaves it to the
+        piece that completes it.
+        """
+        line_start = offset
         for number, line in enumerate(text.split("\n")):
             if number:
-                yield Piece(self.newline, start, start + 1)
-                start += 1
-            if line:
-                added = 0 if inside_line and not number else 1
-                yield from self._line_spans(f" {line}"[1 - added :], start - added, start)
-            start += len(line)
+                yield Token(self.newline, "\n", line_start, line_start + 1)
+                line_start += 1
+            at, before = line_start - 1, line_start  # the added space takes no character
+            for pieces, pre_token in self._pre_tokens(f" {line}" if line else ""):
+                for piece, complete in zip(pieces, self._complete(pieces, pre_token), strict=True):
+                    end = max(at + complete, line_start)
+                    yield Token(piece, self.strings[piece], before, end)
+                    before = end
+                at += len(pre_token)
+            line_start += len(line)
+        if ended and text:
+            yield Token(self.end, DOCUMENT, line_start, line_start)
 
-    def _line_spans(self, line: str, start: int, first: int) -> Iterator[Piece]:
-        """Yield the spans of one line whose first character is at `start`; no piece starts before `first`."""
-        ids: list[int] = []
-        self._extend(ids, line)
-        sizes = None if line.isascii() else [len(character.encode("utf-8", "surrogatepass")) for character in line]
-        complete = filled = 0  # characters whose last byte is read; bytes read of the next
-        before = first
-        for piece in ids:
-            filled += len(self.pieces[piece])
-            if sizes is None:
-                complete, filled = complete + filled, 0
-            else:
-                while complete < len(sizes) and filled >= sizes[complete]:
-                    filled -= sizes[complete]
-                    complete += 1
-            end = max(start + complete, first)
-            yield Piece(piece, before, end)
-            before = end
+    def sentences(self, text: str) -> Iterator[Iterator[Token | None]]:
+        """Yield the pieces of each line that is not blank and the end of the document, as if it were one."""
+        for number, (line, offset) in enumerate(lines(text), 1):
+            if line.strip():
+                yield self.encode(line, offset, ended=True)
+            elif number % _BLANK_LINES == 0:
+                yield iter([None])
+
+    def prefix(self, text: str, *, complete: bool) -> SubwordPrefix:
+        """Return the context of the next word; see `Tokenizer`."""
+        return read_prefix(self, text, complete=complete)
 
     def decode(self, ids: Iterable[int], *, inside_line: bool = False) -> str:
         """Return the text of the pieces, `<doc>` left out; bytes that are no UTF-8 become U+FFFD."""
@@ -182,27 +190,33 @@ class SubwordTokenizer:
         except UnicodeDecodeError:
             return joined.decode("utf-8", "replace")
 
-    def _extend(self, ids: list[int], line: str) -> None:
-        """Append the pieces of a line, its first space included."""
-        if "<" not in line:
-            self._extend_unmarked(ids, line)
-            return
-        for number, part in enumerate(_MARKED.split(line)):
-            if number % 2:
-                ids.extend(self._specials[part])
-            else:
-                self._extend_unmarked(ids, part)
-
-    def _extend_unmarked(self, ids: list[int], line: str) -> None:
+    def _pre_tokens(self, line: str) -> Iterator[tuple[tuple[int, ...], str]]:
+        """Yield the pieces of each pre-token of a line, its first space included, and the pre-token."""
         cache = self._cache
-        for token in _PRE_TOKEN.findall(line):
-            pieces = cache.get(token)
-            if pieces is None:
-                pieces = self._merged(token)
-                if len(cache) >= _CACHED:
-                    cache.clear()
-                cache[token] = pieces
-            ids.extend(pieces)
+        for number, part in enumerate(_MARKED.split(line) if "<" in line else (line,)):
+            if number % 2:
+                yield self._specials[part], part
+                continue
+            for match in _PRE_TOKEN.finditer(part):
+                token = match[0]
+                pieces = cache.get(token)
+                if pieces is None:
+                    pieces = self._merged(token)
+                    if len(cache) >= _CACHED:
+                        cache.clear()
+                    cache[token] = pieces
+                yield pieces, token
+
+    def _complete(self, pieces: Sequence[int], token: str) -> Iterator[int]:
+        """Yield after each piece the number of characters of the pre-token that are complete."""
+        sizes = [len(character.encode("utf-8", "surrogatepass")) for character in token]
+        complete = filled = 0  # characters whose last byte is read; bytes read of the next
+        for piece in pieces:
+            filled += len(self.pieces[piece])
+            while complete < len(sizes) and filled >= sizes[complete]:
+                filled -= sizes[complete]
+                complete += 1
+            yield complete
 
     def _merged(self, token: str) -> tuple[int, ...]:
         """The pieces of one pre-token: its bytes, the pair of the best rank merged first, the leftmost of equals."""

@@ -1,185 +1,113 @@
-"""The tokenizer protocol: raw text <-> normalised tokens with offsets <-> ids; the vocabulary."""
+"""The tokenizer protocol: text <-> token ids with character offsets, and the constraint of a partly typed word."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain, islice
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, Final, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import CorpusError
-
 Ids: TypeAlias = npt.NDArray[np.int64]
 
-END = "<eos>"
-UNKNOWN = "<unk>"
-_LINE = re.compile(r"([^\r\n]+)(?:\r\n?|\n)?|\r\n?|\n")
-_WRITTEN_LINE = re.compile(r"(\S[^\r\n]*)")  # from a line's first character that is no space: the last took its line
-_YIELD_EVERY = 16  # lines without tokens, about 1 us each, after which `sentences` yields BLANK
-
-
-class Vocabulary:
-    """A model's tokens; a token's id is its index. `<eos>` and `<unk>` are always among them."""
-
-    def __init__(self, tokens: Sequence[str]) -> None:
-        """Raise ValueError for a repeated or missing token."""
-        self.tokens = tuple(tokens)
-        self.index = {token: number for number, token in enumerate(self.tokens)}
-        if len(self.index) != len(self.tokens):
-            raise ValueError(
-                f"vocabulary: expected distinct tokens, found {len(self.tokens) - len(self.index)} duplicates"
-            )
-        for special in (END, UNKNOWN):
-            if special not in self.index:
-                raise ValueError(f"vocabulary: expected {special} among the tokens, found none")
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @cached_property
-    def end(self) -> int:
-        """The id of `<eos>`."""
-        return self.index[END]
-
-    @cached_property
-    def unknown(self) -> int:
-        """The id of `<unk>`."""
-        return self.index[UNKNOWN]
-
-    def ids(self, tokens: Iterable[str]) -> list[int]:
-        """Return the tokens' ids, that of `<unk>` for unknown tokens."""
-        index, unknown = self.index, self.unknown
-        return [index.get(token, unknown) for token in tokens]
-
-    def file_content(self) -> str:
-        """Return the content of vocabulary.txt, a token a line; raise CorpusError for a token with a line break."""
-        for token in self.tokens:
-            if "\n" in token or "\r" in token:
-                raise CorpusError(f"vocabulary: expected tokens without line breaks, found {token!r}")
-        return "\n".join(self.tokens)
+NO_IDS: Final[Ids] = np.empty(0, np.int64)
+NO_IDS.setflags(write=False)
 
 
 class Token(NamedTuple):
-    """A normalised token and its character offsets in the original text; an `<eos>` has start == end."""
+    """A token of a text and its character offsets; the end of a sentence or of a text has start == end."""
 
-    text: str
+    id: int
+    text: str  # normalised; of a token outside the vocabulary its own
     start: int
     end: int
 
 
-BLANK: Final[Iterator[Token]] = iter(())  # marks lines without tokens among sentences
+class Following(NamedTuple):
+    """The tokens that may go on in a word."""
+
+    ids: Ids | None  # (M,) None: any that may be suggested
+    whole: bool = False  # each of them is a whole word
+    ends: bool = False  # the word may end here, if the next token is none of them
+    covers: npt.NDArray[np.bool_] | None = None  # (M,) nothing typed is left after this one; None: after all
+    stops: int = 0  # the last so many of `ids` end the sentence instead
+
+
+class Prefix(Protocol):
+    """The context before the next word of a text, and the constraint on the tokens of that word."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of the context."""
+        ...
+
+    @property
+    def unknown_words(self) -> list[str]:
+        """Distinct words of the context outside the vocabulary, as typed."""
+        ...
+
+    @property
+    def typed(self) -> bool:
+        """True for a word to complete: probabilities are then relative to those of all words that fit."""
+        ...
+
+    def following(self, tokens: tuple[int, ...]) -> Following:
+        """Return the tokens that may come after the first `tokens` of the word."""
+        ...
+
+    def after(self) -> "Prefix":
+        """Return the constraint on the word after the next one; it has no `ids`."""
+        ...
+
+    def text(self, tokens: Sequence[int]) -> str | None:
+        """Return the word, or a run of words, as a person would type it; None if it may not be suggested."""
+        ...
 
 
 class Tokenizer(Protocol):
-    """The conventions of one corpus. The tokens of a chunk (a run of non-space characters) depend on it alone."""
+    """The conventions of one corpus or model."""
 
-    keeps_blank_lines: bool  # a line without tokens is a sentence of its own, an `<eos>`
+    FILE: ClassVar[str]  # of a bundle: the content that `parse` takes
 
-    def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
-        """Yield the tokens of one line without its line break, no `<eos>`; `offset` is the line's start in its text.
+    @property
+    def strings(self) -> Sequence[str]:
+        """The text of each id (V,)."""
+        ...
 
-        Lazy, since a line may be as long as a text.
+    @property
+    def end(self) -> int:
+        """The id at the end of a sentence or of a text, read before a new one."""
+        ...
+
+    @property
+    def sentence_ends(self) -> Ids:
+        """The ids that end a sentence."""
+        ...
+
+    @property
+    def unknown(self) -> int | None:
+        """The id of all tokens outside the vocabulary; None if every text has its ids."""
+        ...
+
+    @classmethod
+    def parse(cls, content: str) -> Self:
+        """Read the content of `FILE`. Raise ValueError, KeyError or TypeError if it is something else."""
+        ...
+
+    def encode(self, text: str, offset: int = 0, *, ended: bool = False) -> Iterator[Token | None]:
+        """Yield the tokens of a text, with `ended` the end of its last sentence too; none for a text without tokens.
+
+        `offset` is added to the tokens' offsets. Lazy; None marks the time that a part without tokens takes. Of a text
+        cut after a line break, the parts' tokens are those of the whole.
         """
         ...
 
-    def texts(self, line: str) -> list[str]:
-        """Return the texts of `tokens(line)`; faster, as it computes no offsets."""
+    def sentences(self, text: str) -> Iterator[Iterator[Token | None]]:
+        """Yield the tokens of each line that has some, the end included."""
         ...
 
-    def join(self, tokens: Sequence[str]) -> str:
-        """Return a run of tokens as a person would type it."""
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return a text that has these ids, if there is one."""
         ...
 
-    def complete(self, text: str) -> "Completion":
-        """Return the context before the last run of non-space characters of `text`, and the words it may become."""
+    def prefix(self, text: str, *, complete: bool) -> Prefix:
+        """Return the context of the next word; `complete`: the last run of non-space characters is a part of it."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A word being typed at the end of a text."""
-
-    before: str  # the text up to the last run of non-space characters
-    started: list[Token]  # tokens of that run before the word, such as the host of a clitic
-    candidates: Ids | None  # of the words that it may become; None: any word
-    typed: str  # the last run of non-space characters as typed; may start before the word
-    prefix: str  # the typed part of the word, in the vocabulary's characters
-    tokenizer: Tokenizer
-
-    @property
-    def context(self) -> list[Token]:
-        """The tokens before the word."""
-        return [*context(self.before, self.tokenizer), *self.started]
-
-    @property
-    def context_texts(self) -> list[str]:
-        """The texts of `context`."""
-        return [*context_texts(self.before, self.tokenizer), *(token.text for token in self.started)]
-
-    def text(self, tokens: Sequence[str]) -> str:
-        """Return `tokens`, the first a candidate, as a continuation of `typed`; always starts with `typed`."""
-        first = self.tokenizer.join(tokens[:1])
-        return self.word(first) + self.tokenizer.join(tokens)[len(first) :]
-
-    def word(self, written: str) -> str:
-        """Return one candidate, given as it is usually written, as a continuation of `typed`."""
-        if not written.startswith(self.prefix):
-            written = written.upper() if len(self.prefix) > 1 and self.prefix.isupper() else written.lower()
-        return self.typed + written[len(self.prefix) :]
-
-
-def lines(text: str, *, blank: bool = True) -> Iterator[tuple[str, int]]:
-    r"""Yield each line without its break, and its offset. Only \r\n, \n and \r break; a final break starts no new line.
-
-    With `blank` false, blank lines are skipped at next to no cost, and a line starts at its first non-space character.
-    """
-    for match in (_LINE if blank else _WRITTEN_LINE).finditer(text):
-        yield match[1] or "", match.start()
-
-
-def sentences(lines: Iterable[tuple[str, int]], tokenizer: Tokenizer) -> Iterator[Iterator[Token]]:
-    """Yield the tokens of each line and the `<eos>` at its end, lazily.
-
-    Yields `BLANK` after a number of lines without tokens, so that the caller regains control in bounded time.
-    """
-    blank = 0
-    for line, offset in lines:
-        tokens = tokenizer.tokens(line, offset)
-        first = list(islice(tokens, 1))
-        if first or tokenizer.keeps_blank_lines:
-            end = offset + len(line)
-            yield chain(first, tokens, [Token(END, end, end)])
-        else:
-            blank += 1
-            if blank % _YIELD_EVERY == 0:
-                yield BLANK
-
-
-def context(text: str, tokenizer: Tokenizer) -> list[Token]:
-    """Return the tokens before the next word; the last line ends with `<eos>` only if `text` ends with a break."""
-    tokens = list(chain.from_iterable(sentences(lines(text, blank=tokenizer.keeps_blank_lines), tokenizer)))
-    if tokens and tokens[-1].start == len(text):  # the `<eos>` of an unfinished last line
-        tokens.pop()
-    return tokens
-
-
-def context_texts(text: str, tokenizer: Tokenizer) -> list[str]:
-    """Return the texts of `context`."""
-    found: list[str] = []
-    for line, offset in lines(text, blank=tokenizer.keeps_blank_lines):
-        texts = tokenizer.texts(line)
-        if texts or tokenizer.keeps_blank_lines:
-            unfinished = offset + len(line) == len(text)
-            found += texts if unfinished else [*texts, END]
-    return found
-
-
-def split_typed(text: str) -> tuple[str, str]:
-    """Split off the last run of non-space characters, which is empty after a space."""
-    if not text or text[-1].isspace():
-        return text, ""
-    typed = text.rsplit(maxsplit=1)[-1]
-    return text[: len(text) - len(typed)], typed

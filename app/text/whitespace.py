@@ -2,26 +2,28 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
-from app.text.tokenizer import END, UNKNOWN, Completion, Token, Vocabulary, split_typed
 from app.text.word_list import WordList
+from app.text.words import END, UNKNOWN, Completion, Vocabulary, Word, WordTokenizer, split_typed
 
 _CHUNK = re.compile(r"\S+")
 
 
-class Whitespace:
+class Whitespace(WordTokenizer):
     """Splitting at whitespace, for corpora that come tokenized, such as WikiText."""
 
-    keeps_blank_lines = True
+    keeps_blank_lines: ClassVar[bool] = True
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
         words = vocabulary.index.items()
         self._words = WordList((token, number) for token, number in words if token not in (END, UNKNOWN))
 
-    def tokens(self, line: str, offset: int = 0) -> Iterator[Token]:
+    def tokens(self, line: str, offset: int = 0) -> Iterator[Word]:
         """Yield the chunks of the line."""
         for match in _CHUNK.finditer(line):
-            yield Token(match[0], offset + match.start(), offset + match.end())
+            yield Word(match[0], offset + match.start(), offset + match.end())
 
     def texts(self, line: str) -> list[str]:
         """Return the chunks of the line."""

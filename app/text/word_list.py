@@ -2,14 +2,12 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import Final
 
 import numpy as np
 
 from app.text.tokenizer import Ids
 
 _LAST_CHARACTER = "\U0010ffff"
-NO_IDS: Final = np.empty(0, np.int64)
 
 
 class WordList:

@@ -47,6 +47,8 @@ async def plausible(payload: Any, deadline: float | None) -> Any:
         tokens=len(rows),
         sentences=1,
         characters=len(payload.text),
+        bytes=len(payload.text.encode()),
+        words=len(words),
         token_scores=rows if payload.per_token else None,
     )
 

@@ -26,7 +26,7 @@ from app.images import PHOTO_SIZE, decoded, normalised, photo
 from app.runtime.families.captions import CaptionsPredictor, Describe
 from app.runtime.loading import load_predictor
 from app.runtime.scheduler import answer_all
-from app.text import Vocabulary
+from app.text.words import Vocabulary
 from tests.bench.serving.peers.eager import captioner_of, network_of
 from training.captions.decoding import beam_search
 
@@ -77,7 +77,7 @@ def main() -> None:
     bundle = bundles.read(STORE / MODEL / bundles.current(STORE, MODEL))
     predictor = load_predictor(bundle, threads=1)
     assert isinstance(predictor, CaptionsPredictor)
-    content, eager = synthetic_photograph(), Eager(bundle, predictor.vocabulary)
+    content, eager = synthetic_photograph(), Eager(bundle, Vocabulary(bundle.text("vocabulary.txt").split("\n")))
     candidates: dict[str, Callable[[], str]] = {
         "served": partial(served_caption, predictor, content),
         "torch": partial(eager.describe, content),

@@ -31,7 +31,8 @@ from app.runtime.onnx_session import session
 from app.runtime.recurrent_engine import SOFTMAX_ROWS, TARGETS, RecurrentEngine
 from app.runtime.scheduler import answer_all
 from app.runtime.state_cache import StateCache
-from app.text import Vocabulary, make_tokenizer
+from app.text.penn_treebank import PennTreebank
+from app.text.words import Vocabulary
 from training.language_model.publish import read_config
 from training.language_model.recipe import build
 
@@ -68,8 +69,7 @@ class Served:
         self.graphs = [Timed(session(bundle.path(f"{part}.{precision}.onnx"), 1)) for part in ("recurrent", "softmax")]
         self._predictor = LanguageModelPredictor(
             RecurrentEngine(*self.graphs),
-            vocabulary,
-            make_tokenizer(str(bundle.manifest.normalisation), vocabulary),
+            PennTreebank(vocabulary),
             precision=precision,
             cache=StateCache(64 * 2**20),
         )

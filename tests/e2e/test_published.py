@@ -109,7 +109,7 @@ def test_answers_are_bit_identical_for_any_batch_order_and_cache(bundle: Bundle,
 
 def test_suggestions_match_scores_and_probabilities_sum_to_one(bundle: Bundle) -> None:
     predictor = LanguageModelPredictor.open(bundle, "int8", Resources())
-    every_word = Score(WORDS, per_token=True, alternatives=len(predictor.vocabulary))
+    every_word = Score(WORDS, per_token=True, alternatives=len(predictor.tokenizer.strings))
     (scored,) = answer_all(predictor, [predictor.prepare(every_word)])
     for position, word in enumerate(scored.token_scores[:-1]):
         (answer,) = answer_all(predictor, [predictor.prepare(Suggest(WORDS[: word.start], top_k=50))])

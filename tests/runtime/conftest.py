@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from app.bundle import Bundle
-from app.text import END, Vocabulary
+from app.text import END
+from app.text.words import Vocabulary
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.errors import BundleError, InvalidField, NotReady, UnknownModel
-from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import LanguageModelPredictor, Suggest
 from app.runtime.loading import load_predictor
 from app.runtime.metrics import Metrics
 from app.runtime.registry import Registry
@@ -221,7 +221,7 @@ async def test_a_vocabulary_that_does_not_fit_its_graphs_is_rejected(store: Path
     with pytest.raises(BundleError, match=r"vocabulary.txt: expected the sha256"):
         load_predictor(bundles.read(publish(store, tiny_bundle, "other-words", contents=changed)))
     folder = publish(store, tiny_bundle, "more-words", contents=changed, vocabulary_sha256=sha256)
-    with pytest.raises(BundleError, match=r"vocabulary.txt: expected \d+ words, found \d+"):
+    with pytest.raises(BundleError, match=r"vocabulary.txt: expected \d+ tokens, found \d+"):
         load_predictor(bundles.read(folder))
 
 
@@ -306,8 +306,8 @@ async def test_an_empty_store_serves_nothing(tmp_path: Path) -> None:
 async def test_a_payload_that_cannot_be_answered_is_rejected_for_its_field(store: Path) -> None:
     registry = load(store)
     with pytest.raises(InvalidField) as refused:
-        await registry.get("tiny", "language_model").answer(Score(" \n"))
-    assert refused.value.field == "text"
+        await registry.get("tiny", "language_model").answer(Suggest("a", top_k=0))
+    assert refused.value.field == "top_k"
     await registry.close()
 
 

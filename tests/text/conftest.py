@@ -2,8 +2,8 @@
 
 import pytest
 
-from app.text import Vocabulary
 from app.text.penn_treebank import PennTreebank
+from app.text.words import Vocabulary
 
 WORDS = """
 the of a in to and or i it he she company companies computer compared do did is ca can wo would not let workers cents

@@ -1,8 +1,8 @@
 import pytest
 
-from app.text import Completion, Vocabulary, make_tokenizer
 from app.text.penn_treebank import PennTreebank
 from app.text.whitespace import Whitespace
+from app.text.words import Completion, Vocabulary
 
 
 def suggestions(completion: Completion, vocabulary: Vocabulary) -> set[str]:
@@ -101,8 +101,7 @@ def test_context_offsets_point_into_the_whole_text(penn: PennTreebank) -> None:
 
 def test_whitespace_words_are_completed_case_sensitively() -> None:
     vocabulary = Vocabulary(["<eos>", "<unk>", "The", "Then", "the", "<u>"])
-    words = make_tokenizer("whitespace", vocabulary)
-    assert isinstance(words, Whitespace)
+    words = Whitespace(vocabulary)
     assert suggestions(words.complete("a Th"), vocabulary) == {"The", "Then"}
     assert suggestions(words.complete("<"), vocabulary) == {"<u>"}
     assert suggestions(words.complete("a (Th"), vocabulary) == set()

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from app.text import Token, Vocabulary, lines, sentences
 from app.text.penn_treebank import PennTreebank
+from app.text.words import Vocabulary, Word, lines, sentences
 
 CORPUS = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ptb"
 
@@ -97,7 +97,7 @@ def test_offsets_point_into_the_original_text(penn: PennTreebank, line: str, exp
 
 
 def test_a_known_chunk_keeps_its_offsets(penn: PennTreebank) -> None:
-    assert list(penn.tokens("mr. N", 7)) == [Token("mr.", 7, 10), Token("N", 11, 12)]
+    assert list(penn.tokens("mr. N", 7)) == [Word("mr.", 7, 10), Word("N", 11, 12)]
 
 
 @pytest.mark.parametrize(

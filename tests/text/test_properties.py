@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.text import Token, Vocabulary, context, context_texts, lines, make_tokenizer, sentences
 from app.text.penn_treebank import PennTreebank
+from app.text.whitespace import Whitespace
+from app.text.words import Vocabulary, Word, WordTokenizer, context, context_texts, lines, sentences
 
 settings.register_profile("text", deadline=None, derandomize=True, max_examples=300)
 anything = settings.get_profile("text")
@@ -25,7 +26,7 @@ LINES = st.lists(CHUNKS, max_size=5).map(" ".join)
 SPACES = st.sampled_from([" ", "\t", "\u00a0", "\u2028", "  "])
 
 
-def texts(tokens: Iterable[Token]) -> list[str]:
+def texts(tokens: Iterable[Word]) -> list[str]:
     return [token.text for token in tokens]
 
 
@@ -69,9 +70,11 @@ def test_every_completion_begins_with_what_was_typed(penn: PennTreebank, vocabul
 @anything
 @given(st.lists(LINES, max_size=3), st.sampled_from(["\n", "\r\n", "\n\n"]))
 @example(["the company", ""], "\n")
-@pytest.mark.parametrize("name", ["ptb", "whitespace"])
-def test_texts_are_those_of_the_tokens(vocabulary: Vocabulary, name: str, written: list[str], ending: str) -> None:
-    words, text = make_tokenizer(name, vocabulary), ending.join(written)
+@pytest.mark.parametrize("tokenizer", [PennTreebank, Whitespace])
+def test_texts_are_those_of_the_tokens(
+    vocabulary: Vocabulary, tokenizer: type[WordTokenizer], written: list[str], ending: str
+) -> None:
+    words, text = tokenizer(vocabulary), ending.join(written)
     for line in written:
         assert words.texts(line) == texts(words.tokens(line))
     assert context_texts(text, words) == texts(context(text, words))
@@ -91,5 +94,5 @@ def test_blank_lines_change_nothing_where_they_are_no_sentences(penn: PennTreeba
 @anything
 @given(LINES, st.integers(0, 50))
 def test_a_repeated_chunk_has_the_same_tokens_at_its_new_offset(penn: PennTreebank, line: str, offset: int) -> None:
-    first = [Token(token.text, token.start + offset, token.end + offset) for token in penn.tokens(line)]
+    first = [Word(token.text, token.start + offset, token.end + offset) for token in penn.tokens(line)]
     assert list(penn.tokens(line, offset)) == first

@@ -2,9 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.text import BLANK, Token, Vocabulary, context, lines, sentences
 from app.text.penn_treebank import PennTreebank
 from app.text.whitespace import Whitespace
+from app.text.words import BLANK, Vocabulary, Word, context, lines, sentences
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def test_only_carriage_returns_and_line_feeds_break_lines(text: str, expected: l
 def test_each_sentence_ends_with_its_line(whitespace: Whitespace) -> None:
     found = [list(sentence) for sentence in sentences(lines("The cat\r\nsat"), whitespace)]
     assert found == [
-        [Token("The", 0, 3), Token("cat", 4, 7), Token("<eos>", 7, 7)],
-        [Token("sat", 9, 12), Token("<eos>", 12, 12)],
+        [Word("The", 0, 3), Word("cat", 4, 7), Word("<eos>", 7, 7)],
+        [Word("sat", 9, 12), Word("<eos>", 12, 12)],
     ]
 
 
 def test_sentences_are_read_one_at_a_time(whitespace: Whitespace) -> None:
     endless = (("the", 4 * number) for number in iter(int, 1))
-    assert list(next(sentences(endless, whitespace))) == [Token("the", 0, 3), Token("<eos>", 3, 3)]
+    assert list(next(sentences(endless, whitespace))) == [Word("the", 0, 3), Word("<eos>", 3, 3)]
 
 
 def test_a_blank_line_is_a_sentence_where_the_corpus_keeps_it(whitespace: Whitespace, penn: PennTreebank) -> None:
@@ -66,7 +66,7 @@ def test_many_lines_without_words_yield_blank(penn: PennTreebank) -> None:
     assert next(found) is BLANK
     assert len(read) < 100
     assert [list(sentence) for sentence in found if sentence is not BLANK] == [
-        [Token("the", 20_000, 20_003), Token("<eos>", 20_003, 20_003)]
+        [Word("the", 20_000, 20_003), Word("<eos>", 20_003, 20_003)]
     ]
 
 
@@ -88,8 +88,8 @@ def test_the_last_sentence_of_a_context_is_unfinished(penn: PennTreebank, text: 
 
 def test_white_space_tokens_are_the_chunks_as_they_are(whitespace: Whitespace) -> None:
     assert list(whitespace.tokens(" The\u00a0\tcafé ,", 10)) == [
-        Token("The", 11, 14),
-        Token("café", 16, 20),
-        Token(",", 21, 22),
+        Word("The", 11, 14),
+        Word("café", 16, 20),
+        Word(",", 21, 22),
     ]
     assert whitespace.join(["The", "'s", "$", "N"]) == "The 's $ N"

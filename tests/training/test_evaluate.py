@@ -34,7 +34,7 @@ def test_files_are_scored_side_by_side_as_alone(precision: str, tiny_store: Path
     ("content", "message"),
     [
         (None, "can't be read: No such file or directory"),
-        (b"", "expected some words, found ''"),
+        (b"", "expected some words, found none"),
         (b"caf\xe9", "expected UTF-8, found byte 0xe9"),
     ],
 )

@@ -205,7 +205,7 @@ def _write(folder: Path, texts: Iterable[str], tokenizer: SubwordTokenizer) -> N
     try:
         with (staging / "ids.uint16").open("wb") as stream:
             for text in texts:
-                ids = array("H", [tokenizer.document, *tokenizer.encode(text)])
+                ids = array("H", [tokenizer.document, *tokenizer.ids(text)])
                 ids.tofile(stream)
                 starts.append(starts[-1] + len(ids))
                 size += len(text.encode()) + 1

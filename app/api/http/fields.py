@@ -1,6 +1,6 @@
 """Field types that the requests and answers of every dialect are made of."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 NULL: Final = {"type": "null"}
-NOT_BLANK: Final = r"[^\s\x1c-\x1f\x85]"  # as Python and then ECMA sees white space
+
 
 
 def _unicode(text: str) -> str:
@@ -26,12 +26,6 @@ def _unicode(text: str) -> str:
     return text
 
 
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise PydanticCustomError("blank", "expected some words")
-    return text
-
-
 def _whole(number: Any) -> Any:
     """Convert 2.0 to 2: JSON Schema, unlike pydantic's strict mode, counts it as an integer."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
@@ -39,7 +33,6 @@ def _whole(number: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, AfterValidator(_unicode)]  # JSON can escape an unpaired surrogate
-Words = Annotated[Text, AfterValidator(_not_blank), Field(json_schema_extra={"minLength": 1, "pattern": NOT_BLANK})]
 ModelName = Annotated[Text | None, Field(description="The model to use; by default the first by name.")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 LogProbability = Annotated[float, Field(le=0, description="Natural logarithm of the probability.")]

@@ -15,7 +15,6 @@ from app.api.http.endpoints import PROBLEMS, Deadline, Endpoint
 from app.api.http.fan_out import all_answers
 from app.api.http.state import RegistryOf
 from app.api.native.schemas import NextWord, NextWordAnswer, Perplexity, PerplexityAnswer, Score, TokenScore
-from app.errors import InvalidField
 from app.runtime import scores as scoring
 from app.runtime.families import language_model as runtime
 from app.runtime.registry import Served
@@ -71,25 +70,16 @@ async def next_word(body: NextWord, registry: RegistryOf, deadline: Deadline) ->
 
 async def perplexity(body: Perplexity, registry: RegistryOf, deadline: Deadline) -> Response:
     """Score a text, or several: perplexity, cross-entropy, and on request what each token was worth."""
-    texts = {f"texts.{index}": text for index, text in enumerate(body.texts)} or {"text": body.text}
+    texts = body.texts if body.text is None else [body.text]
     with registry.get(body.model, FAMILY) as served:
         submits = [
-            partial(_scored, served, runtime.Score(text, body.mode, body.per_token, body.alternatives), deadline, field)
-            for field, text in texts.items()
+            partial(served.answer, runtime.Score(text, body.mode, body.per_token, body.alternatives), deadline=deadline)
+            for text in texts
         ]
         pieces = encoded(served, await all_answers(submits, deadline))
     if body.per_token:
         return StreamingResponse(pieces, media_type="application/json")  # encoded in a worker thread
     return Response(b"".join(pieces), media_type="application/json")
-
-
-async def _scored(served: Served, payload: runtime.Score, deadline: float, field: str) -> scoring.TextScore:
-    """Return the score of the text in the request's `field`."""
-    try:
-        score: scoring.TextScore = await served.answer(payload, deadline=deadline)
-    except InvalidField as error:
-        raise InvalidField(field, error.message) from None
-    return score
 
 
 def encoded(served: Served, scores: Sequence[scoring.TextScore]) -> Iterator[bytes]:
@@ -122,9 +112,13 @@ def _score(score: scoring.TextScore) -> Score:
         "sentences": score.sentences,
         "unknown_tokens": score.unknown_tokens,
         "characters": score.characters,
+        "bytes": score.bytes,
+        "words": score.words,
         "log_likelihood": score.log_likelihood,
         "cross_entropy": score.cross_entropy,
         "bits_per_character": score.bits_per_character,
+        "bits_per_byte": score.bits_per_byte,
+        "word_perplexity": score.word_perplexity,
         "token_scores": None,
     }
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NotRequired, Self
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
-from app.api.http.fields import Count, LogProbability, ModelName, Probability, RequestModel, Text, Words
+from app.api.http.fields import Count, LogProbability, ModelName, Probability, RequestModel, Text
 from app.errors import InvalidField
 
 
@@ -64,8 +64,8 @@ class Perplexity(RequestModel):
         }
     )
 
-    text: Words = Field(default_factory=str, description="The text; a line break ends a sentence.")
-    texts: list[Words] = Field(
+    text: Text | None = Field(None, description="The text; a line break ends a sentence.")
+    texts: list[Text] = Field(
         default_factory=list,
         min_length=1,
         max_length=256,
@@ -82,9 +82,9 @@ class Perplexity(RequestModel):
 
     @model_validator(mode="after")
     def _either(self) -> Self:
-        """Require exactly one of text and texts; neither can be sent empty, so an empty one was not sent."""
-        if bool(self.text) == bool(self.texts):
-            field, found = ("texts", "both") if self.text else ("text", "neither")
+        """Require exactly one of text and texts; the latter can't be sent empty, so an empty one was not sent."""
+        if (self.text is not None) == bool(self.texts):
+            field, found = ("texts", "both") if self.texts else ("text", "neither")
             raise InvalidField(field, f"expected exactly one of text and texts, found {found}")
         return self
 
@@ -111,7 +111,7 @@ class TokenScore(TypedDict):
 class Score(TypedDict):
     """The score of a text."""
 
-    perplexity: Annotated[float, Field(description="exp(-log_likelihood / tokens).")]
+    perplexity: Annotated[float | None, Field(description="exp(-log_likelihood / tokens); null without tokens.")]
     perplexity_excluding_unknown: Annotated[
         float | None, Field(description="Perplexity of the tokens in the vocabulary; null if there are none.")
     ]
@@ -119,9 +119,15 @@ class Score(TypedDict):
     sentences: int
     unknown_tokens: int
     characters: int
+    bytes: Annotated[int, Field(description="Length of the text in UTF-8.")]
+    words: Annotated[int, Field(description="Number of words, separated by white space.")]
     log_likelihood: Annotated[float, Field(description="Nats.")]
-    cross_entropy: Annotated[float, Field(description="Bits per token.")]
-    bits_per_character: float
+    cross_entropy: Annotated[float | None, Field(description="Bits per token; null without tokens.")]
+    bits_per_character: float | None
+    bits_per_byte: Annotated[float | None, Field(description="Comparable between models; null without tokens.")]
+    word_perplexity: Annotated[
+        float | None, Field(description="exp(-log_likelihood / words), comparable between models; null without words.")
+    ]
     token_scores: Annotated[list[TokenScore] | None, Field(description="Null unless per_token is set.")]
 
 

@@ -18,13 +18,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from app.bundle import Bundle
-from app.errors import BundleError, InvalidField
+from app.errors import InvalidField
 from app.images import PHOTO_SIZE, decoded, photo
 from app.runtime.beam_search import Expansion, Hypothesis, beam_search
 from app.runtime.onnx_session import Precision, session
 from app.runtime.recurrent_engine import WEIGHTS, Floats
 from app.runtime.scheduler import Resources, answer_all
-from app.text import Tokenizer, Vocabulary, make_tokenizer
+from app.text import Tokenizer
 
 MOST_BEAMS: Final = 10
 MOST_ALTERNATIVES: Final = 9
@@ -115,7 +115,6 @@ class CaptionsPredictor:
         cnn: ort.InferenceSession,
         begin: ort.InferenceSession,
         step: ort.InferenceSession,
-        vocabulary: Vocabulary,
         tokenizer: Tokenizer,
         *,
         precision: Precision,
@@ -124,7 +123,6 @@ class CaptionsPredictor:
     ) -> None:
         """`length`: the most words of a caption; `length_penalty`: see `app.runtime.beam_search`."""
         self.precision = precision
-        self.vocabulary = vocabulary
         self._cnn = cnn
         self._begin = begin
         self._step = step
@@ -138,16 +136,11 @@ class CaptionsPredictor:
         bundle.path(WEIGHTS)  # the graphs load it themselves, so it must be among the verified files
         graphs = ("cnn.fp32.onnx", f"begin.{precision}.onnx", f"step.{precision}.onnx")
         cnn, begin, step = (session(bundle.path(graph), resources.threads) for graph in graphs)
-        vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
-        words = step.get_outputs()[0].shape[1]
-        if len(vocabulary) != words:
-            raise BundleError(f"{bundle.path('vocabulary.txt')}: expected {words} words, found {len(vocabulary)}")
         return cls(
             cnn,
             begin,
             step,
-            vocabulary,
-            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary, resources.tokenizers),
+            resources.tokenizer(bundle, step.get_outputs()[0].shape[1]),
             precision=precision,
             length=bundle.manifest.config["length"],
             length_penalty=bundle.manifest.config["length_penalty"],
@@ -207,7 +200,8 @@ class CaptionsPredictor:
         """Run all steps as one batch."""
         tokens = list(chain.from_iterable(step.tokens for step in steps))
         output = self.step(tokens, np.concatenate([step.states for step in steps]))
-        output.log_probabilities[:, self.vocabulary.unknown] = -np.inf
+        if self._tokenizer.unknown is not None:
+            output.log_probabilities[:, self._tokenizer.unknown] = -np.inf
         return output
 
     def _describe(self, state: Floats, payload: Describe) -> Steps:
@@ -216,7 +210,7 @@ class CaptionsPredictor:
         The caption is the best of a search of width `beam`, whatever the number of alternatives. Alternatives are the
         other results of that search or, if these are too few, those of a second, wider search.
         """
-        first = yield DecodeStep([self.vocabulary.end], state)
+        first = yield DecodeStep([self._tokenizer.end], state)
         stream = _WordStream(self._word, payload.on_word) if payload.on_word else None
         best, *others = yield from self._search(first, payload.beam, stream)
         if stream:
@@ -239,7 +233,7 @@ class CaptionsPredictor:
             Expansion(output.log_probabilities[0], 0),
             width=width,
             length=self._length,
-            end=self.vocabulary.end,
+            end=self._tokenizer.end,
             length_penalty=self._length_penalty,
             on_certain=on_certain,
         )
@@ -256,10 +250,10 @@ class CaptionsPredictor:
             return found
 
     def _caption(self, hypothesis: Hypothesis[int]) -> str:
-        return self._tokenizer.join([self.vocabulary.tokens[token] for token in hypothesis.tokens])
+        return self._tokenizer.decode(hypothesis.tokens)
 
     def _word(self, token: int) -> str:
-        return self._tokenizer.join([self.vocabulary.tokens[token]])
+        return self._tokenizer.decode([token])
 
 
 def usage(_: Description) -> dict[str, int]:

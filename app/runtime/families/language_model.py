@@ -1,40 +1,23 @@
 """The language model's predictor: next words and scores, one scheduling step at a time."""
 
-import hashlib
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-
 from app.bundle import Bundle
-from app.errors import BundleError, InvalidField
-from app.runtime.beam_search import Expansion, beam_search
+from app.errors import InvalidField
 from app.runtime.onnx_session import Precision
-from app.runtime.recurrent_engine import Details, Floats, Reading, RecurrentEngine, Segment, likeliest
+from app.runtime.recurrent_engine import Details, Floats, Reading, RecurrentEngine, Segment
 from app.runtime.scheduler import ObserveCache, Resources, answer_all, ignore
 from app.runtime.scores import TextScore, TokenScore
 from app.runtime.state_cache import StateCache
-from app.text import (
-    BLANK,
-    Completion,
-    Ids,
-    Token,
-    Tokenizer,
-    Vocabulary,
-    context,
-    context_texts,
-    lines,
-    make_tokenizer,
-    sentences,
-)
+from app.runtime.word_search import Criteria, Word, next_words, request, runs_of_words
+from app.text import Prefix, Token, Tokenizer
 
 Mode: TypeAlias = Literal["document", "sentence"]
 Steps: TypeAlias = Generator[list[Segment], list[Reading], Any]
-Likely: TypeAlias = tuple[int, float]  # a token and its log-probability
-Found: TypeAlias = tuple[tuple[int, ...], float]  # a run of tokens and its log-probability
 
 # Costs are in tokens read.
 CHUNK = 32  # tokens of one sequence per step: about 3 ms, a short wait for what shares the step with a document
@@ -133,7 +116,6 @@ class LanguageModelPredictor:
     def __init__(
         self,
         engine: RecurrentEngine,
-        vocabulary: Vocabulary,
         tokenizer: Tokenizer,
         *,
         precision: Precision,
@@ -142,7 +124,6 @@ class LanguageModelPredictor:
         observe_cache: ObserveCache = ignore,
     ) -> None:
         """`observe_cache` is called after each step with the context tokens found in the cache and those read."""
-        self.vocabulary = vocabulary
         self.tokenizer = tokenizer
         self.precision = precision
         self._engine = engine
@@ -150,11 +131,9 @@ class LanguageModelPredictor:
         self._chunk = chunk
         self._observe_cache = observe_cache
         self._lookups: list[tuple[int, int]] = []  # of this step, per context: tokens cached and read
-        after_end = Segment(engine.initial_state(), [vocabulary.end])
+        after_end = Segment(engine.initial_state(), [tokenizer.end])
         self._start = engine.run([after_end])[0].state
-        self._never = (vocabulary.end, vocabulary.unknown)
-        self._suggestable = np.delete(np.arange(len(vocabulary)), self._never)
-        self._words = [tokenizer.join([token]) for token in vocabulary.tokens]
+        self._never = tuple(token for token in (tokenizer.end, tokenizer.unknown) if token is not None)
 
     @classmethod
     def open(
@@ -162,20 +141,10 @@ class LanguageModelPredictor:
     ) -> "LanguageModelPredictor":
         """Open a bundle's graphs of this precision. Raise BundleError if they can't be run."""
         engine = RecurrentEngine.open(bundle, precision, threads=resources.threads)
-        words = bundle.text("vocabulary.txt")
-        found = hashlib.sha256(words.encode()).hexdigest()
-        if found != bundle.manifest.vocabulary_sha256:
-            expected = bundle.manifest.vocabulary_sha256
-            raise BundleError(f"{bundle.path('vocabulary.txt')}: expected the sha256 {expected}, found {found}")
-        vocabulary = Vocabulary(words.split("\n"))
-        if len(vocabulary) != engine.vocabulary_size:
-            raise BundleError(
-                f"{bundle.path('vocabulary.txt')}: expected {engine.vocabulary_size} words, found {len(vocabulary)}"
-            )
+        tokenizer = resources.tokenizer(bundle, engine.vocabulary_size)
         return cls(
             engine,
-            vocabulary,
-            make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary, resources.tokenizers),
+            tokenizer,
             precision=precision,
             cache=StateCache(resources.cache_bytes),
             chunk=chunk,
@@ -183,17 +152,13 @@ class LanguageModelPredictor:
         )
 
     def prepare(self, payload: Suggest | Score) -> Example:
-        """Validate a payload; all reading is left to the steps. Raise InvalidField for a text without words."""
+        """Validate a payload; all reading is left to the steps. Raise InvalidField for a number out of its range."""
         if isinstance(payload, Suggest):
             _require_some("top_k", payload.top_k)
             _require_some("words", payload.words)
-            before = self._context(payload)
-            return Example(self._suggest(payload, before), short=len(before.ids) <= SHORT_CONTEXT)
-        found = chain.from_iterable(sentences(self._lines(payload), self.tokenizer))
-        if not payload.text.strip() or next(found, None) is None:
-            shown = payload.text if len(payload.text) <= 40 else f"{payload.text[:40]}..."
-            raise InvalidField("text", f"expected some words, found {shown!r}")
-        return Example(self._score(self._lines(payload), payload))
+            prefix = self.tokenizer.prefix(payload.text, complete=payload.complete)
+            return Example(self._suggest(payload, prefix), short=len(prefix.ids) <= SHORT_CONTEXT)
+        return Example(self._score(self._sequences(payload), payload, TextScore.unscored(payload.text)))
 
     def predict(self, examples: Sequence[Example]) -> list[Any]:
         """Run one step; return per example the answer, or None if it needs another step.
@@ -231,93 +196,72 @@ class LanguageModelPredictor:
         return [[suggestion.text, suggestion.log_probability] for suggestion in answer.suggestions]
 
     def score_lines(self, text: Iterable[tuple[str, int]], mode: Mode = "document") -> TextScore:
-        """Score a stream of lines, each with its offset, in constant memory."""
-        characters = 0
+        """Score a stream of lines with their breaks, each with its offset, in constant memory."""
+        sizes = TextScore()
 
         def counted() -> Iterator[tuple[str, int]]:
-            nonlocal characters
+            nonlocal sizes
             for line, offset in text:
-                characters = offset + len(line)
+                sizes += TextScore.unscored(line)
                 yield line, offset
 
-        score: TextScore = answer_all(self, [Example(self._score(counted(), Score("", mode)))])[0]
-        return replace(score, characters=characters)
+        tokens = (
+            iter([self._encoded(counted())])
+            if mode == "document"
+            else chain.from_iterable(self.tokenizer.sentences(line) for line, _ in counted())
+        )
+        score: TextScore = answer_all(self, [Example(self._score(tokens, Score("", mode), sizes))])[0]
+        return score + sizes
 
-    def _lines(self, payload: Score) -> Iterator[tuple[str, int]]:
-        return lines(payload.text, blank=self.tokenizer.keeps_blank_lines)
+    def _encoded(self, parts: Iterable[tuple[str, int]]) -> Iterator[Token | None]:
+        """Yield the tokens of a text's parts, each with its offset, and the end of the last."""
+        part, offset, count = "", 0, 0
+        for part, offset in parts:
+            count = 0
+            for count, token in enumerate(self.tokenizer.encode(part, offset), 1):  # noqa: B007
+                yield token
+        yield from islice(self.tokenizer.encode(part, offset, ended=True), count, None)
 
-    def _context(self, payload: Suggest) -> "_Context":
-        """Tokenize the text before the next word, or before the one being typed."""
-        completion = self.tokenizer.complete(payload.text) if payload.complete else None
-        texts = completion.context_texts if completion else context_texts(payload.text, self.tokenizer)
-        ids = self.vocabulary.ids(texts)
-        unknown = list[str]()
-        if self.vocabulary.unknown in ids:
-            tokens = completion.context if completion else context(payload.text, self.tokenizer)
-            unknown = _unknown_words(payload.text, tokens, ids, self.vocabulary.unknown)
-        return _Context(ids, unknown, completion)
+    def _sequences(self, payload: Score) -> Iterator[Iterator[Token | None]]:
+        """Yield the token sequences to score, each from the start."""
+        if payload.mode == "sentence":
+            return self.tokenizer.sentences(payload.text)
+        return iter([self.tokenizer.encode(payload.text, ended=True)])
 
-    def _suggest(self, payload: Suggest, before: "_Context") -> Steps:
-        ids, unknown_words, completion = before
-        cached, state = self._cache.longest(ids)
+    def _suggest(self, payload: Suggest, prefix: Prefix) -> Steps:
+        cached, state = self._cache.longest(prefix.ids)
         state = self._start if state is None else state
-        *chunks, last = _chunks(ids[cached:], self._chunk)
+        *chunks, last = _chunks(prefix.ids[cached:], self._chunk)
         for chunk in chunks:
             (reading,) = yield [Segment(state, chunk)]
             state = reading.state
         width = payload.top_k if payload.words == 1 else max(payload.top_k, BEAM)
-        count = width + len(self._never)
-        candidates: Ids | None = None  # ascending ids of the words that the typed prefix may become
-        if completion:
-            candidates = self._suggestable if completion.candidates is None else np.sort(completion.candidates)
-        (reading,) = yield [Segment(state, last, likeliest=0 if completion else count, candidates=candidates)]
-        self._cache.put(ids, reading.state)
-        self._lookups.append((cached, len(ids) - cached))
-
-        first = _likely(reading, self._never) if candidates is None else _completing(reading, candidates, width)
-        found: Iterable[Found] = (((token,), value) for token, value in first)
+        criteria = Criteria(width, self._never, ())
+        (reading,) = yield [request(state, last, prefix, criteria)]
+        self._cache.put(prefix.ids, reading.state)
+        self._lookups.append((cached, len(prefix.ids) - cached))
+        found: list[Word] = yield from next_words(prefix, reading, criteria)
         if payload.words > 1:
-            found = yield from self._search(_expansion(first, reading), width, payload.words)
+            ends = self.tokenizer.sentence_ends.tolist()
+            found = yield from runs_of_words(prefix, found, criteria, payload.words, ends)
         return Suggestions(
-            [self._suggestion(tokens, value, completion) for tokens, value in islice(found, payload.top_k)],
-            len(ids),
-            unknown_words,
+            [
+                Suggestion(prefix.text(word.tokens) or "", math.exp(word.log_probability), word.log_probability)
+                for word in found[: payload.top_k]
+            ],
+            len(prefix.ids),
+            prefix.unknown_words,
             cached,
         )
 
-    def _search(
-        self, start: Expansion[Floats], width: int, length: int
-    ) -> Generator[list[Segment], list[Reading], Iterable[Found]]:
-        """Find the `width` likeliest runs of up to `length` words."""
-        search = beam_search(start, width=width, length=length, end=self.vocabulary.end)
-        count = width + 2  # the end and `<unk>` may be among them
-        try:
-            hypotheses = next(search)
-            while True:
-                readings = yield [Segment(h.state, h.tokens[-1:], likeliest=count) for h in hypotheses]
-                unknown = (self.vocabulary.unknown,)
-                hypotheses = search.send([_expansion(_likely(reading, unknown), reading) for reading in readings])
-        except StopIteration as stop:
-            return [(hypothesis.tokens, hypothesis.log_probability) for hypothesis in stop.value]
-
-    def _suggestion(self, tokens: Sequence[int], log_probability: float, completion: Completion | None) -> Suggestion:
-        if len(tokens) > 1:
-            words = [self.vocabulary.tokens[token] for token in tokens]
-            text = completion.text(words) if completion else self.tokenizer.join(words)
-        else:
-            text = completion.word(self._words[tokens[0]]) if completion else self._words[tokens[0]]
-        return Suggestion(text, math.exp(log_probability), log_probability)
-
-    def _score(self, text: Iterable[tuple[str, int]], payload: Score) -> Steps:
-        # None marks lines without words, so that a step may end among them
-        found = (iter([None]) if tokens is BLANK else tokens for tokens in sentences(text, self.tokenizer))
-        streams = iter([chain.from_iterable(found)]) if payload.mode == "document" else found
+    def _score(self, streams: Iterator[Iterator[Token | None]], payload: Score, sizes: TextScore) -> Steps:
+        # None marks lines without tokens, so that a step may end among them
         details = payload.alternatives if payload.per_token else None
-        total, kept = TextScore(), list[TokenScore]()
+        total, kept = sizes, list[TokenScore]()
         while group := [_Stream(tokens, self._start) for tokens in islice(streams, SENTENCES)]:
             while taken := [(stream, some) for stream in group if (some := list(islice(stream.tokens, self._chunk)))]:
-                active = [(stream, words) for stream, some in taken if (words := [*filter(None, some)])]
-                ids = [self.vocabulary.ids(token.text for token in chunk) for _, chunk in active]
+                active = [(stream, tokens) for stream, some in taken if (tokens := [*filter(None, some)])]
+                ids = [[token.id for token in chunk] for _, chunk in active]
                 readings = yield [
                     Segment(stream.state, chunk_ids, score=True, details=details)
                     for (stream, _), chunk_ids in zip(active, ids, strict=True)
@@ -325,27 +269,27 @@ class LanguageModelPredictor:
                 for (stream, chunk), chunk_ids, reading in zip(active, ids, readings, strict=True):
                     stream.state = reading.state
                     stream.score += self._sums(chunk_ids, reading.scores)
-                    stream.kept += map(self._token_score, chunk, chunk_ids, reading.scores, reading.details)
+                    stream.kept += map(self._token_score, chunk, reading.scores, reading.details)
             for stream in group:
                 total += stream.score
                 kept += stream.kept
-        return replace(total, characters=len(payload.text), token_scores=kept if payload.per_token else None)
+        return replace(total, token_scores=kept) if payload.per_token else total
 
     def _sums(self, ids: Sequence[int], scores: Sequence[float]) -> TextScore:
-        unknown = self.vocabulary.unknown
+        unknown = self.tokenizer.unknown
         lost = [score for token, score in zip(ids, scores, strict=True) if token == unknown] if unknown in ids else []
         return TextScore(
             log_likelihood=sum(scores),
             log_likelihood_unknown=sum(lost),
             tokens=len(ids),
-            sentences=ids.count(self.vocabulary.end),
+            sentences=ids.count(self.tokenizer.end),
             unknown_tokens=len(lost),
         )
 
-    def _token_score(self, token: Token, token_id: int, log_probability: float, details: Details) -> TokenScore:
+    def _token_score(self, token: Token, log_probability: float, details: Details) -> TokenScore:
         others = zip(*details.alternatives, strict=True)
-        alternatives = [(self.vocabulary.tokens[other], value) for other, value in others]
-        unknown = token_id == self.vocabulary.unknown
+        alternatives = [(self.tokenizer.strings[other], value) for other, value in others]
+        unknown = token.id == self.tokenizer.unknown
         return TokenScore(token.text, token.start, token.end, log_probability, details.rank, unknown, alternatives)
 
 
@@ -354,14 +298,6 @@ def usage(answer: Suggestions | TextScore) -> dict[str, int]:
     if isinstance(answer, TextScore):
         return {"tokens": answer.tokens}
     return {"tokens": answer.context_tokens, "cached": answer.cached_tokens}
-
-
-class _Context(NamedTuple):
-    """The tokenized context of a suggestion."""
-
-    ids: list[int]
-    unknown_words: list[str]
-    completion: Completion | None
 
 
 @dataclass(eq=False, slots=True)
@@ -379,32 +315,6 @@ def _chunks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
     return [ids[start : start + size] for start in range(0, len(ids), size)] or [ids]
 
 
-def _likely(reading: Reading, never: Sequence[int]) -> list[Likely]:
-    """Return the likeliest tokens except those `never` suggested."""
-    assert reading.likeliest is not None
-    return [likely for likely in zip(*reading.likeliest, strict=True) if likely[0] not in never]
-
-
-def _completing(reading: Reading, candidates: Ids, width: int) -> list[Likely]:
-    """Return the likeliest candidates, their probabilities normalised over all candidates."""
-    assert reading.candidates is not None
-    best = likeliest(reading.candidates, width)
-    log_probabilities = reading.candidates[best] - _log_sum_exp(reading.candidates)
-    return list(zip(candidates[best].tolist(), log_probabilities.tolist(), strict=True))
-
-
-def _expansion(found: Sequence[Likely], reading: Reading) -> Expansion[Floats]:
-    """Return the beam search's input from the tokens found and the state of a reading."""
-    values = np.array([value for _, value in found], np.float32)
-    return Expansion(values, reading.state, [token for token, _ in found])
-
-
-def _unknown_words(text: str, tokens: Sequence[Token], ids: Sequence[int], unknown: int) -> list[str]:
-    """Return the distinct words of `text` that the model reads as `<unk>`, as typed."""
-    words = (text[token.start : token.end] for token, found in zip(tokens, ids, strict=True) if found == unknown)
-    return list(dict.fromkeys(words))
-
-
 def _cost(segments: Sequence[Segment]) -> int:
     """Return the cost of reading these segments, in tokens."""
     return sum([len(segment.tokens) + SOFTMAX_COST * segment.predicts for segment in segments])
@@ -413,9 +323,3 @@ def _cost(segments: Sequence[Segment]) -> int:
 def _require_some(field: str, value: int) -> None:
     if value < 1:
         raise InvalidField(field, f"expected at least 1, found {value}")
-
-
-def _log_sum_exp(values: Floats) -> float:
-    """Return log(sum(exp(values))), 0 if no value is above -inf."""
-    peak = float(values.max(initial=-np.inf))
-    return peak + math.log(float(np.exp(values - peak).sum(dtype=np.float64))) if peak > -math.inf else 0.0

@@ -53,9 +53,13 @@ async def test_perplexity_scores_a_text(served: FakeServed) -> None:
         "sentences": 1,
         "unknown_tokens": 0,
         "characters": 13,
+        "bytes": 13,
+        "words": 3,
         "log_likelihood": -8.0,
         "cross_entropy": pytest.approx(2 / math.log(2)),
         "bits_per_character": pytest.approx(8 / math.log(2) / 13),
+        "bits_per_byte": pytest.approx(8 / math.log(2) / 13),
+        "word_perplexity": pytest.approx(math.exp(8 / 3)),
         "token_scores": None,
     }
     assert response.json() == {"model": "ptb", "version": "2", "results": [expected], "corpus": expected}
@@ -113,12 +117,9 @@ async def test_an_undefined_number_is_null(served: FakeServed) -> None:
         ("/next-word", [], "body"),
         ("/perplexity", {}, "text"),
         ("/perplexity", {"text": "a", "texts": ["b"]}, "texts"),
-        ("/perplexity", {"text": ""}, "text"),
-        ("/perplexity", {"text": " \r\n\t\u00a0\u2028"}, "text"),
         ("/perplexity", {"texts": []}, "texts"),
         ("/perplexity", {"texts": ["a"] * 257}, "texts"),
         ("/perplexity", {"texts": "a"}, "texts"),
-        ("/perplexity", {"texts": ["a", "b", "c", "\n"]}, "texts.3"),
         ("/perplexity", {"texts": ["a", 1]}, "texts.1"),
         ("/perplexity", {"text": "a", "mode": "word"}, "mode"),
         ("/perplexity", {"text": "a", "per_token": "yes"}, "per_token"),
@@ -267,16 +268,16 @@ async def test_when_one_text_fails_the_others_are_cancelled(served: FakeServed) 
     assert sorted(cancelled) == ["a", "b"]
 
 
-async def test_a_text_that_a_model_cannot_score_is_named_by_its_index(served: FakeServed) -> None:
+async def test_a_text_without_words_among_others_has_a_score_of_its_own(served: FakeServed) -> None:
     async def wordless(payload: Any, deadline: float | None) -> Any:
-        if payload.text == "...":
-            raise InvalidField("text", "expected some words")
-        return await plausible(payload, deadline)
+        return TextScore() if payload.text == "..." else await plausible(payload, deadline)
 
     served.answering = wordless
     async with connect(service(served)) as client:
-        response = await client.post("/perplexity", json={"texts": ["a", "b", "..."]})
-    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "texts.2")
+        response = await client.post("/perplexity", json={"texts": ["a", "..."]})
+    assert response.status_code == 200
+    scored, empty = response.json()["results"]
+    assert (scored["perplexity"] is None, empty["perplexity"], empty["tokens"]) == (False, None, 0)
 
 
 @pytest.mark.parametrize(("top_k", "status"), [(2, 200), (2.0, 200), (2.5, 422), ("2", 422), (True, 422)])

@@ -352,7 +352,10 @@ def test_a_probe_returns_the_caption_and_the_alternatives(int8: CaptionsPredicto
 
 def test_a_vocabulary_of_another_size_is_rejected(store: Path, bundle: Bundle, tmp_path: Path) -> None:
     contents: dict[str, bytes | Path] = {name: bundle.path(name) for name in bundle.manifest.files}
-    contents["vocabulary.txt"] = "\n".join(WORDS[:-1]).encode()
-    changed = bundles.read(bundles.publish(tmp_path, bundle.manifest, contents))
-    with pytest.raises(BundleError, match=r"vocabulary\.txt: expected 18 words, found 17$"):
+    words = "\n".join(WORDS[:-1]).encode()
+    contents["vocabulary.txt"] = words
+    sha256 = hashlib.sha256(words).hexdigest()
+    manifest = bundle.manifest.model_copy(update={"vocabulary_sha256": sha256})
+    changed = bundles.read(bundles.publish(tmp_path, manifest, contents))
+    with pytest.raises(BundleError, match=r"vocabulary\.txt: expected 18 tokens, found 17$"):
         CaptionsPredictor.open(changed, "int8", Resources())

@@ -1,7 +1,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.bundle import Bundle
-from app.errors import InvalidField
 from app.models.language_model import LanguageModel
 from app.runtime.families.language_model import (
     CHUNK,
@@ -29,7 +28,8 @@ from app.runtime.recurrent_engine import Reading, RecurrentEngine, Segment
 from app.runtime.scheduler import Resources, answer_all
 from app.runtime.scores import TextScore, TokenScore, pooled
 from app.runtime.state_cache import StateCache
-from app.text import Token, Vocabulary, context, lines, make_tokenizer, sentences
+from app.text.penn_treebank import PennTreebank
+from app.text.words import Vocabulary, Word, WordTokenizer
 
 EVERYDAY = "Mr. Zork said the company's profits fell 12%.\nHe said he could, they don't: it's <unk> in New York\n"
 EVERYTHING = 1000  # more suggestions than there are words
@@ -76,8 +76,8 @@ def engine(tiny_bundle: Bundle) -> Watched:
 @pytest.fixture
 def watched(engine: Watched, vocabulary: Vocabulary) -> LanguageModelPredictor:
     """A predictor on `engine`, which has read nothing yet."""
-    penn = make_tokenizer("ptb", vocabulary)
-    predictor = LanguageModelPredictor(engine, vocabulary, penn, precision="fp32", cache=StateCache(0))
+    penn = PennTreebank(vocabulary)
+    predictor = LanguageModelPredictor(engine, penn, precision="fp32", cache=StateCache(0))
     engine.asked.clear()
     return predictor
 
@@ -277,10 +277,12 @@ def test_pooled_scores_are_those_of_all_tokens_and_no_mean(int8: LanguageModelPr
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", " \t\r\n ", "...", "?!\n--\n", "\u200b"])
-def test_a_text_without_a_word_cannot_be_scored(int8: LanguageModelPredictor, text: str) -> None:
-    with pytest.raises(InvalidField, match="text: expected some words") as refused:
-        int8.prepare(Score(text))
-    assert refused.value.field == "text"
+def test_a_text_without_a_word_has_a_score_without_tokens(int8: LanguageModelPredictor, text: str) -> None:
+    found = score(int8, text, per_token=True)
+    assert (found.tokens, found.log_likelihood, found.token_scores) == (0, 0.0, [])
+    assert (found.characters, found.bytes, found.words) == (len(text), len(text.encode()), len(text.split()))
+    means = (found.perplexity, found.word_perplexity, found.cross_entropy, found.bits_per_byte)
+    assert all(map(math.isnan, means[:1] + means[2:]))
 
 
 def test_a_text_may_begin_with_lines_that_have_no_word(int8: LanguageModelPredictor) -> None:
@@ -289,7 +291,9 @@ def test_a_text_may_begin_with_lines_that_have_no_word(int8: LanguageModelPredic
 
 @pytest.mark.parametrize("mode", ["document", "sentence"])
 def test_lines_are_scored_as_their_text_is(int8: LanguageModelPredictor, document: str, mode: Mode) -> None:
-    assert int8.score_lines(lines(document), mode) == score(int8, document, mode=mode)
+    kept = document.splitlines(keepends=True)
+    offsets = accumulate(map(len, kept), initial=0)
+    assert int8.score_lines(zip(kept, offsets, strict=False), mode) == score(int8, document, mode=mode)
 
 
 @pytest.mark.parametrize(("mode", "ahead"), [("document", CHUNK), ("sentence", 10 * SENTENCES)])
@@ -302,7 +306,7 @@ def test_lines_are_scored_as_they_come(
     def endless(count: int) -> Iterator[tuple[str, int]]:
         for number in range(count):
             waiting.append(10 * number - engine.read)  # tokens given and not yet read
-            yield line, number * (len(line) + 1)
+            yield f"{line}\n", number * (len(line) + 1)
 
     assert watched.score_lines(endless(500), mode).tokens == 5000
     assert max(waiting) < ahead
@@ -321,7 +325,7 @@ def test_every_word_of_a_text_is_suggested_with_the_probability_that_scoring_giv
     answers = ask(predictor, *(Suggest(text[: row.start], top_k=EVERYTHING) for row in rows))
     assert len(rows) > 40
     for row, answer in zip(rows, answers, strict=True):
-        found = log_probabilities(answer.suggestions)[predictor.tokenizer.join([row.token])]
+        found = log_probabilities(answer.suggestions)[predictor.tokenizer.decode([vocabulary.index[row.token]])]
         assert found == pytest.approx(row.log_probability, abs=0 if precision == "int8" else 1e-5)
 
 
@@ -330,7 +334,9 @@ def test_all_words_but_unk_and_the_end_of_a_sentence_are_suggested(
 ) -> None:
     everything = suggest(int8, "the company", top_k=EVERYTHING)
     assert {suggestion.text for suggestion in everything} == {
-        int8.tokenizer.join([token]) for token in vocabulary.tokens if token not in ("<eos>", "<unk>")
+        int8.tokenizer.decode([place])
+        for place, token in enumerate(vocabulary.tokens)
+        if token not in ("<eos>", "<unk>")
     }
     (row,) = token_scores(int8, "the company rose", alternatives=EVERYTHING)[2:3]
     never = sum(math.exp(value) for word, value in row.alternatives if word in ("<eos>", "<unk>"))
@@ -374,7 +380,7 @@ def test_runs_of_words_are_those_that_exhaustive_search_finds(
     found.sort(key=lambda pair: (-pair[0], pair[1]))
     suggestions = suggest(int8, "the company", top_k=2000, words=3)
     assert [(suggestion.log_probability, suggestion.text) for suggestion in suggestions] == [
-        (value, int8.tokenizer.join([vocabulary.tokens[token] for token in path])) for value, path in found[:2000]
+        (value, int8.tokenizer.decode(path)) for value, path in found[:2000]
     ]
     assert {len(path) for _, path in found[:2000]} == {1, 2, 3}  # some ended early
 
@@ -564,9 +570,10 @@ def test_lines_without_words_delay_no_other_request(
     watched: LanguageModelPredictor, monkeypatch: pytest.MonkeyPatch, line: str, most: int, mode: Mode
 ) -> None:
     looked_into = list[str]()
+    assert isinstance(watched.tokenizer, WordTokenizer)
     tokens = watched.tokenizer.tokens
 
-    def counted(line: str, offset: int = 0) -> Iterator[Token]:
+    def counted(line: str, offset: int = 0) -> Iterator[Word]:
         looked_into.append(line)
         return tokens(line, offset)
 
@@ -577,7 +584,8 @@ def test_lines_without_words_delay_no_other_request(
         looked_into.clear()
         (answer,) = watched.predict([example])
         assert len(looked_into) <= most
-    assert answer == replace(score(watched, "company"), characters=len(line) * 20_000 + 7)
+    words = len(line.split()) * 20_000 + 1
+    assert answer == replace(score(watched, "company"), characters=40_007, bytes=40_007, words=words)
 
 
 def test_a_finished_example_takes_no_further_step(watched: LanguageModelPredictor, engine: Watched) -> None:
@@ -633,17 +641,12 @@ def test_any_text_is_answered_or_rejected_for_its_field(
 ) -> None:
     answer = ask(int8, Suggest(text, words=2, complete=complete))[0]
     assert answer.suggestions or complete
-    has_words = any(sentences(lines(text), int8.tokenizer))
-    try:
-        found = score(int8, text, mode=mode, per_token=True)
-    except InvalidField:
-        assert not has_words
-        return
-    assert has_words
-    assert math.isfinite(found.perplexity)
+    found = score(int8, text, mode=mode, per_token=True)
+    before = [token for token in int8.tokenizer.encode(text) if token]
+    assert bool(found.tokens) == bool(before)
+    assert math.isfinite(found.perplexity) == bool(before)
     assert found.token_scores is not None
     assert all(0 <= row.start <= row.end <= len(text) for row in found.token_scores)
-    before: list[Token] = context(text, int8.tokenizer)
     assert [row.token for row in found.token_scores[: len(before)]] == [token.text for token in before]
 
 

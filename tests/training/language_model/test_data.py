@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from app.errors import CorpusError
-from app.text import lines, make_tokenizer, sentences
+from app.text.whitespace import Whitespace
+from app.text.words import lines, sentences
 from training.corpora.files import open_text
 from training.language_model import data as texts
 from training.language_model.data import SPLITS, Corpus, Source
@@ -100,7 +101,7 @@ def test_sentences_end_where_the_server_ends_them(load: Load, ending: str) -> No
     if ending == ".txt.gz":
         contents = {split: gzip.compress(content) for split, content in contents.items()}
     corpus = load(ending=ending, **contents)
-    server = make_tokenizer(corpus.source.normalisation, corpus.vocabulary)
+    server = Whitespace(corpus.vocabulary)
     expected = [token.text for sentence in sentences(lines(text), server) for token in sentence]
     assert words(corpus, "train") == expected
     assert expected == "a b <eos> c <eos> d <eos> <eos> e f g h <eos>".split()

@@ -56,49 +56,52 @@ def library(path: Path) -> Tokenizer:
 @settings(max_examples=100, deadline=None)
 @given(text=plain.filter(lambda text: "<doc>" not in text))
 def test_pieces_are_the_librarys(text: str, tokenizer: SubwordTokenizer, library: Tokenizer) -> None:
-    assert tokenizer.encode(text) == library.encode(spaced(text), add_special_tokens=False).ids
+    assert tokenizer.ids(text) == library.encode(spaced(text), add_special_tokens=False).ids
 
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.one_of(plain, surrogates))
 def test_any_text_comes_back_and_spans_cover_it(text: str, tokenizer: SubwordTokenizer) -> None:
     for inside_line in (False, True):
-        ids = tokenizer.encode(text, inside_line=inside_line)
-        assert tokenizer.decode(ids, inside_line=inside_line) == text
-        spans = list(tokenizer.spans(text, inside_line=inside_line))
-        assert [span.id for span in spans] == ids
-        assert [span.start for span in spans] == [0, *(span.end for span in spans)][: len(spans)]
-        assert (spans[-1].end if spans else 0) == len(text)
-        assert all(span.start <= span.end for span in spans)
+        assert tokenizer.decode(tokenizer.ids(text, inside_line=inside_line), inside_line=inside_line) == text
+    tokens = list(tokenizer.encode(text, 7))
+    assert [token.id for token in tokens] == tokenizer.ids(text)
+    assert [token.start for token in tokens] == [7, *(token.end for token in tokens)][: len(tokens)]
+    assert (tokens[-1].end if tokens else 7) == 7 + len(text)
+    assert all(token.start <= token.end for token in tokens)
+    end = len(text), len(text)
+    assert [(token.id, token.start, token.end) for token in tokenizer.encode(text, ended=True)][len(tokens) :] == (
+        [(tokenizer.end, *end)] if text else []
+    )
 
 
 def test_a_words_span_is_its_characters(tokenizer: SubwordTokenizer) -> None:
     text = "See the 🙂, naïve"
-    words = ["".join(text[span.start : span.end] for span in tokenizer.spans(text))]
+    words = ["".join(text[span.start : span.end] for span in tokenizer.encode(text))]
     assert words == [text]
-    (first, *_) = tokenizer.spans("don't")
+    (first, *_) = tokenizer.encode("don't")
     assert (first.start, first.end) == (0, 5)
 
 
 def test_contractions_are_whole_and_a_lines_first_word_is_as_inside_it(tokenizer: SubwordTokenizer) -> None:
-    don_t = tokenizer.encode("I don't")[-1]
+    don_t = tokenizer.ids("I don't")[-1]
     assert tokenizer.pieces[don_t] == b" don't"
-    assert tokenizer.encode("don't") == [don_t]
-    assert tokenizer.encode("x\ndon't")[-1] == don_t
-    assert tokenizer.encode(" don't", inside_line=True) == [don_t]
+    assert tokenizer.ids("don't") == [don_t]
+    assert tokenizer.ids("x\ndon't")[-1] == don_t
+    assert tokenizer.ids(" don't", inside_line=True) == [don_t]
 
 
 def test_placeholders_are_single_pieces_and_no_text_is_a_document(tokenizer: SubwordTokenizer) -> None:
-    assert tokenizer.encode("<email>") == [SPECIALS.index(" <email>")]
-    assert SPECIALS.index("<url>") in tokenizer.encode("(<url>)")
-    assert tokenizer.document not in tokenizer.encode("a <doc> b")
+    assert tokenizer.ids("<email>") == [SPECIALS.index(" <email>")]
+    assert SPECIALS.index("<url>") in tokenizer.ids("(<url>)")
+    assert tokenizer.document not in tokenizer.ids("a <doc> b")
     assert {tokenizer.pieces[number].strip() for number in tokenizer.placeholders} == {
         *(name.strip().encode() for name in SPECIALS[1:])
     }
 
 
 def test_bytes_that_are_no_text_are_replaced(tokenizer: SubwordTokenizer) -> None:
-    (half, *_) = tokenizer.encode("\u00ff", inside_line=True)
+    (half, *_) = tokenizer.ids("\u00ff", inside_line=True)
     assert tokenizer.decode([half], inside_line=True) == "\ufffd"
 
 

@@ -21,7 +21,8 @@ from app.models.language_model import LanguageModel
 from app.runtime.families.captions import CaptionsPredictor
 from app.runtime.families.digits import DigitsPredictor, calibration
 from app.runtime.scores import TextScore
-from app.text import Completion, Token, Vocabulary, context, lines, make_tokenizer, sentences
+from app.text.penn_treebank import PennTreebank
+from app.text.words import Completion, Vocabulary, Word, context, lines, sentences
 from tests.bench.serving.peers.engines import score_json
 
 WINDOW: Final = 64  # tokens per document whose logits are computed at once
@@ -34,7 +35,7 @@ class EagerLanguageModel:
         torch.set_num_threads(threads)
         self._named = {"model": bundle.manifest.model, "version": bundle.manifest.version}
         self._vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
-        self._tokenizer = make_tokenizer(bundle.manifest.normalisation or "whitespace", self._vocabulary)
+        self._tokenizer = PennTreebank(self._vocabulary)
         self._model = _language_model(bundle)
         self._never = torch.tensor([self._vocabulary.end, self._vocabulary.unknown])
 
@@ -85,7 +86,7 @@ class EagerLanguageModel:
         return rows
 
     def _suggestions(
-        self, asked: dict[str, Any], completion: Completion | None, before: Sequence[Token], row: Tensor
+        self, asked: dict[str, Any], completion: Completion | None, before: Sequence[Word], row: Tensor
     ) -> dict[str, Any]:
         if completion:
             row = _among(row, completion.candidates)
@@ -150,13 +151,11 @@ def captions(bundle: Bundle, threads: int) -> CaptionsPredictor:
     stored = {name: value.float() for name, value in load_file(bundle.path("weights.safetensors")).items()}
     cnn = {name.removeprefix("cnn."): value for name, value in stored.items() if name.startswith("cnn.")}
     network, captioner = network_of(config["backbone"], cnn), captioner_of(config, stored)
-    vocabulary = Vocabulary(bundle.text("vocabulary.txt").split("\n"))
     return CaptionsPredictor(
         TorchGraph(lambda pixels: (network(_photographs(pixels)),)),
         TorchGraph(lambda features: (captioner.begin(features),)),
         TorchGraph(lambda tokens, state: captioner.step(tokens, state)),
-        vocabulary,
-        make_tokenizer(bundle.manifest.normalisation or "whitespace", vocabulary),
+        PennTreebank.parse(bundle.text("vocabulary.txt")),
         precision="fp32",
         length=config["length"],
         length_penalty=config["length_penalty"],

@@ -1,0 +1,244 @@
+"""Search for the likeliest next words, whatever number of tokens a word has, one scheduling step at a time.
+
+Exact: since a word is no likelier than its first tokens, the search ends when enough finished words are likelier than
+every unfinished one. The generators yield the segments to read and are sent their readings, so that a caller batches
+them with others.
+"""
+
+import math
+from collections.abc import Collection, Generator, Iterable, Sequence
+from heapq import heappop, heappush
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+
+from app.runtime.recurrent_engine import Floats, Reading, Segment, likeliest
+from app.text import Following, Prefix
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[list[Segment], list[Reading], T]
+
+POOL: Final = 64  # likeliest first tokens of a word that are followed up
+BRANCHES: Final = 8  # likeliest tokens inside a word that are followed up, at each place
+MAX_ROUNDS: Final = 24  # steps of one search; it rarely takes more than three
+NEGLIGIBLE: Final = math.log(1e-5)  # share of a typed prefix's probability, in nats, that is not searched for
+
+
+class Word(NamedTuple):
+    """A word that was found, or a run of words."""
+
+    tokens: tuple[int, ...]
+    log_probability: float  # nats, of the word and its end
+    open: float  # nats, of its tokens alone
+    state: Floats  # (S,) before the tokens `unread`
+    unread: tuple[int, ...]  # the last of `tokens`, perhaps none
+
+
+class Criteria(NamedTuple):
+    """The words that are wanted."""
+
+    width: int  # number of words
+    never: Collection[int]  # ids of tokens that are no words to suggest
+    blocked: Collection[str]  # words not to suggest, case-folded
+
+
+def request(state: Floats, unread: Sequence[int], prefix: Prefix, criteria: Criteria) -> Segment:
+    """Return the segment whose reading `next_words` takes: `unread` from `state` on, then the word's first token."""
+    ids = prefix.following(()).ids
+    if ids is None:
+        return Segment(state, unread, likeliest=criteria.width + len(criteria.never))
+    return Segment(state, unread, candidates=ids)
+
+
+def next_words(prefix: Prefix, reading: Reading, criteria: Criteria) -> Steps[list[Word]]:
+    """Find the likeliest words that satisfy `prefix`, likeliest first, from the reading of `request`."""
+    following = prefix.following(())
+    if following.whole:
+        return _whole_words(following, reading, criteria)
+    search = _Search(prefix, criteria)
+    search.extend(_Node((), 0.0, reading.state), following, reading)
+    for _ in range(MAX_ROUNDS):
+        nodes = search.likeliest_open()
+        if not nodes:
+            break
+        followings = [prefix.following(node.tokens) for node in nodes]
+        readings = yield [
+            Segment(node.state, node.tokens[-1:], candidates=following.ids)
+            for node, following in zip(nodes, followings, strict=True)
+        ]
+        for node, following, reading in zip(nodes, followings, readings, strict=True):
+            search.extend(node, following, reading)
+    return search.found()
+
+
+def runs_of_words(
+    prefix: Prefix, words: Sequence[Word], criteria: Criteria, length: int, end: Collection[int]
+) -> Steps[list[Word]]:
+    """Continue the first `words` to runs of up to `length` words, likeliest first: a beam search over words.
+
+    A run ends early where one of the tokens `end` follows, whose probability then counts.
+    """
+    finished: list[Word] = []
+    live, after = sorted(words, key=_order)[: criteria.width], prefix.after()
+    for _ in range(length - 1):
+        readings = yield [request(word.state, word.unread, after, criteria) for word in live]
+        found = yield from _together([next_words(after, reading, criteria) for reading in readings])
+        grown = [
+            following._replace(
+                tokens=word.tokens + following.tokens,
+                log_probability=word.open + following.log_probability,
+                open=word.open + following.open,
+            )
+            for word, some in zip(live, found, strict=True)
+            for following in some
+        ]
+        ends = [
+            word._replace(log_probability=word.open + _end(after, reading, end), unread=())
+            for word, reading in zip(live, readings, strict=True)
+        ]
+        best = sorted([*finished, *grown, *ends], key=_order)[: criteria.width]
+        best = [run for run in best if run.log_probability > -math.inf]
+        longest = {run.tokens for run in grown}
+        finished = [run for run in best if run.tokens not in longest]
+        live = [run for run in best if run.tokens in longest]
+        if not live:
+            break
+    return sorted([*finished, *live], key=_order)
+
+
+class _Node(NamedTuple):
+    """The first tokens of a word."""
+
+    tokens: tuple[int, ...]
+    log_probability: float
+    state: Floats  # (S,) before the last token
+
+
+class _Search:
+    """The state of a best-first search for words of several tokens."""
+
+    def __init__(self, prefix: Prefix, criteria: Criteria) -> None:
+        self._prefix = prefix
+        self._criteria = criteria
+        self._open: list[tuple[float, tuple[int, ...], _Node, bool]] = []  # a heap; True: something typed is left
+        self._words: dict[str, Word] = {}  # by text, in small letters if it is typed
+        self._fits = -math.inf  # log-probability that the text goes on as typed
+
+    def extend(self, node: _Node, following: Following, reading: Reading) -> None:
+        """Take the reading of a node's last token: the word may end there, or go on."""
+        assert reading.candidates is not None
+        assert following.ids is not None
+        values = reading.candidates[: len(reading.candidates) - following.stops]
+        if following.ends:
+            self._finish(node, reading.state, values)
+        covers = following.covers
+        if self._prefix.typed and not following.ends:
+            covered = values if covers is None else values[covers]
+            self._fits = float(np.logaddexp(self._fits, node.log_probability + log_sum_exp(covered)))
+        chosen = likeliest(values, BRANCHES if node.tokens else POOL)
+        if covers is not None:
+            chosen = np.union1d(chosen, np.flatnonzero(~covers))
+        least = self._bound()
+        for at in chosen.tolist():
+            log_probability = node.log_probability + float(values[at])
+            left = covers is not None and not bool(covers[at])
+            if log_probability > least or left:
+                tokens = (*node.tokens, int(following.ids[at]))
+                heappush(self._open, (-log_probability, tokens, _Node(tokens, log_probability, reading.state), left))
+
+    def likeliest_open(self) -> list[_Node]:
+        """Return the nodes to read next, none when the words wanted are found."""
+        nodes, least = list[_Node](), self._bound()
+        while self._open and len(nodes) < self._criteria.width + 2:
+            _, _, node, left = self._open[0]
+            if node.log_probability <= least and not (left and node.log_probability > self._fits + NEGLIGIBLE):
+                if not any(left for *_, left in self._open):
+                    break
+                heappop(self._open)
+                continue
+            heappop(self._open)
+            nodes.append(node)
+        return nodes
+
+    def found(self) -> list[Word]:
+        """Return the words found, likeliest first, relative to all words that fit if one is typed."""
+        words = sorted(self._words.values(), key=_order)[: self._criteria.width]
+        if not self._prefix.typed:
+            return words
+        return [word._replace(log_probability=word.log_probability - self._fits) for word in words]
+
+    def _bound(self) -> float:
+        """Return the log-probability that a word must exceed to be among those wanted."""
+        width = self._criteria.width
+        if len(self._words) < width:
+            return -math.inf
+        return sorted((word.log_probability for word in self._words.values()), reverse=True)[width - 1]
+
+    def _finish(self, node: _Node, state: Floats, values: Floats) -> None:
+        """Add the word if it may be suggested and no likelier one reads the same."""
+        inside = float(np.exp(values).sum(dtype=np.float64))
+        log_probability = node.log_probability + math.log(max(1.0 - inside, 1e-9))
+        if log_probability <= self._bound():
+            return
+        text = self._prefix.text(node.tokens)
+        if text is None or text.casefold() in self._criteria.blocked:
+            return
+        key = text.casefold() if self._prefix.typed else text
+        if key not in self._words or self._words[key].log_probability < log_probability:
+            self._words[key] = Word(node.tokens, log_probability, node.log_probability, state, ())
+
+
+def _whole_words(following: Following, reading: Reading, criteria: Criteria) -> list[Word]:
+    """Return the likeliest of words of one token; completions relative to all candidates."""
+    if following.ids is None:
+        assert reading.likeliest is not None
+        found: Iterable[tuple[int, float]] = zip(*reading.likeliest, strict=True)
+    else:
+        assert reading.candidates is not None
+        best = likeliest(reading.candidates, criteria.width + len(criteria.never))
+        log_probabilities = reading.candidates[best] - log_sum_exp(reading.candidates)
+        found = zip(following.ids[best].tolist(), log_probabilities.tolist(), strict=True)
+    never, state = criteria.never, reading.state
+    words = (Word((token,), value, value, state, (token,)) for token, value in found if token not in never)
+    return list(islice(words, criteria.width))
+
+
+def _end(prefix: Prefix, reading: Reading, end: Collection[int]) -> float:
+    """Return the log-probability that one of the tokens `end` is next, from the reading of `request`."""
+    if reading.likeliest is not None:
+        return log_sum_exp(np.array([value for token, value in zip(*reading.likeliest, strict=True) if token in end]))
+    assert reading.candidates is not None
+    return log_sum_exp(reading.candidates[len(reading.candidates) - prefix.following(()).stops :])
+
+
+def _order(word: Word) -> tuple[float, tuple[int, ...]]:
+    return -word.log_probability, word.tokens
+
+
+def _together(searches: Sequence[Steps[T]]) -> Steps[list[T]]:
+    """Run several generators side by side, the segments of each step together; return what each returns."""
+    answers: dict[int, Any] = {}
+    waiting: dict[int, list[Segment]] = {}
+
+    def advance(index: int, readings: list[Reading] | None) -> None:
+        try:
+            waiting[index] = next(searches[index]) if readings is None else searches[index].send(readings)
+        except StopIteration as stop:
+            waiting.pop(index, None)
+            answers[index] = stop.value
+
+    for index in range(len(searches)):
+        advance(index, None)
+    while waiting:
+        sizes = {index: len(segments) for index, segments in waiting.items()}
+        readings = iter((yield [segment for segments in waiting.values() for segment in segments]))
+        for index, size in sizes.items():
+            advance(index, list(islice(readings, size)))
+    return [answers[index] for index in range(len(searches))]
+
+
+def log_sum_exp(values: Floats) -> float:
+    """Return log(sum(exp(values))), -inf for none."""
+    peak = float(values.max(initial=-np.inf))
+    return peak + math.log(float(np.exp(values - peak).sum(dtype=np.float64))) if peak > -math.inf else -math.inf

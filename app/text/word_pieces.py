@@ -1,0 +1,216 @@
+"""Words over the pieces of a subword tokenizer: the context of the next word and the pieces that it may consist of.
+
+A word is one piece that begins with a space, or with a letter or digit after a sign, and the pieces after it that begin
+with a letter, a digit, or an apostrophe and a letter. No piece crosses a word's bounds, so the probability of a word is
+the product of its pieces' and of the probability that no further one of its pieces follows.
+"""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from app.text.tokenizer import Following, Ids
+from app.text.word_list import WordList
+
+if TYPE_CHECKING:
+    from app.text.subword import SubwordTokenizer
+
+# Explicit ranges, and no properties such as \p{L}: the same characters in every regex engine and Unicode version.
+LETTERS: Final = (
+    "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u167f\u1681-\u1fff"  # with combining marks
+    "\u2c00-\u2dff\u2e80-\u2fff\u3005-\u3007\u3041-\ud7ff\uf900-\ufdff\ufe20-\ufe2f\ufe70-\ufefc"
+    "\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc\U00010000-\U0001efff\U00020000-\U0003ffff"
+)
+_APOSTROPHES = "'\u2019\u2018\u02bc\u00b4`\u2032"
+_WORD = re.compile(f"[{LETTERS}0-9](?:'?[{LETTERS}0-9])*")
+_TYPED = re.compile(f"[{LETTERS}0-9](?:[{_APOSTROPHES}]?[{LETTERS}0-9])*[{_APOSTROPHES}]?$")
+_INNER_APOSTROPHE = re.compile(f"(?<=[{LETTERS}])[{_APOSTROPHES}](?=[{LETTERS}]|$)")
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
+_SPACE_END = re.compile(r"[^\S\n]+$")
+_SENTENCE_START = re.compile(
+    r"(?:^|\n|(?P<before>\S*)[.!?\u2026][\"'\u201d\u2019)\]]*\s)\s*[\"'\u201c\u2018(\[*\u2022-]*\s*$"
+)
+_ABBREVIATION = re.compile(r"[^a-z]*(?:(?:[a-z]\.)*[a-z]|mrs?|ms|dr|prof|st|vs|etc|no|jr|sr|inc|ltd|co|approx)", re.I)
+_LONGEST = 64  # characters of a word being typed; a longer one has no completion
+
+
+class WordPieces:
+    """The pieces that words consist of, by their place in a word and by the characters they begin with."""
+
+    def __init__(self, pieces: Sequence[bytes], specials: int) -> None:
+        """`pieces`: the bytes of each id; the first `specials` are none of words."""
+        self._pieces = pieces
+        whole = [_decoded(piece) for piece in pieces]
+        places = range(specials, len(pieces))
+        spaced = [at for at in places if whole[at][:1] == " " and _WORD.match(whole[at], 1)]
+        glued = [at for at in places if _WORD.match(whole[at])]
+        inner = [at for at in places if whole[at] not in ("", "'") and _WORD.match(whole[at].removeprefix("'"))]
+        bytewise = [at for at in places if not whole[at] and pieces[at][0] >= 0x80]  # of a character
+        ends = [0, *(at for at in places if whole[at] in (".", "!", "?", "...", "\n"))]
+        self.ends: Ids = np.array(ends, np.int64)  # of a sentence
+        self.spaced = Following(np.array([*spaced, *ends], np.int64), stops=len(ends))
+        self.spaced_or_glued = Following(np.array([*spaced, *glued, *ends], np.int64), stops=len(ends))
+        self.inner = Following(np.array([*inner, *bytewise], np.int64), ends=True)
+        self.begins_with_space = np.array([piece[:1] == b" " for piece in pieces])
+        begun = [at for at in places if pieces[at] == b" " or (pieces[at][:1] == b" " and not whole[at])]
+        self._spaced = {
+            kept: _Table((_key(pieces[at], kept), at) for at in (*spaced, *begun)) for kept in (False, True)
+        }
+        self._glued = {
+            kept: _Table((_key(pieces[at], kept), at) for at in (*glued, *bytewise)) for kept in (False, True)
+        }
+        self._inner = {
+            kept: _Table((_key(pieces[at], kept), at) for at in (*inner, *bytewise)) for kept in (False, True)
+        }
+
+    def starting(self, key: str, kept: bool, *, spaced: bool) -> Following:
+        """Return the pieces that begin a word and either begin with `key` or are its beginning."""
+        return (self._spaced if spaced else self._glued)[kept].covering(key)
+
+    def inside(self, key: str, kept: bool) -> Following:
+        """Return the pieces inside a word that either begin with `key` or are its beginning."""
+        return self._inner[kept].covering(key)
+
+    def key_length(self, tokens: Iterable[int], kept: bool) -> int:
+        """Return the length of the key of a word's first `tokens`."""
+        return sum(len(_key(self._pieces[token], kept)) for token in tokens)
+
+
+class _Table:
+    """Pieces by key: for a typed prefix, those that begin with it and those that are its beginning."""
+
+    def __init__(self, entries: Iterable[tuple[str, int]]) -> None:
+        listed = list(entries)
+        self._words = WordList(listed)
+        self._exact: dict[str, list[int]] = defaultdict(list)
+        for key, number in listed:
+            self._exact[key].append(number)
+
+    def covering(self, key: str) -> Following:
+        longer = self._words.starting(key)
+        shorter = [number for size in range(len(key)) for number in self._exact.get(key[:size], ())]
+        covers = np.zeros(len(longer) + len(shorter), bool)
+        covers[: len(longer)] = True
+        return Following(np.concatenate([longer, np.array(shorter, np.int64)]), covers=covers)
+
+
+@dataclass(frozen=True, slots=True)
+class SubwordPrefix:
+    """The `Prefix` of a text whose words are pieces."""
+
+    ids: list[int]
+    tokenizer: "SubwordTokenizer"
+    typed: bool
+    before: str  # the last run of non-space characters up to the word being typed
+    word: str  # the typed part of the word
+    spaced: bool  # the word begins with a space
+    glued: bool  # the word may begin without one
+    capital: bool  # the word begins a sentence
+
+    @property
+    def unknown_words(self) -> list[str]:
+        """None: every text has its pieces."""
+        return []
+
+    def following(self, tokens: tuple[int, ...]) -> Following:
+        """Return the pieces that go on in the word; see `Prefix`."""
+        pieces, kept = self.tokenizer.word_pieces, any(mark in self.word for mark in _APOSTROPHES)
+        key = _key(_plain(self.word).encode("utf-8", "surrogatepass"), kept)
+        if tokens:
+            rest = key[pieces.key_length(tokens, kept) :]
+            return pieces.inside(rest, kept) if rest else pieces.inner
+        if key:
+            return pieces.starting(key, kept, spaced=self.spaced)
+        return pieces.spaced_or_glued if self.glued else pieces.spaced
+
+    def after(self) -> "SubwordPrefix":
+        """Return the prefix of the word after this one."""
+        return SubwordPrefix([], self.tokenizer, False, "", "", True, False, False)
+
+    def text(self, tokens: Sequence[int]) -> str | None:
+        """Return the words as a person would type them; None for bytes that are no word or have other pieces."""
+        first, *others = self.tokenizer.decode(tokens, inside_line=True).removeprefix(" ").split(" ")
+        spaced = bool(self.tokenizer.word_pieces.begins_with_space[tokens[0]])
+        if not _WORD.fullmatch(first):
+            return None
+        if not others and self.tokenizer.ids(f" {first}" if spaced else first, inside_line=True) != list(tokens):
+            return None
+        if self.typed:
+            gap = " " if spaced and self.before and not self.word else ""
+            first = self.before + gap + _as_typed(self.word, first)
+        elif self.capital:
+            first = first[0].upper() + first[1:]
+        return " ".join([first, *others])
+
+
+def read_prefix(tokenizer: "SubwordTokenizer", text: str, *, complete: bool) -> SubwordPrefix:
+    """Return the context of the next word, or of the one being typed at the end of `text`."""
+    before, run, word = text, "", ""
+    if complete and text and not text[-1].isspace():
+        run = text.rsplit(maxsplit=1)[-1]
+        before = text[: len(text) - len(run)]
+        match = _TYPED.search(run[-_LONGEST:])
+        word = match[0] if match else ""
+        run = run[: len(run) - len(word)]
+    context = _plain(before + run)
+    stripped = _SPACE_END.sub("", context)
+    open_end = stripped[-1:]
+    spaced = not open_end or open_end == "\n" or len(stripped) < len(context)
+    glued = not spaced and not open_end.isalnum()
+    return SubwordPrefix(
+        tokenizer.ids(stripped),
+        tokenizer,
+        complete,
+        run,
+        word,
+        spaced=spaced,
+        glued=glued,
+        capital=_begins_sentence(stripped[-200:] if stripped else "", len(stripped) < len(context)),
+    )
+
+
+def _begins_sentence(context: str, space: bool) -> bool:
+    """Return whether a word after this context begins a sentence; `space`: spaces at its end were taken off."""
+    match = _SENTENCE_START.search(context + " " * space)
+    return match is not None and not (match["before"] and _ABBREVIATION.fullmatch(match["before"]))
+
+
+def _plain(text: str) -> str:
+    """Return the text composed (NFC), with one kind of apostrophe inside words and of line break, nothing invisible."""
+    if text.isascii() and "`" not in text and "\r" not in text:
+        return text
+    composed = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("\r\n", "\n").replace("\r", "\n")
+    return _INNER_APOSTROPHE.sub("'", composed)
+
+
+def _as_typed(typed: str, word: str) -> str:
+    """Return `word` with the capitals and the apostrophe of its typed part; small letters leave it as it is."""
+    mark = next((character for character in typed if character in _APOSTROPHES), "'")
+    letters = [character for character in unicodedata.normalize("NFC", typed) if character not in _APOSTROPHES]
+    if len(letters) > 1 and all(map(str.isupper, letters)):
+        return word.upper().replace("'", mark)
+    upper = iter([letter.isupper() for letter in letters])
+    cased = [c if c == "'" or not next(upper, False) else c.upper() for c in word]
+    return "".join(cased).replace("'", mark)
+
+
+def _decoded(piece: bytes) -> str:
+    """Return the piece's text, "" for bytes that are no UTF-8."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return ""
+
+
+def _key(piece: bytes, kept: bool) -> str:
+    """Return the bytes by which typed characters are compared, as a string.
+
+    Without a first space, with small ASCII letters, and unless `kept` without apostrophes.
+    """
+    key = piece.removeprefix(b" ").lower()
+    return (key if kept else key.replace(b"'", b"")).decode("latin-1")
