@@ -147,7 +147,7 @@ def _reload_on_sighup(registry: Registry) -> None:
 
 
 def open_registry(
-    settings: Settings, metrics: Metrics, families: Mapping[str, Family], tokenizers: Mapping[str, TokenizerFactory]
+    settings: Settings, metrics: Metrics, families: Mapping[str, Family], tokenizers: Mapping[str, type[Tokenizer]]
 ) -> Registry:
     """Return the registry of the store, which loads nothing yet.
 

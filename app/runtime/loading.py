@@ -12,7 +12,7 @@ from app.bundle import Bundle
 from app.errors import BundleError
 from app.runtime.families import FAMILIES, Family
 from app.runtime.scheduler import BundlePredictor, ObserveCache, Resources, ignore
-from app.text import TOKENIZERS, TokenizerFactory
+from app.text import TOKENIZERS, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def load_predictor(
     cache_bytes: int = 0,
     observe_cache: ObserveCache = ignore,
     families: Mapping[str, Family] = FAMILIES,
-    tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
+    tokenizers: Mapping[str, type[Tokenizer]] = TOKENIZERS,
 ) -> Any:
     """Open the predictor of the bundle's family and verify it by the probe.
 

@@ -28,7 +28,7 @@ from app.server.acceptor import ABSENT, WorkerServer
 from app.server.shutdown import GracefulServer
 from app.server.supervisor import Heartbeat, Supervisor
 from app.settings import Settings
-from app.text import TOKENIZERS, TokenizerFactory
+from app.text import TOKENIZERS, Tokenizer
 
 BACKLOG = 2048  # connections waiting to be accepted
 SWITCH_S = 0.0005  # an inference thread gets the GIL within this; Python's default of 5 ms is several scheduling steps
@@ -38,7 +38,7 @@ def serve(
     settings: Settings,
     *,
     families: Mapping[str, Family] = FAMILIES,
-    tokenizers: Mapping[str, TokenizerFactory] = TOKENIZERS,
+    tokenizers: Mapping[str, type[Tokenizer]] = TOKENIZERS,
     dialects: Mapping[str, Dialect] = DIALECTS,
 ) -> int:
     """Serve until SIGTERM or SIGINT and return the exit status. Raise SettingsError for an unusable setting."""
@@ -93,7 +93,7 @@ def _supervise(
     listening: socket.socket,
     folder: Path,
     families: Mapping[str, Family],
-    tokenizers: Mapping[str, TokenizerFactory],
+    tokenizers: Mapping[str, type[Tokenizer]],
     dialects: Mapping[str, Dialect],
 ) -> int:
     """Run the workers, whose shared metrics lie in `folder`, and return the exit status."""
