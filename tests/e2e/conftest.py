@@ -32,7 +32,7 @@ def seqserve(*arguments: str | Path, text: str | None = None, **environment: str
 
 @contextmanager
 def serving(
-    store: Path, log: list[str] | None = None, *, port: int = 0, **environment: str
+    store: Path, log: list[str] | None = None, *, port: int | str = 0, **environment: str
 ) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
     """A server of `store`, ready, and an HTTP client; `log` receives its later log lines. Port 0 is a free one."""
     command: list[str | Path] = [sys.executable, "-m", "app", "serve", "--port", str(port), "--store", store]

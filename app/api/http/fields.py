@@ -1,6 +1,6 @@
 """Field types that the requests and answers of every dialect are made of."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,6 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 NULL: Final = {"type": "null"}
-
 
 
 def _unicode(text: str) -> str:

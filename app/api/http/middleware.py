@@ -57,8 +57,11 @@ class RequestLogging:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
+                headers = message.get("headers", ())
+                present = {name.lower() for name, _ in headers}
                 message["headers"] = [
-                    *security_headers.secured(message.get("headers", ())),
+                    *headers,
+                    *(pair for pair in security_headers.HEADERS if pair[0] not in present),
                     *(pair for headers in context.response_headers for pair in headers()),
                     (b"x-request-id", request_id),
                 ]

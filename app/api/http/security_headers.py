@@ -3,12 +3,11 @@
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Collection
 from typing import Final, TypeAlias
 
 Header: TypeAlias = tuple[bytes, bytes]
 
-# Defaults; the page and the documentation have policies of their own.
+# Defaults of every response; the page and the documentation have policies of their own.
 HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -26,9 +25,3 @@ def documentation_policy(page: bytes) -> str:
         f"default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def secured(headers: Collection[Header]) -> Collection[Header]:
-    """Return a response's headers, completed by those of HEADERS that it lacks."""
-    present = {name.lower() for name, _ in headers}
-    return (*headers, *(pair for pair in HEADERS if pair[0] not in present))
