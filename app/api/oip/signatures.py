@@ -82,10 +82,9 @@ async def _language_model(call: Call) -> Mapping[str, Values]:
 
 
 async def _score(call: Call, payload: Score, name: str) -> TextScore:
-    try:
-        score: TextScore = await call.served.answer(payload, deadline=call.deadline)
-    except InvalidField as error:
-        raise InvalidField(name, error.message) from None
+    score: TextScore = await call.served.answer(payload, deadline=call.deadline)
+    if not score.tokens:
+        raise InvalidField(name, "expected a text with words, found none")
     return score
 
 
