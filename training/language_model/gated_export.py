@@ -80,11 +80,11 @@ def _add_block(graph: Graph, n: int, hidden_size: int, next_norm: str) -> None:
     """Add the n-th block: x{n} and its norm y{n} (B, T, D) -> x{n + 1} and y{n + 1}."""
     block, h = f"blocks.{n}", f"float[B,{hidden_size}]"
     _add_convolution(graph, n, graph.weights[f"{block}.input.kernel"].astype(np.float32))
-    gates = graph.linear(f"mixed{n}", f"{block}.input.gates.weight")
+    graph.split_linear(f"mixed{n}", f"{block}.input.gates.weight", [f"z_product{n}", f"c_product{n}", f"g_product{n}"])
+    biases = np.split(graph.weights[f"{block}.input.gates.bias"].astype(np.float32), 3)
+    for gate, bias in zip("zcg", biases, strict=True):
+        graph.lines.append(f"{gate}{n} = Add ({gate}_product{n}, {graph.constant(f'{gate}_bias{n}', bias)})")
     graph.lines.append(f"""
-        gates_product{n} = {gates}
-        gates{n} = Add (gates_product{n}, {_vector(graph, f"{block}.input.gates.bias")})
-        z{n}, c{n}, g{n} = Split <axis = 2, num_outputs = 3> (gates{n})
         update{n} = Sigmoid (z{n})
         h{n}_after, outputs{n} = Scan
             <num_scan_inputs = 2, scan_input_axes = [1, 1], scan_output_axes = [1], body = step{n}
@@ -98,13 +98,12 @@ def _add_block(graph: Graph, n: int, hidden_size: int, next_norm: str) -> None:
         gated{n} = Mul (outputs{n}, gate{n})""")
     graph.lines.append(f"recurrence{n} = {graph.linear(f'gated{n}', f'{block}.mixing.out.weight')}")
     _add_sum(graph, f"x{n}", f"recurrence{n}", f"{block}.mixing.norm.weight", f"middle{n}", f"normed{n}")
-    up = graph.linear(f"normed{n}", f"{block}.mixing.up.weight")
-    graph.lines.append(f"""
-        inner{n} = {up}
-        a{n}, b{n} = Split <axis = 2, num_outputs = 2> (inner{n})
-        inner_gate{n} = com.microsoft.QuickGelu <alpha = 1.0> (b{n})
-        gated_inner{n} = Mul (a{n}, inner_gate{n})""")
-    graph.lines.append(f"mlp{n} = {graph.linear(f'gated_inner{n}', f'{block}.mixing.down.weight')}")
+    graph.split_linear(f"normed{n}", f"{block}.mixing.up.weight", [f"a{n}", f"b{n}"])
+    graph.lines += [
+        f"inner_gate{n} = com.microsoft.QuickGelu <alpha = 1.0> (b{n})",
+        f"inner{n} = Mul (a{n}, inner_gate{n})",
+    ]
+    graph.lines.append(f"mlp{n} = {graph.linear(f'inner{n}', f'{block}.mixing.down.weight')}")
     _add_sum(graph, f"middle{n}", f"mlp{n}", next_norm, f"x{n + 1}", f"y{n + 1}")
 
 

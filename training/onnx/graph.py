@@ -9,7 +9,7 @@ The float32 graphs hold no weights: as ONNX external data they point into the bu
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -23,16 +23,21 @@ from app.runtime.onnx_session import Precision
 from app.runtime.recurrent_engine import WEIGHTS
 
 OPSET = '<ir_version: 10, opset_import: ["": 21, "seqserve": 1, "com.microsoft": 1]>'
-FUNCTION = '<domain: "seqserve", opset_import: ["": 21, "com.microsoft": 1]>'
+FUNCTION = '<domain: "seqserve", opset_import: ["": 21, "seqserve": 1, "com.microsoft": 1]>'
 
 Array: TypeAlias = npt.NDArray[np.generic]
 Extent: TypeAlias = tuple[int, int]  # offset and length in weights.safetensors, in bytes
 
-LINEAR: dict[Precision, str] = {
+LINEAR: dict[Precision, dict[str, str]] = {
     # y = x W^T for x (..., in), with W (out, in) kept as float16
-    "fp32": "(x, weight) => (y) { y = com.microsoft.FusedMatMul <transB = 1> (x, weight) }",
+    "fp32": {"Linear": "(x, weight) => (y) { y = com.microsoft.FusedMatMul <transB = 1> (x, weight) }"},
     # the same with W^T (in, out) as int8 and a scale a column
-    "int8": """(x, weight, column_scale) => (y) {
+    "int8": {
+        "Linear": """(x, weight, column_scale) => (y) {
+            quantised, peak = seqserve.Quantise (x)
+            y = seqserve.Product (quantised, peak, weight, column_scale)
+        }""",
+        "Quantise": """(x) => (quantised, peak) {
             across = Constant <value_ints = [-1]> ()
             step = Constant <value_float = 0.007874016> ()
             tiny = Constant <value_float = 1e-30> ()
@@ -42,9 +47,14 @@ LINEAR: dict[Precision, str] = {
             peak = Max (largest, tiny)
             unit = Div (x, peak)
             quantised = QuantizeLinear (unit, step, zero)
+        }""",
+        "Product": """(quantised, peak, weight, column_scale) => (y) {
+            step = Constant <value_float = 0.007874016> ()
+            zero = Constant <value = uint8 {128}> ()
             product = com.microsoft.MatMulIntegerToFloat (quantised, weight, step, column_scale, zero)
             y = Mul (product, peak)
         }""",
+    },
 }
 
 
@@ -61,16 +71,35 @@ class Graph:
 
     def linear(self, x: str, weight: str) -> str:
         """Return the call that multiplies the rows of `x` with the transpose of the named weight."""
+        return f"seqserve.Linear ({x}, {', '.join(self._factor(weight))})"
+
+    def split_linear(self, x: str, weight: str, parts: Sequence[str]) -> None:
+        """Add the lines that compute the product of `linear` in equal `parts`: of int8 rows quantised once."""
+        factors = self._factor(weight, len(parts))
+        if self.precision == "fp32":
+            self.lines += [
+                f"{parts[0]}_all = seqserve.Linear ({x}, {factors[0]})",
+                f"{', '.join(parts)} = Split <axis = -1, num_outputs = {len(parts)}> ({parts[0]}_all)",
+            ]
+            return
+        self.lines.append(f"{x}_quantised, {x}_peak = seqserve.Quantise ({x})")
+        for part, columns, scale in zip(parts, factors[::2], factors[1::2], strict=True):
+            self.lines.append(f"{part} = seqserve.Product ({x}_quantised, {x}_peak, {columns}, {scale})")
+
+    def _factor(self, weight: str, parts: int = 1) -> list[str]:
+        """Return the names of a weight as the products take it: in float32, or int8 `parts`, each with its scales."""
         name = identifier(weight)
-        self.functions["Linear"] = LINEAR[self.precision]
+        self.functions |= LINEAR[self.precision]
         if self.precision == "fp32":
             if weight not in self.kept_outside:
                 self.lines.append(f"{name} = Cast <to = 1> ({self.outside(weight)})")
-            return f"seqserve.Linear ({x}, {name})"
-        if name not in self.constants:
+            return [name]
+        names = [name] if parts == 1 else [f"{name}_{part}" for part in range(parts)]
+        if names[0] not in self.constants:
             quantised, scale = quantise(self.weights[weight].astype(np.float32))
-            self.constants |= {name: quantised, f"{name}_scale": scale}
-        return f"seqserve.Linear ({x}, {name}, {name}_scale)"
+            for each, columns, scales in zip(names, np.split(quantised, parts, 1), np.split(scale, parts), strict=True):
+                self.constants |= {each: columns, f"{each}_scale": scales}
+        return [named for each in names for named in (each, f"{each}_scale")]
 
     def outside(self, weight: str) -> str:
         """Return the graph's name of a tensor that stays in weights.safetensors."""
