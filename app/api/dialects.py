@@ -3,6 +3,7 @@
 from typing import Final
 
 from app.api.http.dialect import Dialect
+from app.api.huggingface import routes as huggingface
 from app.api.native import language, vision
 from app.api.oip import routes as oip
 from app.api.operations import routes as operations
@@ -10,6 +11,7 @@ from app.api.web import page
 
 DIALECTS: Final[dict[str, Dialect]] = {
     "native": Dialect(lambda limits: [*language.routes(limits.texts), *vision.routes(limits.uploads)]),
+    "huggingface": huggingface.DIALECT,
     "oip": oip.DIALECT,
     "operations": Dialect(lambda _limits: operations.ROUTES),
     "web": Dialect(lambda _limits: page.routes()),

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -62,28 +63,31 @@ class AccessControl:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or reject it."""
-        if scope["type"] == "http" and (route := self._route(scope["method"], scope["path"])):
+        if scope["type"] == "http":
             context = request_context(scope)
-            context.route, context.required = route
+            method, path = scope["method"], scope["path"]
+            others: set[str] = set()  # methods of a path that lacks this one
+            context.route, context.required = self._fixed.get((method, path)) or self._route(method, path, others)
             try:
                 self._require(context, scope)
             except (Unauthenticated, Forbidden) as error:
                 await bodies.reject(error, scope, receive, send)
                 return
+            if others:
+                raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(sorted(others))})
         await self.app(scope, receive, send)
 
-    def _route(self, method: str, path: str) -> tuple[str, KeyScope | None] | None:
-        """Return the path template and key scope of the route that the router selects, or None for an unknown path.
+    def _route(self, method: str, path: str, others: set[str]) -> tuple[str | None, KeyScope | None]:
+        """Return the path template and key scope of the route that the router selects.
 
-        For a method that the path lacks, they are those of another method.
+        For a method that the path lacks, they are those of another method, and `others` receives the path's methods.
         """
-        if found := self._fixed.get((method, path)):
-            return found
         matching = [(template, scopes) for pattern, template, scopes in self._patterns if pattern.match(path)]
         for template, scopes in matching:
             if method in scopes or ANY in scopes:
                 return template, scopes.get(method, scopes.get(ANY))
-        return next(((template, next(iter(scopes.values()))) for template, scopes in matching), None)
+        others.update(other for _, scopes in matching for other in scopes)
+        return next(((template, next(iter(scopes.values()))) for template, scopes in matching), (None, None))
 
     def _require(self, context: RequestContext, scope: Scope) -> None:
         """Raise Unauthenticated or Forbidden unless the request may use the route."""

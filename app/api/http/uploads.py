@@ -15,6 +15,7 @@ from app.api.http.problems import MAX_SHOWN
 from app.errors import InvalidField, Malformed, TooLarge, UnsupportedType
 
 PART: Final = "image"
+BASE64: Final = 4 / 3  # of the content's size
 MAX_IMAGE_BYTES: Final = 16 * 2**20
 IN_MEMORY_BYTES: Final = 16 * 1024  # read without a thread
 

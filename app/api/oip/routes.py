@@ -17,6 +17,7 @@ from app.api.http.dialect import BodyLimits, Dialect
 from app.api.http.endpoints import STATUSES, Context, Deadline, Endpoint
 from app.api.http.problems import MAX_SHOWN, ErrorFormat
 from app.api.http.state import MetricsOf, RegistryOf
+from app.api.http.uploads import BASE64
 from app.api.oip import tensors
 from app.api.oip.schemas import (
     Duration,
@@ -47,7 +48,6 @@ ERRORS: Final = ErrorFormat(lambda report: {"error": report.detail}, Failure)
 TAGS: Final[list[str | Enum]] = ["Open Inference Protocol"]
 EXTENSIONS: Final = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
 TYPES: Final = {"BYTES": "TYPE_STRING"}  # Triton's names of datatypes; others are TYPE_ and the name
-BASE64: Final = 4 / 3
 CONTROL_BYTES: Final = 4096  # body limit of the repository's routes
 NANOSECONDS: Final = 10**9
 

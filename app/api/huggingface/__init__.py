@@ -1,0 +1,1 @@
+"""The inference API of Hugging Face: POST /models/{model}."""
