@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # slow imports, made by each command
     from app.runtime.families.captions import Description
     from app.runtime.families.digits import Classification
     from app.runtime.families.language_model import LanguageModelPredictor
-    from app.runtime.scheduler import Predictor
+    from app.runtime.predictor import Predictor
     from app.runtime.scores import TextScore
 
 MAX_LINE: Final = 2**22  # characters; each line is held in memory
@@ -60,7 +60,7 @@ def suggest(
         model: Name of the model; by default the first by name.
     """
     from app.runtime.families.language_model import Suggest
-    from app.runtime.scheduler import answer_all
+    from app.runtime.predictor import answer_all
 
     predictor: LanguageModelPredictor = _predictor(store, "language_model", model, threads)
     payload = Suggest(_standard_input() if text == "-" else text, top_k, words, complete)
@@ -285,7 +285,7 @@ def _answer_files(
     show: Callable[[Path, Any], None],
 ) -> int:
     """Show the answer to each image; report each file that is not an image, and return FAILED if there is one."""
-    from app.runtime.scheduler import answer_all
+    from app.runtime.predictor import answer_all
 
     status = 0
     for start in range(0, len(files), BATCH):

@@ -12,7 +12,7 @@ from app import bundle as bundles
 from app.bundle import Bundle, CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
 from app.runtime.families.language_model import LanguageModelPredictor
-from app.runtime.scheduler import Resources
+from app.runtime.predictor import Resources
 from training.language_model.export import export_language_model
 from training.publishing import PRECISIONS, probe
 

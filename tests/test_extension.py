@@ -28,8 +28,8 @@ from app.runtime.families import FAMILIES, Family
 from app.runtime.families.language_model import Suggest
 from app.runtime.metrics import Metrics
 from app.runtime.onnx_session import Precision
+from app.runtime.predictor import Resources
 from app.runtime.registry import Registry
-from app.runtime.scheduler import Resources
 from app.runtime.usage import REQUEST_USAGE, RequestUsage
 from app.settings import Settings
 from app.text import TOKENIZERS
@@ -61,7 +61,7 @@ class ShoutPredictor:
     def prepare(self, payload: Shout) -> str:
         return payload.text
 
-    def predict(self, examples: Sequence[str]) -> list[str | None]:
+    def step(self, examples: Sequence[str]) -> list[str | None]:
         return [text.upper() for text in examples]
 
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:

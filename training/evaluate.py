@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.errors import CorpusError
 from app.runtime.families.language_model import LanguageModelPredictor, Score
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from app.runtime.scores import TextScore
 from training.corpora.files import open_text
 

@@ -15,7 +15,7 @@ import torch
 from app import bundle as bundles
 from app.bundle import Bundle, FamilyName, Manifest
 from app.runtime.onnx_session import Precision
-from app.runtime.scheduler import BundlePredictor
+from app.runtime.predictor import BundlePredictor
 from training.run import Run, RunError
 
 PRECISIONS: tuple[Precision, ...] = ("int8", "fp32")

@@ -11,7 +11,7 @@ from typing import Any
 from app.bundle import Bundle
 from app.errors import BundleError
 from app.runtime.families import FAMILIES, Family
-from app.runtime.scheduler import BundlePredictor, ObserveCache, Resources, ignore
+from app.runtime.predictor import BundlePredictor, ObserveCache, Resources, ignore
 from app.text import TOKENIZERS, Tokenizer
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ holds a lease on the `Served` that it started with: a replaced version closes on
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, Self, TypeVar
@@ -17,6 +18,7 @@ from app.runtime.families import FAMILIES, Family
 from app.runtime.loading import Loaded, freeze_heap, load_predictor, release_memory
 from app.runtime.metrics import Metrics
 from app.runtime.onnx_session import Precision
+from app.runtime.predictor import Partial
 from app.runtime.preprocessing import Preprocessor
 from app.runtime.scheduler import MAX_INLINE_BATCH, Scheduler
 from app.runtime.usage import REQUEST_USAGE
@@ -115,6 +117,16 @@ class Served:
         answer = await self.scheduler.submit(example, deadline)
         usage.add(**self.family.usage(answer))
         return answer
+
+    async def stream(self, example: Any, *, deadline: float | None = None) -> AsyncGenerator[Partial[Any, Any], None]:
+        """Yield the partial answers to a prepared example, the answer with the last. Closing it cancels the rest."""
+        usage = REQUEST_USAGE.get()
+        async with aclosing(self.scheduler.stream(example, deadline)) as partials:
+            async for output in partials:
+                if usage and output.answer is not None:
+                    usage.model = self.name
+                    usage.add(**self.family.usage(output.answer))
+                yield output
 
 
 class Registry:
@@ -246,7 +258,7 @@ class Registry:
         former = self._served.get(name)
         scheduler = Scheduler(
             name,
-            loaded.predictor.predict,
+            loaded.predictor.step,
             self.metrics,
             queue_size=self._queue_size,
             batch_size=self._batch_size,

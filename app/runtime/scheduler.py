@@ -5,105 +5,21 @@ the interpreter lose more by it than a keystroke costs (training/LOG.md).
 """
 
 import asyncio
-import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias
 
-from app.bundle import Bundle
-from app.errors import BundleError, DeadlineExceeded, NotReady, Overloaded
-from app.runtime.onnx_session import Precision
-from app.runtime.usage import REQUEST_USAGE, RequestUsage
-from app.text import TOKENIZERS, Tokenizer, read_tokenizer
-
-Payload = TypeVar("Payload", contravariant=True)
-Example = TypeVar("Example")
-Answer = TypeVar("Answer")
-ObserveCache: TypeAlias = Callable[[int, int], None]
+from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.runtime.predictor import Partial, complete
+from app.runtime.queueing import MAX_UNREAD, Job, JobQueue
+from app.runtime.usage import REQUEST_USAGE
 
 MAX_INLINE_BATCH = 16  # examples of an inline step, where the inference thread has a processor of its own
-MAX_SHORT_STEPS = 8  # a run of five words takes five steps, a page as context eight
 
 log = logging.getLogger(__name__)
-
-
-class Predictor(Protocol[Payload, Example, Answer]):
-    """A model behind the interface that evaluation and the server share.
-
-    `prepare` validates one payload and raises for it alone. `predict` advances a batch by one scheduling step and
-    cannot fail for one member. It returns per example the answer, or None for an example that needs another step: a
-    long text read in chunks, the next word of a beam search, or no room in this step (the first example always has
-    room). The caller composes the batch of the next step, so a short request never waits for a whole long one.
-    """
-
-    def prepare(self, payload: Payload) -> Example:
-        """Validate one payload."""
-        ...
-
-    def predict(self, examples: Sequence[Example]) -> list[Answer | None]:
-        """Run one step; return the answer to each example, or None."""
-        ...
-
-
-def ignore(hit: int, read: int) -> None:
-    """An ObserveCache that does nothing."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Machine resources of a predictor; a family without recurrent states to cache ignores `cache_bytes`."""
-
-    threads: int = 1  # of inference
-    cache_bytes: int = 0  # of the state cache
-    tokenizers: Mapping[str, type[Tokenizer]] = field(default_factory=lambda: TOKENIZERS)  # by name in manifests
-    observe_cache: ObserveCache = ignore  # called after a step with the context tokens found in the cache and read
-
-    def tokenizer(self, bundle: Bundle, size: int) -> Tokenizer:
-        """Read a bundle's tokenizer of `size` tokens. Raise BundleError for another file than its manifest tells."""
-        expected = bundle.manifest.vocabulary_sha256
-        try:
-            found = read_tokenizer(bundle.manifest.normalisation or "whitespace", bundle.text, self.tokenizers)
-        except ValueError as error:
-            raise BundleError(f"{bundle.folder}: {error}") from error
-        path = bundle.path(found.FILE)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        if sha256 != expected:
-            raise BundleError(f"{path}: expected the sha256 {expected}, found {sha256}")
-        if len(found.strings) != size:
-            raise BundleError(f"{path}: expected {size} tokens, found {len(found.strings)}")
-        return found
-
-
-class BundlePredictor(Predictor[Payload, Example, Answer], Protocol[Payload, Example, Answer]):
-    """A predictor opened from a bundle and verified by the bundle's probe."""
-
-    PROBE_TOLERANCE: ClassVar[float]  # of the probe's numbers: above processors' differences, below those of faults
-
-    @property
-    def precision(self) -> Precision:
-        """The arithmetic of the graphs in use."""
-        ...
-
-    @property
-    def fits_inline(self) -> Callable[[Sequence[Any]], bool] | None:
-        """A function that returns whether one step over the batch is cheap enough to run inline on the event loop.
-
-        None for a family whose steps never are.
-        """
-        ...
-
-    @classmethod
-    def open(cls, bundle: Bundle, precision: Precision, resources: Resources) -> Self:
-        """Open the bundle's graphs of this precision. Raise BundleError if they can't be run."""
-        ...
-
-    def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
-        """Return the answer to `payload`, the fields of one of the family's payloads, as [text, number] pairs."""
-        ...
 
 
 class Observer(Protocol):
@@ -130,25 +46,11 @@ class Observer(Protocol):
         ...
 
 
-@dataclass(eq=False, slots=True)
-class _Job:
-    """An accepted example and the future of its answer."""
-
-    example: Any
-    deadline: float | None
-    accepted: float
-    future: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
-    account: RequestUsage | None  # of the HTTP request
-    steps: int = 0
-    cancelled: bool = False
-
-
-Outcome: TypeAlias = tuple[_Job, Any, BaseException | None]  # an answer or an error
+Outcome: TypeAlias = tuple[Job, Any]  # an answer, a partial answer or an error
 
 
 def _deliver(outcomes: Sequence[Outcome], running: asyncio.AbstractEventLoop | None) -> None:
-    """Resolve the jobs' futures, all of one event loop in one call: waking a loop costs more than an answer.
+    """Resolve the jobs, all of one event loop in one call: waking a loop costs more than an answer.
 
     `running` is the event loop that runs in this thread, if one does.
     """
@@ -161,36 +63,32 @@ def _deliver(outcomes: Sequence[Outcome], running: asyncio.AbstractEventLoop | N
         if loop is running:
             _resolve(resolved)
         else:
-            with suppress(RuntimeError):  # the loop is closed, so its futures are not awaited
+            with suppress(RuntimeError):  # the loop is closed, so nothing awaits its jobs
                 loop.call_soon_threadsafe(_resolve, resolved)
 
 
 def _resolve(outcomes: Sequence[Outcome]) -> None:
-    for job, answer, error in outcomes:
-        if job.future.done():
-            continue
-        if error is None:
-            job.future.set_result(answer)
-        else:
-            job.future.set_exception(error)
+    for job, output in outcomes:
+        job.resolve(output)
 
 
 class Scheduler:
     """Batches the examples of concurrent requests for one predictor.
 
-    The queue is bounded: beyond `queue_size` waiting examples, a new one raises Overloaded at once. A batch holds
-    examples with few steps so far, in order, and long ones, oldest first. A keystroke therefore never waits for
-    documents, and the first of many documents finishes before the last. Cancelled and expired examples are dropped
-    before the next step.
+    The queue is bounded, with a bound and steps of their own for interactive and for bulk examples (see JobQueue):
+    beyond `queue_size` waiting examples of its kind, a new one raises Overloaded at once. Cancelled and expired
+    examples are dropped before the next step.
 
     One step runs at a time: in the inference thread, or inline on the event loop of the first waiting example if the
-    batch has at most `max_inline_batch` examples and `fits_inline` accepts it.
+    batch has at most `max_inline_batch` examples and `fits_inline` accepts it. A stream stays on the event loop while
+    its steps run inline, so that a partial answer costs no change of threads; those of one step in the thread wake
+    each event loop once.
     """
 
     def __init__(
         self,
         name: str,
-        predict: Callable[[Sequence[Any]], list[Any]],
+        step: Callable[[Sequence[Any]], Sequence[Any]],
         observer: Observer,
         *,
         queue_size: int,
@@ -199,43 +97,66 @@ class Scheduler:
         max_inline_batch: int = MAX_INLINE_BATCH,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`predict` is that of a Predictor; without `fits_inline` (see BundlePredictor) no step runs inline."""
+        """`step` is that of a Predictor; without `fits_inline` (see BundlePredictor) no step runs inline."""
         self._name = name
-        self._predict = predict
+        self._predict = step
         self._fits_inline = fits_inline
         self._max_inline_batch = max_inline_batch
         self._observer = observer
-        self._queue_size = queue_size
         self._batch_size = batch_size
         self._now = now
-        self._short: list[_Job] = []  # fewer than MAX_SHORT_STEPS steps so far, in the order of their steps
-        self._long: list[_Job] = []  # the others, oldest first
+        self._queue = JobQueue(queue_size)
         self._polling: asyncio.AbstractEventLoop | None = None  # the loop in which `_poll` is scheduled
         self._busy = False  # a batch is taken and its step not finished
-        self._handed_off: list[_Job] = []  # the batch that an event loop took and leaves to the thread
+        self._handed_off: list[Job] = []  # the batch that an event loop took and leaves to the thread
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"inference-{name}", daemon=True)
         self._thread.start()
 
-    async def submit(self, example: Any, deadline: float | None = None) -> Any:
+    async def submit(self, example: Any, deadline: float | None = None, *, bulk: bool = False) -> Any:
         """Return the answer to `example`. `deadline` is a time of the clock `now`.
 
         Raise Overloaded if the queue is full, NotReady after `close`, DeadlineExceeded once the deadline has passed.
         """
-        loop = asyncio.get_running_loop()
-        job = _Job(example, deadline, self._now(), loop.create_future(), loop, REQUEST_USAGE.get())
-        self._accept(job)
+        job = self._accept(example, deadline, bulk=bulk, streamed=False)
         try:
             return await job.future
         except asyncio.CancelledError:
             self._cancel(job)
             raise
 
+    async def stream(
+        self, example: Any, deadline: float | None = None, *, bulk: bool = False
+    ) -> AsyncGenerator[Partial[Any, Any], None]:
+        """Yield the partial answers to `example`, each as soon as its step has run; the last one holds the answer.
+
+        Raise as `submit` does. Closing the generator, or cancelling its task, drops the example before its next step.
+        An example with MAX_UNREAD partial answers that its client has not read gets no step until it reads one.
+        """
+        job = self._accept(example, deadline, bulk=bulk, streamed=True)
+        assert job.stream
+        finished = False
+        try:
+            while not finished:
+                output = await job.stream.get()
+                job.read += 1
+                if job.unread >= MAX_UNREAD - 1:  # it may have got no step before
+                    with self._changed:
+                        self._wake(job.loop)
+                if isinstance(output, BaseException):
+                    finished = True
+                    raise output
+                finished = output.answer is not None
+                yield output
+        finally:
+            if not finished:
+                self._cancel(job)
+
     @property
     def depth(self) -> int:
         """The number of queued examples."""
-        return len(self._short) + len(self._long)
+        return len(self._queue)
 
     async def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the thread."""
@@ -244,29 +165,38 @@ class Scheduler:
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def _accept(self, job: _Job) -> None:
+    def _accept(self, example: Any, deadline: float | None, *, bulk: bool, streamed: bool) -> Job:
+        """Queue an example of the running event loop."""
+        loop = asyncio.get_running_loop()
+        stream = asyncio.Queue[Any]() if streamed else None
+        account = REQUEST_USAGE.get()
+        job = Job(example, deadline, bulk, self._now(), loop, account, loop.create_future(), stream)
         with self._changed:
             if self._closing:
                 raise NotReady(f"{self._name}: is shutting down")
-            if self.depth >= self._queue_size:
+            if self._queue.is_full(bulk=bulk):
                 self._observer.count_refusal(self._name, "overloaded")
-                raise Overloaded(f"{self._name}: the queue is full with {self.depth} requests; retry later")
-            if job.account:
-                job.account.accept(job.accepted)
-            self._short.append(job)
-            if self._fits_inline is None:
-                self._changed.notify()
-            elif not self._busy:
-                self._schedule_poll(job.loop)
+                waiting = self._queue.waiting(bulk=bulk)
+                raise Overloaded(f"{self._name}: the queue is full with {waiting} requests; retry later")
+            if account:
+                account.accept(job.accepted)
+            self._queue.add((job,))
+            self._wake(loop)
+        return job
 
-    def _cancel(self, job: _Job) -> None:
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the next step unless one runs. The caller holds the lock."""
+        if self._fits_inline is None:
+            self._changed.notify()
+        elif not self._busy:
+            self._schedule_poll(loop)
+
+    def _cancel(self, job: Job) -> None:
         """Remove a cancelled job from the queue; one that is in the running step is dropped after it."""
         self._observer.count_refusal(self._name, "cancelled")
         with self._changed:
             job.cancelled = True
-            for queue in (self._short, self._long):
-                if job in queue:
-                    queue.remove(job)
+            self._queue.remove((job,))
             self._observer.set_queue(self._name, self.depth)
 
     def _schedule_poll(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -276,7 +206,7 @@ class Scheduler:
         """
         if self._polling is loop or not self.depth:
             return
-        if self._polling or any(job.loop is not loop for job in (*self._short, *self._long)):
+        if self._polling or any(job.loop is not loop for job in self._queue):
             self._changed.notify()
         else:
             self._polling = loop
@@ -297,7 +227,7 @@ class Scheduler:
         while batch := self._gather():
             self._step(batch)
 
-    def _step(self, batch: Sequence[_Job], running: asyncio.AbstractEventLoop | None = None) -> None:
+    def _step(self, batch: Sequence[Job], running: asyncio.AbstractEventLoop | None = None) -> None:
         """Run one step over the batch, in the inference thread or inline on the `running` event loop."""
         examples = [job.example for job in batch]
         try:
@@ -309,42 +239,42 @@ class Scheduler:
                 return
             self._count_steps(batch)
             started = self._now()
-            answers = list(zip(batch, self._predict(examples), strict=True))
+            outputs = list(zip(batch, self._predict(examples), strict=True))
             self._observe_step(batch, started, self._now())
         except Exception as error:
             log.exception("%s: a batch of %d failed", self._name, len(batch))
-            _deliver([(job, None, error) for job in batch], running)
-            self._finish([], running)
-            return
-        _deliver([(job, answer, None) for job, answer in answers if answer is not None], running)
-        self._finish([job for job, answer in answers if answer is None], running)
+            self._finish([(job, error) for job in batch], [], running)
+        else:
+            unfinished = [job for job, output in outputs if complete(output) is None]
+            self._finish(_outcomes(outputs), unfinished, running)
 
-    def _finish(self, unfinished: Sequence[_Job], running: asyncio.AbstractEventLoop | None) -> None:
-        """End a step: queue the unfinished jobs again and start the next step."""
-        with self._changed:
+    def _finish(
+        self, outcomes: Sequence[Outcome], unfinished: Sequence[Job], running: asyncio.AbstractEventLoop | None
+    ) -> None:
+        """End a step: deliver its outcomes, queue the unfinished jobs again and start the next step."""
+        with self._changed:  # a client that answers an outcome at once finds the step ended
+            _deliver(outcomes, running)
             self._busy = False
             kept = [job for job in unfinished if not job.cancelled]
-            self._short += [job for job in kept if job.steps < MAX_SHORT_STEPS]
-            self._long += [job for job in kept if job.steps >= MAX_SHORT_STEPS]
-            self._long.sort(key=lambda job: job.accepted)
-            if running and not kept and not self._closing:
+            self._queue.add(kept)
+            if running and not self._closing and all(job.stream is not None for job in kept):
                 self._schedule_poll(running)
             else:
                 self._changed.notify()
 
-    def _count_steps(self, batch: Sequence[_Job]) -> None:
+    def _count_steps(self, batch: Sequence[Job]) -> None:
         """Count a step of each job; record the waiting time of those in their first."""
         for job in batch:
             if not job.steps:
                 self._observer.observe_wait(self._name, self._now() - job.accepted)
             job.steps += 1
 
-    def _observe_step(self, batch: Sequence[_Job], started: float, ended: float) -> None:
+    def _observe_step(self, batch: Sequence[Job], started: float, ended: float) -> None:
         self._observer.observe_batch(self._name, len(batch), ended - started)
         for account in {job.account for job in batch if job.account}:
             account.record_step(started, ended)
 
-    def _gather(self) -> list[_Job]:
+    def _gather(self) -> list[Job]:
         """Wait for the thread's next batch; empty once closed and finished."""
         with self._changed:
             while True:
@@ -355,45 +285,34 @@ class Scheduler:
                     return []
                 self._changed.wait()
 
-    def _take(self) -> list[_Job]:
-        """Take the next batch from the queue; empty if none is left. The caller holds the lock."""
+    def _take(self) -> list[Job]:
+        """Take the next batch from the queue; empty if none can take a step. The caller holds the lock."""
         self._drop_expired()
-        batch = self._next_batch()
+        batch = self._queue.take(self._batch_size, blocked=self._closing)
         self._busy = bool(batch)
         self._observer.set_queue(self._name, self.depth)
         return batch
 
-    def _next_batch(self) -> list[_Job]:
-        """Remove a batch from the queue: at most half of it short jobs while long ones fill the rest.
-
-        The oldest long job comes first, then the short ones: a predictor may defer the last to the next step.
-        """
-        room = self._batch_size
-        short = min(len(self._short), max(room // 2, room - len(self._long)))
-        batch = [*self._long[:1], *self._short[:short], *self._long[1 : room - short]]
-        self._long, self._short = self._long[room - short :], self._short[short:]
-        return batch
-
     def _drop_expired(self) -> None:
         """Fail queued jobs whose deadline has passed."""
-        waiting = (*self._short, *self._long)
-        expired = {job for job in waiting if job.deadline is not None and job.deadline < self._now()}
+        expired = [job for job in self._queue if job.deadline is not None and job.deadline < self._now()]
         if not expired:
             return
-        self._short = [job for job in self._short if job not in expired]
-        self._long = [job for job in self._long if job not in expired]
+        self._queue.remove(expired)
         for _ in expired:
             self._observer.count_refusal(self._name, "deadline")
         error = f"{self._name}: the deadline passed before the answer was ready"
-        _deliver([(job, None, DeadlineExceeded(error)) for job in expired], None)
+        _deliver([(job, DeadlineExceeded(error)) for job in expired], None)
 
 
-def answer_all(predictor: Predictor[Any, Any, Any], examples: Sequence[Any]) -> list[Any]:
-    """Run steps over all examples together until each has its answer, as evaluation and the command line do."""
-    answers: dict[int, Any] = {}
-    waiting = list(range(len(examples)))
-    while waiting:
-        found = predictor.predict([examples[index] for index in waiting])
-        answers.update({index: answer for index, answer in zip(waiting, found, strict=True) if answer is not None})
-        waiting = [index for index in waiting if index not in answers]
-    return [answers[index] for index in range(len(examples))]
+def _outcomes(outputs: Sequence[tuple[Job, Any]]) -> list[Outcome]:
+    """Return what each job is to get of a step's outputs: its answer, or for a stream each partial answer."""
+    found = list[Outcome]()
+    for job, output in outputs:
+        answer = complete(output)
+        if job.stream is not None and output is not None:
+            job.sent += 1
+            found.append((job, output if isinstance(output, Partial) else Partial((), answer)))
+        elif answer is not None:
+            found.append((job, answer))
+    return found

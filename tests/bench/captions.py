@@ -25,7 +25,7 @@ from app.bundle import Bundle
 from app.images import PHOTO_SIZE, decoded, normalised, photo
 from app.runtime.families.captions import CaptionsPredictor, Describe
 from app.runtime.loading import load_predictor
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from app.text.words import Vocabulary
 from tests.bench.serving.peers.eager import captioner_of, network_of
 from training.captions.decoding import beam_search

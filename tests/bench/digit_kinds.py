@@ -18,7 +18,7 @@ from PIL import Image
 from app import bundle as bundles
 from app.runtime.families.digits import Classification, Classify, DigitsPredictor
 from app.runtime.loading import load_predictor
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from training.digits import data
 from training.digits.composing import Pixels
 from training.digits.data import Digits

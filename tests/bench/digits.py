@@ -24,7 +24,7 @@ from app.images import png
 from app.models.digits import ReNet, RowReader
 from app.runtime.families.digits import Classify, DigitsPredictor
 from app.runtime.loading import load_predictor
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from training.digits.publish import read_config
 from training.digits.recipe import as_input, build
 

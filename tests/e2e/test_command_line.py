@@ -88,7 +88,7 @@ class ShadePredictor:
     def prepare(self, payload: Classify | Describe) -> tuple[Classify | Describe, int]:
         return payload, np.asarray(decoded(payload.content, name=payload.name))[0, 0, 0].item()
 
-    def predict(self, examples: Sequence[tuple[Classify | Describe, int]]) -> list[Any]:
+    def step(self, examples: Sequence[tuple[Classify | Describe, int]]) -> list[Any]:
         assert len(examples) <= BATCH
         return [self._answer(*example) for example in examples]
 

@@ -18,7 +18,7 @@ import pytest
 
 from app import bundle as bundles
 from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
-from app.runtime.scheduler import Resources, answer_all
+from app.runtime.predictor import Resources, answer_all
 from tests.e2e.conftest import serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.serial]

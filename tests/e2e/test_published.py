@@ -14,7 +14,7 @@ import pytest
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
-from app.runtime.scheduler import Resources, answer_all
+from app.runtime.predictor import Resources, answer_all
 from app.runtime.scores import TextScore
 from tests.e2e.conftest import serving
 

@@ -11,7 +11,7 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
 from app.runtime.loading import load_predictor
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from tests.e2e.conftest import serving
 from training.captions import data as data
 from training.captions.data import Photo, words

@@ -17,7 +17,7 @@ from app import bundle as bundles
 from app.images import framed_array, png
 from app.runtime.families.digits import Classification, DigitsPredictor
 from app.runtime.loading import load_predictor
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from tests.e2e.conftest import serving
 from training.digits.data import Digits, load
 

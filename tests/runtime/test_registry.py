@@ -17,8 +17,8 @@ from app.errors import BundleError, InvalidField, NotReady, UnknownModel
 from app.runtime.families.language_model import LanguageModelPredictor, Suggest
 from app.runtime.loading import load_predictor
 from app.runtime.metrics import Metrics
+from app.runtime.predictor import Resources
 from app.runtime.registry import Registry
-from app.runtime.scheduler import Resources
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,9 @@ from typing import Any, cast
 import pytest
 
 from app.errors import DeadlineExceeded, NotReady, Overloaded
-from app.runtime.scheduler import Scheduler, answer_all
+from app.runtime.predictor import Partial, answer_all
+from app.runtime.queueing import MAX_UNREAD
+from app.runtime.scheduler import Scheduler
 from app.runtime.usage import REQUEST_USAGE, RequestUsage
 
 pytestmark = pytest.mark.anyio
@@ -655,6 +657,174 @@ async def test_an_observer_that_fails_fails_one_batch_alone() -> None:
         await scheduler.close()
 
 
+# streams
+
+
+@dataclass
+class Letters:
+    """A request whose answer is its text; each step adds a letter."""
+
+    text: str
+    done: int = 0
+
+
+class Speller:
+    """A step function that adds a letter to each of its examples; it records its batches and threads."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.inline: list[bool] = []
+
+    def __call__(self, batch: Sequence[Letters]) -> list[Partial[str, str]]:
+        self.batches.append([each.text for each in batch])
+        self.inline.append(threading.current_thread() is threading.main_thread())
+        return [self.spell(each) for each in batch]
+
+    def spell(self, example: Letters) -> Partial[str, str]:
+        example.done += 1
+        letter = example.text[example.done - 1]
+        return Partial([letter], example.text if example.done == len(example.text) else None)
+
+
+@asynccontextmanager
+async def spelling(*, inline: bool = True, **options: Any) -> AsyncIterator[tuple[Speller, Scheduler, Recorder]]:
+    speller, recorder = Speller(), Recorder()
+    fits = (lambda _: True) if inline else None
+    scheduler = Scheduler("m", speller, recorder, queue_size=9, batch_size=8, fits_inline=fits, **options)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield speller, scheduler, recorder
+    finally:
+        await scheduler.close()
+
+
+async def spelled(scheduler: Scheduler, text: str) -> tuple[list[str], str | None]:
+    outputs = [output async for output in scheduler.stream(Letters(text))]
+    assert [output.answer for output in outputs[:-1]] == [None] * (len(outputs) - 1)
+    return [part for output in outputs for part in output.parts], outputs[-1].answer
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_partial_answers_are_streamed_in_order_and_the_answer_with_the_last(inline: bool) -> None:
+    async with spelling(inline=inline) as (speller, scheduler, _):
+        assert await spelled(scheduler, "letters") == ([*"letters"], "letters")
+        assert await answers(*(asyncio.create_task(spelled(scheduler, text)) for text in ("one", "three"))) == [
+            ([*"one"], "one"),
+            ([*"three"], "three"),
+        ]
+    assert speller.batches[-5:] == [["one", "three"]] * 3 + [["three"]] * 2
+    assert set(speller.inline) == {inline}  # a stream stays on the event loop if its steps fit there
+
+
+async def test_a_request_that_is_not_streamed_gets_the_answer_alone() -> None:
+    async with spelling() as (_, scheduler, _recorder):
+        assert await scheduler.submit(Letters("abc")) == "abc"
+
+
+async def test_an_answer_without_parts_ends_a_stream() -> None:
+    async with in_steps() as (_, scheduler):
+        outputs = [output async for output in scheduler.stream(Work("a", steps=2))]
+    assert outputs == [Partial((), "A")]
+
+
+async def test_an_event_loop_is_woken_once_for_the_partial_answers_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, woken = asyncio.get_running_loop(), []
+    wake = loop.call_soon_threadsafe
+
+    def watched(*call: Any) -> asyncio.Handle:
+        woken.append(call)
+        return wake(*call)
+
+    async with spelling(inline=False) as (speller, scheduler, _):
+        streams = [asyncio.create_task(spelled(scheduler, text)) for text in ("four", "have", "more")]
+        await asyncio.sleep(0)
+        monkeypatch.setattr(loop, "call_soon_threadsafe", watched)
+        assert [text for _, text in await answers(*streams)] == ["four", "have", "more"]
+        assert len(woken) == len(speller.batches)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_a_closed_stream_gets_no_further_step(inline: bool) -> None:
+    async with spelling(inline=inline) as (speller, scheduler, recorder):
+        stream = scheduler.stream(Letters("x" * 1000))
+        assert (await anext(stream)).parts == ["x"]
+        await stream.aclose()
+        assert scheduler.depth == 0
+        steps = len(speller.batches)
+        assert await scheduler.submit(Letters("y")) == "y"
+        assert [batch for batch in speller.batches[steps:] if "y" not in batch] == []
+    assert recorder.refusals == ["cancelled"]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_a_stream_that_is_not_read_gets_no_steps_until_it_is(inline: bool) -> None:
+    long = "x" * 3 * MAX_UNREAD
+    async with spelling(inline=inline) as (speller, scheduler, _):
+        stream = scheduler.stream(Letters(long))
+        await anext(stream)
+        for _ in range(2 * MAX_UNREAD):  # each shares a step with the stream while it may take one
+            await scheduler.submit(Letters("y"))
+        assert sum(long in batch for batch in speller.batches) == MAX_UNREAD + 1
+        assert scheduler.depth == 1
+        assert [output.answer async for output in stream] == [None] * (len(long) - 2) + [long]
+
+
+async def test_a_stream_that_is_not_read_expires() -> None:
+    clock = [0.0]
+    async with spelling(now=lambda: clock[0]) as (_, scheduler, recorder):
+        stream = scheduler.stream(Letters("x" * 1000), deadline=5)
+        await anext(stream)
+        for _ in range(2 * MAX_UNREAD):
+            await scheduler.submit(Letters("y"))
+        clock[0] = 6
+        with pytest.raises(DeadlineExceeded):
+            async for _ in stream:
+                pass
+    assert recorder.refusals == ["deadline"]
+
+
+async def test_a_full_queue_rejects_a_stream() -> None:
+    async with busy(queue_size=1) as bench:
+        await bench.submit(Work("a"))
+        with pytest.raises(Overloaded):
+            await anext(bench.scheduler.stream(Work("b")))
+        bench.gate.opened.set()
+
+
+async def test_an_exception_ends_a_stream_with_it() -> None:
+    async with in_steps() as (_, scheduler):
+        with pytest.raises(ArithmeticError):
+            await anext(scheduler.stream(Work("bad")))
+
+
+# interactive and bulk
+
+
+async def test_bulk_requests_never_make_an_interactive_one_rejected() -> None:
+    async with busy(queue_size=2) as bench:
+        bulk = [asyncio.create_task(bench.scheduler.submit(Work(name), bulk=True)) for name in "abcdefgh"]
+        await asyncio.sleep(0)
+        typed = await bench.submit(Work("x"), Work("y"))
+        with pytest.raises(Overloaded, match="m: the queue is full with 2 requests"):
+            await bench.scheduler.submit(Work("z"))
+        bench.gate.opened.set()
+        assert await answers(*bulk[:2], *typed) == ["A", "B", "X", "Y"]
+        assert [type(await failure(task)) for task in bulk[2:]] == [Overloaded] * 6
+
+
+async def test_interactive_and_bulk_requests_take_turns() -> None:
+    async with busy(batch_size=2) as bench:
+        bulk = [asyncio.create_task(bench.scheduler.submit(Work(name, steps=2), bulk=True)) for name in "abc"]
+        await asyncio.sleep(0)
+        typed = await bench.submit(*(Work(name) for name in "vwxyz"))
+        bench.gate.opened.set()
+        await answers(*bulk, *typed)
+    assert bench.gate.batches == [
+        ["first"],
+        *(["a", "b"], ["v", "w"], ["c", "a"], ["x", "y"], ["b", "c"], ["z"]),
+    ]
+
+
 class Countdown:
     """A predictor whose example is a number of steps; its answer is that number."""
 
@@ -664,7 +834,7 @@ class Countdown:
     def prepare(self, payload: int) -> list[int]:
         return [payload, payload]  # in all, still to come
 
-    def predict(self, examples: Sequence[list[int]]) -> list[int | None]:
+    def step(self, examples: Sequence[list[int]]) -> list[int | None]:
         self.batches.append(len(examples))
         for example in examples:
             example[1] -= 1

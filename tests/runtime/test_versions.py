@@ -20,8 +20,8 @@ from app import bundle as bundles
 from app.errors import BundleError, NotReady, SeqserveError, UnknownModel, UnknownVersion
 from app.runtime.families.language_model import LanguageModelPredictor, Suggest, Suggestion
 from app.runtime.metrics import Metrics
+from app.runtime.predictor import Resources, answer_all
 from app.runtime.registry import Registry, Served
-from app.runtime.scheduler import Resources, answer_all
 from app.runtime.versions import Activated, activate, reload, save, watch
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ import pytest
 from app import bundle as bundles
 from app.errors import CorpusError
 from app.runtime.families.language_model import LanguageModelPredictor
-from app.runtime.scheduler import Resources
+from app.runtime.predictor import Resources
 from training.evaluate import score_files
 
 TEXT = "the company said profits rose\nhe says it does\n" * 5

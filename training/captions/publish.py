@@ -25,7 +25,7 @@ from app.models.captioner import Captioner
 from app.models.language_model import parameter_count
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
 from app.runtime.onnx_session import Precision
-from app.runtime.scheduler import Resources, answer_all
+from app.runtime.predictor import Resources, answer_all
 from training import plots
 from training.captions import data, features
 from training.captions.config import CaptionsConfig
@@ -190,7 +190,7 @@ def torch_difference(
         expected = model(network(image), torch.tensor([tokens])).log_softmax(-1)[0].numpy()  # (T, V)
         state = predictor.begin(predictor.features(pixels[None]))
         for token, row in zip(tokens, expected, strict=True):
-            output = predictor.step([token], state)
+            output = predictor.decode([token], state)
             state = output.states
             largest = max(largest, float(np.abs(output.log_probabilities[0] - row).max()))
     return largest

@@ -21,8 +21,8 @@ from app.models.digits import ReNet, RowReader
 from app.models.language_model import parameter_count
 from app.runtime.families.digits import DIGITS, Calibration, Classification, DigitsPredictor, confidences
 from app.runtime.onnx_session import Precision, session
+from app.runtime.predictor import answer_all
 from app.runtime.recurrent_engine import Floats
-from app.runtime.scheduler import answer_all
 from training import plots
 from training.digits import data as mnist
 from training.digits import robustness

@@ -16,8 +16,8 @@ from app.bundle import Bundle, CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.onnx_session import Precision
+from app.runtime.predictor import Resources
 from app.runtime.recurrent_engine import RecurrentEngine, Segment
-from app.runtime.scheduler import Resources
 from app.text import END, UNKNOWN
 from training import plots
 from training.evaluate import score_files

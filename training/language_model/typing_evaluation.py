@@ -11,7 +11,7 @@ from tqdm import tqdm
 from app.errors import CorpusError
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.families.language_model import Suggest as Payload
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from training.corpora.documents import REGISTERS, TEMPLATED, documents, text_files
 from training.language_model.typing_metrics import (
     OFFERED,

@@ -39,7 +39,6 @@ EVENTS: Final = "text/event-stream"
 ZERO_WEIGHT: Final = re.compile(r"q=0(\.0{0,3})?")
 
 MakePayload: TypeAlias = Callable[[bytes, str], Payload]  # from an image's content and name
-MakeStreamedPayload: TypeAlias = Callable[..., Payload]  # with `on_word` besides
 
 
 async def _streamed(request: Request) -> bool:
@@ -136,11 +135,14 @@ class _Example:
     preprocessed: Any = None
 
     async def answer(self) -> Any:
+        return await self.served.submit(await self.prepared(), deadline=self.deadline)
+
+    async def prepared(self) -> Any:
         if self.preprocessed is None:
             async with self.slots:
                 inline = self._fits_inline()
                 self.preprocessed = await self.served.prepared(self._payload, at_once=inline, deadline=self.deadline)
-        return await self.served.submit(self.preprocessed, deadline=self.deadline)
+        return self.preprocessed
 
     def _fits_inline(self) -> bool:
         """Return whether preprocessing is cheap enough to run inline on the event loop: at most one image a request."""
@@ -150,27 +152,16 @@ class _Example:
         return self.make(self.image.read(), self.image.name)
 
 
-async def _events(
-    served: Served, image: Upload, make: MakeStreamedPayload, deadline: float
-) -> AsyncGenerator[bytes, None]:
+async def _events(served: Served, image: Upload, make: MakePayload, deadline: float) -> AsyncGenerator[bytes, None]:
     """Yield an event for each word as soon as it is certain, then the caption. Closing cancels the caption."""
-    words = asyncio.Queue[str | None]()
-    loop = asyncio.get_running_loop()
-
-    def on_word(word: str) -> None:
-        loop.call_soon_threadsafe(words.put_nowait, word)  # called from the inference thread
-
-    example = _Example(served, image, partial(make, on_word=on_word), deadline, asyncio.Semaphore())
+    example = await _Example(served, image, make, deadline, asyncio.Semaphore()).prepared()
     with served:  # until the last event
-        answering = asyncio.ensure_future(example.answer())
-        answering.add_done_callback(lambda _: words.put_nowait(None))
-        try:
-            while (word := await words.get()) is not None:
-                yield _event("word", {"word": word})
-            yield _event("caption", _captions(served, [answering.result()]))
-        finally:
-            answering.cancel()
-            await asyncio.wait((answering,))
+        async with aclosing(served.stream(example, deadline=deadline)) as partials:
+            async for words, answer in partials:
+                for word in words:
+                    yield _event("word", {"word": word})
+                if answer:
+                    yield _event("caption", _captions(served, [answer]))
 
 
 class _Events(EventSourceResponse):

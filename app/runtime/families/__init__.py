@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from app.runtime.families import captions, digits, language_model
-from app.runtime.scheduler import BundlePredictor
+from app.runtime.predictor import BundlePredictor
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from app.errors import InvalidField
 from app.images import PHOTO_SIZE, decoded, photo
 from app.runtime.beam_search import Expansion, Hypothesis, beam_search
 from app.runtime.onnx_session import Precision, session
+from app.runtime.predictor import Partial, Resources, answer_all
 from app.runtime.recurrent_engine import WEIGHTS, Floats
-from app.runtime.scheduler import Resources, answer_all
 from app.text import Tokenizer
 
 MOST_BEAMS: Final = 10
@@ -39,7 +39,6 @@ class Describe:
     name: str = "image"  # what errors call it
     beam: int = 3  # width of the beam search
     alternatives: int = 0  # further captions to return
-    on_word: Callable[[str], None] | None = None  # called with each final word, in the inference thread; must not raise
     slow: ClassVar[bool] = True  # a photograph takes long to decode
 
     def require_ranges(self) -> None:
@@ -83,10 +82,11 @@ Steps: TypeAlias = Generator[DecodeStep, StepOutput, Description]
 
 
 class Example:
-    """An encoded photograph in decoding: the generator of its steps, and the next one."""
+    """An encoded photograph in decoding: the generator of its steps, the next one, and the words not yet returned."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, words: "_WordStream") -> None:
         self._steps = steps
+        self._words = words
         self.step = next(steps)
         self.answer: Description | None = None
 
@@ -101,6 +101,11 @@ class Example:
             self.step = self._steps.send(output)
         except StopIteration as stop:
             self.answer = stop.value
+
+    def output(self) -> Partial[str, Description] | None:
+        """Return the words that have become certain since the last call, and the answer if there is one."""
+        words = self._words.take()
+        return Partial(words, self.answer) if words or self.answer else None
 
 
 class CaptionsPredictor:
@@ -154,10 +159,11 @@ class CaptionsPredictor:
         """
         payload.require_ranges()
         pixels = photo(decoded(payload.content, name=payload.name, least=PHOTO_SIZE))
-        return Example(self._describe(self.begin(self.features(pixels[None])), payload))
+        words = _WordStream(self._word)
+        return Example(self._describe(self.begin(self.features(pixels[None])), payload, words), words)
 
-    def predict(self, examples: Sequence[Example]) -> list[Description | None]:
-        """Run one step; return per example the caption, or None if it needs another step.
+    def step(self, examples: Sequence[Example]) -> list[Partial[str, Description] | None]:
+        """Run one step; return per example the words that have become certain, and with the last ones the caption.
 
         A step extends all hypotheses of all examples by one word, as one batch. The first example is always advanced,
         the others in order while there are at most MAX_STEP_ROWS hypotheses.
@@ -168,12 +174,12 @@ class CaptionsPredictor:
                 active.append(example)
                 room -= example.cost
         steps = [example.step for example in active]
-        log_probabilities, states = self._decode(steps)
+        log_probabilities, states = self._decode_all(steps)
         end = 0
         for example, step in zip(active, steps, strict=True):
             start, end = end, end + len(step.tokens)
             example.send(StepOutput(log_probabilities[start:end], states[start:end]))
-        return [example.answer for example in examples]
+        return [example.output() for example in examples]
 
     def features(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """Run the CNN: photographs (B, 224, 224, 3) -> features (B, F)."""
@@ -185,7 +191,7 @@ class CaptionsPredictor:
         state: Floats = self._begin.run(None, {"features": features})[0]
         return state
 
-    def step(self, tokens: Sequence[int], states: Floats) -> StepOutput:
+    def decode(self, tokens: Sequence[int], states: Floats) -> StepOutput:
         """Run the decoder on tokens (B,) in states (B, S)."""
         return StepOutput(*self._step.run(None, {"tokens": np.array(tokens, np.int64), "state": states}))
 
@@ -196,25 +202,23 @@ class CaptionsPredictor:
         (found,) = answer_all(self, [self.prepare(Describe(**settings))])
         return [[each.caption, each.log_probability] for each in (found, *found.alternatives)]
 
-    def _decode(self, steps: Sequence[DecodeStep]) -> StepOutput:
+    def _decode_all(self, steps: Sequence[DecodeStep]) -> StepOutput:
         """Run all steps as one batch."""
         tokens = list(chain.from_iterable(step.tokens for step in steps))
-        output = self.step(tokens, np.concatenate([step.states for step in steps]))
+        output = self.decode(tokens, np.concatenate([step.states for step in steps]))
         if self._tokenizer.unknown is not None:
             output.log_probabilities[:, self._tokenizer.unknown] = -np.inf
         return output
 
-    def _describe(self, state: Floats, payload: Describe) -> Steps:
-        """Search for the caption, and for alternatives, from the initial state (1, S).
+    def _describe(self, state: Floats, payload: Describe, words: "_WordStream") -> Steps:
+        """Search for the caption, and for alternatives, from the initial state (1, S); stream the caption's words.
 
         The caption is the best of a search of width `beam`, whatever the number of alternatives. Alternatives are the
         other results of that search or, if these are too few, those of a second, wider search.
         """
         first = yield DecodeStep([self._tokenizer.end], state)
-        stream = _WordStream(self._word, payload.on_word) if payload.on_word else None
-        best, *others = yield from self._search(first, payload.beam, stream)
-        if stream:
-            stream(best.tokens)
+        best, *others = yield from self._search(first, payload.beam, words)
+        words(best.tokens)
         if payload.alternatives >= payload.beam:
             wider = yield from self._search(first, payload.alternatives + 1)
             others = [hypothesis for hypothesis in wider if hypothesis.tokens != best.tokens]
@@ -262,18 +266,22 @@ def usage(_: Description) -> dict[str, int]:
 
 
 class _WordStream:
-    """A callback for a growing caption that passes on each new word once."""
+    """The words of a growing caption, each once."""
 
-    def __init__(self, word: Callable[[int], str], on_word: Callable[[str], None]) -> None:
+    def __init__(self, word: Callable[[int], str]) -> None:
         self._word = word
-        self._on_word = on_word
-        self._sent = 0
+        self._added = 0
+        self._words: list[str] = []
 
-    def __call__(self, tokens: tuple[int, ...]) -> None:
-        """Pass on the words of these leading tokens that are new."""
-        for token in tokens[self._sent :]:
-            self._on_word(self._word(token))
-        self._sent = len(tokens)
+    def __call__(self, tokens: Sequence[int]) -> None:
+        """Add the words of these leading tokens that are new."""
+        self._words += map(self._word, tokens[self._added :])
+        self._added = len(tokens)
+
+    def take(self) -> list[str]:
+        """Return the words added since the last call."""
+        words, self._words = self._words, []
+        return words
 
 
 def _require(field: str, value: int, least: int, most: int) -> None:

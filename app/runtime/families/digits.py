@@ -13,8 +13,8 @@ from app.bundle import Bundle
 from app.errors import BundleError
 from app.images import Framed, decoded, framed, is_small, turned
 from app.runtime.onnx_session import Precision, session
+from app.runtime.predictor import Resources
 from app.runtime.recurrent_engine import Floats
-from app.runtime.scheduler import Resources
 
 DIGITS: Final = 10
 READ_AT: Final = 512  # pixels of the shorter side to which a large image is decoded for framing
@@ -90,7 +90,7 @@ class DigitsPredictor:
         """Decode and frame an image. Raise Malformed for an undecodable one, TooLarge for too many pixels."""
         return framed(decoded(payload.content, name=payload.name, least=READ_AT))
 
-    def predict(self, examples: Sequence[Framed]) -> list[Classification | None]:
+    def step(self, examples: Sequence[Framed]) -> list[Classification | None]:
         """Return the answer to every example: one step is enough."""
         probabilities = self.probabilities(np.stack([each.pixels for each in examples]))
         return [self._answer(*each) for each in zip(examples, probabilities, strict=True)]

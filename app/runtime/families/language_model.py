@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 from app.bundle import Bundle
 from app.errors import InvalidField
 from app.runtime.onnx_session import Precision
+from app.runtime.predictor import ObserveCache, Resources, answer_all, ignore
 from app.runtime.recurrent_engine import Details, Floats, Reading, RecurrentEngine, Segment
-from app.runtime.scheduler import ObserveCache, Resources, answer_all, ignore
 from app.runtime.scores import TextScore, TokenScore
 from app.runtime.state_cache import StateCache
 from app.runtime.word_search import Criteria, Word, next_words, request, runs_of_words
@@ -160,7 +160,7 @@ class LanguageModelPredictor:
             return Example(self._suggest(payload, prefix), short=len(prefix.ids) <= SHORT_CONTEXT)
         return Example(self._score(self._sequences(payload), payload, TextScore.unscored(payload.text)))
 
-    def predict(self, examples: Sequence[Example]) -> list[Any]:
+    def step(self, examples: Sequence[Example]) -> list[Any]:
         """Run one step; return per example the answer, or None if it needs another step.
 
         The first example is always advanced, the others in order while the step's cost stays within MAX_STEP_COST.

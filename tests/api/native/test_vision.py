@@ -6,7 +6,8 @@ import json
 import threading
 import time
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from app.api.native.vision import MAX_PREPROCESSING
 from app.errors import DeadlineExceeded, InvalidField, NotReady, Overloaded
 from app.runtime.families.captions import Alternative, Describe, Description
 from app.runtime.families.digits import Classification, Classify
+from app.runtime.predictor import Partial
 from tests.api.conftest import FakeServed, connect, listening, service
 
 pytestmark = pytest.mark.anyio
@@ -43,16 +45,13 @@ def parts(*contents: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
 
 
 async def seen(payload: Any, deadline: float | None) -> Any:
-    """A payload of the fake: the first pixel; a caption streams its words first."""
+    """The answer to a payload of the fake: its first pixel, in words for a caption."""
     digit = np.asarray(images.decoded(payload.content))[0, 0, 0].item()
     if isinstance(payload, Classify):
         probabilities = [0.9 if place == digit else 0.1 / 9 for place in range(10)]
         return Classification(digit, 0.9, probabilities, False, None, np.full((28, 28), digit, np.uint8))
     assert isinstance(payload, Describe)
     words = ["a", "\u00e9t\u00e9", str(digit)]
-    if payload.on_word:
-        for word in words:
-            payload.on_word(word)
     others = [Alternative(f"another {place}", -5.0 - place) for place in range(payload.alternatives)]
     return Description(" ".join(words), -4.5, others)
 
@@ -62,6 +61,7 @@ class FakeVision(FakeServed):
     """A model that decodes what it is asked about, and then answers as the test tells it to."""
 
     answering: Callable[[Any, float | None], Any] = seen
+    streaming: Callable[[Any, float | None], AsyncGenerator[Partial[str, Description], None]] | None = None
     prepared_names: list[str] = field(default_factory=list)
     preparing: int = 0
     preparing_most: int = 0
@@ -80,6 +80,17 @@ class FakeVision(FakeServed):
 
     async def submit(self, example: Any, *, deadline: float | None = None) -> Any:
         return await self.answering(example, deadline)
+
+    async def stream(self, example: Any, *, deadline: float | None = None) -> AsyncGenerator[Any, None]:
+        async with aclosing((self.streaming or self.spoken)(example, deadline)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def spoken(self, example: Any, deadline: float | None) -> AsyncGenerator[Partial[str, Description], None]:
+        answer = await self.answering(example, deadline)
+        for word in answer.caption.split():
+            yield Partial([word])
+        yield Partial((), answer)
 
 
 @pytest.fixture
@@ -361,18 +372,17 @@ async def test_a_word_is_sent_before_the_next_is_known(vision: FakeVision) -> No
     go = asyncio.Event()
     received: list[bytes] = []
 
-    async def telling(payload: Any, deadline: float | None) -> Any:
-        for word in ("one", "two"):
-            await asyncio.to_thread(payload.on_word, word)
-            await go.wait()
-        return Description("one two", -1.0, [])
+    async def telling(payload: Any, deadline: float | None) -> AsyncGenerator[Partial[str, Description], None]:
+        yield Partial(["one"])
+        await go.wait()
+        yield Partial(["two"], Description("one two", -1.0, []))
 
     async def send(message: Any) -> None:
         received.append(message.get("body", b""))
         if b"one" in received[-1]:
             go.set()
 
-    vision.answering = telling
+    vision.streaming = telling
     app = service(vision)
     async with app.router.lifespan_context(app) as state:
         scope = {
@@ -393,10 +403,10 @@ async def test_a_word_is_sent_before_the_next_is_known(vision: FakeVision) -> No
 
 
 async def test_a_caption_without_words_is_streamed(vision: FakeVision) -> None:
-    async def silent(payload: Any, deadline: float | None) -> Any:
-        return Description("", -1.0, [])
+    async def silent(payload: Any, deadline: float | None) -> AsyncGenerator[Partial[str, Description], None]:
+        yield Partial((), Description("", -1.0, []))
 
-    vision.answering = silent
+    vision.streaming = silent
     response = await post(vision, "/captions", files=parts(png()), headers=EVENTS)
     assert [name for name, _ in events(response)] == ["caption"]
 
@@ -408,11 +418,12 @@ async def test_a_caption_without_words_is_streamed(vision: FakeVision) -> None:
 async def test_an_error_before_the_first_event_has_its_status(
     vision: FakeVision, content: bytes, error: Exception | None, status: int
 ) -> None:
-    async def failing(payload: Any, deadline: float | None) -> Any:
-        assert error is not None
-        raise error
+    async def failing(payload: Any, deadline: float | None) -> AsyncGenerator[Partial[str, Description], None]:
+        if error:
+            raise error
+        yield Partial(["a"])
 
-    vision.answering = failing
+    vision.streaming = failing
     response = await post(vision, "/captions", files=parts(content), headers=EVENTS)
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
 
@@ -422,11 +433,11 @@ async def test_an_error_before_the_first_event_has_its_status(
     [(DeadlineExceeded("late"), 504), (NotReady("ending"), 503), (InvalidField("beam", "too\nwide"), 422)],
 )
 async def test_a_later_error_is_the_last_event(vision: FakeVision, error: Exception, status: int) -> None:
-    async def failing(payload: Any, deadline: float | None) -> Any:
-        payload.on_word("a")
+    async def failing(payload: Any, deadline: float | None) -> AsyncGenerator[Partial[str, Description], None]:
+        yield Partial(["a"])
         raise error
 
-    vision.answering = failing
+    vision.streaming = failing
     response = await post(vision, "/captions", files=parts(png()), headers=EVENTS)
     (first, _), (last, problem) = events(response)
     assert (response.status_code, first, last) == (200, "word", "error")
@@ -452,16 +463,18 @@ def test_a_disconnect_cancels_the_work(vision: FakeVision, path: str, accept: st
     begun, cancelled = threading.Event(), threading.Event()
 
     async def endless(payload: Any, deadline: float | None) -> Any:
-        for _ in range(words):
-            payload.on_word("a")
         begun.set()
         try:
             await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
+        finally:
             cancelled.set()
-            raise
 
-    vision.answering = endless
+    async def streamed(payload: Any, deadline: float | None) -> AsyncGenerator[Partial[str, Description], None]:
+        for _ in range(words):
+            yield Partial(["a"])
+        await endless(payload, deadline)
+
+    vision.answering, vision.streaming = endless, streamed
     with listening(service(vision)) as connection, connection.makefile("rb") as received:
         connection.sendall(request(path, png(), "Content-Type: image/png", f"Accept: {accept}"))
         assert begun.wait(30)

@@ -17,7 +17,7 @@ from typing import Any, Final
 from app.bundle import Bundle
 from app.runtime.families.language_model import Score, Suggest
 from app.runtime.loading import load_predictor
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from tests.bench.serving.peers.engines import bundle_of
 from tests.bench.serving.workloads import long_document, workloads
 

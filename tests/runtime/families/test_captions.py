@@ -24,7 +24,7 @@ from app.models.captioner import Captioner
 from app.runtime.families import captions as served
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
 from app.runtime.loading import load_predictor
-from app.runtime.scheduler import Resources, answer_all
+from app.runtime.predictor import Resources, answer_all
 from training.captions.export import export_captions
 from training.publishing import PRECISIONS, probe
 
@@ -129,7 +129,7 @@ def log_probabilities(predictor: CaptionsPredictor, content: bytes, tokens: list
     state = predictor.begin(predictor.features(photo(decoded(content))[None]))
     values = []
     for before, token in itertools.pairwise([END, *tokens]):
-        step = predictor.step([before], state)
+        step = predictor.decode([before], state)
         state = step.states
         values.append(float(step.log_probabilities[0, token]))
     return values
@@ -140,7 +140,7 @@ def greedy(predictor: CaptionsPredictor, content: bytes) -> list[int]:
     state = predictor.begin(predictor.features(photo(decoded(content))[None]))
     tokens: list[int] = []
     while len(tokens) < LENGTH and END not in tokens:
-        step = predictor.step(tokens[-1:] or [END], state)
+        step = predictor.decode(tokens[-1:] or [END], state)
         state = step.states
         never = [UNKNOWN] if tokens else [UNKNOWN, END]
         step.log_probabilities[0, never] = -np.inf
@@ -242,10 +242,10 @@ def test_a_step_has_at_most_the_maximum_of_rows(int8: CaptionsPredictor, monkeyp
     monkeypatch.setattr(served, "MAX_STEP_ROWS", 4)
     examples = [int8.prepare(Describe(content)) for content in PHOTOGRAPHS[:5]]
     assert [example.cost for example in examples] == [1] * 5
-    int8.predict(examples)  # four say their first word
+    int8.step(examples)  # four say their first word
     assert [example.cost for example in examples] == [3, 3, 3, 3, 1]
     wanted = [example.step for example in examples]
-    int8.predict(examples)  # three beams go on, and there is room for the last one's first word
+    int8.step(examples)  # three beams go on, and there is room for the last one's first word
     gone_on = [example.step is not before for example, before in zip(examples, wanted, strict=True)]
     assert gone_on == [True, False, False, False, True]
 
@@ -255,9 +255,9 @@ def test_the_first_example_advances_even_above_the_maximum(
 ) -> None:
     monkeypatch.setattr(served, "MAX_STEP_ROWS", 2)
     examples = [int8.prepare(Describe(content)) for content in PHOTOGRAPHS[:2]]
-    int8.predict(examples[:1])
+    int8.step(examples[:1])
     (before, _) = [example.step for example in examples]
-    int8.predict(examples)
+    int8.step(examples)
     assert examples[0].step is not before
     assert examples[1].cost == 1
 
@@ -274,14 +274,13 @@ def test_photographs_may_be_prepared_side_by_side(int8: CaptionsPredictor) -> No
 
 def words_by_step(predictor: CaptionsPredictor, content: bytes, **asked: Any) -> tuple[list[list[str]], Description]:
     """Return the words streamed in each step, and the answer."""
-    streamed = list[str]()
-    example = predictor.prepare(Describe(content, on_word=streamed.append, **asked))
+    example = predictor.prepare(Describe(content, **asked))
     steps = list[list[str]]()
-    while example.answer is None:
-        before = len(streamed)
-        predictor.predict([example])
-        steps.append(streamed[before:])
-    return steps, example.answer
+    while True:
+        (output,) = predictor.step([example])
+        steps.append([*output.parts] if output else [])
+        if output and output.answer:
+            return steps, output.answer
 
 
 def test_each_word_is_streamed_once_in_order_before_the_answer(int8: CaptionsPredictor) -> None:

@@ -34,9 +34,9 @@ from app.runtime.families.digits import (
 from app.runtime.families.language_model import Suggest
 from app.runtime.loading import load_predictor
 from app.runtime.metrics import Metrics
+from app.runtime.predictor import Resources, answer_all
 from app.runtime.recurrent_engine import Floats
 from app.runtime.registry import Registry
-from app.runtime.scheduler import Resources, answer_all
 from tests.drawn_digits import digits
 from training.digits.export import export_digits
 from training.publishing import PRECISIONS, probe
@@ -76,7 +76,7 @@ def answers(
     reader = cast(ort.InferenceSession, Reader(logits))
     predictor = DigitsPredictor(reader, Calibration(temperature, threshold), precision="int8")
     reasons = reasons or [None] * len(logits)
-    found = predictor.predict([Framed(shaded(n), reason) for n, reason in enumerate(reasons)])
+    found = predictor.step([Framed(shaded(n), reason) for n, reason in enumerate(reasons)])
     assert None not in found
     return [each for each in found if each is not None]
 
@@ -120,9 +120,9 @@ def test_large_logits_are_probabilities_too() -> None:
 def test_only_doubtful_images_are_read_again_rotated_both_ways_in_one_batch() -> None:
     reader = Reader([logits(3, 0.95), logits(4, 0.85), logits(5, 0.7)])
     predictor = DigitsPredictor(cast(ort.InferenceSession, reader), Calibration(1.0, 1.0), precision="int8")
-    predictor.predict([Framed(shaded(n), None) for n in range(3)])
+    predictor.step([Framed(shaded(n), None) for n in range(3)])
     assert reader.asked == [3, 4]
-    predictor.predict([Framed(shaded(0), None)])
+    predictor.step([Framed(shaded(0), None)])
     assert reader.asked == [3, 4, 1]
 
 

@@ -24,8 +24,8 @@ from app.runtime.families.language_model import (
     Suggest,
     Suggestion,
 )
+from app.runtime.predictor import Resources, answer_all
 from app.runtime.recurrent_engine import Reading, RecurrentEngine, Segment
-from app.runtime.scheduler import Resources, answer_all
 from app.runtime.scores import TextScore, TokenScore, pooled
 from app.runtime.state_cache import StateCache
 from app.text.penn_treebank import PennTreebank
@@ -512,7 +512,7 @@ def test_a_text_is_read_a_chunk_a_step_and_others_are_answered_in_between(
     document, first, second = (
         watched.prepare(payload) for payload in (Score("the " * (3 * CHUNK)), Suggest("the"), Suggest("he"))
     )
-    answers = [watched.predict(batch) for batch in ([document, first], [document, second], [document], [document])]
+    answers = [watched.step(batch) for batch in ([document, first], [document, second], [document], [document])]
     assert [[answer is not None for answer in step] for step in answers] == [
         [False, True],
         [False, True],
@@ -582,7 +582,7 @@ def test_lines_without_words_delay_no_other_request(
     answer = None
     while answer is None:
         looked_into.clear()
-        (answer,) = watched.predict([example])
+        (answer,) = watched.step([example])
         assert len(looked_into) <= most
     words = len(line.split()) * 20_000 + 1
     assert answer == replace(score(watched, "company"), characters=40_007, bytes=40_007, words=words)
@@ -590,8 +590,8 @@ def test_lines_without_words_delay_no_other_request(
 
 def test_a_finished_example_takes_no_further_step(watched: LanguageModelPredictor, engine: Watched) -> None:
     example = watched.prepare(Suggest("the"))
-    (answer,) = watched.predict([example])
-    assert watched.predict([example]) == [answer]
+    (answer,) = watched.step([example])
+    assert watched.step([example]) == [answer]
     assert len(engine.asked) == 1
 
 
@@ -609,7 +609,7 @@ def test_a_step_is_bounded_for_any_batch_and_every_example_is_answered(
 def test_a_small_example_fits_beside_a_large_one(watched: LanguageModelPredictor, engine: Watched) -> None:
     texts = [watched.prepare(Score("the company said profits rose shares\n" * 400, "sentence")) for _ in range(30)]
     keystroke = watched.prepare(Suggest("the"))
-    assert watched.predict([*texts, keystroke])[-1] is not None
+    assert watched.step([*texts, keystroke])[-1] is not None
     assert list(engine.asked[0][0].tokens) == list(texts[0].segments()[0].tokens)
 
 
@@ -618,13 +618,13 @@ def test_the_first_of_a_batch_are_served_in_their_order(watched: LanguageModelPr
     beam = watched.prepare(Suggest("the", top_k=10, words=3))
     steps = 0
     while beam.answer is None:
-        watched.predict([long[0], beam, *long[1:]])
+        watched.step([long[0], beam, *long[1:]])
         steps += 1
     assert steps == 3
 
 
 def test_no_examples_are_no_step(int8: LanguageModelPredictor) -> None:
-    assert int8.predict([]) == []
+    assert int8.step([]) == []
 
 
 # Whatever is sent

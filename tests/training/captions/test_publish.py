@@ -22,7 +22,7 @@ from app.errors import BundleError, CorpusError
 from app.models.language_model import parameter_count
 from app.runtime.families.captions import CaptionsPredictor, Describe
 from app.runtime.loading import load_predictor
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from training.captions import data as data
 from training.captions import features
 from training.captions import publish as publishing

@@ -12,7 +12,7 @@ from app.main import create_app
 from app.models.recurrent import CELLS, Cell
 from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
 from app.runtime.loading import load_predictor
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from app.settings import Settings
 from tests.api.conftest import talk
 from training.language_model.data import Corpus

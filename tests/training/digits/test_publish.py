@@ -22,8 +22,8 @@ from app.errors import BundleError, CorpusError
 from app.images import framed_array, png
 from app.runtime.families.digits import Calibration, Classify, DigitsPredictor, confidences
 from app.runtime.loading import load_predictor
+from app.runtime.predictor import answer_all
 from app.runtime.recurrent_engine import Floats
-from app.runtime.scheduler import answer_all
 from tests.drawn_digits import corpus as drawn_corpus
 from training.digits import publish as publishing
 from training.digits import robustness

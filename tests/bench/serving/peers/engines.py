@@ -16,7 +16,7 @@ from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.language_model import Score, Suggest, Suggestions
 from app.runtime.loading import load_predictor
-from app.runtime.scheduler import answer_all
+from app.runtime.predictor import answer_all
 from app.runtime.scores import TextScore
 from tests.bench.serving.peers.routes import Kind
 
