@@ -12,7 +12,7 @@ import tyro
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.errors import BundleError, CorpusError, Malformed, SeqserveError, SettingsError, TooLarge, UnknownModel
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 
 if TYPE_CHECKING:  # slow imports, made by each command
     from app.runtime.families.captions import Description
@@ -212,6 +212,9 @@ def main() -> None:
     """Run the command line. A SeqserveError is printed as one line on stderr, without a traceback."""
     try:
         settings = Settings()
+        if sys.argv[1:2] != ["serve"]:  # which logs them
+            for warning in unknown_variables(os.environ):
+                _print_error(warning)
         status = tyro.extras.subcommand_cli_from_dict(
             {
                 "serve": partial(serve, settings=settings),

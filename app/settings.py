@@ -2,7 +2,8 @@
 
 import difflib
 import ipaddress
-import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -13,6 +14,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.errors import SettingsError
 
 PREFIX: Final = "SEQSERVE_"
+# Kubernetes sets these in every pod beside a Service whose name starts with seqserve, SEQSERVE_PORT=tcp://… among them.
+SERVICE_VARIABLE: Final = re.compile(
+    PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://.*")
 
 
 def _default_store() -> Path:
@@ -26,8 +32,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on; :: is every address of IPv6 and IPv4."
+    )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    unix_socket: Path | None = Field(None, description="Path of a Unix socket to listen on, in place of host and port.")
     store: DirectoryPath = Field(
         default_factory=_default_store,
         description="Folder of published bundles; by default ./models_store, else the one beside the package.",
@@ -52,6 +61,14 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         900, ge=1, description="Connections open at once to one worker; more are rejected with 503."
     )
+    max_connections_per_address: int = Field(
+        600,
+        ge=1,
+        description="Connections of one address (of IPv6, a /64 network) to one worker; proxies have no such limit.",
+    )
+    keep_alive_s: int = Field(
+        75, ge=1, description="Seconds that an idle connection stays open; more than a load balancer keeps it."
+    )
     api_keys_file: Path | None = Field(
         None, description="File of API keys, created by `seqserve keys new`; without one, predictions need no key."
     )
@@ -73,12 +90,16 @@ class Settings(BaseSettings):
     )
 
     def __init__(self, **values: Any) -> None:
-        """Read the environment, overridden by `values`. Raise SettingsError for an invalid or unknown variable."""
-        _reject_unknown([name for name in os.environ if name.upper().startswith(PREFIX)])
+        """Read the environment, overridden by `values`. Raise SettingsError for an invalid value."""
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError("; ".join(_message(detail) for detail in error.errors())) from error
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _ignore_service_address(cls, port: Any) -> Any:
+        return cls.model_fields["port"].default if SERVICE_ADDRESS.fullmatch(str(port)) else port
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -111,8 +132,15 @@ class Settings(BaseSettings):
         return _split(self.cors_origins)
 
     @property
+    def proxies(self) -> list[str]:
+        """The addresses and networks of trusted proxies."""
+        return _split(self.trusted_proxies)
+
+    @property
     def is_local(self) -> bool:
-        """True if the server listens on a loopback address only."""
+        """True if the server listens on a loopback address or a Unix socket only."""
+        if self.unix_socket:
+            return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -120,7 +148,9 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        """The URL of the service."""
+        """The URL of the service; its Unix socket as unix:path."""
+        if self.unix_socket:
+            return f"unix:{self.unix_socket}"
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
@@ -128,12 +158,20 @@ def _split(text: str) -> list[str]:
     return [part for part in map(str.strip, text.split(",")) if part]
 
 
-def _reject_unknown(names: list[str]) -> None:
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a warning about each variable with the prefix that is no setting, and one about those of Kubernetes."""
     known = [PREFIX + field.upper() for field in Settings.model_fields]
-    for name in sorted(set(names)):
-        if name.upper() not in known:
-            closest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)[0]
-            raise SettingsError(f"{name}: no such setting; the closest is {closest}")
+    warnings, services = [], []
+    for name in sorted(environment):
+        upper = name.upper()
+        if SERVICE_VARIABLE.fullmatch(upper) and (upper not in known or SERVICE_ADDRESS.fullmatch(environment[name])):
+            services.append(name)
+        elif upper.startswith(PREFIX) and upper not in known:
+            (closest,) = difflib.get_close_matches(upper, known, n=1, cutoff=0.0)
+            warnings.append(f"{name}: no such setting, ignored; the closest is {closest}")
+    if services:
+        warnings.append(f"{', '.join(services)}: ignored, set by Kubernetes for a Service")
+    return warnings
 
 
 def _message(detail: Any) -> str:

@@ -18,20 +18,20 @@ from prometheus_client import CollectorRegistry
 from app.api.dialects import DIALECTS
 from app.api.http import logs
 from app.api.http.dialect import Dialect
-from app.errors import SettingsError
 from app.main import create_app, log_models, open_registry
 from app.runtime.families import FAMILIES, Family
 from app.runtime.loading import freeze_heap
 from app.runtime.metrics import Metrics, Shared
-from app.server import protocol
-from app.server.acceptor import ABSENT, WorkerServer
+from app.server import protocol, sockets
+from app.server.acceptor import ABSENT, Counts
 from app.server.shutdown import GracefulServer
 from app.server.supervisor import Heartbeat, Supervisor
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 from app.text import TOKENIZERS, Tokenizer
 
-BACKLOG = 2048  # connections waiting to be accepted
 SWITCH_S = 0.0005  # an inference thread gets the GIL within this; Python's default of 5 ms is several scheduling steps
+
+log = logging.getLogger(__name__)
 
 
 def serve(
@@ -46,37 +46,36 @@ def serve(
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # our log formats leave these out
     # It warns about each malformed form, and any client can send one
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    listening = _listen(settings)
-    settings = settings.model_copy(update={"port": listening.getsockname()[1]})
+    for warning in unknown_variables(os.environ):
+        log.warning(warning)
+    listening = sockets.listen(settings)
+    if not settings.unix_socket:
+        settings = settings.model_copy(update={"port": listening.getsockname()[1]})
+    counts = RawArray(ctypes.c_int, [ABSENT] * settings.workers)
     if settings.workers == 1:
         app = create_app(settings, families=families, tokenizers=tokenizers, dialects=dialects)
-        _run(GracefulServer(_config(app, settings)), listening)
+        _run(GracefulServer(_config(app, settings), 0, counts), listening)
         return 0
     with tempfile.TemporaryDirectory(prefix="seqserve-") as folder:
-        return _supervise(settings, listening, Path(folder), families, tokenizers, dialects)
-
-
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise SettingsError(f"{settings.url}: can't listen: {error.strerror}") from error
+        return _supervise(settings, listening, counts, Path(folder), families, tokenizers, dialects)
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=protocol.limited(settings.max_connections),
+        http=protocol.limited(
+            settings.max_connections, per_address=settings.max_connections_per_address, exempt=settings.proxies
+        ),
         ws="none",
         lifespan="on",
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies,
+        proxy_headers=bool(settings.proxies or settings.unix_socket),
+        forwarded_allow_ips="*" if settings.unix_socket else settings.proxies,  # only a local proxy opens the socket
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.grace_s,
     )
 
@@ -91,6 +90,7 @@ def _run(server: uvicorn.Server, listening: socket.socket) -> None:
 def _supervise(
     settings: Settings,
     listening: socket.socket,
+    counts: Counts,
     folder: Path,
     families: Mapping[str, Family],
     tokenizers: Mapping[str, type[Tokenizer]],
@@ -98,7 +98,6 @@ def _supervise(
 ) -> int:
     """Run the workers, whose shared metrics lie in `folder`, and return the exit status."""
     pids = RawArray(ctypes.c_int, settings.workers)
-    counts = RawArray(ctypes.c_int, [ABSENT] * settings.workers)
     shared = Shared(folder, lambda: list(pids))
     shared.open()
     registry = open_registry(settings, Metrics(CollectorRegistry(), shared), families, tokenizers)
@@ -110,7 +109,7 @@ def _supervise(
         registry.load()
         freeze_heap()
         log_models(settings, registry)
-        _run(WorkerServer(_config(app, settings), index, counts, heartbeat), listening)
+        _run(GracefulServer(_config(app, settings), index, counts, heartbeat), listening)
 
     def on_reaped(index: int, name: str) -> None:
         pids[index], counts[index] = 0, ABSENT

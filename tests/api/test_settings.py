@@ -12,7 +12,7 @@ from app.main import open_registry
 from app.runtime.families import FAMILIES
 from app.runtime.metrics import Metrics
 from app.runtime.scheduler import MAX_INLINE_BATCH
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 from app.text import TOKENIZERS
 
 
@@ -63,14 +63,41 @@ def test_a_wrong_value_is_told_with_its_variable(
 
 
 @pytest.mark.parametrize(
-    ("name", "closest"), [("SEQSERVE_PROT", "SEQSERVE_PORT"), ("SEQSERVE_LOGLEVEL", "SEQSERVE_LOG_LEVEL")]
+    ("name", "closest"), [("SEQSERVE_PROT", "SEQSERVE_PORT"), ("seqserve_LogLevel", "SEQSERVE_LOG_LEVEL")]
 )
-def test_an_unknown_variable_is_refused_with_the_closest_known(
+def test_an_unknown_variable_is_ignored_with_a_warning_that_names_the_closest_known(
     monkeypatch: pytest.MonkeyPatch, name: str, closest: str
 ) -> None:
     monkeypatch.setenv(name, "1")
-    with pytest.raises(SettingsError, match=f"{name}: .*{closest}$"):
-        Settings()
+    assert Settings() == Settings(port=8000)
+    assert unknown_variables(os.environ) == [f"{name}: no such setting, ignored; the closest is {closest}"]
+
+
+KUBERNETES = {
+    "SEQSERVE_PORT": "tcp://10.0.0.1:8000",
+    "SEQSERVE_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "SEQSERVE_PORT_8000_TCP_ADDR": "10.0.0.1",
+    "SEQSERVE_PORT_8000_TCP_PORT": "8000",
+    "SEQSERVE_PORT_8000_TCP_PROTO": "tcp",
+    "SEQSERVE_SERVICE_HOST": "10.0.0.1",
+    "SEQSERVE_SERVICE_PORT": "8000",
+    "SEQSERVE_SERVICE_PORT_HTTP": "8000",
+    "SEQSERVE_WEB_PORT": "udp://10.0.0.2:80",
+    "SEQSERVE_WEB_SERVICE_HOST": "10.0.0.2",
+}
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_ignored_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in KUBERNETES.items():
+        monkeypatch.setenv(name, value)
+    assert Settings().port == 8000
+    assert unknown_variables(os.environ) == [f"{', '.join(KUBERNETES)}: ignored, set by Kubernetes for a Service"]
+
+
+def test_a_known_variable_raises_no_warning() -> None:
+    assert unknown_variables({"SEQSERVE_PORT": "8001", "seqserve_threads": "2", "HOME": "/"}) == []
 
 
 def test_the_store_is_that_of_the_current_folder_if_it_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +119,11 @@ def test_workers_do_not_each_count_the_same_callers_rates() -> None:
 def test_lists_are_parted_by_commas() -> None:
     settings = Settings(trusted_proxies="10.0.0.0/8, ::1", cors_origins="https://a.example, http://b.example:81,")
     assert settings.origins == ["https://a.example", "http://b.example:81"]
+
+
+def test_a_unix_socket_is_local_and_has_an_address_of_its_own() -> None:
+    settings = Settings(host="::", unix_socket=Path("/run/seqserve"))
+    assert (settings.is_local, settings.url) == (True, "unix:/run/seqserve")
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,9 @@ class Cluster:
         """Stop a server by SIGTERM, and wait until its successor at the same port is ready."""
         self._running[index].close()
         assert self.processes[index].returncode == 0
-        _, self.processes[index] = self._running[index].enter_context(serving(self._store, port=self.ports[index]))
+        _, self.processes[index] = self._running[index].enter_context(
+            serving(self._store, SEQSERVE_PORT=str(self.ports[index]))
+        )
 
     def close(self) -> None:
         for stack in self._running:

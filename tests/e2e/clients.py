@@ -67,11 +67,16 @@ class Connection:
 
 @asynccontextmanager
 async def connections(url: httpx.URL, count: int) -> AsyncIterator[list[Connection]]:
-    """Open `count` connections."""
+    """Open `count` connections to an address, or to the Unix socket of `unix:path`."""
     async with asyncio.timeout(TIMEOUT_S), AsyncExitStack() as stack:
         opened = []
         for _ in range(count):
-            opened.append(Connection(*await asyncio.open_connection(url.host, url.port)))
+            streams = (
+                asyncio.open_unix_connection(url.path.rstrip("/"))
+                if url.scheme == "unix"
+                else asyncio.open_connection(url.host, url.port)
+            )
+            opened.append(Connection(*await streams))
             stack.callback(opened[-1].disconnect)
         yield opened
 

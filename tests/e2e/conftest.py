@@ -34,20 +34,24 @@ def seqserve(*arguments: str | Path, text: str | None = None, **environment: str
 def serving(
     store: Path, log: list[str] | None = None, *, port: int | str = 0, **environment: str
 ) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    """A server of `store`, ready, and an HTTP client; `log` receives its later log lines. Port 0 is a free one."""
-    command: list[str | Path] = [sys.executable, "-m", "app", "serve", "--port", str(port), "--store", store]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT | environment)
+    """A server of `store`, ready, and an HTTP client; `log` receives its later log lines."""
+    command: list[str | Path] = [sys.executable, "-m", "app", "serve", "--store", store]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT | {"SEQSERVE_PORT": "0"} | environment
+    )
     assert process.stderr is not None
     reading: threading.Thread | None = None
     try:
         for line in process.stderr:
-            if announced := re.search(r"(http://\S+) serves", line):
+            if announced := re.search(r"((?:http|unix):\S+) serves", line):
                 break
         else:
             pytest.fail("the server exited before it was ready")
         reading = threading.Thread(target=(log if log is not None else []).extend, args=(process.stderr,))
         reading.start()  # a full pipe would block the server
-        with httpx.Client(base_url=announced[1], timeout=60) as client:
+        scheme, _, path = announced[1].partition(":")
+        transport = httpx.HTTPTransport(uds=path) if scheme == "unix" else None
+        with httpx.Client(base_url=announced[1], timeout=60, transport=transport) as client:
             yield client, process
     finally:
         process.send_signal(signal.SIGTERM)

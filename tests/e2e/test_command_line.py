@@ -1,6 +1,7 @@
 """The commands that need no server."""
 
 import io
+import json
 import math
 import os
 import shutil
@@ -263,12 +264,27 @@ def test_an_invalid_text_file_is_named(tiny_store: Path, tmp_path: Path, content
     assert (run.returncode, run.stderr) == (1, f"seqserve: {file}: {expected}\n")
 
 
-def test_an_unknown_setting_is_rejected(tiny_store: Path) -> None:
-    run = seqserve("models", SEQSERVE_STORES=str(tiny_store))
+def test_an_unknown_setting_is_a_warning(tiny_store: Path) -> None:
+    run = seqserve("models", SEQSERVE_STORE=str(tiny_store), SEQSERVE_STORES="/nowhere")
     assert (run.returncode, run.stderr) == (
-        2,
-        "seqserve: SEQSERVE_STORES: no such setting; the closest is SEQSERVE_STORE\n",
+        0,
+        "seqserve: SEQSERVE_STORES: no such setting, ignored; the closest is SEQSERVE_STORE\n",
     )
+
+
+def test_the_server_logs_unknown_settings_and_starts_beside_a_service_of_kubernetes(tiny_store: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "serve", "--store", tiny_store],
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT | {"SEQSERVE_PORT": "tcp://10.0.0.1:8000", "SEQSERVE_PROT": "1", "SEQSERVE_HOST": "256.0.0.1"},
+    )
+    _, errors = process.communicate()
+    *warnings, error = errors.decode().splitlines()
+    assert [json.loads(line)["message"] for line in warnings] == [
+        "SEQSERVE_PROT: no such setting, ignored; the closest is SEQSERVE_PORT",
+        "SEQSERVE_PORT: ignored, set by Kubernetes for a Service",
+    ]
+    assert error.startswith("seqserve: http://256.0.0.1:8000: can't listen")
 
 
 def test_a_broken_pipe_prints_no_traceback(tiny_store: Path) -> None:

@@ -137,6 +137,57 @@ async def test_requests_during_shutdown_get_200_or_503_or_a_closed_connection(ti
     assert all(sent > stopped for typist in typists for sent in typist.lost)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+async def test_no_request_is_lost(tiny_store: Path, tmp_path: Path, workers: int, unix: bool) -> None:
+    """Half of the clients keep their connections, half open one for each request; most have nothing else to do."""
+    settings = {"SEQSERVE_WORKERS": str(workers)} | ({"SEQSERVE_UNIX_SOCKET": str(tmp_path / "socket")} if unix else {})
+    for _ in range(3):
+        with serving(tiny_store, None, **settings) as (client, process):
+            clients = [Persistent(client.base_url, closing=bool(index % 2)) for index in range(24)]
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+                for each in clients:
+                    group.create_task(each.run())
+                await asyncio.gather(*(each.answered.wait() for each in clients))
+                process.send_signal(signal.SIGTERM)
+            await clean_exit(process)
+        assert [each.lost for each in clients] == [0] * len(clients)
+        assert not (tmp_path / "socket").exists()
+
+
+@dataclass
+class Persistent:
+    """A client that sends keystrokes as long as it can connect."""
+
+    url: httpx.URL
+    closing: bool  # sends Connection: close
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    lost: int = 0  # requests without an answer, on connections that were opened
+
+    async def run(self) -> None:
+        """Send keystrokes over one connection after another until none can be opened."""
+        while True:
+            try:
+                opened = connections(self.url, 1)
+                (connection,) = await opened.__aenter__()
+            except (ConnectionRefusedError, FileNotFoundError):
+                return
+            try:
+                await self._send(connection)
+            except ConnectionError:
+                self.lost += 1
+            finally:
+                await opened.__aexit__(None, None, None)
+
+    async def _send(self, connection: Connection) -> None:
+        headers = {"Connection": "close"} if self.closing else {}
+        while (answer := await connection.post("/next-word", KEYSTROKE, **headers)).status in (200, 503):
+            self.answered.set()
+            if answer.headers.get("connection") == "close":
+                return
+        raise ConnectionError(f"status {answer.status}")
+
+
 async def streamed(
     client: httpx.AsyncClient, content: bytes, started_streams: asyncio.Semaphore
 ) -> list[tuple[str, str]]:

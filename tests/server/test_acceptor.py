@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.server.acceptor import ABSENT, Acceptor, CountedConnections
+from app.server.acceptor import ABSENT, MAX_ACCEPTED, Acceptor, CountedConnections
 
 pytestmark = pytest.mark.anyio
 
@@ -95,3 +95,35 @@ async def test_a_stopped_worker_delays_one_connection_and_not_each(monkeypatch: 
             await workers.until(40, 0, ABSENT)
             clients.close()
             await workers.until(0, 0, ABSENT)
+
+
+async def test_a_burst_of_connections_is_accepted_at_once() -> None:
+    workers = Workers()
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listening, ExitStack() as clients:
+        for _ in range(3 * MAX_ACCEPTED):
+            clients.enter_context(socket.create_connection(listening.getsockname()))
+        async with workers.accepting(listening, 0):
+            iterations = 0
+            while workers.counts[0] < 3 * MAX_ACCEPTED:
+                await asyncio.sleep(0)  # an iteration of the event loop
+                iterations += 1
+            assert iterations <= 12  # three to accept, and few until the protocols have registered
+            clients.close()
+            await workers.until(ABSENT, ABSENT, 0)
+
+
+async def test_the_last_worker_to_finish_accepts_all_open_connections() -> None:
+    workers = Workers()
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as clients:
+        acceptors, accepted = [], [set[Any](), set[Any]()]
+        for index in range(2):
+            make = cast(Any, partial(Protocol, accepted[index]))
+            acceptors.append(Acceptor(clients.enter_context(listening.dup()), index, workers.counts, make))
+        await acceptors[0].finish()
+        for _ in range(20):
+            clients.enter_context(socket.create_connection(listening.getsockname()))
+        await acceptors[1].finish()
+        for acceptor in acceptors:
+            await acceptor.wait_closed()
+        assert [len(each) for each in accepted] == [0, 20]
+        assert list(workers.counts) == [ABSENT] * 3

@@ -1,0 +1,67 @@
+"""Listening sockets: TCP over one address family or both, and Unix sockets."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Final
+
+from app.errors import SettingsError
+from app.settings import Settings
+
+BACKLOG: Final = 2048  # connections waiting to be accepted
+UNIX_MODE: Final = 0o666  # the permissions of the folder decide about access
+SO_ATTACH_FILTER: Final = 26  # Linux
+# Classic BPF on a TCP header: drop a segment with SYN and without ACK, accept any other.
+DROP_SYN: Final = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 2**32 - 1))
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Listen on the host and port, or the Unix socket; `::` takes IPv4 too. Raise SettingsError if that fails."""
+    try:
+        if settings.unix_socket:
+            return _listen_unix(settings.unix_socket)
+        return socket.create_server(
+            (settings.host, settings.port),
+            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+            backlog=BACKLOG,
+            dualstack_ipv6=settings.host == "::" and socket.has_dualstack_ipv6(),
+        )
+    except OSError as error:
+        raise SettingsError(f"{settings.url}: can't listen: {error.strerror or error}") from error
+
+
+def stop_handshakes(listening: socket.socket) -> None:
+    """Let no further connection start; those that clients have opened can still be accepted.
+
+    On Linux a TCP client that connects from now on retries after a second, and is refused if the socket is closed by
+    then. Elsewhere it may be reset.
+    """
+    if listening.family == socket.AF_UNIX:
+        Path(listening.getsockname()).unlink(missing_ok=True)
+    elif sys.platform == "linux":
+        program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in DROP_SYN))
+        address = struct.pack("HL", len(DROP_SYN), ctypes.addressof(program))
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, address)
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    """Listen on a Unix socket, in place of one that a killed server left."""
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket():
+            with contextlib.suppress(ConnectionRefusedError), socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            path.unlink()
+        listening.bind(str(path))
+        path.chmod(UNIX_MODE)
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening
