@@ -1,15 +1,17 @@
 """The command line of offline training: `python -m training digits best --run runs/best`."""
 
-import dataclasses
 import math
+import os
 import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from torch.distributed import is_torchelastic_launched
 
 from app import bundle as bundles
 from app.errors import CorpusError, SeqserveError
@@ -39,6 +41,7 @@ from training.language_model import subword_recipe, typing_evaluation
 from training.language_model.publish import publish as publish_language_model
 from training.language_model.tokenizer import train_tokenizer
 from training.run import Run, RunError
+from training.session import launch
 
 if TYPE_CHECKING:
     LanguageModelPreset = language_model_recipe.LanguageModelConfig
@@ -60,39 +63,55 @@ PUBLISH: dict[str, Callable[..., Path]] = {  # by family
 }
 
 
+@dataclass(frozen=True)
+class Job:
+    """The folder of a run, and how much of it is done by which processes."""
+
+    run: Path
+    """Folder for the checkpoint, the metrics and the configuration."""
+    resume: bool = False
+    """Continue from the run's checkpoint."""
+    minutes: float = math.inf
+    """Stop after so many minutes; go on with --resume."""
+    processes: int = 1
+    """Train in so many processes, on CPU cores or GPUs of this machine; torchrun starts them on several machines."""
+
+    def train(
+        self, recipe: Callable[..., bool], config: Any, corpus: Any, saved_every: float = 60.0, **options: Any
+    ) -> None:
+        """Train by a recipe, in this process or, if it is none of several yet, in several that repeat the command."""
+        if self.processes > 1 and not is_torchelastic_launched():
+            launch(self.processes)
+        else:
+            recipe(config, corpus, Run(self.run, saved_every), resume=self.resume, minutes=self.minutes, **options)
+
+
 def language_model(
     config: tyro.conf.OmitArgPrefixes[LanguageModelPreset],
-    run: Path,
+    job: tyro.conf.OmitArgPrefixes[Job],
     data_folder: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
     train_text: Annotated[Path | None, tyro.conf.arg(name="train")] = None,
     valid_text: Annotated[Path | None, tyro.conf.arg(name="valid")] = None,
     test_text: Annotated[Path | None, tyro.conf.arg(name="test")] = None,
     terms: str = "not stated",
-    resume: bool = False,
-    minutes: float = math.inf,
 ) -> None:
     """Train a language model; without texts of your own, on the Penn Treebank.
 
     Args:
         config: What to train; every field of a preset can be set.
-        run: Folder for the checkpoint, the metrics and the configuration; a model of your own texts is named after it.
+        job: Folder and length of the run.
         data_folder: Folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt; left out, they are downloaded once.
         train_text: A text of your own, whitespace-separated tokens, a sentence a line (with valid and test).
         valid_text: Text that is scored after every epoch.
         test_text: Text that is scored once, when the model is published.
         terms: Terms of use of your text, for the model card.
-        resume: Continue from the run's checkpoint.
-        minutes: Stop after so many minutes; go on with --resume.
     """
     own = {"train": train_text, "valid": valid_text, "test": test_text}
-    source = _source(data_folder, own, _model_name(run), terms)
+    source = _source(data_folder, own, _model_name(job.run), terms)
     corpus = texts.load(source, config.vocabulary_size)
-    config = dataclasses.replace(config, vocabulary_size=len(corpus.vocabulary))
-    job = Run(run)
-    done = language_model_recipe.train(config, corpus, job, resume=resume, minutes=minutes)
-    if metrics := job.metrics():
-        plots.learning_curve(metrics, run / "curves.png", run.resolve().name)
-    _print_rest(run, done, minutes)
+    job.train(language_model_recipe.train, replace(config, vocabulary_size=len(corpus.vocabulary)), corpus)
+    if os.environ.get("RANK", "0") == "0" and (metrics := Run(job.run).metrics()):
+        plots.learning_curve(metrics, job.run / "curves.png", job.run.resolve().name)
 
 
 def tokenizer(
@@ -112,88 +131,69 @@ def tokenizer(
 
 def subword_language_model(
     config: tyro.conf.OmitArgPrefixes[SubwordPreset],
-    run: Path,
+    job: tyro.conf.OmitArgPrefixes[Job],
     data: tuple[Path, ...],
     tokenizer_file: Annotated[Path | None, tyro.conf.arg(name="tokenizer")] = None,
-    resume: bool = False,
-    minutes: float = math.inf,
 ) -> None:
     """Train an open-vocabulary language model on documents of many sources.
 
     Args:
         config: What to train; every field of a preset can be set.
-        run: Folder for the checkpoint, the metrics, the configuration and the tokenizer.
+        job: Folder and length of the run.
         data: Folders with NAME.train.txt and NAME.valid.txt, plain, .gz or .xz, a blank line between documents.
         tokenizer_file: A tokenizer.json of `tokenizer`; left out, one is trained on the data.
-        resume: Continue from the run's checkpoint; `--steps` may differ until the decay begins.
-        minutes: Stop after this long; go on with --resume.
     """
-    kept = run / "tokenizer.json"
+    kept = job.run / "tokenizer.json"
     if not kept.exists():
-        run.mkdir(parents=True, exist_ok=True)
+        job.run.mkdir(parents=True, exist_ok=True)
         if tokenizer_file:
             shutil.copyfile(tokenizer_file, kept)
         else:
             train_tokenizer(data, kept, pieces=config.vocabulary_size)
     encoder = SubwordTokenizer.read(kept)
-    config = dataclasses.replace(config, vocabulary_size=len(encoder))
     corpus = documents.load(data, encoder, lowered=config.lowered)
-    job = Run(run, saved_every=600)
-    done = subword_recipe.train(config, corpus, job, resume=resume, minutes=minutes)
-    _print_rest(run, done, minutes)
+    job.train(subword_recipe.train, replace(config, vocabulary_size=len(encoder)), corpus, saved_every=600)
 
 
 def digits(
     config: tyro.conf.OmitArgPrefixes[DigitsPreset],
-    run: Path,
+    job: tyro.conf.OmitArgPrefixes[Job],
     data_folder: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
     photographs: Path | None = None,
-    resume: bool = False,
-    minutes: float = math.inf,
 ) -> None:
     """Train a reader of handwritten digits on MNIST.
 
     Args:
         config: What to train; every field of a preset can be set.
-        run: Folder for the checkpoint, the metrics and the configuration.
+        job: Folder and length of the run.
         data_folder: Folder with MNIST/raw/*.gz, as torchvision lays them; left out, they are downloaded once.
         photographs: A folder or a tar of JPEG files, used as images of no digit beside the drawn ones.
-        resume: Continue from the run's checkpoint.
-        minutes: Stop after so many minutes; go on with --resume.
     """
     corpus = mnist.load(data_folder)
     shown = photographs_in(photographs) if photographs else ()
-    done = digits_recipe.train(config, corpus, Run(run), photographs=shown, resume=resume, minutes=minutes)
-    _print_rest(run, done, minutes)
+    job.train(digits_recipe.train, config, corpus, photographs=shown)
 
 
 def captions(
     config: tyro.conf.OmitArgPrefixes[CaptionsPreset],
-    run: Path,
+    job: tyro.conf.OmitArgPrefixes[Job],
     data_folder: Annotated[Path, tyro.conf.arg(name="data")],
     weights: Path | None = None,
     terms: str = "not stated",
-    resume: bool = False,
-    minutes: float = math.inf,
 ) -> None:
     """Train a captioner of photographs; the features of a CNN are computed once and cached.
 
     Args:
         config: What to train; every field of a preset can be set.
-        run: Folder for the checkpoint, the metrics and the configuration.
+        job: Folder and length of the run.
         data_folder: Photographs with captions.json (in Flickr8k's form or COCO's) or with COCO's own captions files.
         weights: The CNN's weights, a safetensors file; left out, torchvision downloads its own once.
         terms: Terms of use of your own photographs, for the model card.
-        resume: Continue from the run's checkpoint.
-        minutes: Stop after so many minutes; go on with --resume.
     """
     source = photographs_data.source(data_folder, terms)
     seen_by = backbone(config.backbone, weights)
     corpus = photographs_data.load(source, seen_by, views=config.views, min_count=config.min_count)
-    for name, fault in corpus.corrupt.items():
-        print(f"left out {name}: {fault}")
-    done = captions_recipe.train(config, corpus, Run(run), resume=resume, minutes=minutes)
-    _print_rest(run, done, minutes)
+    job.train(captions_recipe.train, config, corpus)
 
 
 def publish(
@@ -346,11 +346,6 @@ def _language_model(store: Path, model: str) -> LanguageModelPredictor:
 
 def _current(store: Path, model: str) -> bundles.Bundle:
     return bundles.read(store / model / bundles.current(store, model))
-
-
-def _print_rest(run: Path, done: bool, minutes: float) -> None:
-    if not done:
-        print(f"{run}: stopped after {minutes:g} minutes; go on with --resume")
 
 
 def _source(folder: Path | None, own: dict[str, Path | None], name: str, terms: str) -> texts.Source:

@@ -3,24 +3,28 @@
 import math
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm import tqdm
 
 from app.bundle import FamilyName
 from app.errors import SettingsError
-from training.run import Run
+from training.run import Run, RunError
 
+Handler: TypeAlias = Callable[[int, FrameType | None], None] | signal.Handlers
 Item = TypeVar("Item")
 
 
@@ -45,9 +49,9 @@ class Session:
         )
         self.fabric.launch()
         self.rank, self.ranks = self.fabric.global_rank, self.fabric.world_size
-        self._deadline = time.monotonic() + 60 * minutes
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._stop)
+        self._started = time.monotonic()
+        self._deadline = self._started + 60 * minutes
+        self._handle_sigterm(self._stop)
         torch.manual_seed(seed)
 
     def share(self, size: int, name: str = "batch_size") -> slice:
@@ -69,8 +73,8 @@ class Session:
             self.run.check_texts(source["sha256"])
             self.fabric.load(self.run.checkpoint, state)
             if carried := state["progress"].get("carried"):
-                part = apply_to_collection(carried, Tensor, lambda state: state.chunk(self.ranks, -2)[self.rank])
-                state["progress"]["carried"] = self.fabric.to_device(part)
+                own = [tuple(part.chunk(self.ranks, -2)[self.rank] for part in layer) for layer in carried]
+                state["progress"]["carried"] = self.fabric.to_device(own)
         elif self.rank == 0:
             self.run.start(family, config, source)
         progress: dict[str, Any] = state["progress"]
@@ -96,14 +100,18 @@ class Session:
         due, stop = self.fabric.broadcast((self.run.due, time.monotonic() > self._deadline))
         if due or stop:
             self.save(state)
+        if stop:
+            minutes = (time.monotonic() - self._started) / 60
+            self.fabric.print(f"{self.run.folder}: stopped after {minutes:.0f} minutes; go on with --resume")
+            self._handle_sigterm(signal.SIG_DFL)
         return stop
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint, with the recurrent states of all ranks joined along the batch (dimension -2)."""
+        """Replace the checkpoint, with the carried states (..., B, H) of all ranks joined along the batch."""
         progress = state["progress"]
         if self.ranks > 1 and progress.get("carried"):
-            gathered = self.fabric.all_gather(progress["carried"])
-            carried = apply_to_collection(gathered, Tensor, lambda parts: torch.cat([*parts], -2))
+            gathered = (self.fabric.all_gather(layer) for layer in progress["carried"])  # (ranks, ..., B, H) each
+            carried = [tuple(torch.cat([*parts], -2) for parts in layer) for layer in gathered]
             state = state | {"progress": progress | {"carried": carried}}
         self.run.save(self.fabric, state)
 
@@ -117,6 +125,7 @@ class Session:
     def finish(self, results: Mapping[str, Any]) -> None:
         """Print and record the results of the finished run."""
         self._print("finished", results)
+        self._handle_sigterm(signal.SIG_DFL)
         if self.rank == 0:
             self.run.finish(results)
 
@@ -128,7 +137,35 @@ class Session:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._deadline = -math.inf
-        signal.signal(number, signal.SIG_DFL)
+        self._handle_sigterm(signal.SIG_DFL)
+
+    def _handle_sigterm(self, handler: Handler) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def launch(processes: int) -> None:
+    """Run this command in so many ranks of this machine; raise RunError if one fails or is killed."""
+    config = LaunchConfig(
+        1,
+        1,
+        processes,
+        run_id="training",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
+    except ChildFailedError as error:
+        failures = list(error.failures.items())
+        killed = [item for item in failures if -signal.SIGTERM != item[1].exitcode < 0]  # the others end by SIGTERM
+        rank, failure = (killed or failures)[0]
+        cause = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
+        raise RunError(f"process {rank} of {processes} ended with {cause}; go on with --resume") from error
+    except SignalException:
+        pass  # the ranks have saved and ended
 
 
 @torch.no_grad()

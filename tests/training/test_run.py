@@ -142,9 +142,9 @@ def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(
 
 
 SAVES_EVERY_STEP = """
-import functools
 import training.__main__ as command_line
-command_line.Run = functools.partial(command_line.Run, saved_every=0)
+from training.run import Run
+command_line.Run = lambda folder, saved_every: Run(folder, saved_every=0)
 command_line.main()
 """
 

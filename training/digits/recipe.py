@@ -189,7 +189,7 @@ def train(
             session.record(metrics, step)
             progress.update(cost=0.0, right=0.0)
             session.save(state)
-        if session.stops(state) and step + 1 < steps:
+        if session.stops(state):
             return False
     session.finish(_accuracies(averaged.module, validation))
     return True
