@@ -60,9 +60,10 @@ CORPORA = $(or $(DATA),$(TEST_DATA),$(error bench: DATA names the folder of ptb/
 bench-cells: $(DEVELOPMENT) ## benchmark our LSTM variants against torch.nn.LSTM, in training
 	$(KEEP_MEMORY) $(BIN)/python tests/bench/cells.py
 
-fuzz: $(DEVELOPMENT) ## fuzz the server against its OpenAPI document with 10,000 examples: 30 minutes
+fuzz: $(DEVELOPMENT) ## fuzz the server against its OpenAPI document with 10,000 examples, and the bundles by flipped bits: 30 minutes
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),2500) $(BIN)/python -m pytest -o timeout=0 -rP tests/e2e/test_fuzz.py
 	$(BIN)/python tests/bench/hostile.py
+	$(BIN)/python -m tests.bench.flipped_bits
 
 audit: $(DEVELOPMENT) ## look up known vulnerabilities of the pinned packages
 	@$(BIN)/python .ci/audit

@@ -1,15 +1,18 @@
 """The checkpoint format: write, verify, read.
 
     models_store/<model>/<version>/manifest.json    what the bundle is, and the size and sha256 of every other file
+    models_store/<model>/<version>/manifest.sha256  the sha256 of manifest.json, as `sha256sum` writes it
     models_store/<model>/CURRENT                    one line: the version served
 
 A bundle is created atomically, by one rename, and is immutable. Every file is verified before any is used. Files that
 the manifest does not list are ignored: they can't be reached through a `Bundle`, and a note or a `.DS_Store` beside the
-weights does not prevent serving.
+weights does not prevent serving. A bundle without manifest.sha256, published before there was one, is read with a
+warning.
 """
 
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -18,6 +21,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, TypeAlias
 
@@ -26,20 +30,22 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from app.errors import BundleError
 
 FORMAT: Final = 1
-SUPPORTED = (FORMAT,)
 MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
 CURRENT = "CURRENT"
 
 _MANIFEST_LIMIT = 1 << 20  # bytes; a manifest is a few thousand
-_CURRENT_LIMIT = 256  # bytes
+_CURRENT_LIMIT = _SEAL_LIMIT = 256  # bytes
 _CHUNK = 1 << 20  # bytes copied at a time
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+log = logging.getLogger(__name__)
 
 
 def _file_name(name: str) -> str:
     """Return a plain file name; raise ValueError for one that could leave the bundle's folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name == MANIFEST:
-        raise ValueError(f"expected a plain file name other than {MANIFEST}, found {name!r}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name in (MANIFEST, SEAL):
+        raise ValueError(f"expected a plain file name other than {MANIFEST} and {SEAL}, found {name!r}")
     return name
 
 
@@ -48,6 +54,12 @@ def _store_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"expected a name of the form {_NAME.pattern}, found {name!r}")
     return name
+
+
+def _json_values(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration; raise ValueError for a number or a string that JSON in UTF-8 can't express."""
+    json.dumps(config, allow_nan=False, ensure_ascii=False).encode()
+    return config
 
 
 FileName = Annotated[str, AfterValidator(_file_name)]
@@ -64,7 +76,7 @@ class FileEntry(_Entry):
     """One file of a bundle as it was published."""
 
     sha256: Sha256
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0, le=1 << 40)]
 
 
 class CorpusEntry(_Entry):
@@ -76,7 +88,10 @@ class CorpusEntry(_Entry):
 
 
 class Manifest(_Entry):
-    """A bundle's metadata. Strict: no other fields, no type conversions, no infinities or NaN."""
+    """A bundle's metadata. Strict: no other fields, no type conversions, no infinities or NaN.
+
+    A family bounds the numbers that its predictor uses: those of `config` and `calibration`.
+    """
 
     format: Literal[1]
     family: FamilyName
@@ -84,13 +99,13 @@ class Manifest(_Entry):
     version: StoreName
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")]  # ISO 8601, UTC
     commit: str | None
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], AfterValidator(_json_values)]
     normalisation: str | None
     vocabulary_sha256: Sha256 | None
     corpus: CorpusEntry
     metrics: dict[str, float]
     calibration: dict[str, float] = Field(default_factory=dict)  # parameters that map the graph's outputs to answers
-    parameters: Annotated[int, Field(ge=0)]
+    parameters: Annotated[int, Field(ge=0, le=1 << 48)]
     served: Literal["int8", "fp32"]
     files: dict[FileName, FileEntry]
 
@@ -145,12 +160,15 @@ def publish(store: Path, manifest: Manifest, contents: Mapping[str, bytes | Path
     try:
         files = {name: _write(staging / name, contents[name]) for name in names}
         listed = manifest.model_copy(update={"files": files})
-        _write(staging / MANIFEST, (listed.model_dump_json(indent=2) + "\n").encode())
-        _verify(staging)
+        written = _write(staging / MANIFEST, (listed.model_dump_json(indent=2) + "\n").encode())
+        _write(staging / SEAL, _seal(written.sha256).encode())
+        _verify(staging, _manifest(staging / MANIFEST))
         _sync(staging)
-        _rename(staging, folder)
-    except BaseException:
+        staging.rename(folder)
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, OSError):  # of two concurrent publishers of one version the second gets this error
+            require_unpublished(store, manifest.model, manifest.version)
         raise
     _sync(home)
     _sync(store)
@@ -171,10 +189,11 @@ def read(folder: Path) -> Bundle:
     Raise BundleError that names the file, what was expected and what was found.
     """
     folder = folder.absolute()
-    manifest = _verify(folder)
+    manifest = _manifest(folder / MANIFEST)
     expected, found = f"{folder.parent.name}/{folder.name}", f"{manifest.model}/{manifest.version}"
     if found != expected:
         raise BundleError(f"{folder / MANIFEST}: expected model and version {expected}, as its folder, found {found}")
+    _verify(folder, manifest)
     return Bundle(folder, manifest)
 
 
@@ -197,10 +216,10 @@ def current(store: Path, model: str) -> str:
     path = _inside(store, model) / CURRENT
     known = versions(store, model)
     found = _text(path, _CURRENT_LIMIT)
-    lines = found.splitlines()
-    if len(lines) != 1 or lines[0] not in known:
+    version = re.sub(r"\r?\n\Z", "", found)
+    if version not in known:
         raise BundleError(f"{path}: expected one line that names one of {known}, found {found!r}")
-    return lines[0]
+    return version
 
 
 def activate(store: Path, model: str, version: str) -> None:
@@ -219,19 +238,30 @@ def activate(store: Path, model: str, version: str) -> None:
     _sync(home)
 
 
-def _verify(folder: Path) -> Manifest:
-    """Verify the size and checksum of every listed file; return the manifest."""
-    manifest = _manifest(folder / MANIFEST)
+def _verify(folder: Path, manifest: Manifest) -> None:
+    """Verify the checksums of the manifest and of every listed file, and their sizes."""
+    found = _sha256(folder / MANIFEST)
+    if not os.path.lexists(folder / SEAL):
+        log.warning("%s: expected a file %s, found none: changes of the manifest go unnoticed", folder, SEAL)
+    elif (expected := _text(folder / SEAL, _SEAL_LIMIT)) != _seal(found):
+        raise BundleError(f"{folder / MANIFEST}: expected the sha256 in {SEAL}, {_short(expected)}, found {found}")
     for name, entry in manifest.files.items():
         path = folder / name
         size = _size(path)
         if size != entry.bytes:
             raise BundleError(f"{path}: expected {entry.bytes} bytes, found {size}")
-        with _reading(path), path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != entry.sha256:
+        if (found := _sha256(path)) != entry.sha256:
             raise BundleError(f"{path}: expected sha256 {entry.sha256}, found {found}")
-    return manifest
+
+
+def _seal(sha256: str) -> str:
+    """Return the content of manifest.sha256."""
+    return f"{sha256}  {MANIFEST}\n"
+
+
+def _sha256(path: Path) -> str:
+    with _reading(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _manifest(path: Path) -> Manifest:
@@ -240,8 +270,8 @@ def _manifest(path: Path) -> Manifest:
     if not isinstance(document, dict):
         raise BundleError(f"{path}: expected a JSON object, found {type(document).__name__}")
     number = document.get("format")
-    if type(number) is not int or number not in SUPPORTED:
-        raise BundleError(f"{path}: format: expected {', '.join(map(str, SUPPORTED))}, found {_short(number)}")
+    if type(number) is not int or number != FORMAT:
+        raise BundleError(f"{path}: format: expected {FORMAT}, found {_short(number)}")
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
@@ -308,32 +338,14 @@ def _folders(parent: Path) -> list[str]:
 def _write(path: Path, content: bytes | Path) -> FileEntry:
     """Write a new file and flush it to disk; return its size and sha256."""
     digest, size = hashlib.sha256(), 0
-    with path.open("xb") as stream:
-        for chunk in _chunks(content):
+    with path.open("xb") as stream, BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source:
+        while chunk := source.read(_CHUNK):
             stream.write(chunk)
             digest.update(chunk)
             size += len(chunk)
         stream.flush()
         os.fsync(stream.fileno())
     return FileEntry(sha256=digest.hexdigest(), bytes=size)
-
-
-def _chunks(content: bytes | Path) -> Iterator[bytes]:
-    if isinstance(content, bytes):
-        yield content
-        return
-    with content.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
-
-
-def _rename(staging: Path, folder: Path) -> None:
-    """Rename the staging folder; of two concurrent publishers of one version the second gets an error."""
-    try:
-        staging.rename(folder)
-    except OSError:
-        require_unpublished(folder.parent.parent, folder.parent.name, folder.name)
-        raise
 
 
 def _sync(folder: Path) -> None:

@@ -117,9 +117,13 @@ def require_finished(run: Run, expected: int, found: int, unit: str) -> None:
         raise RunError(f"{run.folder}: expected {expected} {unit}, found {found}; go on with --resume")
 
 
-def probe(predictors: Mapping[Precision, BundlePredictor[Any, Any, Any]], payload: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of probe.json: `payload` and each precision's answer to it."""
-    return {"payload": payload, "answers": {precision: each.probe(payload) for precision, each in predictors.items()}}
+def probe(
+    predictors: Mapping[Precision, BundlePredictor[Any, Any, Any]], payload: dict[str, Any], *further: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the content of probe.json: `payload` and each precision's answer to it, and further payloads likewise."""
+    answers = {precision: each.probe(payload) for precision, each in predictors.items()}
+    others = {"further": [probe(predictors, each) for each in further]} if further else {}
+    return {"payload": payload, "answers": answers, **others}
 
 
 def _draft_manifest(run: Run, family: FamilyName, name: str, version: str, fields: Mapping[str, Any]) -> Manifest:

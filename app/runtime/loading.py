@@ -1,18 +1,29 @@
-"""Loading of a bundle's predictor, verified by the recorded answers of its probe."""
+"""Loading of a bundle's predictor, verified by the recorded answers of its probes.
+
+probe.json holds `{"payload": ..., "answers": {"int8": ..., "fp32": ...}}`, and further objects of this form in the list
+`further`.
+"""
 
 import ctypes
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from app.bundle import Bundle
 from app.errors import BundleError
 from app.runtime.families import FAMILIES, Family
 from app.runtime.predictor import BundlePredictor, ObserveCache, Resources, ignore
 from app.text import TOKENIZERS, Tokenizer
+
+CARD: Final = "README.md"
+PROBE: Final = "probe.json"
+PROBE_BYTES: Final = 1 << 16  # of probe.json: some seconds of work at most
+MAX_PROBES: Final = 8
+MAX_PROBE_NUMBER: Final = 100  # of a payload, such as the number of words to suggest
+PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +45,7 @@ def load_predictor(
     families: Mapping[str, Family] = FAMILIES,
     tokenizers: Mapping[str, type[Tokenizer]] = TOKENIZERS,
 ) -> Any:
-    """Open the predictor of the bundle's family and verify it by the probe.
+    """Open the predictor of the bundle's family and verify it by the probes; check the other files too.
 
     If the int8 graphs do not reproduce the recorded answers (processors without an exact 8-bit product saturate), the
     fp32 graphs serve. Raise BundleError if those fail too.
@@ -46,12 +57,14 @@ def load_predictor(
     resources = Resources(threads, cache_bytes, tokenizers, observe_cache)
     open_graphs = partial(family.predictor.open, bundle, resources=resources)
     try:
+        _check_card(bundle)
+        probes = _probes(bundle)
         predictor = open_graphs(bundle.manifest.served)
-        difference = _difference(bundle, predictor)
+        difference = _difference(bundle, predictor, probes)
         if difference and predictor.precision == "int8":
             log.warning("%s; falling back to fp32 on this machine", difference)
             predictor = open_graphs("fp32")
-            difference = _difference(bundle, predictor)
+            difference = _difference(bundle, predictor, probes)
     except BundleError:
         raise
     except Exception as error:  # checksums verify the content, not that this version of the code can use it
@@ -61,18 +74,50 @@ def load_predictor(
     return predictor
 
 
-def _difference(bundle: Bundle, predictor: BundlePredictor[Any, Any, Any]) -> str | None:
-    """Return a description of the difference between the probe's answer and the recorded one, None if they agree."""
-    probe = bundle.json("probe.json")
-    expected = probe["answers"][predictor.precision]
-    found = predictor.probe(probe["payload"])
-    equal = 0 < len(found) == len(expected) and all(
-        text == expected_text and abs(value - expected_value) <= predictor.PROBE_TOLERANCE
-        for (text, value), (expected_text, expected_value) in zip(found, expected, strict=True)
-    )
-    if equal:
-        return None
-    return f"{bundle.folder}: {predictor.precision}: probe: expected {expected}, found {found}"
+def _check_card(bundle: Bundle) -> None:
+    """Raise BundleError for a model card or an image of it that can't be shown."""
+    for name in bundle.manifest.files:
+        if name == CARD:
+            bundle.text(name)
+        elif name.endswith(".png"):
+            with bundle.path(name).open("rb") as stream:
+                if (found := stream.read(len(PNG))) != PNG:
+                    raise BundleError(f"{bundle.path(name)}: expected a PNG image, found {found!r}")
+
+
+def _probes(bundle: Bundle) -> list[Any]:
+    """Return the probes. Raise BundleError if they are too large or too many."""
+    path = bundle.path(PROBE)
+    if (size := bundle.manifest.files[PROBE].bytes) > PROBE_BYTES:
+        raise BundleError(f"{path}: expected at most {PROBE_BYTES} bytes, found {size}")
+    found = bundle.json(PROBE)
+    if not isinstance(found, dict):
+        raise BundleError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    probes = [found, *found.get("further", [])]
+    if len(probes) > MAX_PROBES:
+        raise BundleError(f"{path}: expected at most {MAX_PROBES} probes, found {len(probes)}")
+    return probes
+
+
+def _difference(
+    bundle: Bundle, predictor: BundlePredictor[Any, Any, Any], probes: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """Return a description of a difference between an answer and the recorded one, None if all agree."""
+    for probe in probes:
+        payload, expected = probe["payload"], probe["answers"][predictor.precision]
+        for name, value in payload.items():
+            if isinstance(value, int | float) and not 0 <= value <= MAX_PROBE_NUMBER:
+                raise BundleError(
+                    f"{bundle.path(PROBE)}: {name}: expected at most {MAX_PROBE_NUMBER}, found {str(value)[:80]}"
+                )
+        found = predictor.probe(payload)
+        equal = 0 < len(found) == len(expected) and all(
+            text == expected_text and abs(value - expected_value) <= predictor.PROBE_TOLERANCE
+            for (text, value), (expected_text, expected_value) in zip(found, expected, strict=True)
+        )
+        if not equal:
+            return f"{bundle.folder}: {predictor.precision}: probe: expected {expected}, found {found}"
+    return None
 
 
 def freeze_heap() -> None:

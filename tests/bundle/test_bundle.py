@@ -13,7 +13,9 @@ import pytest
 from app import bundle
 from app.bundle import CorpusEntry, FileEntry, Manifest
 from app.errors import BundleError
+from tests.bench import flipped_bits
 
+SHIPPED = Path(__file__).parents[2] / "models_store"
 Damage = Callable[[Path], object]
 CONTENTS: dict[str, bytes | Path] = {
     "weights.safetensors": bytes(range(256)) * 40,
@@ -310,6 +312,34 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda folder: edit_manifest(folder, model="wikitext"),
         r"manifest\.json: expected model and version ptb/v1, as its folder, found wikitext/v1$",
     ),
+    "a flipped bit in a number of the manifest": (
+        lambda folder: replace_text(folder / "manifest.json", "81.5", "81.4"),
+        r"manifest\.json: expected the sha256 in manifest\.sha256, .*, found [0-9a-f]{64}$",
+    ),
+    "a space more in the manifest": (
+        lambda folder: append(folder / "manifest.json"),
+        r"manifest\.json: expected the sha256 in manifest\.sha256",
+    ),
+    "another name in the manifest's checksum": (
+        lambda folder: replace_text(folder / "manifest.sha256", "json", "jsom"),
+        r"manifest\.json: expected the sha256 in manifest\.sha256",
+    ),
+    "a link in place of the manifest's checksum": (
+        lambda folder: into_link(folder / "manifest.sha256"),
+        r"manifest\.sha256: expected a plain file, found l",
+    ),
+    "more parameters than any model has": (
+        lambda folder: edit_manifest(folder, parameters=1 << 60),
+        r"manifest\.json: parameters: .*less than or equal to",
+    ),
+    "a configuration that is no JSON": (
+        lambda folder: edit_manifest(folder, config={"deep": ["\ud800"]}),
+        r"manifest\.json: config: .*surrogates not allowed",
+    ),
+    "an infinite number in the configuration": (
+        lambda folder: replace_text(folder / "manifest.json", '"tied": true', '"tied": 1e999'),
+        r"manifest\.json: config: .*not JSON compliant",
+    ),
     "another version's": (
         lambda folder: edit_manifest(folder, version="v2"),
         r"manifest\.json: expected model and version ptb/v1, as its folder, found ptb/v2$",
@@ -359,7 +389,26 @@ def test_a_damaged_bundle_is_rejected_by_name(folder: Path, damage: Damage, mess
     assert str(caught.value).startswith(f"{folder}/")
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/file", ".hidden", "", "manifest.json"])
+def test_a_bundle_of_before_the_manifest_s_checksum_is_read_with_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "manifest.sha256").unlink()
+    assert bundle.read(folder).manifest.version == "v1"
+    assert f"{folder}: expected a file manifest.sha256, found none" in caplog.text
+
+
+def test_every_flipped_bit_of_the_shipped_bundles_is_rejected_by_name(tmp_path: Path) -> None:
+    store = Path(shutil.copytree(SHIPPED, tmp_path / "store"))
+    files = flipped_bits.bundle_files(store)
+    once = [flip for file in files for flip in flipped_bits.flip_bits(store, [file], flips=1)]
+    small = [file for file in files if file.name.startswith("manifest.")]
+    many = flipped_bits.flip_bits(store, small, flips=40)
+    assert [flip for flip in (*once, *many) if not flip.rejected] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/hostname", "sub/file", ".hidden", "", "manifest.json", "manifest.sha256"]
+)
 def test_a_listed_name_never_leads_out_of_the_bundle(folder: Path, name: str) -> None:
     (folder.parent / "secret").write_bytes(b"s")
     entry = {"sha256": hashlib.sha256(b"s").hexdigest(), "bytes": 1}
@@ -406,7 +455,7 @@ def test_a_version_that_is_not_there_can_not_be_activated(store: Path, folder: P
     assert bundle.current(store, "ptb") == "v1"
 
 
-@pytest.mark.parametrize("content", ["v9\n", "", "\n", "v1\nv1\n", "../ptb/v1\n", " v1", ".staging-1\n"])
+@pytest.mark.parametrize("content", ["v9\n", "", "\n", "v1\nv1\n", "v1\x0b", "../ptb/v1\n", " v1", ".staging-1\n"])
 def test_current_must_be_one_line_that_names_a_version(store: Path, folder: Path, content: str) -> None:
     (folder.parent / "CURRENT").write_text(content)
 

@@ -159,6 +159,20 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "a vocabulary in no known encoding": {"contents": {"vocabulary.txt": b"<eos>\n<unk>\n\xff"}},
     "graphs that are none": {"contents": dict.fromkeys(("softmax.int8.onnx", "softmax.fp32.onnx"), b"?")},
     "a probe that is no object": {"contents": {"probe.json": b"[]"}},
+    "a card that is no text": {"contents": {"README.md": b"\xff"}},
+    "an image that is none": {"contents": {"curves.png": b"<svg>"}},
+    "a probe that is too long": {"contents": {"probe.json": b" " * (1 << 16) + b"{}"}},
+    "a probe that would take hours": {
+        "contents": {
+            "probe.json": b'{"payload": {"text": "the", "words": 1000000}, "answers": {"int8": [], "fp32": []}}'
+        }
+    },
+    "a further probe with other answers": {
+        "contents": {
+            "probe.json": b'{"payload": {"text": "the"}, "answers": {"int8": [["the", 0]], "fp32": [["the", 0]]},'
+            b' "further": 3}'
+        }
+    },
     "a probe without answers": {"contents": {"probe.json": b'{"payload": {"text": "the"}}'}},
     "a probe with a foreign payload": {
         "contents": {"probe.json": b'{"payload": {"image": 1}, "answers": {"int8": [], "fp32": []}}'}

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -116,8 +117,10 @@ def flip_a_bit(folder: Path) -> None:
 
 
 def change(folder: Path, **changes: Any) -> None:
+    """Change fields of the manifest, and its checksum."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (folder / "manifest.sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  manifest.json\n")
 
 
 def unlist_the_probe(folder: Path) -> None:
@@ -259,6 +262,7 @@ async def test_a_change_to_a_bad_version_is_logged_once_and_the_next_one_is_serv
     registry: Registry, store: Path, figures: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(store / "tiny" / "2", store / "tiny" / "3")
+    change(store / "tiny" / "3", version="3")
     flip_a_bit(store / "tiny" / "3")
     bad = {"model": "tiny", "outcome": "refused"}
     async with watching(registry) as looks:

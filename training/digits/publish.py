@@ -107,11 +107,11 @@ class DigitsPublisher(Publisher[DigitCorpus, RowReader | ReNet]):
         predictors = {p: open_predictor(draft, p, calibration) for p in PRECISIONS}
         answers = classify(predictors[served], data.test)
         robust = benchmark(predictors[served], data.test, self.negatives)
-        payload = {"image": base64.b64encode(png(drawn_digit())).decode()}
+        digit, cross = ({"image": base64.b64encode(png(each)).decode()} for each in (drawn_digit(), drawn_cross()))
         return Measurements(
             metrics=metrics | robustness_metrics(robust) | {"valid_accuracy": metrics[f"valid_accuracy_{served}"]},
             served=served,
-            probe=probe(predictors, payload),
+            probe=probe(predictors, digit, cross),
             plots=card_plots(self.run, data.test, answers, scratch),
             tables=robustness.table(robust),
             calibration=asdict(calibration),
@@ -272,6 +272,14 @@ def drawn_digit() -> npt.NDArray[np.uint8]:
     for row in range(8, 23):
         column = 18 - (row - 8) // 2
         canvas[row, column - 1 : column + 2] = 255
+    return canvas
+
+
+def drawn_cross() -> npt.NDArray[np.uint8]:
+    """A cross, as the probe's image without a digit."""
+    canvas = np.zeros((28, 28), np.uint8)
+    for row in range(4, 24):
+        canvas[row, row - 1 : row + 2] = canvas[row, 26 - row : 29 - row] = 255
     return canvas
 
 

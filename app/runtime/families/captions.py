@@ -28,6 +28,8 @@ from app.text import Tokenizer
 
 MOST_BEAMS: Final = 10
 MOST_ALTERNATIVES: Final = 9
+MAX_LENGTH: Final = 200  # words
+MAX_LENGTH_PENALTY: Final = 10
 MAX_STEP_ROWS: Final = 800  # hypotheses that one step extends: about 50 ms, search included
 
 
@@ -147,8 +149,8 @@ class CaptionsPredictor:
             step,
             resources.tokenizer(bundle, step.get_outputs()[0].shape[1]),
             precision=precision,
-            length=bundle.manifest.config["length"],
-            length_penalty=bundle.manifest.config["length_penalty"],
+            length=int(_setting(bundle, "length", 1, MAX_LENGTH)),
+            length_penalty=_setting(bundle, "length_penalty", 0, MAX_LENGTH_PENALTY),
         )
 
     def prepare(self, payload: Describe) -> Example:
@@ -282,6 +284,14 @@ class _WordStream:
         """Return the words added since the last call."""
         words, self._words = self._words, []
         return words
+
+
+def _setting(bundle: Bundle, name: str, least: int, most: int) -> float:
+    """Return a number of the manifest's configuration. Raise BundleError if it is missing or out of its range."""
+    found = bundle.manifest.config.get(name)
+    if not isinstance(found, int | float) or not least <= found <= most:
+        raise BundleError(f"{bundle.folder}: config: {name}: expected a number from {least} to {most}, found {found!r}")
+    return found
 
 
 def _require(field: str, value: int, least: int, most: int) -> None:

@@ -19,6 +19,7 @@ from app.runtime.recurrent_engine import Floats
 DIGITS: Final = 10
 READ_AT: Final = 512  # pixels of the shorter side to which a large image is decoded for framing
 NO_DIGIT: Final = "no digit to be read"
+MAX_TEMPERATURE: Final = 100
 DOUBT: Final = 0.1  # above this 1 - confidence, the image is read again,
 ROTATION: Final = 8.0  # rotated by this many degrees either way
 
@@ -119,9 +120,14 @@ class DigitsPredictor:
         return logits
 
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
-        """Return [class, probability] of each digit, and perhaps of none, for the `image` (base64) of `payload`."""
+        """Return [class, probability] of each digit, and perhaps of none, for the `image` (base64) of `payload`.
+
+        For a rejected image it is ["rejected", confidence] alone.
+        """
         example = self.prepare(Classify(base64.b64decode(payload["image"])))
         found = self.probabilities(example.pixels[None])[0]
+        if (answer := self._answer(example, found)).rejected:
+            return [["rejected", answer.confidence]]
         names = [*map(str, range(DIGITS)), "none"]  # a reader with 10 classes has no "none"
         return [[name, float(value)] for name, value in zip(names, found, strict=False)]
 
@@ -149,12 +155,13 @@ def usage(_: Classification) -> dict[str, int]:
 
 def calibration(found: Mapping[str, float], folder: str) -> Calibration:
     """Return a manifest's calibration. Raise BundleError that names `folder` if it is invalid."""
-    try:
-        return Calibration(**found)
-    except TypeError as error:
-        raise BundleError(
-            f"{folder}: calibration: expected temperature and rejection_threshold, found {found}"
-        ) from error
+    if found.keys() != {"temperature", "rejection_threshold"}:
+        raise BundleError(f"{folder}: calibration: expected temperature and rejection_threshold, found {found}")
+    made = Calibration(**found)
+    if not (0 < made.temperature <= MAX_TEMPERATURE and 0 <= made.rejection_threshold <= 1):
+        expected = f"a temperature of at most {MAX_TEMPERATURE} and a rejection_threshold from 0 to 1"
+        raise BundleError(f"{folder}: calibration: expected {expected}, found {found}")
+    return made
 
 
 def confidences(probabilities: Probabilities) -> Probabilities:

@@ -191,8 +191,12 @@ class LanguageModelPredictor:
         return room >= 0
 
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
-        """Return [text, log-probability] of each suggestion for `payload`, the fields of a Suggest."""
-        (answer,) = answer_all(self, [self.prepare(Suggest(**payload))])
+        """Return [text, log-probability] of each suggestion for `payload`, the fields of a Suggest.
+
+        Its text is scored as well, so that every output of the graphs is computed once.
+        """
+        text = Score(payload["text"], per_token=True, alternatives=1)
+        answer, _ = answer_all(self, [self.prepare(Suggest(**payload)), self.prepare(text)])
         return [[suggestion.text, suggestion.log_probability] for suggestion in answer.suggestions]
 
     def score_lines(self, text: Iterable[tuple[str, int]], mode: Mode = "document") -> TextScore:

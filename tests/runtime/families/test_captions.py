@@ -358,3 +358,13 @@ def test_a_vocabulary_of_another_size_is_rejected(store: Path, bundle: Bundle, t
     changed = bundles.read(bundles.publish(tmp_path, manifest, contents))
     with pytest.raises(BundleError, match=r"vocabulary\.txt: expected 18 tokens, found 17$"):
         CaptionsPredictor.open(changed, "int8", Resources())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"length": 0}, {"length": 10**9}, {"length": "20"}, {"length_penalty": -1.0}, {"length_penalty": None}]
+)
+def test_a_setting_out_of_its_bounds_is_rejected(wrong: dict[str, Any], bundle: Bundle) -> None:
+    manifest = bundle.manifest.model_copy(update={"config": bundle.manifest.config | wrong})
+    (name,) = wrong
+    with pytest.raises(BundleError, match=rf"config: {name}: expected a number from"):
+        CaptionsPredictor.open(replace(bundle, manifest=manifest), "int8", Resources())

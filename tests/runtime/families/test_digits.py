@@ -305,6 +305,25 @@ def test_the_probe_returns_the_probability_of_each_digit_and_of_none(
     assert found == digits_bundle.json("probe.json")["answers"]["int8"]
 
 
+def test_the_probe_of_a_rejected_image_returns_the_rejection(digits_bundle: Bundle, predictor: DigitsPredictor) -> None:
+    cautious = predictor.recalibrated(Calibration(1.5, 0.0))
+    ((name, confidence),) = cautious.probe(PAYLOAD)
+    assert (name, confidence) == ("rejected", max(value for _, value in predictor.probe(PAYLOAD)[:10]))
+
+
+def test_a_bundle_whose_further_probe_has_another_answer_is_rejected(digits_bundle: Bundle, tmp_path: Path) -> None:
+    document = digits_bundle.json("probe.json")
+    for index, answer in enumerate((document["answers"]["int8"], [["rejected", 0.5]])):
+        further = {"payload": PAYLOAD, "answers": {"int8": answer, "fp32": answer}}
+        content = json.dumps(document | {"further": [further]}).encode()
+        bundle = published(digits_bundle, tmp_path / str(index), {"probe.json": content})
+        if index:
+            with pytest.raises(BundleError, match=r"fp32: probe: expected \[\['rejected', 0.5\]\], found"):
+                load_predictor(bundle)
+        else:
+            assert load_predictor(bundle).precision == "int8"
+
+
 # opening
 
 
@@ -320,6 +339,12 @@ def test_a_bundle_without_its_calibration_is_rejected(
     expected = f"calibration: expected temperature and rejection_threshold, found {found}"
     assert str(refusal.value) == f"{bundle.folder}: {expected}"
     assert calibration(CALIBRATION, "here") == Calibration(1.5, 0.9)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": 1e6}, {"rejection_threshold": 8.6}], ids=str)
+def test_a_calibration_out_of_its_bounds_is_rejected(wrong: dict[str, float]) -> None:
+    with pytest.raises(BundleError, match="here: calibration: expected a temperature of at most 100"):
+        calibration({**CALIBRATION, **wrong}, "here")
 
 
 def test_a_bundle_without_its_graph_is_rejected(digits_bundle: Bundle, tmp_path: Path) -> None:
