@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from app.bundle import Bundle
-from app.errors import InvalidField
+from app.errors import BundleError, InvalidField
 from app.images import PHOTO_SIZE, decoded, photo
 from app.runtime.beam_search import Expansion, Hypothesis, beam_search
 from app.runtime.onnx_session import Precision, session
