@@ -45,6 +45,7 @@ class Shout:
 
     text: str
     slow: ClassVar[bool] = False
+    bulk: ClassVar[bool] = False
 
 
 class ShoutPredictor:

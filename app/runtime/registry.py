@@ -39,6 +39,11 @@ class Payload(Protocol):
         """True if `prepare` takes so long that it must run in a thread."""
         ...
 
+    @property
+    def bulk(self) -> bool:
+        """True for a document or one of several payloads of a request: no person waits for each of them."""
+        ...
+
 
 class Served:
     """A model version that serves requests.
@@ -93,7 +98,7 @@ class Served:
             example = await self.prepared(lambda: payload, deadline=deadline)
         else:
             example = self.predictor.prepare(payload)
-        return await self.submit(example, deadline=deadline)
+        return await self.submit(example, deadline=deadline, bulk=payload.bulk)
 
     async def prepared(
         self, make: Callable[[], Payload], *, at_once: bool = False, deadline: float | None = None
@@ -108,13 +113,13 @@ class Served:
             return self.predictor.prepare(make())
         return await self._preprocessor.run(self.name, lambda: self.predictor.prepare(make()), deadline)
 
-    async def submit(self, example: Any, *, deadline: float | None = None) -> Any:
+    async def submit(self, example: Any, *, deadline: float | None = None, bulk: bool = False) -> Any:
         """Return the answer to a prepared example."""
         usage = REQUEST_USAGE.get()
         if usage is None:
-            return await self.scheduler.submit(example, deadline)
+            return await self.scheduler.submit(example, deadline, bulk=bulk)
         usage.model = self.name
-        answer = await self.scheduler.submit(example, deadline)
+        answer = await self.scheduler.submit(example, deadline, bulk=bulk)
         usage.add(**self.family.usage(answer))
         return answer
 

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.errors import BundleError, InvalidField, NotReady, UnknownModel
-from app.runtime.families.language_model import LanguageModelPredictor, Suggest
+from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
 from app.runtime.loading import load_predictor
 from app.runtime.metrics import Metrics
 from app.runtime.predictor import Resources
@@ -330,6 +330,7 @@ class Asked:
     """A payload of no family in particular."""
 
     slow: bool
+    bulk: bool = False
 
 
 @pytest.mark.parametrize("slow", [False, True])
@@ -347,6 +348,22 @@ async def test_a_payload_that_is_slow_to_check_is_checked_in_a_thread(
     monkeypatch.setattr(tiny.predictor, "prepare", prepare)
     assert (await tiny.answer(Asked(slow))).suggestions
     assert (checked_in != [threading.get_ident()]) is slow
+    await registry.close()
+
+
+@pytest.mark.parametrize(("payload", "bulk"), [(Suggest("the"), False), (Score("the"), True)])
+async def test_texts_to_score_are_bulk_and_keystrokes_are_not(
+    store: Path, payload: Suggest | Score, bulk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = load(store)
+    tiny, queued = registry.get("tiny", "language_model"), list[bool]()
+
+    async def submit(example: object, deadline: float | None, *, bulk: bool) -> None:
+        queued.append(bulk)
+
+    monkeypatch.setattr(tiny.scheduler, "submit", submit)
+    await tiny.answer(payload)
+    assert queued == [bulk]
     await registry.close()
 
 

@@ -135,7 +135,7 @@ class _Example:
     preprocessed: Any = None
 
     async def answer(self) -> Any:
-        return await self.served.submit(await self.prepared(), deadline=self.deadline)
+        return await self.served.submit(await self.prepared(), deadline=self.deadline, bulk=not self.alone)
 
     async def prepared(self) -> Any:
         if self.preprocessed is None:

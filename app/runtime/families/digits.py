@@ -32,6 +32,7 @@ class Classify:
 
     content: bytes  # an encoded image
     name: str = "image"  # what errors call it
+    bulk: bool = False  # one of several in a request
 
     @property
     def slow(self) -> bool:

@@ -40,6 +40,7 @@ class Suggest:
     top_k: int = 5
     words: int = 1
     complete: bool = False
+    bulk: bool = False  # one of several in a request
 
     @property
     def slow(self) -> bool:
@@ -55,6 +56,7 @@ class Score:
     mode: Mode = "document"
     per_token: bool = False
     alternatives: int = 0
+    bulk: ClassVar[bool] = True
 
     @property
     def slow(self) -> bool:

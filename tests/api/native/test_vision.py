@@ -66,6 +66,7 @@ class FakeVision(FakeServed):
     preparing: int = 0
     preparing_most: int = 0
     at_once: list[bool] = field(default_factory=list)
+    bulk: list[bool] = field(default_factory=list)
 
     async def prepared(self, make: Callable[[], Any], *, at_once: bool = False, deadline: float | None = None) -> Any:
         assert deadline is not None
@@ -78,7 +79,8 @@ class FakeVision(FakeServed):
         self.prepared_names.append(payload.name)
         return payload
 
-    async def submit(self, example: Any, *, deadline: float | None = None) -> Any:
+    async def submit(self, example: Any, *, deadline: float | None = None, bulk: bool = False) -> Any:
+        self.bulk.append(bulk)
         return await self.answering(example, deadline)
 
     async def stream(self, example: Any, *, deadline: float | None = None) -> AsyncGenerator[Any, None]:
@@ -150,6 +152,7 @@ async def test_only_a_single_small_digit_is_preprocessed_inline(vision: FakeVisi
         ):
             assert (await client.post(path, files=parts(*contents))).status_code == 200
     assert vision.at_once == [True, False, False, False, False, False]
+    assert vision.bulk == [False, False, False, True, True, False]
 
 
 async def test_the_input_of_the_model_is_returned_on_request(vision: FakeVision) -> None:
