@@ -16,13 +16,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.api.dialects import DIALECTS
 from app.api.http import authorization, problems, rate_limits, tracing
-from app.api.http.authorization import AccessControl
+from app.api.http.authorization import SESSION, AccessControl
 from app.api.http.dialect import BodyLimits, Dialect
 from app.api.http.endpoints import TIMEOUT, Dispatch
 from app.api.http.keys import Keys
 from app.api.http.middleware import ErrorBoundary, HeadRequests, RequestLogging
 from app.api.http.problems import Formats
 from app.api.http.rate_limits import RateLimiting
+from app.api.http.root_path import RootPath
 from app.api.http.state import State
 from app.api.http.tracing import Traced
 from app.runtime import versions
@@ -96,6 +97,7 @@ def create_app(
         description="Recurrent sequence models over HTTP. Errors are problem documents (RFC 9457).",
         lifespan=lifespan,
         redirect_slashes=False,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         openapi_url=None,  # an endpoint of its own, in the metrics like any other
         exception_handlers=dict.fromkeys(problems.HANDLED, problems.answer_error),
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the middleware below does these
@@ -105,6 +107,7 @@ def create_app(
     app.error_formats = [(dialect.requests, dialect.errors) for dialect in dialects.values() if dialect.requests]
     app.with_keys = keys is not None
     app.user_middleware += [
+        *([Middleware(RootPath, root_path=settings.root_path)] if settings.root_path else []),
         Middleware(RequestLogging, metrics=metrics, error_formats=app.error_formats),
         *([Middleware(Traced, provider=tracer_provider)] if tracer_provider else []),
         *([_cors(settings.origins)] if settings.origins else []),
@@ -123,7 +126,7 @@ def _cors(origins: Sequence[str]) -> Middleware:
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=("GET", "POST"),
-        allow_headers=("Authorization", "X-API-Key", "X-Request-Id", TIMEOUT),
+        allow_headers=("Authorization", "X-API-Key", "X-Request-Id", SESSION, TIMEOUT),
         expose_headers=("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy"),
     )
 

@@ -37,6 +37,11 @@ class Settings(BaseSettings):
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     unix_socket: Path | None = Field(None, description="Path of a Unix socket to listen on, in place of host and port.")
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[\w.~-]+)*$",
+        description="Path prefix under which a proxy serves the application, as /seqserve.",
+    )
     store: DirectoryPath = Field(
         default_factory=_default_store,
         description="Folder of published bundles; by default ./models_store, else the one beside the package.",

@@ -74,8 +74,8 @@ async def test_images_are_documented_as_a_form_and_as_a_raw_body(
 @pytest.mark.parametrize(
     ("path", "names"),
     [
-        ("/digits", {"framed", "model", "X-Request-Timeout"}),
-        ("/captions", {"beam", "alternatives", "model", "X-Request-Timeout"}),
+        ("/digits", {"framed", "model", "X-Request-Timeout", "X-Session-Id"}),
+        ("/captions", {"beam", "alternatives", "model", "X-Request-Timeout", "X-Session-Id"}),
     ],
 )
 async def test_every_parameter_is_documented(document: dict[str, Any], path: str, names: set[str]) -> None:

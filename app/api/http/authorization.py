@@ -23,12 +23,21 @@ SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }  # OpenAPI security schemes
+SESSION: Final = "X-Session-Id"
+SESSION_PARAMETER: Final = {
+    "name": SESSION,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Names a writer. The server neither reads nor logs it; a proxy keeps the requests of one session "
+    "with the server that has their text in its state cache.",
+}
 LIMITED: Final[dict[KeyScope, tuple[HTTPStatus, ...]]] = {"predict": (HTTPStatus.TOO_MANY_REQUESTS,), "admin": ()}
 FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for"})
 
 
 def document(openapi: dict[str, Any], routes: Sequence[BaseRoute], formats: Formats, *, with_keys: bool) -> None:
-    """Add to an OpenAPI document the security of each operation, and its errors."""
+    """Add to an OpenAPI document the security of each operation, its errors, and the header of sessions."""
     required = required_scopes(routes)
     for path, operations in openapi["paths"].items():
         for method, operation in operations.items():
@@ -36,6 +45,9 @@ def document(openapi: dict[str, Any], routes: Sequence[BaseRoute], formats: Form
                 errors = problems.selected(formats, method.upper(), path)
                 rejections = errors.documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, *LIMITED[scope])
                 operation["responses"].update({str(status): response for status, response in rejections.items()})
+                if scope == "predict" and method == "post":
+                    others = [one for one in operation.get("parameters", []) if one["name"] != SESSION]
+                    operation["parameters"] = [*others, SESSION_PARAMETER]
                 if with_keys:
                     operation["security"] = [{name: []} for name in SCHEMES]
     if with_keys:

@@ -33,18 +33,17 @@ from app.runtime.registry import Registry, Served
 
 CARD = "README.md"
 IMAGE_TYPE = "image/png"
-DOCS_FILES = "/docs/files"
 ACTIVATE_BYTES: Final = 4096
 
 
 async def docs() -> Response:
     """Serve Swagger UI."""
     page = get_swagger_ui_html(
-        openapi_url="/openapi.json",
+        openapi_url="openapi.json",  # relative, since a proxy may serve it under a prefix
         title="seqserve",
-        swagger_js_url=f"{DOCS_FILES}/swagger-ui-bundle.js",
-        swagger_css_url=f"{DOCS_FILES}/swagger-ui.css",
-        swagger_favicon_url=f"{DOCS_FILES}/favicon.png",
+        swagger_js_url="docs/files/swagger-ui-bundle.js",
+        swagger_css_url="docs/files/swagger-ui.css",
+        swagger_favicon_url="docs/files/favicon.png",
     )
     page.headers["Content-Security-Policy"] = security_headers.documentation_policy(bytes(page.body))
     return page
@@ -229,5 +228,5 @@ ROUTES: Final[list[BaseRoute]] = [
         },
         tags=TAGS,
     ),
-    PublicMount(DOCS_FILES, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files"),
+    PublicMount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-files"),
 ]

@@ -2,6 +2,7 @@
 
 import { askKey, keyed, keyGiven, keyNow } from "./key.js";
 import { duration } from "./format.js";
+import { session } from "./storage.js";
 
 const MAX_ATTEMPTS = 8; // of one request
 const MAX_DELAY = 30; // seconds between attempts, unless the server sends Retry-After
@@ -28,8 +29,8 @@ export class RequestError extends Error {
 export const isAbort = (error) => error.name === "AbortError";
 
 /**
- * Create a function `request(path, options)`; `options` are those of `fetch`, or a function that builds them for each
- * attempt. A new request cancels the previous one. `notify(message)` shows why a request is delayed, `notify()` clears it;
+ * Create a function `request(path, options)`; `path` is relative to the page, which may lie under a prefix, `options` are
+ * those of `fetch`, or a function that builds them for each attempt. A new request cancels the previous one. `notify(message)` shows why a request is delayed, `notify()` clears it;
  * `messages` maps an error's status to a message for the visitor.
  */
 export function createRequester(notify, messages = STATUS_MESSAGES) {
@@ -95,7 +96,7 @@ async function requestWithRetries(path, source, { signal, gate, notify, messages
     await Promise.race([keyGiven(), rejectOnAbort(signal)]);
     const options = typeof source === "function" ? await Promise.race([source(), rejectOnAbort(signal)]) : source;
     const key = keyNow();
-    const [response, retry] = await attempt(path, { ...options, headers: keyed(options.headers, key), signal });
+    const [response, retry] = await attempt(path, { ...options, headers: { ...keyed(options.headers, key), "X-Session-Id": session }, signal });
     if (response?.ok) {
       notify();
       return response;

@@ -51,7 +51,7 @@ async function described(file) {
 
 async function describe(file) {
   let started = 0;
-  const response = await request("/captions?alternatives=4", async () => {
+  const response = await request("captions?alternatives=4", async () => {
     const upload = await toUploadable(file);
     started = performance.now();
     return uploadOptions(upload, { Accept: "text/event-stream" });

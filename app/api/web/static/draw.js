@@ -228,7 +228,7 @@ async function once() {
 
 async function answered() {
   let started = 0;
-  const response = await request("/digits?framed=true", async () => {
+  const response = await request("digits?framed=true", async () => {
     outdated = false; // all changes until now are included
     const upload = file ? await toUploadable(file) : await drawn();
     started = performance.now();

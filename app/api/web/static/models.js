@@ -26,7 +26,7 @@ const notify = notice(document.getElementById("models-notice"));
 /** Initialise the view; all cards are requested at once. */
 export function open() {
   return reportErrors(notify, async () => {
-    const { models } = await get("/models");
+    const { models } = await get("models");
     models.sort((a, b) => ORDER.indexOf(a.family) - ORDER.indexOf(b.family) || a.name.localeCompare(b.name));
     const cards = await Promise.all(models.map((one) => (one.ready ? ready(one) : notServed(one))));
     document.getElementById("cards").replaceChildren(...cards);
@@ -36,7 +36,7 @@ export function open() {
 const get = async (path) => (await createRequester(notify)(path)).json();
 
 async function ready({ name }) {
-  const model = await get(`/models/${encodeURIComponent(name)}`);
+  const model = await get(`models/${encodeURIComponent(name)}`);
   const family = FAMILIES[model.family] ?? { title: name, figure: () => [] };
   const [value, unit] = family.figure(model.metrics);
   const [first, ...rest] = sections(model.card ?? "");
@@ -82,7 +82,7 @@ function notServed({ name, reason }) {
 }
 
 function image(model, file, words) {
-  const address = `/models/${encodeURIComponent(model.name)}/files/${encodeURIComponent(file)}`;
+  const address = `models/${encodeURIComponent(model.name)}/files/${encodeURIComponent(file)}`;
   const image = createElement("img", { loading: "lazy", alt: words, src: address });
   return createElement("figure", {}, createElement("a", { href: address, target: "_blank", rel: "noopener", "aria-label": `${words}, in full size, in a new tab` }, image), createElement("figcaption", {}, words));
 }

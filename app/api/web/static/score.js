@@ -95,7 +95,7 @@ function score() {
   if (text.length > 10 * EAGER) notify("Reading. A long text takes a while: about a second for 10,000 words.");
   return reportErrors(notify, async () => {
     const started = performance.now();
-    const found = await json(request, "/perplexity", { text, per_token: true, alternatives: text.length > LONG ? 0 : 5 });
+    const found = await json(request, "perplexity", { text, per_token: true, alternatives: text.length > LONG ? 0 : 5 });
     show(found, text);
     at("score-time").textContent = `${milliseconds(performance.now() - started)} for ${tokens.length} words and marks.`;
   });

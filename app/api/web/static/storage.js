@@ -1,4 +1,4 @@
-// Session storage of texts across reloads of the tab, and the clipboard.
+// Session storage of texts across reloads of the tab, the id of the session, and the clipboard.
 
 import { createElement } from "./format.js";
 
@@ -40,6 +40,10 @@ export function restore(slot) {
   }
 }
 
+/** Random id of this tab, by which a proxy keeps its requests with the server that has their text in its cache. */
+export const session = restore("session") || randomId();
+store("session", session);
+
 /** Remove the stored text. */
 export function remove(slot) {
   try {
@@ -47,4 +51,8 @@ export function remove(slot) {
   } catch {
     // storage is blocked, so nothing is stored
   }
+}
+
+function randomId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -83,13 +83,13 @@ async function suggestions(text) {
   if (!word || word.endsWith(".")) return following(text);
   const from = text.length - word.length;
   const apart = from && /\S/.test(text[from - 1]) ? " " : ""; // "(comp" is a bracket and a partly typed word
-  const answer = await json(request, "/next-word", { text: text.slice(0, from) + apart + word, complete: true, top_k: MOST });
+  const answer = await json(request, "next-word", { text: text.slice(0, from) + apart + word, complete: true, top_k: MOST });
   if (answer.suggestions[0]?.text.toLowerCase() === word.toLowerCase()) return following(text);
   return { ...answer, offers: answer.suggestions.map((one) => offer(one, ending(word, one.text), from)) };
 }
 
 async function following(text) {
-  const answer = await json(request, "/next-word", { text, top_k: MOST });
+  const answer = await json(request, "next-word", { text, top_k: MOST });
   return { ...answer, offers: answer.suggestions.map((one) => joined(one, text)) };
 }
 
