@@ -15,10 +15,11 @@ endif
 BIN = $(VENV)/bin
 SERVING = $(VENV)/.serving-installed
 DEVELOPMENT = $(VENV)/.development-installed
-# The peers of `bench` pin other versions than the server, so they get an environment of their own.
+# Ray and the peers of `bench` are large and pin other versions than the server, so they get environments of their own.
 PEERS = .venv-bench/.installed
+RAY = .venv-ray/.installed
 
-.PHONY: help install serve test test-fast test-deploy check bench bench-cells fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
+.PHONY: help install serve test test-fast test-deploy test-ray check bench bench-cells fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -41,6 +42,9 @@ PARALLEL = $(BIN)/python -m pytest -m 'not serial' --numprocesses $(or $(WORKERS
 
 test-deploy: $(DEVELOPMENT) ## run the tests of deploy/; they need nginx (Debian package nginx-light) and kubectl
 	$(BIN)/python -m pytest tests/deploy $(ARGS)
+
+test-ray: $(RAY) ## run the tests of replicas on Ray Serve: two minutes
+	.venv-ray/bin/python -m pytest -o filterwarnings=default --confcutdir tests/server/ray tests/server/ray $(ARGS)
 
 check: $(DEVELOPMENT) ## check format, lint, types and imports
 	$(BIN)/ruff format --check
@@ -96,6 +100,8 @@ lock: ## update requirements/ from pyproject.toml, with uv; delete the files fir
 	uv pip compile $(LOCK) pyproject.toml --constraints requirements/development.txt --output-file requirements/serving.txt
 	grep -o '^[a-z0-9][^\\]*' requirements/development.txt | grep -v '^opentelemetry' | \
 		uv pip compile $(LOCK) pyproject.toml --extra bench --constraints - --output-file requirements/bench.txt
+	printf '%s\n' httpx pytest pytest-timeout | \
+		uv pip compile $(LOCK) pyproject.toml - --extra ray --constraints requirements/development.txt --output-file requirements/ray.txt
 LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 
 # All packages are pinned with hashes; seqserve itself has none and is installed without dependencies.
@@ -111,6 +117,11 @@ $(DEVELOPMENT): requirements/development.txt $(SERVING)
 $(PEERS): requirements/bench.txt | $(BIN)/python
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --require-hashes --requirement requirements/bench.txt
+	touch $@
+
+$(RAY): requirements/ray.txt | $(BIN)/python
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --require-hashes --requirement requirements/ray.txt
 	touch $@
 
 $(BIN)/python:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from typing import Any, get_args
 
-import ray  # type: ignore[import-not-found]
+import ray
 from ray import serve
 
 from tests.bench.serving.peers.engines import BATCH, WAIT_S, WORKERS, opened
