@@ -52,17 +52,21 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a text: `log_likelihood` in nats, `cross_entropy` in bits per token."""
+    """The score of a text: `log_likelihood` in nats, `cross_entropy` in bits per token; None where there is no unit."""
 
-    perplexity: float
+    perplexity: float | None
     perplexity_excluding_unknown: float | None
     tokens: int
     sentences: int
     unknown_tokens: int
     characters: int
+    bytes: int  # of UTF-8
+    words: int  # separated by white space
     log_likelihood: float
-    cross_entropy: float
-    bits_per_character: float
+    cross_entropy: float | None
+    bits_per_character: float | None
+    bits_per_byte: float | None
+    word_perplexity: float | None
     token_scores: list[TokenScore] | None
 
 

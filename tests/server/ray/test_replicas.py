@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib
-import json
 import os
 import re
 import shutil
@@ -28,6 +27,7 @@ from ray import serve  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from ray.serve.schema import ServeDeploySchema  # noqa: E402
 
+from app import bundle as bundles  # noqa: E402
 from app.api.http.keys import create  # noqa: E402
 from app.errors import SettingsError  # noqa: E402
 from app.images import png  # noqa: E402
@@ -37,7 +37,6 @@ from tests.e2e.conftest import serving  # noqa: E402
 
 ROOT: Final = Path(__file__).parents[3]
 STORE: Final = ROOT / "models_store"
-CURRENT: Final = (STORE / "ptb" / "CURRENT").read_text().strip()
 NODES: Final = 3  # of one processor; the head has none
 WRITERS: Final = 6
 TIMEOUT_S: Final = 120.0
@@ -67,8 +66,13 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the shipped models, which a test may change."""
-    return Path(shutil.copytree(STORE, tmp_path_factory.mktemp("store") / "models_store"))
+    """A copy of the shipped models, with a version `next` of `ptb` that is not current."""
+    store = Path(shutil.copytree(STORE, tmp_path_factory.mktemp("store") / "models_store"))
+    current = bundles.read(store / "ptb" / bundles.current(store, "ptb"))
+    contents: dict[str, bytes | Path] = {name: current.path(name) for name in current.manifest.files}
+    bundles.publish(store, current.manifest.model_copy(update={"version": "next"}), contents)
+    bundles.activate(store, "ptb", current.manifest.version)
+    return store
 
 
 @pytest.fixture(scope="module")
@@ -241,10 +245,7 @@ async def test_a_lost_node_costs_no_request_that_is_not_told_to_retry(cluster: C
     assert {*writers.statuses} <= {200, 503}
 
 
-async def test_an_activation_reaches_every_replica(url: str, key: str, store: Path) -> None:
-    manifest = json.loads((store / "ptb" / CURRENT / "manifest.json").read_text())
-    shutil.copytree(store / "ptb" / CURRENT, store / "ptb" / "next")
-    (store / "ptb" / "next" / "manifest.json").write_text(json.dumps(manifest | {"version": "next"}))
+async def test_an_activation_reaches_every_replica(url: str, key: str) -> None:
     async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
         activated = await client.post("/models/ptb/activate", json={"version": "next"})
         assert activated.json()["persisted"], activated.text
