@@ -14,9 +14,9 @@ import numpy as np
 from app import images as image_files
 from app.api.http import uploads
 from app.api.http.fan_out import all_answers
+from app.api.http.image_answers import image_answers
 from app.api.http.uploads import Upload
 from app.api.native.vision import MAX_CAPTIONS, MAX_DIGITS
-from app.api.native.vision import _answers as image_answers
 from app.api.oip import tensors
 from app.api.oip.schemas import InferRequest
 from app.api.oip.tensors import Spec, Values

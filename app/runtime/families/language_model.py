@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from app.bundle import Bundle
 from app.errors import InvalidField
+from app.runtime.families.completions import Complete, Completer, Completion, Part, read_prompt
 from app.runtime.onnx_session import Precision
-from app.runtime.predictor import ObserveCache, Resources, answer_all, ignore
+from app.runtime.predictor import ObserveCache, Partial, Resources, answer_all, ignore
 from app.runtime.recurrent_engine import Details, Floats, Reading, RecurrentEngine, Segment
 from app.runtime.scores import TextScore, TokenScore
 from app.runtime.state_cache import StateCache
@@ -84,9 +85,10 @@ class Suggestions(NamedTuple):
 class Example:
     """A request in progress: the generator of its steps and the segments that its next step reads."""
 
-    def __init__(self, steps: Steps, *, short: bool = False) -> None:
-        """`short`: computing the first segments takes negligible time."""
+    def __init__(self, steps: Steps, *, short: bool = False, parts: list[Part] | None = None) -> None:
+        """`short`: computing the first segments takes negligible time; `parts` receives those of a partial answer."""
         self.short = short
+        self._parts = [] if parts is None else parts
         self._steps = steps
         self._segments: list[Segment] | None = None
         self.answer: Any = None
@@ -101,6 +103,12 @@ class Example:
         """Continue with the readings of the segments."""
         if self.answer is None:
             self._advance(lambda: self._steps.send(readings))
+
+    def output(self) -> Any:
+        """Return the output of the last step: new parts, the answer, or None."""
+        parts = [*self._parts]
+        self._parts.clear()
+        return Partial(parts, self.answer) if parts else self.answer
 
     def _advance(self, step: Callable[[], list[Segment]]) -> None:
         try:
@@ -135,6 +143,7 @@ class LanguageModelPredictor:
         self._lookups: list[tuple[int, int]] = []  # of this step, per context: tokens cached and read
         after_end = Segment(engine.initial_state(), [tokenizer.end])
         self._start = engine.run([after_end])[0].state
+        self._completer = Completer(tokenizer, self._start, cache, chunk, self._lookups)
         self._never = tuple(token for token in (tokenizer.end, tokenizer.unknown) if token is not None)
 
     @classmethod
@@ -153,8 +162,12 @@ class LanguageModelPredictor:
             observe_cache=resources.observe_cache,
         )
 
-    def prepare(self, payload: Suggest | Score) -> Example:
+    def prepare(self, payload: Suggest | Score | Complete) -> Example:
         """Validate a payload; all reading is left to the steps. Raise InvalidField for a number out of its range."""
+        if isinstance(payload, Complete):
+            prompt, parts = read_prompt(payload.prompt, self.tokenizer), list[Part]()
+            steps = self._completer.steps(payload, prompt, parts.append)
+            return Example(steps, short=len(prompt.ids) <= SHORT_CONTEXT, parts=parts)
         if isinstance(payload, Suggest):
             _require_some("top_k", payload.top_k)
             _require_some("words", payload.words)
@@ -181,7 +194,7 @@ class LanguageModelPredictor:
         if self._lookups:
             self._observe_cache(*map(sum, zip(*self._lookups, strict=True)))
             self._lookups.clear()
-        return [example.answer for example in examples]
+        return [example.output() for example in examples]
 
     def fits_inline(self, examples: Sequence[Example]) -> bool:
         """Return whether one step over all examples costs at most INLINE_COST."""
@@ -299,8 +312,10 @@ class LanguageModelPredictor:
         return TokenScore(token.text, token.start, token.end, log_probability, details.rank, unknown, alternatives)
 
 
-def usage(answer: Suggestions | TextScore) -> dict[str, int]:
-    """Return the tokens read for an answer and, of a context, those that were cached."""
+def usage(answer: Suggestions | TextScore | Completion) -> dict[str, int]:
+    """Return the tokens read or generated for an answer and, of a context, those that were cached."""
+    if isinstance(answer, Completion):
+        return {"tokens": answer.prompt_tokens + answer.completion_tokens, "cached": answer.cached_tokens}
     if isinstance(answer, TextScore):
         return {"tokens": answer.tokens}
     return {"tokens": answer.context_tokens, "cached": answer.cached_tokens}

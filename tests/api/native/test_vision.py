@@ -19,8 +19,8 @@ from pydantic import TypeAdapter
 
 from app import images
 from app.api.http.fan_out import FAN_OUT
+from app.api.http.image_answers import MAX_PREPROCESSING
 from app.api.native.schemas import CaptionsAnswer, DigitsAnswer
-from app.api.native.vision import MAX_PREPROCESSING
 from app.errors import DeadlineExceeded, InvalidField, NotReady, Overloaded
 from app.runtime.families.captions import Alternative, Describe, Description
 from app.runtime.families.digits import Classification, Classify
