@@ -33,6 +33,7 @@ class Complete:
     logprobs: int | None = None  # likeliest tokens to return at each position; None: no log-probabilities
     echo: bool = False  # return the prompt too, in the first part of each choice
     ignore_eos: bool = False  # write the end of a sentence as a line break and go on
+    bulk: bool = False  # one of several in a request
 
     @property
     def slow(self) -> bool:
