@@ -4,7 +4,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,12 @@ class Run:
         self._write("source.json", source)
         self._write("environment.json", {"family": family, **environment()})
 
-    def check_config(self, config: Any) -> None:
-        """Raise RunError unless the run was started with this configuration."""
+    def check_config(self, config: Any, changeable: Collection[str] = ()) -> None:
+        """Raise RunError unless the run was started with this configuration, but for `changeable` fields."""
         found = self.read("config.json")
         expected = json.loads(json.dumps(asdict(config)))
-        changed = [f"{k} is {expected[k]}, was {found.get(k)}" for k in expected if expected[k] != found.get(k)]
+        differing = [name for name in expected if name not in changeable and expected[name] != found.get(name)]
+        changed = [f"{name} is {expected[name]}, was {found.get(name)}" for name in differing]
         if changed:
             raise RunError(f"{self.folder}: started with another configuration: {'; '.join(changed)}")
 
@@ -104,7 +105,9 @@ class Run:
             raise RunError(f"{path}: expected JSON, found invalid content: {error}") from error
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        (self.folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        partial = self.folder / f"{name}.partial"
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(self.folder / name)
 
 
 def environment() -> dict[str, Any]:

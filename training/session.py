@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -62,14 +62,22 @@ class Session:
         return slice(self.rank * length, (self.rank + 1) * length)
 
     def open(
-        self, family: FamilyName, config: Any, source: Mapping[str, Any], state: dict[str, Any], *, resume: bool
+        self,
+        family: FamilyName,
+        config: Any,
+        source: Mapping[str, Any],
+        state: dict[str, Any],
+        *,
+        resume: bool,
+        changeable: Collection[str] = (),
     ) -> dict[str, Any]:
         """Load the run's checkpoint into `state`, with `resume` and if there is one, else start the run.
 
-        Return the state's `progress`. Raise RunError if the run had another configuration or other data.
+        Return the state's `progress`. Raise RunError if the run had another configuration, but for `changeable`
+        fields, or other data.
         """
         if resume and self.run.checkpoint.exists():
-            self.run.check_config(config)
+            self.run.check_config(config, changeable)
             self.run.check_texts(source["sha256"])
             self.fabric.load(self.run.checkpoint, state)
             if carried := state["progress"].get("carried"):
@@ -77,6 +85,7 @@ class Session:
                 state["progress"]["carried"] = self.fabric.to_device(own)
         elif self.rank == 0:
             self.run.start(family, config, source)
+        self.fabric.barrier()
         progress: dict[str, Any] = state["progress"]
         return progress
 
@@ -142,6 +151,13 @@ class Session:
     def _handle_sigterm(self, handler: Handler) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+class Carried:
+    """A recurrent state, opaque to Fabric, which would round its float32 parts to the precision of the products."""
+
+    def __init__(self, state: Sequence[tuple[Tensor, ...]]) -> None:
+        self.state = state
 
 
 def launch(processes: int) -> None:

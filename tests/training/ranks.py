@@ -1,6 +1,8 @@
 """Tiny runs of every recipe: `python -m tests.training.ranks FOLDER`, as it is or by torchrun."""
 
+import random
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,10 +18,13 @@ from training.captions import validation
 from training.captions.config import CaptionsConfig
 from training.captions.data import CaptionCorpus, Source, Split, count_vocabulary
 from training.captions.scores import score
+from training.corpora.documents import DocumentCorpus, load
 from training.digits import recipe as digits
 from training.language_model import recipe as language_model
+from training.language_model import subword_recipe
 from training.language_model.data import Corpus
 from training.language_model.data import Source as TextSource
+from training.language_model.tokenizer import train_tokenizer
 from training.run import Run
 
 TOKENS = 30
@@ -47,6 +52,26 @@ DIGITS = replace(
     p_printed=0.0,
     negatives=0.0,
 )
+SUBWORD = replace(
+    subword_recipe.PRESETS["everyday"],
+    embedding_size=8,
+    width=8,
+    layers=2,
+    hidden_size=8,
+    inner_size=8,
+    batch_size=4,
+    window=7,
+    steps=12,
+    warm_up=3,
+    average_every=2,
+    validate_every=6,
+    validation_pieces=50,
+    compiled=False,
+    precision="32-true",
+    dropout=0.0,
+    p_reset=1.0,
+    full_softmax=1.0,  # no negatives
+)
 CAPTIONS = CaptionsConfig(
     cell="gru",
     views=1,
@@ -70,6 +95,16 @@ def text() -> Corpus:
     return Corpus(TextSource("random", {}, "none"), vocabulary, ids, ids[:50], ids[:50], {})
 
 
+def documents(folder: Path) -> DocumentCorpus:
+    """Documents of random words."""
+    draw = random.Random(1)
+    for split, lines in (("train", 60), ("valid", 15)):
+        words = (" ".join(draw.choices("ab cab bac abba".split(), k=6)) for _ in range(lines))
+        (folder / f"sms.{split}.txt").write_text("\n\n".join(words))
+    tokenizer = train_tokenizer([folder], folder / "tokenizer.json", pieces=300, every=1)
+    return load([folder], tokenizer, cache=folder / "cache")
+
+
 def photographs() -> CaptionCorpus:
     """Photographs of five kinds, their captions of one to five words."""
 
@@ -85,6 +120,10 @@ def photographs() -> CaptionCorpus:
 
 def train_all(folder: Path) -> None:
     """Train each recipe without random draws, and a language model with them, at once and in pieces."""
+    with tempfile.TemporaryDirectory() as texts:
+        corpus = documents(Path(texts))
+        config = replace(SUBWORD, vocabulary_size=len(corpus.tokenizer))
+        subword_recipe.train(config, corpus, Run(folder / "subword-language-model"))
     vars(validation)["score"] = partial(score, java=None)  # METEOR takes most of a minute to start
     plain = replace(LANGUAGE_MODEL, **dict.fromkeys(DROPOUT, 0.0))  # type: ignore[arg-type]
     recipes: dict[str, tuple[Callable[..., bool], Any, Any]] = {

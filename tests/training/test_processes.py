@@ -39,7 +39,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("recipe", ["language-model", "digits", "captions"])
+@pytest.mark.parametrize("recipe", ["language-model", "subword-language-model", "digits", "captions"])
 def test_two_processes_end_with_the_weights_of_one(recipe: str, one: Path, two: Path) -> None:
     expected, found = (torch.load(folder / recipe / "checkpoint.pt") for folder in (one, two))
     for part in {"model", "average", "averaged"} & expected.keys():

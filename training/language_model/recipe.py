@@ -9,7 +9,7 @@ line of a flat loop.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel, Reading, detached
-from app.models.recurrent import Cell, LayerState
+from app.models.recurrent import Cell
 from training.language_model.data import Corpus, Ids
 from training.ranges import Range, require_ranges
 from training.run import Run
-from training.session import Session
+from training.session import Carried, Session
 
 
 @dataclass(frozen=True)
@@ -225,13 +225,6 @@ def train(
         session.save(state)
     session.finish({"test_perplexity": perplexity(model, corpus.test, corpus.vocabulary.end, config.evaluation_batch)})
     return True
-
-
-class Carried:
-    """A recurrent state, opaque to Fabric, which would round its float32 parts to the precision of the products."""
-
-    def __init__(self, state: Sequence[LayerState]) -> None:
-        self.state = state
 
 
 class Objective(nn.Module):

@@ -7,20 +7,15 @@ A run of unknown length: warm-up, a constant rate, then a decay over the last fi
 arXiv 2405.18392). Until the decay begins nothing depends on `steps`: a resumed run may be given more or fewer.
 """
 
-import dataclasses
 import heapq
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from app.errors import CorpusError
@@ -37,6 +32,7 @@ from training.corpora.documents import (
 from training.language_model.sampled_softmax import NegativeSampler, full_costs, piece_counts, sampled_costs
 from training.ranges import Range, require_ranges
 from training.run import Run
+from training.session import Carried, Session, update_average
 
 
 @dataclass(frozen=True)
@@ -118,65 +114,98 @@ def train(
     """Train into `run`, with `resume` from its checkpoint if there is one; True when the last step is done.
 
     Every draw of a step depends on the seed and the step's number alone, so a resumed run ends with the weights of an
-    undisturbed one. `minutes` bounds this part of the work; SIGTERM ends it after the current step.
+    undisturbed one. `minutes` bounds this part of the work.
     """
-    fabric = Fabric(devices=1, precision=config.precision)
-    torch.manual_seed(config.seed)
+    session = Session(run, config.precision, config.seed, minutes)
+    fabric, streams = session.fabric, session.share(config.batch_size)
     model = build(config)
     optimiser = _optimiser(model, config)
-    wrapped, optimiser = fabric.setup(model, optimiser)
-    average = {name: value.clone() for name, value in model.state_dict().items()}
-    progress: dict[str, Any] = {"step": 0, "epoch": 0, "window": 0, "updates": 0, "carried": None}
-    state = {"model": wrapped, "optimiser": optimiser, "average": average, "progress": progress}
-    if resume and run.checkpoint.exists():
-        run.check_texts(corpus.sha256)
-        fabric.load(run.checkpoint, state)
-        average, progress = state["average"], state["progress"]
-        _check_config(config, run, progress["step"])
-    else:
-        run.start("language_model", config, corpus.describe())
-    sampler = _sampler(corpus, config)
-    costs = _costs(sampler, model, config)
-    if config.compiled:
-        _compile(model)
-    carried = progress["carried"] or model.initial_state(config.batch_size)
-    stop = _Stop(time.monotonic() + 60 * minutes)
-    lap = _Lap(config)
+    wrapped, optimiser = fabric.setup(Objective(model, corpus, config), optimiser)
+    state: dict[str, Any] = {
+        "model": model,
+        "optimiser": optimiser,
+        "average": {name: value.clone() for name, value in model.state_dict().items()},
+        "progress": {"step": 0, "epoch": 0, "window": 0, "updates": 0, "carried": None},
+    }
+    source = corpus.describe()
+    progress = session.open("language_model", config, source, state, resume=resume, changeable=EXTENDABLE)
+    decayed = min(run.read("config.json")["steps"], config.steps) * (1 - max(config.decay, config.full_softmax))
+    if progress["step"] > decayed:
+        run.check_config(config, EXTENDABLE[1:])
+    if session.rank == 0:
+        run.record_config(config)
+    average, carried = state["average"], progress["carried"] or model.initial_state(streams.stop - streams.start)
+    lap, started = list[float](), time.monotonic()
 
-    for inputs, targets in _batches(corpus, config, progress):
+    for inputs, targets in _batches(corpus, config, progress, streams):
         step = progress["step"]
-        torch.manual_seed(config.seed * 1_000_003 + step)
+        session.seed_step(step)
         model.train()
         resets = (inputs == corpus.tokenizer.document) & (torch.rand(inputs.shape) < config.p_reset)
-        with fabric.autocast():
-            hidden, carried = model(inputs, carried, resets)  # (T, B) -> (T, B, E)
-            cost = costs(hidden.flatten(0, 1), targets.flatten(), step).mean()
+        cost, after = wrapped(inputs, targets, Carried(carried), resets, step)
         optimiser.zero_grad()
         fabric.backward(cost)
         fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
         for group in optimiser.param_groups:
             group["lr"] = rate(config, step)
         optimiser.step()
-        carried = detached(carried)
+        carried = after.state
         progress.update(step=step + 1, carried=carried)
         if (step + 1) % config.average_every == 0:
             progress["updates"] += 1
-            _update_average(average, model, progress["updates"], config.average_decay)
-        lap.add(cost.item())
+            update_average(average, model, progress["updates"], config.average_decay)
+        lap.append(session.mean(cost))
         if (step + 1) % 100 == 0:
-            fabric.print(f"step {step + 1}/{config.steps}: {lap.report()}, rate {rate(config, step):.2e}", flush=True)
-        if (step + 1) % config.validate_every == 0:
-            _validate(fabric, model, average, corpus, config, run, progress)
-        if run.due:
-            run.save(fabric, state)
-        if stop.due() and step + 1 < config.steps:
-            run.save(fabric, state)
+            speed = len(lap) * config.batch_size * config.window / (time.monotonic() - started)
+            shown = f"cost {sum(lap) / len(lap):.4f}, {speed:.0f} pieces/s, rate {rate(config, step):.2e}"
+            fabric.print(f"step {step + 1}/{config.steps}: {shown}", flush=True)
+            lap, started = [], time.monotonic()
+        if (step + 1) % config.validate_every == 0 and corpus.valid:
+            with fabric.autocast():
+                bits = evaluate(model, average, corpus, config.validation_pieces, config)
+            pieces = (step + 1) * config.batch_size * config.window
+            session.record({"epoch": step + 1, "pieces": pieces, **_metrics(bits)}, step + 1)
+        if session.stops(state):
             return False
-    run.save(fabric, state)
-    final = evaluate(model, average, corpus, None, config)
-    fabric.print(f"valid bits a byte {final['macro']:.4f}")
-    run.finish({f"valid_bits_per_byte/{name}": value for name, value in final.items()})
+    session.save(state)
+    session.finish(_metrics(evaluate(model, average, corpus, None, config)))
     return True
+
+
+class Objective(nn.Module):
+    """The language model and its cost, by the sampled softmax and, in the last steps, the full one."""
+
+    def __init__(
+        self, model: GatedRecurrentLanguageModel, corpus: DocumentCorpus, config: SubwordLanguageModelConfig
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.full_from = config.steps * (1 - config.full_softmax)
+        streams = [torch.from_numpy(np.asarray(part.ids).astype(np.int64)) for part in corpus.train.values()]
+        counts = piece_counts(streams, config.vocabulary_size)
+        self.sampler = NegativeSampler(counts, min(config.negatives, config.vocabulary_size))
+        self.sampled_costs, self.full_costs = sampled_costs, full_costs
+        if config.compiled:
+            self.sampled_costs, self.full_costs = (
+                torch.compile(costs, dynamic=False) for costs in (sampled_costs, full_costs)
+            )
+            for block in model.blocks:  # before and after the recurrence, whose loop is its own function
+                assert isinstance(block, Block)
+                block.input.compile(dynamic=False)
+                block.mixing.compile(dynamic=False)
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, before: Carried, resets: Tensor, step: int
+    ) -> tuple[Tensor, Carried]:
+        """Inputs, targets and resets (T, B), states before -> the mean cost (), states after, detached."""
+        hidden, after = self.model(inputs, before.state, resets)  # (T, B) -> (T, B, E)
+        rows, expected = hidden.flatten(0, 1), targets.flatten()
+        weight, bias = self.model.embedding.weight, self.model.bias
+        if step >= self.full_from:
+            costs = self.full_costs(rows, expected, weight, bias)
+        else:
+            costs = self.sampler.costs(rows, expected, weight, bias, self.sampler.draw(), self.sampled_costs)
+        return costs.mean(), Carried(detached(after))
 
 
 def build(config: SubwordLanguageModelConfig) -> GatedRecurrentLanguageModel:
@@ -293,35 +322,18 @@ def _lanes(
     return inputs.T.copy(), targets.T.copy(), owners.T.copy()
 
 
-def _validate(
-    fabric: Fabric,
-    model: GatedRecurrentLanguageModel,
-    average: Mapping[str, Tensor],
-    corpus: DocumentCorpus,
-    config: SubwordLanguageModelConfig,
-    run: Run,
-    progress: Mapping[str, Any],
-) -> None:
-    """Print and record bits a byte of the averaged weights on the fixed part of the validation texts."""
-    if not corpus.valid:
-        return
-    step = progress["step"]
-    with fabric.autocast():
-        bits = evaluate(model, average, corpus, config.validation_pieces, config)
-    fabric.print(f"step {step}: valid " + ", ".join(f"{name} {value:.4f}" for name, value in bits.items()), flush=True)
-    metrics = {f"valid_bits_per_byte/{name}": value for name, value in bits.items()}
-    pieces = step * config.batch_size * config.window
-    run.record({"epoch": step, "pieces": pieces, **metrics})
+def _metrics(bits: Mapping[str, float]) -> dict[str, float]:
+    return {f"valid_bits_per_byte/{name}": value for name, value in bits.items()}
 
 
 def _batches(
-    corpus: DocumentCorpus, config: SubwordLanguageModelConfig, progress: dict[str, Any]
+    corpus: DocumentCorpus, config: SubwordLanguageModelConfig, progress: dict[str, Any], rows: slice
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The windows of all epochs from `progress` on, which is moved on before each, until the last step is done."""
     counts = repeats(corpus.train, config.source_power, config.most_repeats)
     while progress["step"] < config.steps:
         stream = epoch_stream(corpus.train, counts, config.seed, progress["epoch"])
-        for batch in _windows(stream, config, progress["window"]):
+        for batch in _windows(stream, config, progress["window"], rows):
             progress["window"] += 1
             yield batch
             if progress["step"] == config.steps:
@@ -329,12 +341,14 @@ def _batches(
         progress.update(epoch=progress["epoch"] + 1, window=0)
 
 
-def _windows(stream: PieceIds, config: SubwordLanguageModelConfig, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(inputs, targets), each (window, batch_size), from window `first` on: contiguous streams."""
+def _windows(
+    stream: PieceIds, config: SubwordLanguageModelConfig, first: int, rows: slice
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(inputs, targets), each (window, B), from window `first` on: the `rows` of batch_size contiguous streams."""
     count = _window_count(len(stream), config)
     length = count * config.window
-    inputs = stream[: config.batch_size * length].reshape(config.batch_size, length)
-    targets = stream[1 : config.batch_size * length + 1].reshape(config.batch_size, length)
+    inputs = stream[: config.batch_size * length].reshape(config.batch_size, length)[rows]
+    targets = stream[1 : config.batch_size * length + 1].reshape(config.batch_size, length)[rows]
     for at in range(first, count):
         part = slice(at * config.window, (at + 1) * config.window)
         yield (
@@ -350,91 +364,8 @@ def _window_count(pieces: int, config: SubwordLanguageModelConfig) -> int:
     return (pieces - 1) // size
 
 
-def _sampler(corpus: DocumentCorpus, config: SubwordLanguageModelConfig) -> NegativeSampler:
-    streams = [torch.from_numpy(np.asarray(part.ids).astype(np.int64)) for part in corpus.train.values()]
-    counts = piece_counts(streams, config.vocabulary_size)
-    return NegativeSampler(counts, min(config.negatives, config.vocabulary_size))
-
-
-def _costs(
-    sampler: NegativeSampler, model: GatedRecurrentLanguageModel, config: SubwordLanguageModelConfig
-) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """Return (hidden (N, E), targets (N,), step) -> costs (N,): the sampled softmax, the full one in the last steps."""
-    full_from = config.steps * (1 - config.full_softmax)
-    sampled = torch.compile(sampled_costs, dynamic=False) if config.compiled else sampled_costs
-    full = torch.compile(full_costs, dynamic=False) if config.compiled else full_costs
-
-    def costs(hidden: Tensor, targets: Tensor, step: int) -> Tensor:
-        weight, bias = model.embedding.weight, model.bias
-        if step >= full_from:
-            return full(hidden, targets, weight, bias)
-        return sampler.costs(hidden, targets, weight, bias, sampler.draw(), sampled)
-
-    return costs
-
-
-def _compile(model: GatedRecurrentLanguageModel) -> None:
-    """Compile what is in each block before and after the recurrence, whose loop is its own function."""
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        block.input.compile(dynamic=False)
-        block.mixing.compile(dynamic=False)
-
-
 def _optimiser(model: nn.Module, config: SubwordLanguageModelConfig) -> torch.optim.Optimizer:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith("kernel")]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or name.endswith("kernel")]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, config.learning_rate, (0.9, config.beta2), fused=True)
-
-
-@torch.no_grad()
-def _update_average(average: dict[str, Tensor], model: nn.Module, updates: int, decay: float) -> None:
-    """Exponential moving average of the weights, shorter at the start."""
-    weight = 1 - min(decay, updates / (updates + 9))
-    for name, value in model.state_dict().items():
-        average[name].lerp_(value, weight)
-
-
-def _check_config(config: SubwordLanguageModelConfig, run: Run, step: int) -> None:
-    """Raise RunError for another configuration, but for what may change before the decay begins; record the change."""
-    was = run.read("config.json")
-    before_decay = step <= min(was["steps"], config.steps) * (1 - max(config.decay, config.full_softmax))
-    kept = EXTENDABLE if before_decay else EXTENDABLE[1:]
-    run.check_config(dataclasses.replace(config, **{name: was[name] for name in kept}))
-    run.record_config(config)
-
-
-class _Stop:
-    """The end of this part of the work: a deadline (time.monotonic) or SIGTERM."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._ask)
-
-    def due(self) -> bool:
-        """Return whether to stop now."""
-        return time.monotonic() > self.deadline
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.deadline = -math.inf
-
-
-class _Lap:
-    """Mean cost and speed since the last report."""
-
-    def __init__(self, config: SubwordLanguageModelConfig) -> None:
-        self.pieces = config.batch_size * config.window
-        self.steps, self.cost, self.started = 0, 0.0, time.monotonic()
-
-    def add(self, cost: float) -> None:
-        """Count a step."""
-        self.steps, self.cost = self.steps + 1, self.cost + cost
-
-    def report(self) -> str:
-        """Return the text, and start over."""
-        speed = self.steps * self.pieces / (time.monotonic() - self.started)
-        text = f"cost {self.cost / self.steps:.4f}, {speed:.0f} pieces/s"
-        self.steps, self.cost, self.started = 0, 0.0, time.monotonic()
-        return text

@@ -19,8 +19,9 @@ from app.models.recurrent import Cell
 from app.text import Vocabulary
 from training.language_model import recipe as language_model
 from training.language_model.data import Corpus, Ids, Source
-from training.language_model.recipe import PRESETS, Carried, LanguageModelConfig, Objective, build, perplexity, train
+from training.language_model.recipe import PRESETS, LanguageModelConfig, Objective, build, perplexity, train
 from training.run import Run
+from training.session import Carried
 
 AfterStep = Callable[[Callable[[dict[str, Any]], None]], None]
 Shrink = Callable[[str], LanguageModelConfig]

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from training.language_model.subword_recipe import (
 )
 from training.language_model.tokenizer import train_tokenizer
 from training.run import Run, RunError
+from training.session import Session
 
 WORDS = "the bank said Thanks for your help I don't know See you 10 , . café".split()
 
@@ -79,7 +81,7 @@ def test_a_run_stopped_anywhere_ends_as_an_undisturbed_one(
 ) -> None:
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
     assert train(config, corpus, whole)
-    monkeypatch.setattr(subword_language_model._Stop, "due", stop_every(11))  # noqa: SLF001
+    monkeypatch.setattr(Session, "stops", stop_every(11))
     times = 1
     while not train(config, corpus, parts, resume=True):
         times += 1
@@ -92,8 +94,14 @@ def test_a_run_stopped_anywhere_ends_as_an_undisturbed_one(
 
 
 def stop_every(steps: int) -> object:
-    calls = iter(range(1, 10_000))
-    return lambda self: next(calls) % steps == 0
+    calls, stops = iter(range(1, 10_000)), Session.stops
+
+    def stop(session: Session, state: dict[str, Any]) -> bool:
+        if next(calls) % steps == 0:
+            session._deadline = -math.inf  # noqa: SLF001
+        return stops(session, state)
+
+    return stop
 
 
 def test_steps_may_be_added_before_the_decay_and_nothing_else_changed(
