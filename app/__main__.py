@@ -27,6 +27,7 @@ FAILED: Final = 1  # exit statuses
 USAGE: Final = 2
 HEADLINE_METRICS: Final = {  # the metric of the manifest shown for each family
     "test_perplexity": "perplexity {:.2f}",
+    "valid_bits_per_byte": "{:.3f} bits a byte",
     "test_accuracy": "accuracy {:.2%}",
     "test_cider": "CIDEr {:.1f}",
 }

@@ -39,6 +39,8 @@ from training.language_model import data as texts
 from training.language_model import recipe as language_model_recipe
 from training.language_model import subword_recipe, typing_evaluation
 from training.language_model.publish import publish as publish_language_model
+from training.language_model.subword_publish import is_subword
+from training.language_model.subword_publish import publish as publish_subword
 from training.language_model.tokenizer import train_tokenizer
 from training.run import Run, RunError
 from training.session import launch
@@ -202,6 +204,8 @@ def publish(
     name: str | None = None,
     version: str | None = None,
     photographs: Path | None = None,
+    data: tuple[Path, ...] = (),
+    unfinished: bool = False,
 ) -> None:
     """Measure a finished run and write it into the store as the version to serve.
 
@@ -211,12 +215,17 @@ def publish(
         name: The model's name; left out, the corpus's or, for texts of your own, the run's folder.
         version: The version's name; left out, today's date.
         photographs: For digits: a folder or a tar of JPEG files that must be rejected, not those of training.
+        data: For a subword language model: the folders of its texts.
+        unfinished: For a subword language model: publish it as it is now.
     """
     finished = Run(run)
     family = finished.read("environment.json").get("family")
     if family not in PUBLISH:
         path = run / "environment.json"
         raise RunError(f"{path}: expected the family {' or '.join(PUBLISH)}, found {family!r}")
+    if is_subword(finished):
+        print(publish_subword(finished, store, name=name, version=version, data=data, unfinished=unfinished))
+        return
     more = {} if photographs is None else {"photographs": photographs}
     print(PUBLISH[family](finished, store, name=name, version=version, **more))
 

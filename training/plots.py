@@ -48,6 +48,23 @@ def learning_curve(
     plt.close(canvas)
 
 
+def register_curves(metrics: Sequence[dict[str, float]], path: Path, title: str) -> None:
+    """Plot the validation bits a byte of each register against the pieces read, as PNG; `macro` is the thick line."""
+    prefix = "valid_bits_per_byte/"
+    canvas, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    pieces = [entry["pieces"] / 1e6 for entry in metrics]
+    for name in sorted(metrics[-1], key=metrics[-1].__getitem__, reverse=True):  # the legend in the curves' order
+        if name.startswith(prefix):
+            values = [entry[name] for entry in metrics]
+            width = 3 if name == f"{prefix}macro" else 1
+            axes.plot(pieces, values, linewidth=width, label=f"{name.removeprefix(prefix)} ({values[-1]:.3f})")
+    axes.set(title=title, xlabel="pieces read, millions", ylabel="bits a byte, validation")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    canvas.savefig(path, dpi=110)
+    plt.close(canvas)
+
+
 def confusion_matrix(labels: Sequence[int], answers: Sequence[int], names: Sequence[str], path: Path) -> None:
     """Plot how often each class (row) was predicted as each (column), as PNG; the diagonal stays pale."""
     counts = np.zeros((len(names), len(names)), int)

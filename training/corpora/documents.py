@@ -174,6 +174,16 @@ def register_of(name: str) -> str:
     return next((register for register, names in REGISTERS.items() if name in names), name)
 
 
+def register_means(sources: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean over the sources of each register, and `macro`: the mean over registers, TEMPLATED ones apart."""
+    registers: dict[str, list[float]] = {}
+    for name, value in sources.items():
+        registers.setdefault(register_of(name), []).append(value)
+    means = {register: sum(values) / len(values) for register, values in registers.items()}
+    counted = [mean for register, mean in means.items() if register != register_of(next(iter(TEMPLATED)))]
+    return means | {"macro": sum(counted or means.values()) / len(counted or means)}
+
+
 def _lowered(line: str) -> str:
     line = line.lower()
     return line[:-1] if line.endswith(".") and not line.endswith("..") and len(line) > 1 else line

@@ -20,15 +20,7 @@ from torch import Tensor, nn
 
 from app.errors import CorpusError
 from app.models.gated_recurrence import Block, GatedRecurrentLanguageModel, detached
-from training.corpora.documents import (
-    TEMPLATED,
-    DocumentCorpus,
-    Documents,
-    PieceIds,
-    epoch_stream,
-    register_of,
-    repeats,
-)
+from training.corpora.documents import DocumentCorpus, Documents, PieceIds, epoch_stream, register_means, repeats
 from training.language_model.sampled_softmax import NegativeSampler, full_costs, piece_counts, sampled_costs
 from training.ranges import Range, require_ranges
 from training.run import Run
@@ -248,12 +240,7 @@ def evaluate(
         sources = bits_per_byte(model, corpus, most, config.batch_size, config.window)  # shapes compiled already
     finally:
         model.load_state_dict(trained)
-    registers: dict[str, list[float]] = {}
-    for name, bits in sources.items():
-        registers.setdefault(register_of(name), []).append(bits)
-    means = {register: sum(values) / len(values) for register, values in registers.items()}
-    counted = [mean for register, mean in means.items() if register != register_of(next(iter(TEMPLATED)))]
-    return means | {"macro": sum(counted or means.values()) / len(counted or means)}
+    return register_means(sources)
 
 
 @torch.no_grad()
