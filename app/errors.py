@@ -3,7 +3,7 @@
 SeqserveError
 |- InvalidField       one field of a request is invalid
 |- Malformed          the request's content can't be parsed
-|- UnsupportedType    the request's media type is not supported
+|- UnsupportedType    the request's media type or content coding is not supported
 |- TooLarge           the request is too large
 |- Unauthenticated    a valid key is required
 |- Forbidden          the key lacks the scope
@@ -38,7 +38,11 @@ class Malformed(SeqserveError):
 
 
 class UnsupportedType(SeqserveError):
-    """The request's media type is not supported."""
+    """The request's media type is not supported, or its content coding; then `codings` are those that are."""
+
+    def __init__(self, message: str, codings: str = "") -> None:
+        super().__init__(message)
+        self.codings = codings
 
 
 class TooLarge(SeqserveError):

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.http import bodies, problems
+from app.api.http import bodies, content_coding, problems
 from app.api.http.bodies import Body
 from app.api.http.context import RequestContext, request_context
 from app.api.http.disconnects import while_connected
@@ -96,8 +96,9 @@ class Endpoint(APIRoute):
         limit_s: float = scope["state"]["request_timeout_s"]
         context.timeout_s = min(limit_s, values.pop("timeout_s", None) or limit_s)
         context.deadline = context.started + context.timeout_s
+        receive_body = content_coding.decoded(receive, fields.get(b"content-encoding"), body.max_bytes)
         context.content = content = await bodies.read(
-            body, scope, receive, context, int(fields.get(b"content-length") or 0)
+            body, scope, receive_body, context, int(fields.get(b"content-length") or 0)
         )
         if context.charge and (units := body.units(content, scope)):
             await context.charge.add(units)

@@ -196,6 +196,8 @@ HANDLED: Final[tuple[type[Exception], ...]] = (RequestValidationError, SeqserveE
 
 def _headers(error: SeqserveError) -> dict[str, str]:
     match error:
+        case UnsupportedType(codings=str(codings)) if codings:
+            return {"Accept-Encoding": codings}  # RFC 9110, 15.5.16
         case Overloaded() | RateLimited():
             return {"Retry-After": str(error.retry_after)}
         case Unauthenticated():

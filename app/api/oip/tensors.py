@@ -5,7 +5,6 @@ row-major; a BYTES element is four bytes of length and its content. The sizes mu
 """
 
 import struct
-import zlib
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Sequence
@@ -24,10 +23,9 @@ from starlette.types import Receive, Scope
 from app.api.http import bodies
 from app.api.http.bodies import JsonBody
 from app.api.oip.schemas import InferAnswer, InferRequest, InputTensor, OutputTensor
-from app.errors import InvalidField, Malformed, TooLarge, UnsupportedType
+from app.errors import InvalidField, TooLarge
 
 HEADER: Final = "Inference-Header-Content-Length"
-CODINGS: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}  # RFC 9110, 8.4.1
 MAX_VALUES: Final = 2**20  # commas of the JSON part: more would take long to parse
 DTYPES: Final = {"INT64": "<i8", "FP64": "<f8"}
 
@@ -61,7 +59,7 @@ class LooseJson(JsonBody):
 
 @dataclass(frozen=True)
 class TensorBody(LooseJson):
-    """A request with tensors, perhaps compressed: of at most `max_bytes` bytes, before and after decompression."""
+    """A request with tensors."""
 
     def openapi(self) -> dict[str, Any]:
         """Return that the body is required."""
@@ -70,12 +68,10 @@ class TensorBody(LooseJson):
     async def read(self, scope: Scope, receive: Receive) -> Any:
         """Return the JSON document; binary tensors become the `data` of their inputs, as memoryviews.
 
-        Raise UnsupportedType for an unknown coding, TooLarge, Malformed or InvalidField.
+        Raise TooLarge, Malformed or InvalidField.
         """
-        headers = Request(scope).headers
-        coding = headers.get("content-encoding", "identity").strip().lower()
-        content = decompressed(await bodies.content(receive), coding, self.max_bytes)
-        length = headers.get(HEADER.lower())
+        content = await bodies.content(receive)
+        length = Request(scope).headers.get(HEADER.lower())
         if length is None:
             size = len(content)
         elif length.isascii() and length.isdigit() and int(length[:20]) <= len(content):
@@ -88,25 +84,6 @@ class TensorBody(LooseJson):
         document = bodies.document(head)
         place(document, memoryview(content)[size:])
         return document
-
-
-def decompressed(content: bytes, coding: str, max_bytes: int) -> bytes:
-    """Decode a content coding. Raise TooLarge for more than `max_bytes` bytes, Malformed for other content."""
-    if coding == "identity":
-        return content
-    if coding not in CODINGS:
-        expected = ", ".join(CODINGS)
-        raise UnsupportedType(f"Content-Encoding: expected {expected} or identity, found {coding[:40]!r}")
-    decoder = zlib.decompressobj(CODINGS[coding])
-    try:
-        found = decoder.decompress(content, max_bytes + 1)
-    except zlib.error as error:
-        raise Malformed(f"body: expected {coding}, found otherwise: {error}") from error
-    if len(found) > max_bytes:
-        raise TooLarge(f"body: expected at most {max_bytes} bytes after decompression, found more", hopeless=False)
-    if not decoder.eof or decoder.unused_data:
-        raise Malformed(f"body: expected one whole {coding} stream, found {'more' if decoder.eof else 'less'}")
-    return found
 
 
 def place(document: Any, binary: memoryview) -> None:
