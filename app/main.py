@@ -71,7 +71,7 @@ def create_app(
     if registry is None:
         registry = open_registry(settings, Metrics(CollectorRegistry()), families, tokenizers)
     metrics = registry.metrics
-    keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+    keys = Keys(settings.api_keys_file, report_stale=metrics.set_stale_keys) if settings.api_keys_file else None
     limiter = (
         rate_limits.open_limiter(settings.rate_limit, settings.rate_storage, metrics) if settings.rate_limit else None
     )

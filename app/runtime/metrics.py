@@ -136,6 +136,13 @@ class Metrics:
         self._cache = self._counter("cache_tokens", "Context tokens cached (hit) or read", "model", "source")
         self._refusals = self._counter("refusals", "Examples without an answer", "model", "reason")
         self._swaps = self._counter("swaps", "Changes of the served version, made or refused", "model", "outcome")
+        self._stale_keys = Gauge(
+            "stale_keys",
+            "1 if the file of API keys has invalid lines or can't be read, so that not all it says is in force",
+            namespace=PREFIX,
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
         self.models = Models()
         self._rate_limited = self._single("rate_limited", "Requests rejected by the rate limit")
         self._rate_storage_errors = self._single("rate_storage_errors", "Failed calls of the rate limit's storage")
@@ -185,6 +192,10 @@ class Metrics:
     def count_rate_storage_error(self) -> None:
         """Count a failed call of the rate limit's storage."""
         self._rate_storage_errors.inc()
+
+    def set_stale_keys(self, stale: bool) -> None:
+        """Record whether the keys in force differ from those that their file names."""
+        self._stale_keys.set(stale)
 
     def set_model(self, model: str, version: str, ready: bool) -> None:
         """Record a version's readiness, in place of its model's former version."""

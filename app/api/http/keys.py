@@ -59,7 +59,8 @@ class Key:
 class Keys:
     """The keys of a file. Deleting a line revokes the key within a second, without a restart.
 
-    A file that can't be read or has an invalid line is logged and ignored: the last valid keys stay in force.
+    Of a changed file the valid lines are in force, whatever the others hold. A file that can't be read, or has no valid
+    line but invalid ones, leaves the last keys in force. Both are logged and reported as stale.
     """
 
     def __init__(
@@ -67,11 +68,16 @@ class Keys:
         file: Path,
         now: Callable[[], float] = time.monotonic,
         today: Callable[[], datetime] = _today,
+        report_stale: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """Read the file. Raise SettingsError if it can't be read or has an invalid line."""
+        """Read the file. Raise SettingsError if it can't be read or has an invalid line.
+
+        `report_stale` is called after each reload: True if the file does not say all that is in force, or more.
+        """
         self._file = file
         self._now = now
         self._today = today
+        self._report_stale = report_stale
         self._checked = now()
         self._seen = _state(file)
         self._keys = _by_digest(read(file))
@@ -101,11 +107,17 @@ class Keys:
             return
         self._seen = seen
         try:
-            self._keys = _by_digest(read(self._file))
+            keys, errors = _parse(self._file)
         except SettingsError as error:
-            log.error("%s; the keys loaded before stay in force", error)
+            keys, errors = [], [error]
+        for each in errors:
+            log.error("%s", each)
+        if errors and not keys:
+            log.error("%s: the keys loaded before stay in force", self._file)
         else:
+            self._keys = _by_digest(keys)
             log.info("%s: %d keys are in force", self._file, len(self))
+        self._report_stale(bool(errors))
 
 
 def create(
@@ -132,14 +144,9 @@ def create(
 
 def read(file: Path) -> list[Key]:
     """Return all keys of the file, expired ones too. Raise SettingsError if it can't be read or a line is invalid."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: the keys can't be read: {error}") from error
-    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
-    keys = [_key(columns, f"{file}:{number}") for number, columns in rows if not columns[0].startswith("#")]
-    _require_distinct(file, "name", [key.name for key in keys])
-    _require_distinct(file, "hash", [key.digest.hex() for key in keys])
+    keys, errors = _parse(file)
+    if errors:
+        raise errors[0]
     return keys
 
 
@@ -149,7 +156,30 @@ def moment(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-def _key(columns: Sequence[str], location: str) -> Key:
+def _parse(file: Path) -> tuple[list[Key], list[SettingsError]]:
+    """Return the keys of the valid lines, and the errors of the others. Raise SettingsError if it can't be read."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise SettingsError(f"{file}: the keys can't be read: {error}") from error
+    keys, errors = list[Key](), list[SettingsError]()
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.lstrip().startswith(b"#"):
+            try:
+                key = _key(line, f"{file}:{number}")
+                _require_distinct(file, "name", key.name, [other.name for other in keys])
+                _require_distinct(file, "hash", key.digest.hex(), [other.digest.hex() for other in keys])
+                keys.append(key)
+            except SettingsError as error:
+                errors.append(error)
+    return keys, errors
+
+
+def _key(line: bytes, location: str) -> Key:
+    try:
+        columns = line.decode().split()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{location}: the line can't be read: {error}") from error
     match columns:
         case [name, "predict" | "admin" as scope, expires, digest] if NAME.fullmatch(name) and DIGEST.fullmatch(digest):
             try:
@@ -163,9 +193,9 @@ def _key(columns: Sequence[str], location: str) -> Key:
     raise SettingsError(f"{location}: expected a name, {scopes}, an expiry or {NEVER}, and sha256:…, found otherwise")
 
 
-def _require_distinct(file: Path, what: str, values: Sequence[str]) -> None:
-    if twice := [value for value in set(values) if values.count(value) > 1]:
-        raise SettingsError(f"{file}: expected each {what} once, found {min(twice)} again")
+def _require_distinct(file: Path, what: str, value: str, others: Sequence[str]) -> None:
+    if value in others:
+        raise SettingsError(f"{file}: expected each {what} once, found {value} again")
 
 
 def _append(file: Path, line: str) -> None:

@@ -274,8 +274,8 @@ def test_keys_are_revoked_and_added_without_a_restart(file: Path, caplog: pytest
 def test_an_invalid_file_leaves_the_last_valid_keys_in_force_and_is_logged_once(
     file: Path, caplog: pytest.LogCaptureFixture, break_it: Callable[[Path], object]
 ) -> None:
-    clock = Clock()
-    found = Keys(file, now=clock)
+    clock, stale = Clock(), list[bool]()
+    found = Keys(file, now=clock, report_stale=stale.append)
     good = file.read_text()
     break_it(file)
     for _ in range(3):
@@ -285,6 +285,35 @@ def test_an_invalid_file_leaves_the_last_valid_keys_in_force_and_is_logged_once(
     file.write_text(good + "\n" + line("revoked", "predict"))
     clock.time += keys.RELOAD_S
     assert found.find(SECRETS["revoked"])
+    assert stale == [True, False]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("wrong", [b"nonsense", b"\xff", "twice"])
+async def test_a_deleted_key_is_revoked_whatever_else_is_wrong_in_the_file(
+    served: FakeServed, tmp_path: Path, wrong: bytes | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "RELOAD_S", 0.0)
+    file = tmp_path / "keys"
+    kept = line("operator", "admin")
+    file.write_text(f"{line('reader', 'predict')}\n{kept}\n")
+    async with connect(service(served, api_keys_file=file)) as client:
+        assert (await client.get("/models", headers=bearer("reader"))).status_code == 200
+        file.write_bytes(f"{kept}\n".encode() + (kept.encode() if isinstance(wrong, str) else wrong))
+        assert (await client.get("/models", headers=bearer("reader"))).status_code == 401
+        assert "seqserve_stale_keys 1.0" in (await client.get("/metrics", headers=bearer("operator"))).text
+        file.write_text(kept)
+        assert (await client.get("/models", headers=bearer("operator"))).status_code == 200
+        assert "seqserve_stale_keys 0.0" in (await client.get("/metrics", headers=bearer("operator"))).text
+
+
+def test_an_empty_file_revokes_all_keys(file: Path) -> None:
+    clock = Clock()
+    found = Keys(file, now=clock)
+    file.write_text("")
+    clock.time += keys.RELOAD_S
+    assert found.find(SECRETS["reader"]) is None
+    assert len(found) == 0
 
 
 def test_a_key_expires_on_time(file: Path) -> None:
