@@ -388,3 +388,72 @@ def test_a_strip_as_thin_as_a_sheet_s_edge_is_framed_as_anything() -> None:
         picture = np.full((height, width), 30, np.uint8)
         picture[10 : 10 + down, :across] = 220
         assert framed_array(picture).pixels.shape == (28, 28)
+
+
+# what surrounds a digit in life
+
+
+def outlined(strokes: Sequence[Stroke], shape: str, width: int) -> tuple[Bytes, Bytes]:
+    """A digit within a rectangle or an ellipse as dark as itself, and the digit alone."""
+    ink = drawn(strokes, 150, at=(135, 120), width=16)
+    layer = Image.fromarray(ink)
+    getattr(ImageDraw.Draw(layer), shape)((60, 60, 340, 330), outline=255, width=width)
+    return np.asarray(layer), ink
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+@pytest.mark.parametrize("shape", ["rectangle", "ellipse"])
+@pytest.mark.parametrize("width", [3, 12, 24])
+def test_a_frame_or_ring_is_removed(strokes: Sequence[Stroke], shape: str, width: int) -> None:
+    framed_digit, ink = outlined(strokes, shape, width)
+    assert distance(framed_array(255 - framed_digit).pixels, framed_array(255 - ink).pixels) < 5
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+@pytest.mark.parametrize("lines", [1, 2])
+def test_underlines_are_removed(strokes: Sequence[Stroke], lines: int) -> None:
+    ink = drawn(strokes)
+    layer = Image.fromarray(ink)
+    for line in range(lines):
+        ImageDraw.Draw(layer).line((80, 335 + 30 * line, 300, 338 + 30 * line), fill=255, width=12)
+    assert distance(framed_array(255 - np.asarray(layer)).pixels, framed_array(255 - ink).pixels) < 5
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+@pytest.mark.parametrize("share", [0.5, 0.6])
+def test_dashes_are_joined(strokes: Sequence[Stroke], share: float) -> None:
+    ink = drawn(strokes)
+    y, x = np.mgrid[:400, :400]
+    dashed = np.where((x + y) % 30 < 30 * share, ink, 0).astype(np.uint8)
+    assert distance(framed_array(255 - dashed).pixels, framed_array(255 - ink).pixels) < 70
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+@pytest.mark.parametrize("slope", [0.4, -1.0, 3.0])
+def test_the_edge_of_a_shadow_may_cross_the_digit(strokes: Sequence[Stroke], slope: float) -> None:
+    ink = drawn(strokes, 180, at=(110, 110), width=16)
+    y, x = np.mgrid[:400, :400]
+    shade = np.where(x - 200 > slope * (y - 200), 1, 0.55)
+    image = (inked(paper(400, 400, shade=0.05), ink, 0.85) * shade).astype(np.uint8)
+    assert distance(framed_array(image).pixels, framed_array(ink).pixels) < 45
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+@pytest.mark.parametrize("size", [40, 70])
+def test_a_small_digit_on_a_page_is_found(strokes: Sequence[Stroke], size: int) -> None:
+    ink = drawn(strokes, size, canvas=(1240, 1753), at=(900, 300), width=0.09 * size)
+    page = np.random.default_rng(0).normal(250, 1, ink.shape)
+    page = (page * (1 - ink / 300)).clip(0, 255).astype(np.uint8)
+    assert distance(framed_array(page).pixels, framed_array(drawn(strokes, width=18)).pixels) < 60
+
+
+@pytest.mark.parametrize(("first", "second"), [(FOUR, FIVE), (SEVEN, FOUR), (FIVE, SEVEN)])
+@pytest.mark.parametrize("apart", [40, 90])
+def test_several_digits_are_rejected_with_a_reason_that_says_so(
+    first: Sequence[Stroke], second: Sequence[Stroke], apart: int
+) -> None:
+    canvas = (600, 320)
+    pair = np.maximum(
+        drawn(first, 180, canvas=canvas, at=(80, 60)), drawn(second, 180, canvas=canvas, at=(220 + apart, 60))
+    )
+    assert framed_array(255 - pair).reason == "several digits: expected one, or number=true for a number"

@@ -9,34 +9,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import cv2
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from app.images.pixels import Bytes, Floats, Mask, extent, extremes, near, parts
+from app.images.pixels import Bytes, Floats, Mask, extent, neighbours
 
 _COARSE_SIDE: Final = 96  # a sheet is large
 _LEVELS: Final = 9  # of grey that the sheet is looked for above and below
-_LEAST_AREA: Final = 0.08  # of the picture
+_LEAST_AREA: Final = 0.08  # of the image
 _MOST_AREA: Final = 0.97
 _SOLID: Final = 0.8  # least share of its convex hull that is of the sheet's shade: ink takes the rest
 _SQUARE: Final = 0.84  # least share of the rectangle around it: a sheet has corners, a thick 0 has none
-_TURNS: Final = 18  # of a rectangle that are tried
 _LEAST_STEP: Final = 0.06  # at the edge, of the logarithm of light
 _SECTORS: Final = 12  # that the edge is looked at in, around the middle
 _DARK: Final = 12  # grey levels that are added before light is compared: a sensor's darkest tell nothing
 _SAME: Final = 0.8  # share of two hulls that both cover: they are of one sheet
 _MOST_TRIED: Final = 3
+_SQUARE_OF_3: Final = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True)
 class _Sheet:
-    hull: Mask  # of the coarse picture
+    hull: Mask  # of the coarse image
     step: float  # at its edge, where that is least
     lighter: bool
 
 
 def sheets(grey: Bytes) -> Iterator[Bytes]:
-    """The sheets that may lie on a grey picture (H, W), likeliest first: each cut out upright.
+    """The sheets that may lie on a grey image (H, W), likeliest first: each cut out upright.
 
     What of the cutting is not the sheet has the shade of the sheet's edge in its row.
     """
@@ -74,61 +75,25 @@ def _candidates(coarse: Floats) -> Iterator[_Sheet]:
 
 def _without_lines(coarse: Floats, lighter: bool) -> Floats:
     """Without what is thin and dark on a lighter sheet, or light on a darker one: rules would part it."""
-    outer, inner = (np.maximum, np.minimum) if lighter else (np.minimum, np.maximum)
-    padded = np.pad(coarse, 2, mode="edge")
-    return extremes(extremes(padded, 1, outer), 1, inner)
+    operation = cv2.MORPH_CLOSE if lighter else cv2.MORPH_OPEN
+    return np.asarray(cv2.morphologyEx(coarse, operation, _SQUARE_OF_3), np.float32)
 
 
 def _hull_of_largest(mask: Mask) -> Mask | None:
     """The convex hull of the largest part of a mask; None if that is no sheet by its size or shape."""
-    core = near(mask) == 9  # without what merely touches it
-    if np.count_nonzero(core) < _LEAST_AREA * mask.size:
+    core = cv2.erode(mask.view(np.uint8), _SQUARE_OF_3)  # without what merely touches it
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(core)
+    if count < 2 or np.count_nonzero(core) < _LEAST_AREA * mask.size:
         return None
-    labels, count = parts(core)
-    areas = np.bincount(labels[core], minlength=count)
-    largest = near(core & (labels == areas.argmax())) > 0
-    corners = _corners(largest)
-    hull = _filled(corners, mask.shape)
-    area = np.count_nonzero(hull)
+    largest = cv2.dilate((labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()).view(np.uint8), _SQUARE_OF_3)
+    corners = cv2.convexHull(cv2.findNonZero(largest))
+    filled = np.zeros(mask.shape, np.uint8)
+    cv2.fillConvexPoly(filled, corners, 1)
+    hull, area = filled.view(bool), int(np.count_nonzero(filled))
     if not _LEAST_AREA <= area / mask.size <= _MOST_AREA or np.count_nonzero(largest) < _SOLID * area:
         return None
-    return hull if area > _SQUARE * _box(corners) and _inner(hull).any() else None
-
-
-def _corners(mask: Mask) -> list[tuple[int, int]]:
-    """The corners (x, y) of the convex hull of what is true."""
-    rows = np.flatnonzero(mask.any(1))
-    firsts, lasts = mask[rows].argmax(1), mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
-    left, right = (list(zip(ends.tolist(), rows.tolist(), strict=True)) for ends in (firsts, lasts))
-    return _chain(left, -1) + _chain(right, 1)[::-1]
-
-
-def _filled(corners: list[tuple[int, int]], shape: tuple[int, int]) -> Mask:
-    picture = Image.new("L", shape[::-1])
-    ImageDraw.Draw(picture).polygon(corners, fill=1, outline=1)
-    return np.asarray(picture) > 0
-
-
-def _box(corners: list[tuple[int, int]]) -> float:
-    """The area of the smallest rectangle, at any turn, around the pixels at the corners."""
-    turns = np.linspace(0, math.pi / 2, _TURNS, endpoint=False)
-    axes = np.stack([np.stack([np.cos(turns), np.sin(turns)]), np.stack([-np.sin(turns), np.cos(turns)])])
-    along = np.array(corners, np.float64) @ axes
-    return float((np.ptp(along, axis=1) + 1).prod(0).min())
-
-
-def _chain(points: list[tuple[int, int]], side: int) -> list[tuple[int, int]]:
-    """Of points from top to bottom those that a string touches from this side (A. M. Andrew 1979)."""
-    chain: list[tuple[int, int]] = []
-    for x, y in points:
-        while len(chain) > 1 and side * _turn(chain[-2], chain[-1], (x, y)) <= 0:
-            chain.pop()
-        chain.append((x, y))
-    return chain
-
-
-def _turn(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+    width, height = cv2.minAreaRect(corners)[1]
+    return hull if area > _SQUARE * (width + 1) * (height + 1) and _inner(hull).any() else None
 
 
 def _least_step(light: Floats, hull: Mask) -> float:
@@ -136,10 +101,10 @@ def _least_step(light: Floats, hull: Mask) -> float:
     y, x = np.mgrid[: hull.shape[0], : hull.shape[1]]
     turns = np.arctan2(y - y[hull].mean(), x - x[hull].mean()) / math.tau + 0.5
     sectors = (turns * _SECTORS).astype(int) % _SECTORS
-    grown, shrunk = near(hull) > 0, near(hull) == 9
+    grown, shrunk = neighbours(hull) > 0, neighbours(hull) == 9
     (inside, some), (outside, others) = (
         (np.bincount(sectors[ring], light[ring], _SECTORS), np.bincount(sectors[ring], minlength=_SECTORS))
-        for ring in (shrunk & (near(shrunk) < 9), (near(grown) > 0) & ~grown)
+        for ring in (shrunk & (neighbours(shrunk) < 9), (neighbours(grown) > 0) & ~grown)
     )
     there = (some > 0) & (others > 0)
     return float((inside[there] / some[there] - outside[there] / others[there]).min()) if there.any() else 0.0
@@ -147,7 +112,7 @@ def _least_step(light: Floats, hull: Mask) -> float:
 
 def _inner(hull: Mask) -> Mask:
     """A hull without the two coarse pixels at its edge, which may be blurred."""
-    inner: Mask = near(near(hull) == 9) == 9
+    inner: Mask = neighbours(neighbours(hull) == 9) == 9
     return inner
 
 
@@ -156,7 +121,7 @@ def _cut(grey: Bytes, coarse: Floats, sheet: _Sheet, factor: int) -> Bytes:
     inner = _inner(sheet.hull)
     top, bottom, left, right = extent(inner)
     inner = inner[top:bottom, left:right]
-    clean = extremes(np.pad(coarse, 1, mode="edge"), 1, np.maximum if sheet.lighter else np.minimum)
+    clean = (cv2.dilate if sheet.lighter else cv2.erode)(coarse, _SQUARE_OF_3)
     clean = clean[top:bottom, left:right]
     firsts, lasts = inner.argmax(1), inner.shape[1] - 1 - inner[:, ::-1].argmax(1)
     nearest = np.arange(inner.shape[1]).clip(firsts[:, None], lasts[:, None])
