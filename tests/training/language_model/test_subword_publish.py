@@ -12,8 +12,14 @@ import torch
 
 from app import bundle as bundles
 from app.bundle import Bundle
+from app.main import create_app
 from app.models.gated_recurrence import GatedRecurrentLanguageModel
+from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest, Suggestions
 from app.runtime.loading import load_predictor
+from app.runtime.predictor import Resources, answer_all
+from app.runtime.scores import TextScore
+from app.settings import Settings
+from tests.api.conftest import talk
 from training.__main__ import main
 from training.corpora.documents import DocumentCorpus
 from training.language_model import subword_publish
@@ -145,6 +151,56 @@ def test_texts_that_changed_since_the_training_are_refused(
         publish(subword_run, tmp_path / "store", data=[folder])
     with pytest.raises(RunError, match="data: expected the folders of the run's texts, found none"):
         publish(subword_run, tmp_path / "store")
+
+
+PAYLOADS: tuple[Suggest | Score, ...] = (
+    Suggest("", 3),
+    Suggest("Thanks for your ", 3),
+    Suggest("Thanks for your help. I", 3, complete=True),
+    Suggest("See you ", 3, words=3),
+    Score("Thanks for your help.\nI don't know", per_token=True, alternatives=2),
+    Score("caf\u00e9 \U0001f600 \ud800 \u4f60\u597d", per_token=True, alternatives=2),
+    Score(" ".join(["See you at 10"] * 30), per_token=True),
+)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 32])
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_an_answer_is_the_same_whatever_the_cache_the_chunk_and_the_batch(
+    published: Bundle, chunk: int, cache_bytes: int
+) -> None:
+    alone = LanguageModelPredictor.open(published, "int8", Resources())
+    expected = [comparable(answer_all(alone, [alone.prepare(payload)])[0]) for payload in PAYLOADS]
+    other = LanguageModelPredictor.open(published, "int8", Resources(cache_bytes=cache_bytes), chunk=chunk)
+    for _ in range(2):  # the second time from cached states
+        found = answer_all(other, [other.prepare(payload) for payload in PAYLOADS])
+        assert [comparable(answer) for answer in found] == expected
+
+
+def comparable(answer: Suggestions | TextScore) -> object:
+    """The answer without what depends on the cache and on the order of sums."""
+    return answer.suggestions if isinstance(answer, Suggestions) else answer.token_scores
+
+
+def test_the_score_of_a_text_is_that_of_its_parts_one_after_the_other(published: Bundle) -> None:
+    predictor = LanguageModelPredictor.open(published, "int8", Resources())
+    (whole,) = answer_all(predictor, [predictor.prepare(Score("Thanks for your help", per_token=True))])
+    (first,) = answer_all(predictor, [predictor.prepare(Score("Thanks for", per_token=True))])
+    common = len(first.token_scores) - 1  # without its end
+    assert whole.token_scores[:common] == first.token_scores[:common]
+
+
+@pytest.mark.anyio
+async def test_the_service_answers_with_the_bundle(published: Bundle) -> None:
+    app = create_app(Settings(store=published.folder.parents[1]))
+    async with app.router.lifespan_context(app) as state, talk(app, state) as client:
+        assert state
+        await state["registry"].opened()
+        suggested = (await client.post("/next-word", json={"text": "Thanks for your ", "top_k": 2})).json()
+        scored = (await client.post("/perplexity", json={"text": "Thanks \U0001f600"})).json()["results"][0]
+    assert [type(each["text"]) for each in suggested["suggestions"]] == [str, str]
+    assert scored["unknown_tokens"] == 0
+    assert scored["bits_per_byte"] > 0
 
 
 def test_one_command_publishes(
