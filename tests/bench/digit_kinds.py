@@ -22,7 +22,7 @@ from app.runtime.predictor import answer_all
 from training.digits import data
 from training.digits.composing import Pixels
 from training.digits.data import Digits
-from training.digits.kinds import DIGIT_KINDS, DOUBTFUL_KINDS, two_digits
+from training.digits.kinds import DIGIT_KINDS, DOUBTFUL_KINDS
 from training.plots import contact_sheet
 
 SEED: Final = 20_261_130  # training composes with seeds of its own
@@ -45,10 +45,10 @@ def examples(kind: str, digits: Digits, count: int) -> list[Example]:
     made = []
     for index, one, other in zip(range(count), *rng.choice(usable, (2, count)), strict=False):
         digit, label = digits.images[one].numpy(), int(labels[one])
-        if kind == "two digits":
-            pixels = two_digits(digit, label, rng, digits.images[other].numpy())
+        if kind in DOUBTFUL_KINDS:
+            pixels = DOUBTFUL_KINDS[kind](digit, digits.images[other].numpy(), rng)
         else:
-            pixels = (DIGIT_KINDS | DOUBTFUL_KINDS)[kind](digit, label, rng)
+            pixels = DIGIT_KINDS[kind](digit, label, rng)
         stream = io.BytesIO()
         small = min(pixels.shape[:2]) < 64  # scans and photographs are JPEGs
         form = (
@@ -70,7 +70,7 @@ def right(kind: str, example: Example, answer: Classification) -> bool:
 
 def wrong_with_confidence(kind: str, example: Example, answer: Classification) -> bool:
     """Return whether another digit, or one of a pair, is answered with CONFIDENT or more."""
-    other = answer.digit != example.digit or kind == "two digits"
+    other = answer.digit != example.digit or kind in ("two digits", "touching digits")
     return not answer.rejected and other and answer.confidence >= CONFIDENT
 
 

@@ -443,8 +443,8 @@ def test_the_edge_of_a_shadow_may_cross_the_digit(strokes: Sequence[Stroke], slo
 def test_a_small_digit_on_a_page_is_found(strokes: Sequence[Stroke], size: int) -> None:
     ink = drawn(strokes, size, canvas=(1240, 1753), at=(900, 300), width=0.09 * size)
     page = np.random.default_rng(0).normal(250, 1, ink.shape)
-    page = (page * (1 - ink / 300)).clip(0, 255).astype(np.uint8)
-    assert distance(framed_array(page).pixels, framed_array(drawn(strokes, width=18)).pixels) < 60
+    scan = (page * (1 - ink / 300)).clip(0, 255).astype(np.uint8)
+    assert distance(framed_array(scan).pixels, framed_array(drawn(strokes, width=18)).pixels) < 60
 
 
 @pytest.mark.parametrize(("first", "second"), [(FOUR, FIVE), (SEVEN, FOUR), (FIVE, SEVEN)])

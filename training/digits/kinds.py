@@ -33,6 +33,7 @@ from training.digits.composing import (
 )
 
 Compose: TypeAlias = Callable[[Pixels, int, Rng], Pixels]  # a digit (28, 28), its label
+ComposeTwo: TypeAlias = Callable[[Pixels, Pixels, Rng], Pixels]  # two digits, of which the second may not be used
 
 DOTS: Final = (  # 5 x 7 dot matrices, a row a number of five bits
     (14, 17, 19, 21, 25, 17, 14),
@@ -272,7 +273,7 @@ def screen(digit: Pixels, _label: int, rng: Rng) -> Pixels:
     return levels(light + rng.normal(0, 2, ink.shape))
 
 
-def crossed_out(digit: Pixels, _label: int, rng: Rng) -> Pixels:
+def crossed_out(digit: Pixels, _other: Pixels, rng: Rng) -> Pixels:
     """A digit crossed out by two to six strokes."""
     ink = drawn_digit(digit, rng, (0.4, 0.9))
     left, top, right, bottom = ink_box(ink)
@@ -287,7 +288,7 @@ def crossed_out(digit: Pixels, _label: int, rng: Rng) -> Pixels:
     return plain(ink, rng)
 
 
-def garbled(digit: Pixels, _label: int, rng: Rng) -> Pixels:
+def garbled(digit: Pixels, _other: Pixels, rng: Rng) -> Pixels:
     """The quarters of a digit shuffled and turned, or the digit scribbled over."""
     ink = enlarged(digit, rng.uniform(60, 200))
     if rng.random() < 0.5:
@@ -305,17 +306,26 @@ def garbled(digit: Pixels, _label: int, rng: Rng) -> Pixels:
     )
 
 
-def two_digits(digit: Pixels, _label: int, rng: Rng, other: Pixels | None = None) -> Pixels:
-    """Two digits side by side, apart; `other` is the second one, by default the same."""
+def two_digits(digit: Pixels, other: Pixels, rng: Rng) -> Pixels:
+    """Two digits side by side, apart."""
+    return plain(on_canvas(_pair(digit, other, rng, (0.12, 0.5)), rng, (0.2, 0.5)), rng)
+
+
+def touching_digits(digit: Pixels, other: Pixels, rng: Rng) -> Pixels:
+    """Two digits side by side that touch or overlap a little."""
+    return plain(on_canvas(_pair(digit, other, rng, (-0.15, -0.03)), rng, (0.2, 0.5)), rng)
+
+
+def _pair(digit: Pixels, other: Pixels, rng: Rng, gap: tuple[float, float]) -> Ink:
+    """Two digits on one line, `gap` heights apart."""
     height = rng.uniform(50, 160)
-    first, second = (
-        enlarged(digit, height),
-        enlarged(digit if other is None else other, height * rng.uniform(0.85, 1.1)),
-    )
-    rows = max(len(first), len(second))
-    first, second = (np.pad(each, ((rows - len(each), 0), (0, 0))) for each in (first, second))
-    gap = np.zeros((rows, round(height * rng.uniform(0.12, 0.5))), np.float32)
-    return plain(on_canvas(np.concatenate([first, gap, second], axis=1), rng, (0.2, 0.5)), rng)
+    first, second = enlarged(digit, height), enlarged(other, height * rng.uniform(0.85, 1.1))
+    start = max(first.shape[1] + round(height * rng.uniform(*gap)), 0)
+    ink = np.zeros((max(len(first), len(second)), max(start + second.shape[1], first.shape[1])), np.float32)
+    ink[-len(first) :, : first.shape[1]] = first
+    part = ink[-len(second) :, start : start + second.shape[1]]
+    np.maximum(part, second, out=part)
+    return ink
 
 
 DIGIT_KINDS: Final[dict[str, Compose]] = {  # images that show one digit
@@ -337,8 +347,9 @@ DIGIT_KINDS: Final[dict[str, Compose]] = {  # images that show one digit
     "paper grain": paper_grain,
     "screen": screen,
 }
-DOUBTFUL_KINDS: Final[dict[str, Compose]] = {  # images whose digit should be rejected, or answered with doubt
+DOUBTFUL_KINDS: Final[dict[str, ComposeTwo]] = {  # images whose digit should be rejected, or answered with doubt
     "crossed out": crossed_out,
     "garbled": garbled,
     "two digits": two_digits,
+    "touching digits": touching_digits,
 }

@@ -3,8 +3,8 @@
     config = PRESETS["best"]
     train(config, corpus, Run(Path("runs/best")))
 
-A batch holds plain, elastic, degraded and printed digits, and images without a digit. Degraded and printed digits and
-negatives pass through the framing that the server applies to every image.
+A batch holds plain, elastic, degraded, printed and composed digits, and images without a digit. All but plain and
+elastic ones pass through the framing that the server applies to every image.
 """
 
 import math
@@ -16,16 +16,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.errors import SettingsError
-from app.images import framed_array
+from app.images import framed, framed_array
 from app.models.digits import ReNet, RowReader
 from app.models.recurrent import Cell
 from training.digits.augmentation import Pixels, degraded, elastic
 from training.digits.data import DigitCorpus, Digits
+from training.digits.drawing import pick
+from training.digits.kinds import DIGIT_KINDS, crossed_out, garbled, touching_digits
 from training.digits.negatives import TRAINING_FONTS, print_of, training_negative
 from training.ranges import Range, require_ranges
 from training.run import Run
@@ -56,6 +59,7 @@ class DigitsConfig:
     p_elastic: float = 0.0  # share of digits with elastic and affine distortions
     p_degraded: float = 0.0  # share of digits with the defects of paper and cameras
     p_printed: float = 0.0  # share of digits printed in a font
+    p_composed: float = 0.0  # share of digits in images of DIGIT_KINDS, and of negatives that are of DOUBTFUL_KINDS
     negatives: float = 0.0  # share of images without a digit; above 0, the reader has a class for them
     label_smoothing: float = 0.0  # probability taken from the label and spread over all classes
 
@@ -85,7 +89,7 @@ _RANGES: tuple[Range, ...] = (
     (
         "0 or more and below 1",
         lambda value: 0 <= value < 1,
-        ("dropout", "p_degraded", "p_printed", "negatives", "label_smoothing", "average"),
+        ("dropout", "p_degraded", "p_printed", "p_composed", "negatives", "label_smoothing", "average"),
     ),
     ("0 to 1", lambda value: 0 <= value <= 1, ("p_elastic",)),
     ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate",)),
@@ -106,6 +110,7 @@ PRESETS = {
         p_elastic=0.7,
         p_degraded=0.3,
         p_printed=0.04,
+        p_composed=0.15,
         negatives=0.2,
         label_smoothing=0.02,
         optimiser="adamw",
@@ -234,10 +239,11 @@ def framed_batch(draws: Iterable[Callable[[], Pixels]]) -> Tensor:
 
 def _framed(draw: Callable[[], Pixels]) -> Pixels:
     for _ in range(MAX_DRAWS):
-        framed = framed_array(draw())
-        if framed.reason is None:
+        pixels = draw()
+        found = framed_array(pixels) if pixels.ndim == 2 else framed(Image.fromarray(pixels))
+        if found.reason is None:
             break
-    return framed.pixels
+    return found.pixels
 
 
 def _batch(
@@ -246,8 +252,8 @@ def _batch(
     """Images (B, 28, 28) in 0..1 and labels (B,) of a step from the digits `chosen` (B,)."""
     images, labels = as_input(digits.images[chosen]), digits.labels[chosen]
     count = len(chosen)
-    shares = (config.p_elastic, config.p_degraded, config.p_printed, config.negatives)
-    distorted, defective, typeset, negative = (round(share * count) for share in shares)
+    shares = (config.p_elastic, config.p_degraded, config.p_printed, config.p_composed, config.negatives)
+    distorted, defective, typeset, composed, negative = (round(share * count) for share in shares)
     if distorted:
         images[count - distorted :] = elastic(images[count - distorted :])
     if defective:
@@ -258,10 +264,31 @@ def _batch(
         images[part] = as_input(framed_batch(partial(degraded, image, rng) for image in pixels))
     if typeset:
         images[:typeset], labels[:typeset] = _printed(typeset, rng)
+    if composed:
+        part = slice(max(count - negative - composed, 0), count - negative)
+        pixels = (images[part] * 255).byte().numpy()
+        images[part] = as_input(framed_batch(_composed(pixels, labels[part].tolist(), rng)))
     if negative:
-        images[count - negative :] = as_input(framed_batch([partial(training_negative, rng, photographs)] * negative))
+        draws = _doubtful(digits, chosen[: round(config.p_composed * negative)], rng)
+        draws += [partial(training_negative, rng, photographs)] * (negative - len(draws))
+        images[count - negative :] = as_input(framed_batch(draws))
         labels[count - negative :] = NO_DIGIT
     return images, labels
+
+
+def _composed(images: Pixels, labels: list[int], rng: np.random.Generator) -> list[Callable[[], Pixels]]:
+    """Return draws of digits (N, 28, 28) in images of random kinds."""
+    kinds = [pick(list(DIGIT_KINDS.values()), rng) for _ in labels]
+    parts = zip(kinds, images, labels, strict=True)
+    return [partial(compose, image, label, rng) for compose, image, label in parts]
+
+
+def _doubtful(digits: Digits, chosen: Tensor, rng: np.random.Generator) -> list[Callable[[], Pixels]]:
+    """Return draws of crossed out, garbled and touching digits; the framing rejects those apart."""
+    images = digits.images[chosen].numpy()
+    kinds = [pick((crossed_out, garbled, touching_digits), rng) for _ in chosen]
+    pairs = zip(kinds, images, images[::-1], strict=True)
+    return [partial(compose, digit, other, rng) for compose, digit, other in pairs]
 
 
 def _printed(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -280,13 +307,16 @@ def _batch_indices(count: int, config: DigitsConfig, step: int) -> Tensor:
 
 
 def validation_sets(valid: Digits, config: DigitsConfig) -> dict[str, Digits]:
-    """Validation sets by name: plain digits, and, where they are trained on, degraded digits and negatives."""
+    """Validation sets by name: plain digits, and, where trained on, degraded and composed digits and negatives."""
     parts = {"valid": valid}
     rng = np.random.default_rng(0)
     some = Digits(valid.images[:ROBUSTNESS_IMAGES], valid.labels[:ROBUSTNESS_IMAGES])
     if config.p_degraded:
         images = framed_batch(partial(degraded, image, rng) for image in some.images.numpy())
         parts["valid_degraded"] = Digits(images, some.labels)
+    if config.p_composed:
+        images = framed_batch(_composed(some.images.numpy(), some.labels.tolist(), rng))
+        parts["valid_composed"] = Digits(images, some.labels)
     if config.negatives:
         images = framed_batch([partial(training_negative, rng)] * len(some))
         parts["valid_no_digit"] = Digits(images, torch.full((len(some),), NO_DIGIT))

@@ -83,6 +83,7 @@ def test_the_chapter_preset_is_the_chapters_system() -> None:
         "p_elastic": 0.0,
         "p_degraded": 0.0,
         "p_printed": 0.0,
+        "p_composed": 0.0,
         "negatives": 0.0,
         "label_smoothing": 0.0,
         "optimiser": "adam",
@@ -108,6 +109,7 @@ def test_the_best_preset_has_what_was_found_to_help() -> None:
             config.p_elastic,
             config.p_degraded,
             config.p_printed,
+            config.p_composed,
             config.negatives,
             config.label_smoothing,
             config.average,
@@ -134,6 +136,7 @@ def test_the_best_preset_has_what_was_found_to_help() -> None:
         ("p_elastic", [-0.1, 1.1, math.nan], 1.0),
         ("p_degraded", [-0.1, 1.0, math.nan], 0.99),
         ("p_printed", [-0.1, 1.0, math.nan], 0.99),
+        ("p_composed", [-0.1, 1.0, math.nan], 0.99),
         ("negatives", [-0.1, 1.0, math.nan], 0.99),
         ("label_smoothing", [-0.1, 1.0, math.nan], 0.99),
         ("average", [-0.1, 1.0, math.nan], 0.99),
@@ -252,6 +255,8 @@ def test_printed_digits_stand_in_for_their_share_with_the_label_that_is_printed(
         ({"p_elastic": 0.5}, range(10, 11)),
         ({"p_elastic": 1.0, "p_degraded": 0.3}, range(20, 21)),
         ({"p_degraded": 0.3, "negatives": 0.1}, range(6, 9)),
+        ({"p_composed": 0.3}, range(4, 7)),
+        ({"p_composed": 0.3, "negatives": 0.1}, range(6, 9)),
         ({"p_elastic": 0.5, "p_degraded": 0.3}, range(10, 13)),  # a third of the degraded ones is not elastic
     ],
     ids=str,
@@ -299,6 +304,7 @@ def test_every_preset_learns_a_batch_by_heart(preset: str, tmp_path: Path) -> No
         p_elastic=0.0,
         p_degraded=0.0,
         p_printed=0.0,
+        p_composed=0.0,
         negatives=0.0,
         dropout=0.0,
         average=0.5,
@@ -394,7 +400,7 @@ def test_accuracy_is_the_share_of_right_answers_in_batches_of_any_size(corpus: D
 def test_an_epoch_is_measured_on_what_is_trained(corpus: DigitCorpus) -> None:
     assert validation_sets(corpus.valid, shrunk("chapter")) == {"valid": corpus.valid}
     parts = validation_sets(corpus.valid, shrunk("best"))
-    assert parts.keys() == {"valid", "valid_degraded", "valid_no_digit"}
+    assert parts.keys() == {"valid", "valid_degraded", "valid_composed", "valid_no_digit"}
     assert parts["valid_degraded"].labels.equal(corpus.valid.labels)
     assert not parts["valid_degraded"].images.equal(corpus.valid.images)
     assert (parts["valid_no_digit"].labels == NO_DIGIT).all()
@@ -409,7 +415,7 @@ def test_metrics_are_reported_epoch_by_epoch(corpus: DigitCorpus, tmp_path: Path
     assert all(0 <= entry["train_accuracy"] <= 1 for entry in run.metrics())
     assert run.metrics()[0].keys() == {
         *("epoch", "train_cost", "train_accuracy", "learning_rate", "images_per_second"),
-        *("valid_accuracy", "valid_degraded_accuracy", "valid_no_digit_accuracy"),
+        *("valid_accuracy", "valid_degraded_accuracy", "valid_composed_accuracy", "valid_no_digit_accuracy"),
     }
     assert run.read("environment.json")["family"] == "digits"
     assert run.read("source.json") == corpus.describe() | {"photographs": 0}
