@@ -14,8 +14,9 @@ from app.runtime.loading import load_predictor
 from app.runtime.predictor import answer_all
 from tests.e2e.conftest import serving
 from training.captions import data as data
-from training.captions.data import Photo, words
+from training.captions.annotations import Photo
 from training.captions.scores import score
+from training.captions.vocabulary import words
 
 pytestmark = pytest.mark.serial
 

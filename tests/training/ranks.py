@@ -16,8 +16,9 @@ from tests.drawn_digits import corpus as drawn_corpus
 from training.captions import recipe as captions
 from training.captions import validation
 from training.captions.config import CaptionsConfig
-from training.captions.data import CaptionCorpus, Source, Split, count_vocabulary
+from training.captions.data import CaptionCorpus, Source, Split
 from training.captions.scores import score
+from training.captions.vocabulary import count_vocabulary
 from training.corpora.documents import DocumentCorpus, load
 from training.digits import recipe as digits
 from training.language_model import recipe as language_model

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from app.text import Vocabulary
 from training.captions.config import CaptionsConfig
-from training.captions.data import CaptionCorpus, words
+from training.captions.data import CaptionCorpus
 from training.captions.scores import CiderD
+from training.captions.vocabulary import words
 
 Order: TypeAlias = npt.NDArray[np.int64]
 

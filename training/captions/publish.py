@@ -28,11 +28,13 @@ from app.runtime.onnx_session import Precision
 from app.runtime.predictor import Resources, answer_all
 from training import plots
 from training.captions import data, features
+from training.captions.annotations import Photo
 from training.captions.config import CaptionsConfig
-from training.captions.data import CaptionCorpus, Photo, Source, words
+from training.captions.data import CaptionCorpus, Source
 from training.captions.export import export_captions
 from training.captions.recipe import build
 from training.captions.scores import score
+from training.captions.vocabulary import words
 from training.publishing import (
     CELL_NAMES,
     PRECISIONS,
@@ -312,4 +314,4 @@ def _epochs(config: Mapping[str, Any]) -> str:
 
 
 def _left_out(corrupt: Mapping[str, str]) -> str:
-    return f" {len(corrupt)} photographs could not be decoded and were skipped." if corrupt else ""
+    return f" {len(corrupt)} photographs were missing or could not be decoded, and were skipped." if corrupt else ""

@@ -25,6 +25,7 @@ from training.captions.validation import Validation
 from training.run import Run
 from training.session import Session, update_average
 
+SHOWN = 10  # skipped photographs that are printed
 WARM = 0.05  # share of a phase in which the learning rate rises to its peak; then it falls, in a straight line, to 0
 
 
@@ -56,8 +57,10 @@ def train(
         "best": {"epoch": 0, "cider": -1.0, "weights": _copy_weights(average)},
     }
     progress = session.open("captions", config, corpus.describe(), state, resume=resume)
-    for name, reason in corpus.corrupt.items():
+    for name, reason in [*corpus.corrupt.items()][:SHOWN]:
         fabric.print(f"{name} skipped: {reason}")
+    if len(corpus.corrupt) > SHOWN:
+        fabric.print(f"{len(corpus.corrupt)} skipped in all: see {run.folder / 'source.json'}")
 
     for epoch in range(progress["epoch"], config.epochs + config.reward_epochs):
         rewarded = epoch >= config.epochs

@@ -14,7 +14,7 @@ from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer  # type: ignore[import-untyped]
 
 from app.errors import CorpusError
-from training.captions.data import words
+from training.captions.vocabulary import words
 
 Tokenised: TypeAlias = dict[int, list[str]]  # by photograph, words separated by one space
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from app.models.captioner import Captioner
 from app.text import Vocabulary
 from training.captions.config import CaptionsConfig
-from training.captions.data import CaptionCorpus, words
+from training.captions.data import CaptionCorpus
 from training.captions.decoding import beam_search
 from training.captions.scores import CiderD, score
+from training.captions.vocabulary import words
 
 LENGTH_PENALTIES = (0.0, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5)  # tried after training
 

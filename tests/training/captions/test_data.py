@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +16,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from app.errors import CorpusError
+from training.captions.annotations import read
 from training.captions.data import (
     FLICKR8K_SHA256,
     FLICKR8K_TERMS,
     Source,
     contents,
-    count_vocabulary,
     load,
     photos,
     source,
-    words,
 )
 from training.captions.features import Backbone
+from training.captions.vocabulary import count_vocabulary, words
 from training.corpora.files import sha256
 
 DATA = Path(os.environ.get("TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -35,6 +36,7 @@ needs_flickr8k = pytest.mark.skipif(
     not FLICKR8K.is_dir(), reason="Flickr8k is not here: TEST_DATA names no folder with it"
 )
 NAMES = {"train": ("a.png", "b.png", "c.png"), "val": ("d.png",), "test": ("e.png", "f.png")}
+LETTERS = "abcdefghijklmnopqrst"
 SAID = ("A dog runs .", "A brown dog doesn't run !")
 
 
@@ -108,7 +110,34 @@ def coco_in_one_file(folder: Path) -> None:
             put(folder, name)
 
 
-FORMS = [documented, documented_without_tars, coco, coco_in_one_file]
+def karpathy(folder: Path) -> None:
+    """Karpathy's form, its photographs in the folder that an entry names or in any other; the train split in two."""
+    entries = [
+        {
+            "filename": name,
+            "split": "restval" if name == "c.png" else split,
+            "sentences": [{"raw": caption, "tokens": []} for caption in SAID],
+            **({"filepath": "val2014"} if split == "val" else {}),
+        }
+        for split, names in NAMES.items()
+        for name in names
+    ]
+    for split, names in NAMES.items():
+        for name in names:
+            put(folder / ("val2014" if split == "val" else "Images"), name)
+    write(folder / "dataset_tiny.json", {"dataset": "tiny", "images": entries})
+
+
+FORMS = [documented, documented_without_tars, coco, coco_in_one_file, karpathy]
+
+
+def kaggle(folder: Path, *lines: str) -> Source:
+    """Kaggle's form, with twenty photographs."""
+    rows = [f"{letter}.png,{caption}" for letter in LETTERS for caption in SAID]
+    for letter in LETTERS:
+        put(folder / "Images", f"{letter}.png")
+    (folder / "captions.txt").write_text("\n".join(["image,caption", *rows, *lines, ""]), encoding="utf-8-sig")
+    return source(folder)
 
 
 def edit(folder: Path, change: Callable[[Any], None], name: str = "captions.json") -> Source:
@@ -131,6 +160,37 @@ def test_all_forms_are_read_alike(form: Callable[[Path], None], tmp_path: Path) 
     assert [content for _, content in contents(found)] == [png(ord(photo.name[0])) for photo in found]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_byte_order_mark_is_ignored(form: Callable[[Path], None], tmp_path: Path) -> None:
+    form(tmp_path)
+    before = photos(source(tmp_path))
+    for path in tmp_path.rglob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert photos(source(tmp_path)) == before
+
+
+def test_captions_given_as_one_string_are_one_caption(tmp_path: Path) -> None:
+    documented(tmp_path)
+    edit(tmp_path, lambda content: content["images"][0].update(captions="A dog runs ."))
+    assert photos(source(tmp_path))[0].captions == ("A dog runs .",)
+
+
+def test_kaggles_form_is_read_and_split_by_name(tmp_path: Path) -> None:
+    found = photos(kaggle(tmp_path, 'a.png,"Stop, he said"', "a.png,Stop, he said"))
+    assert [photo.name for photo in found] == [f"{letter}.png" for letter in LETTERS]
+    assert found[0].captions == (*SAID, "Stop, he said", "Stop, he said")
+    assert {photo.captions for photo in found[1:]} == {SAID}
+    assert Counter(photo.split for photo in found) == {"train": 16, "val": 2, "test": 2}
+    again = photos(kaggle(tmp_path / "again"))
+    assert [photo.split for photo in again] == [photo.split for photo in found]
+
+
+def test_coco_without_splits_is_split_by_name(tmp_path: Path) -> None:
+    coco_in_one_file(tmp_path)
+    edit(tmp_path, lambda content: [image.pop("split") for image in content["images"]])
+    assert Counter(photo.split for photo in photos(source(tmp_path))) == {"train": 4, "val": 1, "test": 1}
+
+
 def test_photographs_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
     documented(tmp_path)
     found = photos(source(tmp_path))[::-2]
@@ -148,21 +208,47 @@ def test_a_folder_of_ones_own_is_named_after_itself(tmp_path: Path) -> None:
     assert source(tmp_path / "holiday", "mine alone") == Source("holiday", tmp_path / "holiday", "mine alone")
 
 
-# refusing
+# skipping and refusing
 
 
-def test_a_caption_without_its_photograph_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_missing_photograph_is_skipped_with_the_reason(tmp_path: Path) -> None:
     documented_without_tars(tmp_path)
     (tmp_path / "b.png").unlink()
-    with pytest.raises(CorpusError, match=r"expected the photograph b\.png of 'A dog runs \.', found none"):
-        photos(source(tmp_path))
+    listing = read(tmp_path)
+    assert [photo.name for photo in listing.photos] == ["a.png", "c.png", "d.png", "e.png", "f.png"]
+    assert listing.skipped == {"b.png": f"expected a photograph in {tmp_path}, found none"}
 
 
-def test_a_photograph_that_its_tar_does_not_hold_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_photograph_that_its_tar_does_not_hold_is_skipped_with_the_reason(tmp_path: Path) -> None:
     documented(tmp_path)
     pack(tmp_path / "images-train.tar", ("a.png", "c.png"))
-    with pytest.raises(CorpusError, match=r"images-train\.tar: expected the photograph b\.png"):
-        photos(source(tmp_path))
+    assert read(tmp_path).skipped == {"b.png": f"expected a photograph in {tmp_path}/images-train.tar, found none"}
+
+
+@pytest.mark.parametrize("captions", [[], ["", " . "]])
+def test_a_photograph_without_a_caption_is_skipped_with_the_reason(captions: list[str], tmp_path: Path) -> None:
+    documented(tmp_path)
+    edit(tmp_path, lambda content: content["images"][1].update(captions=captions))
+    listing = read(tmp_path)
+    assert "b.png" not in [photo.name for photo in listing.photos]
+    assert listing.skipped == {"b.png": "expected a caption, found none"}
+
+
+def test_a_caption_without_words_is_skipped_and_counted(tmp_path: Path) -> None:
+    documented(tmp_path)
+    edit(tmp_path, lambda content: content["images"][0].update(captions=["", "A dog runs .", " . "]))
+    listing = read(tmp_path)
+    assert listing.photos[0].captions == ("A dog runs .",)
+    assert listing.skipped == {"2 captions of a.png": "expected words, found none"}
+
+
+def test_what_was_skipped_is_recorded_with_the_corpus(colours: Backbone, tmp_path: Path) -> None:
+    documented_without_tars(tmp_path)
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "c.png").write_bytes(b"no image")
+    corpus = load(source(tmp_path), colours, views=1, min_count=1, cache=tmp_path / "cache")
+    assert list(corpus.corrupt) == ["b.png", "c.png"]
+    assert corpus.describe()["photographs"] == {"train": 1, "val": 1, "test": 2}
 
 
 def test_an_annotation_without_an_image_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -171,14 +257,6 @@ def test_an_annotation_without_an_image_is_an_error_that_names_it(tmp_path: Path
     name = "annotations/captions_val2017.json"
     changed = edit(tmp_path, lambda content: content["annotations"].append(stray), name)
     with pytest.raises(CorpusError, match=r"expected an image 404 for the caption 'Nothing to see \.', found none"):
-        photos(changed)
-
-
-@pytest.mark.parametrize("captions", [[], ["", " . "]])
-def test_a_photograph_without_a_caption_is_an_error_that_names_it(captions: list[str], tmp_path: Path) -> None:
-    documented(tmp_path)
-    changed = edit(tmp_path, lambda content: content["images"][1].update(captions=captions))
-    with pytest.raises(CorpusError, match=r"^b\.png: expected a caption, found none$"):
         photos(changed)
 
 
@@ -212,8 +290,51 @@ def test_a_captions_file_of_another_form_is_an_error(content: str, tmp_path: Pat
         photos(source(tmp_path))
 
 
-def test_a_folder_without_captions_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"expected captions\.json or captions_train\*\.json, found neither"):
+def test_a_folder_without_captions_is_an_error_that_shows_the_simplest_form(tmp_path: Path) -> None:
+    expected = (
+        r"expected captions\.json, captions_train\*\.json, dataset\*\.json or captions\.txt, found none of them; .+"
+    )
+    with pytest.raises(CorpusError, match=expected + r'"image,caption", then lines as "dog\.jpg,A dog runs\."$'):
+        photos(source(tmp_path))
+
+
+@pytest.mark.parametrize("form", [documented, coco_in_one_file, karpathy])
+def test_an_error_shows_an_example_that_is_read(form: Callable[[Path], None], tmp_path: Path) -> None:
+    form(tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    edit(tmp_path, lambda content: content["images"][0].clear(), path.name)
+    with pytest.raises(CorpusError, match="an example of .+ form: ") as refusal:
+        photos(source(tmp_path))
+    path.write_text(str(refusal.value).split("form: ")[1])
+    put(tmp_path, "dog.jpg")
+    (photo,) = read(tmp_path).photos
+    assert (photo.name, photo.captions) == ("dog.jpg", ("A dog runs.",))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "the first line is ''"),
+        ("a.png,A dog .\n", "the first line is 'a.png,A dog .'"),
+        ("image,caption\na.png\n", "line 2 is 'a.png'"),
+    ],
+)
+def test_a_table_of_another_form_is_an_error_that_names_the_line(content: str, fault: str, tmp_path: Path) -> None:
+    kaggle(tmp_path)
+    (tmp_path / "captions.txt").write_text(content)
+    with pytest.raises(CorpusError) as refusal:
+        photos(source(tmp_path))
+    message = (
+        f"{tmp_path}/captions.txt: expected captions in CSV, found otherwise: {fault}; an example of Kaggle's form: "
+    )
+    assert str(refusal.value).startswith(message)
+
+
+def test_a_split_whose_photographs_are_all_missing_is_an_error_that_names_one(tmp_path: Path) -> None:
+    documented_without_tars(tmp_path)
+    (tmp_path / "d.png").unlink()
+    fault = rf"split val, found none; d\.png skipped: expected a photograph in {tmp_path}, found none$"
+    with pytest.raises(CorpusError, match=fault):
         photos(source(tmp_path))
 
 

@@ -26,6 +26,7 @@ from app.runtime.predictor import answer_all
 from training.captions import data as data
 from training.captions import features
 from training.captions import publish as publishing
+from training.captions.annotations import Photo
 from training.captions.config import CaptionsConfig
 from training.captions.data import CaptionCorpus
 from training.captions.features import Backbone
@@ -219,7 +220,7 @@ def test_the_test_photographs_are_scored_once(finished: Run, tmp_path: Path, mon
     scored: list[str] = []
     caption = publishing.caption_photographs
 
-    def watched(predictor: CaptionsPredictor, photos: list[data.Photo], beam: int) -> publishing.CaptionedSplit:
+    def watched(predictor: CaptionsPredictor, photos: list[Photo], beam: int) -> publishing.CaptionedSplit:
         scored.extend({photo.split for photo in photos})
         return caption(predictor, photos, beam)
 

@@ -22,11 +22,12 @@ from app.runtime import beam_search as served
 from app.text import Vocabulary
 from training.captions import objective, recipe, validation
 from training.captions.config import PRESETS, CaptionsConfig
-from training.captions.data import CaptionCorpus, Source, Split, count_vocabulary, words
+from training.captions.data import CaptionCorpus, Source, Split
 from training.captions.dataset import IGNORED, TrainingSet
 from training.captions.decoding import beam_search, sample
 from training.captions.recipe import build, train
 from training.captions.scores import score
+from training.captions.vocabulary import count_vocabulary, words
 from training.run import Run, RunError
 
 AfterStep = Callable[[Callable[[dict[str, Any]], None]], None]
@@ -336,6 +337,16 @@ def test_corrupt_photographs_are_reported(
     train(replace(TINY, epochs=1), replace(photographs, corrupt={"bad.jpg": "truncated"}), Run(tmp_path))
     assert "bad.jpg skipped: truncated" in capsys.readouterr().out
     assert json.loads((tmp_path / "source.json").read_text())["corrupt"] == {"bad.jpg": "truncated"}
+
+
+def test_many_corrupt_photographs_are_counted(
+    photographs: CaptionCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corrupt = {f"{number}.jpg": "truncated" for number in range(1000)}
+    train(replace(TINY, epochs=1), replace(photographs, corrupt=corrupt), Run(tmp_path))
+    output = capsys.readouterr().out
+    assert output.count(" skipped: truncated") == 10
+    assert f"1000 skipped in all: see {tmp_path}/source.json" in output
 
 
 # resuming

@@ -9,8 +9,9 @@ import pytest
 from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
 
 from app.errors import CorpusError
-from training.captions.data import photos, source, words
+from training.captions.data import photos, source
 from training.captions.scores import CiderD, score
+from training.captions.vocabulary import words
 
 DATA = Path(os.environ.get("TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 JAVA = shutil.which("java")
