@@ -188,7 +188,7 @@ def captions(
     Args:
         config: What to train; every field of a preset can be set.
         job: Folder and length of the run.
-        data_folder: Photographs with captions.json (in Flickr8k's form or COCO's) or with COCO's own captions files.
+        data_folder: Photographs with captions: captions.json, COCO's captions_*.json, dataset*.json or captions.txt.
         weights: The CNN's weights, a safetensors file; left out, torchvision downloads its own once.
         terms: Terms of use of your own photographs, for the model card.
     """
