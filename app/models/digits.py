@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.models.recurrent import STATE_VECTORS, Cell, Layer, Recurrent
-from app.models.runtime_rounding import RUNTIME_ACTIVATIONS
 from app.models.steps import hidden_bias, step
 from app.models.torch_weights import accept_torch_weights
 
@@ -129,7 +128,7 @@ def _read_eight_bit(layer: nn.Module, inputs: Tensor, grid: float) -> Tensor:
     inner, outputs = hidden_bias(layer), list[Tensor]()
     state = (inputs.new_zeros(inputs.shape[1], layer.hidden_size),) * STATE_VECTORS[layer.cell]
     for input_gates in _product(inputs, grid, layer.weight_ih, layer.bias):  # (T, N, I) -> (T, N, G)
-        state = step(layer, input_gates, _product(state[0], HIDDEN, layer.weight_hh, inner), state, RUNTIME_ACTIVATIONS)
+        state = step(layer, input_gates, _product(state[0], HIDDEN, layer.weight_hh, inner), state)
         outputs.append(state[0])
     return torch.stack(outputs)
 
