@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from app.runtime.recurrent_engine import Floats, Reading, Segment, likeliest
+from app.runtime.state_cache import Entry, StateCache
 from app.text import Following, Prefix
 
 T = TypeVar("T")
@@ -22,7 +23,9 @@ Steps: TypeAlias = Generator[list[Segment], list[Reading], T]
 POOL: Final = 64  # likeliest first tokens of a word that are followed up
 BRANCHES: Final = 8  # likeliest tokens inside a word that are followed up, at each place
 MAX_ROUNDS: Final = 24  # steps of one search; it rarely takes more than three
-NEGLIGIBLE: Final = math.log(1e-5)  # share of a typed prefix's probability, in nats, that is not searched for
+BATCH: Final = 5  # unfinished words read together beyond those wanted: a step costs its weights more than its rows
+NEGLIGIBLE: Final = math.log(1e-3)  # share of a typed prefix's probability, in nats, that is not searched for
+LEAST: Final = math.log(1e-4)  # log-probability below which words of several tokens are not suggested
 
 
 class Word(NamedTuple):
@@ -51,29 +54,50 @@ def request(state: Floats, unread: Sequence[int], prefix: Prefix, criteria: Crit
     return Segment(state, unread, candidates=ids)
 
 
-def next_words(prefix: Prefix, reading: Reading, criteria: Criteria) -> Steps[list[Word]]:
-    """Find the likeliest words that satisfy `prefix`, likeliest first, from the reading of `request`."""
+def next_words(
+    prefix: Prefix, reading: Reading, criteria: Criteria, context: Sequence[int], cache: StateCache
+) -> Steps[list[Word]]:
+    """Find the likeliest words that satisfy `prefix`, likeliest first, from the reading of `request` after `context`.
+
+    What is read of words of several tokens is kept in `cache`: the next keystroke reads little, and a word that is
+    taken is read already.
+    """
     following = prefix.following(())
     if following.whole:
         return _whole_words(following, reading, criteria)
     search = _Search(prefix, criteria)
-    search.extend(_Node((), 0.0, reading.state), following, reading)
+    assert reading.candidates is not None
+    search.extend(_Node((), 0.0, reading.state), following, reading.state, reading.candidates)
     for _ in range(MAX_ROUNDS):
         nodes = search.likeliest_open()
         if not nodes:
             break
         followings = [prefix.following(node.tokens) for node in nodes]
-        readings = yield [
-            Segment(node.state, node.tokens[-1:], candidates=following.ids)
-            for node, following in zip(nodes, followings, strict=True)
-        ]
-        for node, following, reading in zip(nodes, followings, readings, strict=True):
-            search.extend(node, following, reading)
+        found = [_known(cache.get([*context, *nodes[at].tokens]), followings[at]) for at in range(len(nodes))]
+        unread = [at for at, known in enumerate(found) if known is None]
+        if unread:
+            readings = yield [
+                Segment(nodes[at].state, nodes[at].tokens[-1:], candidates=followings[at].ids) for at in unread
+            ]
+            for at, reading in zip(unread, readings, strict=True):
+                assert reading.candidates is not None
+                found[at] = reading.state, reading.candidates
+                entry = Entry(reading.state, followings[at].ids, reading.candidates)
+                cache.put([*context, *nodes[at].tokens], entry)
+        for node, after, known in zip(nodes, followings, found, strict=True):
+            assert known is not None
+            search.extend(node, after, *known)
     return search.found()
 
 
 def runs_of_words(
-    prefix: Prefix, words: Sequence[Word], criteria: Criteria, length: int, end: Collection[int]
+    prefix: Prefix,
+    words: Sequence[Word],
+    criteria: Criteria,
+    length: int,
+    end: Collection[int],
+    context: Sequence[int],
+    cache: StateCache,
 ) -> Steps[list[Word]]:
     """Continue the first `words` to runs of up to `length` words, likeliest first: a beam search over words.
 
@@ -83,7 +107,12 @@ def runs_of_words(
     live, after = sorted(words, key=_order)[: criteria.width], prefix.after()
     for _ in range(length - 1):
         readings = yield [request(word.state, word.unread, after, criteria) for word in live]
-        found = yield from _together([next_words(after, reading, criteria) for reading in readings])
+        found = yield from _together(
+            [
+                next_words(after, reading, criteria, [*context, *word.tokens], cache)
+                for word, reading in zip(live, readings, strict=True)
+            ]
+        )
         grown = [
             following._replace(
                 tokens=word.tokens + following.tokens,
@@ -107,6 +136,12 @@ def runs_of_words(
     return sorted([*finished, *live], key=_order)
 
 
+def _known(entry: Entry | None, following: Following) -> tuple[Floats, Floats] | None:
+    """Return the state and the log-probabilities of what follows, None if they are to be read."""
+    values = entry.log_probabilities_of(following.ids) if entry else None
+    return None if entry is None or values is None else (entry.state, values)
+
+
 class _Node(NamedTuple):
     """The first tokens of a word."""
 
@@ -125,14 +160,12 @@ class _Search:
         self._words: dict[str, Word] = {}  # by text, in small letters if it is typed
         self._fits = -math.inf  # log-probability that the text goes on as typed
 
-    def extend(self, node: _Node, following: Following, reading: Reading) -> None:
-        """Take the reading of a node's last token: the word may end there, or go on."""
-        assert reading.candidates is not None
+    def extend(self, node: _Node, following: Following, state: Floats, log_probabilities: Floats) -> None:
+        """Take what follows a node's last token: the word may end there, or go on."""
         assert following.ids is not None
-        values = reading.candidates[: len(reading.candidates) - following.stops]
         if following.ends:
-            self._finish(node, reading.state, values)
-        covers = following.covers
+            self._finish(node, state, log_probabilities)
+        values, ids, covers = log_probabilities[following.places], following.ids[following.places], following.covers
         if self._prefix.typed and not following.ends:
             covered = values if covers is None else values[covers]
             self._fits = float(np.logaddexp(self._fits, node.log_probability + log_sum_exp(covered)))
@@ -144,13 +177,13 @@ class _Search:
             log_probability = node.log_probability + float(values[at])
             left = covers is not None and not bool(covers[at])
             if log_probability > least or left:
-                tokens = (*node.tokens, int(following.ids[at]))
-                heappush(self._open, (-log_probability, tokens, _Node(tokens, log_probability, reading.state), left))
+                tokens = (*node.tokens, int(ids[at]))
+                heappush(self._open, (-log_probability, tokens, _Node(tokens, log_probability, state), left))
 
     def likeliest_open(self) -> list[_Node]:
         """Return the nodes to read next, none when the words wanted are found."""
         nodes, least = list[_Node](), self._bound()
-        while self._open and len(nodes) < self._criteria.width + 2:
+        while self._open and len(nodes) < self._criteria.width + BATCH:
             _, _, node, left = self._open[0]
             if node.log_probability <= least and not (left and node.log_probability > self._fits + NEGLIGIBLE):
                 if not any(left for *_, left in self._open):
@@ -170,15 +203,15 @@ class _Search:
 
     def _bound(self) -> float:
         """Return the log-probability that a word must exceed to be among those wanted."""
-        width = self._criteria.width
+        width, least = self._criteria.width, LEAST + (self._fits if self._prefix.typed else 0.0)
         if len(self._words) < width:
-            return -math.inf
-        return sorted((word.log_probability for word in self._words.values()), reverse=True)[width - 1]
+            return least
+        return max(least, sorted((word.log_probability for word in self._words.values()), reverse=True)[width - 1])
 
-    def _finish(self, node: _Node, state: Floats, values: Floats) -> None:
+    def _finish(self, node: _Node, state: Floats, inside: Floats) -> None:
         """Add the word if it may be suggested and no likelier one reads the same."""
-        inside = float(np.exp(values).sum(dtype=np.float64))
-        log_probability = node.log_probability + math.log(max(1.0 - inside, 1e-9))
+        goes_on = float(np.exp(inside).sum(dtype=np.float64))
+        log_probability = node.log_probability + math.log(max(1.0 - goes_on, 1e-9))
         if log_probability <= self._bound():
             return
         text = self._prefix.text(node.tokens)
@@ -209,7 +242,7 @@ def _end(prefix: Prefix, reading: Reading, end: Collection[int]) -> float:
     if reading.likeliest is not None:
         return log_sum_exp(np.array([value for token, value in zip(*reading.likeliest, strict=True) if token in end]))
     assert reading.candidates is not None
-    return log_sum_exp(reading.candidates[len(reading.candidates) - prefix.following(()).stops :])
+    return log_sum_exp(reading.candidates[prefix.following(()).stops])
 
 
 def _order(word: Word) -> tuple[float, tuple[int, ...]]:

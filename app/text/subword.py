@@ -121,7 +121,7 @@ class SubwordTokenizer:
     @property
     def sentence_ends(self) -> Ids:
         """The ids of full stops, exclamation and question marks, line breaks and `<doc>`."""
-        return self.word_pieces.ends
+        return self.word_pieces.sentence_ends
 
     @cached_property
     def word_pieces(self) -> WordPieces:

@@ -22,13 +22,18 @@ class Token(NamedTuple):
 
 
 class Following(NamedTuple):
-    """The tokens that may go on in a word."""
+    """The tokens that may go on in a word.
+
+    `ids` are the same for every prefix at its place, so that their log-probabilities can be cached; `places` are those
+    of them that fit what is typed.
+    """
 
     ids: Ids | None  # (M,) None: any that may be suggested
     whole: bool = False  # each of them is a whole word
-    ends: bool = False  # the word may end here, if the next token is none of them
-    covers: npt.NDArray[np.bool_] | None = None  # (M,) nothing typed is left after this one; None: after all
-    stops: int = 0  # the last so many of `ids` end the sentence instead
+    ends: bool = False  # the word may end here, if the next token is none of `ids`
+    places: Ids | slice = slice(None)  # (N,) positions in `ids`
+    covers: npt.NDArray[np.bool_] | None = None  # (N,) nothing typed is left after this one; None: after all
+    stops: slice = slice(0)  # positions in `ids` of the tokens that end the sentence instead
 
 
 class Prefix(Protocol):

@@ -8,11 +8,12 @@ the product of its pieces' and of the probability that no further one of its pie
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from app.text.tokenizer import Following, Ids
 from app.text.word_list import WordList
@@ -44,59 +45,66 @@ class WordPieces:
 
     def __init__(self, pieces: Sequence[bytes], specials: int) -> None:
         """`pieces`: the bytes of each id; the first `specials` are none of words."""
-        self._pieces = pieces
         whole = [_decoded(piece) for piece in pieces]
         places = range(specials, len(pieces))
         spaced = [at for at in places if whole[at][:1] == " " and _WORD.match(whole[at], 1)]
         glued = [at for at in places if _WORD.match(whole[at])]
-        inner = [at for at in places if whole[at] not in ("", "'") and _WORD.match(whole[at].removeprefix("'"))]
-        bytewise = [at for at in places if not whole[at] and pieces[at][0] >= 0x80]  # of a character
+        after_apostrophe = [at for at in places if whole[at][:1] == "'" and _WORD.match(whole[at], 1)]
+        inside_character = [at for at in places if not whole[at] and pieces[at][0] >= 0x80]
+        first_bytes = [at for at in places if pieces[at] == b" " or (pieces[at][:1] == b" " and not whole[at])]
         ends = [0, *(at for at in places if whole[at] in (".", "!", "?", "...", "\n"))]
-        self.ends: Ids = np.array(ends, np.int64)  # of a sentence
-        self.spaced = Following(np.array([*spaced, *ends], np.int64), stops=len(ends))
-        self.spaced_or_glued = Following(np.array([*spaced, *glued, *ends], np.int64), stops=len(ends))
-        self.inner = Following(np.array([*inner, *bytewise], np.int64), ends=True)
-        self.begins_with_space = np.array([piece[:1] == b" " for piece in pieces])
-        begun = [at for at in places if pieces[at] == b" " or (pieces[at][:1] == b" " and not whole[at])]
-        self._spaced = {
-            kept: _Table((_key(pieces[at], kept), at) for at in (*spaced, *begun)) for kept in (False, True)
-        }
-        self._glued = {
-            kept: _Table((_key(pieces[at], kept), at) for at in (*glued, *bytewise)) for kept in (False, True)
-        }
-        self._inner = {
-            kept: _Table((_key(pieces[at], kept), at) for at in (*inner, *bytewise)) for kept in (False, True)
-        }
+        self.sentence_ends: Ids = np.array(ends, np.int64)
+        self._keys = {kept: [_key(piece, kept) for piece in pieces] for kept in (False, True)}
+        self._begins = _Table([*spaced, *glued, *ends, *first_bytes, *inside_character], self._keys)
+        self._spaced, every = len(spaced), len(spaced) + len(glued)
+        self._stops = slice(every, every + len(ends))
+        self._with_space = np.array([pieces[at][:1] == b" " for at in self._begins.ids])
+        self._inner = _Table([*glued, *after_apostrophe, *inside_character], self._keys)
+        self.inner = Following(self._inner.ids, ends=True)
 
-    def starting(self, key: str, kept: bool, *, spaced: bool) -> Following:
+    def beginning(self, *, glued: bool) -> Following:
+        """Return the pieces that begin a word after a space, with `glued` also without one."""
+        return Following(
+            self._begins.ids, places=slice(self._stops.start if glued else self._spaced), stops=self._stops
+        )
+
+    def typed_beginning(self, key: str, kept: bool, *, spaced: bool) -> Following:
         """Return the pieces that begin a word and either begin with `key` or are its beginning."""
-        return (self._spaced if spaced else self._glued)[kept].covering(key)
+        places, covers = self._begins.covering(key, kept)
+        fit = (self._with_space[places] == spaced) & ((places < self._stops.start) | (places >= self._stops.stop))
+        return Following(self._begins.ids, places=places[fit], covers=covers[fit], stops=self._stops)
 
-    def inside(self, key: str, kept: bool) -> Following:
+    def typed_inside(self, key: str, kept: bool) -> Following:
         """Return the pieces inside a word that either begin with `key` or are its beginning."""
-        return self._inner[kept].covering(key)
+        places, covers = self._inner.covering(key, kept)
+        return Following(self._inner.ids, places=places, covers=covers)
 
     def key_length(self, tokens: Iterable[int], kept: bool) -> int:
         """Return the length of the key of a word's first `tokens`."""
-        return sum(len(_key(self._pieces[token], kept)) for token in tokens)
+        return sum(len(self._keys[kept][token]) for token in tokens)
 
 
 class _Table:
     """Pieces by key: for a typed prefix, those that begin with it and those that are its beginning."""
 
-    def __init__(self, entries: Iterable[tuple[str, int]]) -> None:
-        listed = list(entries)
-        self._words = WordList(listed)
-        self._exact: dict[str, list[int]] = defaultdict(list)
-        for key, number in listed:
-            self._exact[key].append(number)
+    def __init__(self, ids: Sequence[int], keys: Mapping[bool, Sequence[str]]) -> None:
+        """`keys`: of every piece, with and without apostrophes."""
+        self.ids: Ids = np.array(ids, np.int64)
+        self._words: dict[bool, WordList] = {}
+        self._exact: dict[bool, dict[str, list[int]]] = {}
+        for kept, all_keys in keys.items():
+            self._words[kept] = WordList((all_keys[number], place) for place, number in enumerate(ids))
+            self._exact[kept] = defaultdict(list)
+            for place, number in enumerate(ids):
+                self._exact[kept][all_keys[number]].append(place)
 
-    def covering(self, key: str) -> Following:
-        longer = self._words.starting(key)
-        shorter = [number for size in range(len(key)) for number in self._exact.get(key[:size], ())]
-        covers = np.zeros(len(longer) + len(shorter), bool)
-        covers[: len(longer)] = True
-        return Following(np.concatenate([longer, np.array(shorter, np.int64)]), covers=covers)
+    def covering(self, key: str, kept: bool) -> tuple[Ids, npt.NDArray[np.bool_]]:
+        """Return the places (N,) of the pieces that fit, and whether nothing of `key` is left after each."""
+        longer = self._words[kept].starting(key)
+        exact = self._exact[kept]
+        shorter = [place for size in range(len(key)) for place in exact.get(key[:size], ())]
+        covers = np.arange(len(longer) + len(shorter)) < len(longer)
+        return np.concatenate([longer, np.array(shorter, np.int64)]), covers
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +131,8 @@ class SubwordPrefix:
         key = _key(_plain(self.word).encode("utf-8", "surrogatepass"), kept)
         if tokens:
             rest = key[pieces.key_length(tokens, kept) :]
-            return pieces.inside(rest, kept) if rest else pieces.inner
-        if key:
-            return pieces.starting(key, kept, spaced=self.spaced)
-        return pieces.spaced_or_glued if self.glued else pieces.spaced
+            return pieces.typed_inside(rest, kept) if rest else pieces.inner
+        return pieces.typed_beginning(key, kept, spaced=self.spaced) if key else pieces.beginning(glued=self.glued)
 
     def after(self) -> "SubwordPrefix":
         """Return the prefix of the word after this one."""
@@ -135,7 +141,7 @@ class SubwordPrefix:
     def text(self, tokens: Sequence[int]) -> str | None:
         """Return the words as a person would type them; None for bytes that are no word or have other pieces."""
         first, *others = self.tokenizer.decode(tokens, inside_line=True).removeprefix(" ").split(" ")
-        spaced = bool(self.tokenizer.word_pieces.begins_with_space[tokens[0]])
+        spaced = self.tokenizer.pieces[tokens[0]][:1] == b" "
         if not _WORD.fullmatch(first):
             return None
         if not others and self.tokenizer.ids(f" {first}" if spaced else first, inside_line=True) != list(tokens):

@@ -13,9 +13,9 @@ from app.runtime.onnx_session import Precision
 from app.runtime.predictor import ObserveCache, Partial, Resources, answer_all, ignore
 from app.runtime.recurrent_engine import Details, Floats, Reading, RecurrentEngine, Segment
 from app.runtime.scores import TextScore, TokenScore
-from app.runtime.state_cache import StateCache
+from app.runtime.state_cache import Entry, StateCache
 from app.runtime.word_search import Criteria, Word, next_words, request, runs_of_words
-from app.text import Prefix, Token, Tokenizer
+from app.text import Following, Prefix, Token, Tokenizer
 
 Mode: TypeAlias = Literal["document", "sentence"]
 Steps: TypeAlias = Generator[list[Segment], list[Reading], Any]
@@ -26,7 +26,8 @@ SENTENCES = 8  # sentences of one text read in parallel per step
 INLINE_COST = 64  # limit of a step that runs inline on the event loop: about 3 ms
 MAX_STEP_COST = 512  # limit of a step over all examples: about 25 ms; more would make no token cheaper
 SOFTMAX_COST = 1  # of finding the likeliest next tokens of the whole vocabulary
-BEAM = 10  # least width of the search for runs of several words
+BEAM = 10  # least width of the search for runs of several words of one token
+WORD_BEAM = 4  # the same for words of several tokens, each of which is a search
 LONG_TEXT = 10_000  # characters; a longer text is slow to prepare
 LONG_LINES = 1_000  # line breaks; more are slow to prepare: each line is searched for words
 SHORT_CONTEXT = 500  # tokens; a lookup of its prefixes in the state cache takes 0.2 ms at most
@@ -248,21 +249,25 @@ class LanguageModelPredictor:
         return iter([self.tokenizer.encode(payload.text, ended=True)])
 
     def _suggest(self, payload: Suggest, prefix: Prefix) -> Steps:
-        cached, state = self._cache.longest(prefix.ids)
-        state = self._start if state is None else state
-        *chunks, last = _chunks(prefix.ids[cached:], self._chunk)
-        for chunk in chunks:
-            (reading,) = yield [Segment(state, chunk)]
-            state = reading.state
-        width = payload.top_k if payload.words == 1 else max(payload.top_k, BEAM)
-        criteria = Criteria(width, self._never, ())
-        (reading,) = yield [request(state, last, prefix, criteria)]
-        self._cache.put(prefix.ids, reading.state)
+        following = prefix.following(())
+        beam = BEAM if following.whole else WORD_BEAM
+        criteria = Criteria(max(payload.top_k, beam if payload.words > 1 else 0), self._never, ())
+        cached, entry = self._cache.longest(prefix.ids)
         self._lookups.append((cached, len(prefix.ids) - cached))
-        found: list[Word] = yield from next_words(prefix, reading, criteria)
+        reading = _known(entry, following) if cached == len(prefix.ids) else None
+        if reading is None:
+            state = self._start if entry is None else entry.state
+            *chunks, last = _chunks(prefix.ids[cached:], self._chunk)
+            for chunk in chunks:
+                (reading,) = yield [Segment(state, chunk)]
+                state = reading.state
+            (reading,) = yield [request(state, last, prefix, criteria)]
+            values = (None, None) if following.whole else (following.ids, reading.candidates)
+            self._cache.put(prefix.ids, Entry(reading.state, *values))
+        found: list[Word] = yield from next_words(prefix, reading, criteria, prefix.ids, self._cache)
         if payload.words > 1:
             ends = self.tokenizer.sentence_ends.tolist()
-            found = yield from runs_of_words(prefix, found, criteria, payload.words, ends)
+            found = yield from runs_of_words(prefix, found, criteria, payload.words, ends, prefix.ids, self._cache)
         return Suggestions(
             [
                 Suggestion(prefix.text(word.tokens) or "", math.exp(word.log_probability), word.log_probability)
@@ -329,6 +334,12 @@ class _Stream:
     state: Floats
     score: TextScore = field(default_factory=TextScore)
     kept: list[TokenScore] = field(default_factory=list)
+
+
+def _known(entry: Entry | None, following: Following) -> Reading | None:
+    """Return the reading of a context whose first tokens of the next word were read before, None for another."""
+    values = entry.log_probabilities_of(following.ids) if entry else None
+    return None if entry is None or values is None else Reading(entry.state, (), (), None, values)
 
 
 def _chunks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
