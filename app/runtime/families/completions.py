@@ -9,7 +9,7 @@ import numpy as np
 from app.errors import InvalidField
 from app.runtime.recurrent_engine import Floats, Likeliest, Reading, Segment
 from app.runtime.sampling import Uniform, sample
-from app.runtime.state_cache import StateCache
+from app.runtime.state_cache import Entry, StateCache
 from app.text import Tokenizer
 
 FinishReason: TypeAlias = Literal["stop", "length"]
@@ -209,7 +209,7 @@ class Completer:
             scored = [ScoredToken(self._tokenizer.strings[self._tokenizer.end], 0, None, None)] * skipped
         else:
             cached, found = self._cache.longest(ids)
-            state = self._start if found is None else found
+            state = self._start if found is None else found.state
             scored = []
         reading = Reading(state, (), (), None, None)
         for start in range(cached, max(len(ids), cached + 1), self._chunk):
@@ -224,7 +224,7 @@ class Completer:
             for index, (log_probability, details) in enumerate(zip(reading.scores, reading.details, strict=True)):
                 offset = prompt.offsets[skipped + start + index]
                 scored.append(self._scored(part[index], offset, log_probability, details.alternatives))
-        self._cache.put(ids, state)
+        self._cache.put(ids, Entry(state))
         self._lookups.append((cached, len(ids) - cached))
         return reading, cached, scored
 
