@@ -6,6 +6,7 @@ from app.api.http.dialect import Dialect
 from app.api.huggingface import routes as huggingface
 from app.api.native import language, vision
 from app.api.oip import routes as oip
+from app.api.openai import routes as openai
 from app.api.operations import routes as operations
 from app.api.web import page
 
@@ -13,6 +14,7 @@ DIALECTS: Final[dict[str, Dialect]] = {
     "native": Dialect(lambda limits: [*language.routes(limits.texts), *vision.routes(limits.uploads)]),
     "huggingface": huggingface.DIALECT,
     "oip": oip.DIALECT,
+    "openai": openai.DIALECT,
     "operations": Dialect(lambda _limits: operations.ROUTES),
     "web": Dialect(lambda _limits: page.routes()),
 }

@@ -25,20 +25,20 @@ def characters(document: Any) -> int:
 def of_text(document: Any) -> int:
     """Return the units of a JSON body: its texts, the alternatives of each token, and the steps of a beam search."""
     fields = document if isinstance(document, dict) else {}
-    alternatives = _number(fields.get("alternatives"), 0, 10, 0) if fields.get("per_token") else 0
-    steps = (_number(fields.get("words"), 1, 5, 1) - 1) * max(_number(fields.get("top_k"), 1, 50, 5), BEAM)
+    alternatives = number(fields.get("alternatives"), 0, 10, 0) if fields.get("per_token") else 0
+    steps = (number(fields.get("words"), 1, 5, 1) - 1) * max(number(fields.get("top_k"), 1, 50, 5), BEAM)
     return characters(document) * (TOKENS + alternatives) // (TOKENS * CHARACTERS) + steps // STEPS
 
 
 def of_images(images: int, query: QueryParams) -> int:
     """Return the units of images: a fixed cost each, plus the rows of their beam searches for captions."""
-    beam = _number(query.get("beam"), 1, 10, 3)
-    alternatives = _number(query.get("alternatives"), 0, 9, 0)
+    beam = number(query.get("beam"), 1, 10, 3)
+    alternatives = number(query.get("alternatives"), 0, 9, 0)
     rows = beam + (alternatives + 1 if alternatives >= beam else 0)
     return images * (IMAGE + rows // ROWS)
 
 
-def _number(value: Any, least: int, most: int, default: int) -> int:
+def number(value: Any, least: int, most: int, default: int) -> int:
     """Return a field's value as the route reads it, or `default` if it is missing or invalid."""
     try:
         number = float(value)

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Final, TypeAlias, TypeVar
 
 from app.errors import Overloaded
@@ -55,3 +56,44 @@ async def all_answers(submits: Sequence[Submit[Answer]], deadline: float) -> lis
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return [answers[index] for index in range(len(submits))]
+
+
+async def merged(
+    streams: Sequence[Callable[[], AsyncGenerator[Answer, None]]],
+) -> AsyncGenerator[tuple[int, Answer], None]:
+    """Yield the items of concurrent streams with the stream's index, as they come; raise the first error.
+
+    At most FAN_OUT streams run at once. Closing the generator closes them.
+    """
+    items = asyncio.Queue[tuple[int, Answer] | BaseException | None](FAN_OUT)
+    slots = asyncio.Semaphore(FAN_OUT)
+
+    async def read(index: int, stream: Callable[[], AsyncGenerator[Answer, None]]) -> None:
+        try:
+            async with slots, aclosing(stream()) as answers:
+                async for answer in answers:
+                    await items.put((index, answer))
+            await items.put(None)
+        except Exception as error:  # noqa: BLE001  # raised in the reader
+            await items.put(error)
+
+    if len(streams) == 1:
+        async with aclosing(streams[0]()) as alone:
+            async for answer in alone:
+                yield 0, answer
+        return
+    tasks = [asyncio.ensure_future(read(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        running = len(tasks)
+        while running:
+            item = await items.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from app.api.http.fan_out import all_answers
@@ -29,7 +29,7 @@ class ImageExample:
     image: Upload
     make: MakePayload
     deadline: float
-    slots: asyncio.Semaphore
+    slots: asyncio.Semaphore = field(default_factory=asyncio.Semaphore)
     alone: bool = True  # the request's only image
     preprocessed: Any = None
 

@@ -204,7 +204,9 @@ def _headers(error: SeqserveError) -> dict[str, str]:
             return {"WWW-Authenticate": 'Bearer error="invalid_token"' if error.refused else "Bearer"}  # RFC 6750, 3
         case NotReady(closing=closing):
             return {"Retry-After": str(NOT_READY_RETRY_S)} | ({"Connection": "close"} if closing else {})
-        case TooLarge(hopeless=True) | DeadlineExceeded():
+        case DeadlineExceeded():
+            return {"Connection": "close", "x-should-retry": "false"}  # OpenAI's client would repeat it twice
+        case TooLarge(hopeless=True):
             return {"Connection": "close"}  # the rest of the body, if any, isn't read
     return {}
 

@@ -1,6 +1,5 @@
 """POST /digits and POST /captions."""
 
-import asyncio
 import re
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Sequence
@@ -112,7 +111,7 @@ async def captions(
 
 async def _events(served: Served, image: Upload, make: MakePayload, deadline: float) -> AsyncGenerator[bytes, None]:
     """Yield an event for each word as soon as it is certain, then the caption. Closing cancels the caption."""
-    example = await ImageExample(served, image, make, deadline, asyncio.Semaphore()).prepared()
+    example = await ImageExample(served, image, make, deadline).prepared()
     with served:  # until the last event
         async with aclosing(served.stream(example, deadline=deadline)) as partials:
             async for words, answer in partials:

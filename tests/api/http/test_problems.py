@@ -23,7 +23,7 @@ EXAMPLES: dict[type[SeqserveError], SeqserveError] = {
     errors.Unauthenticated: errors.Unauthenticated("no key", refused=False),
     errors.RateLimited: errors.RateLimited("too much", retry_after=9),
 }
-UNKNOWN = {"oip": "/v2/trace/setting"}  # a path without a route, by dialect
+UNKNOWN = {"openai": "/models/ptb/v1/audio", "oip": "/v2/trace/setting"}  # a path without a route, by dialect
 ERRORS = [found for _, found in inspect.getmembers(errors, inspect.isclass) if found is not SeqserveError]
 
 

@@ -1,0 +1,3 @@
+from tests.api.published import client
+
+__all__ = ["client"]
