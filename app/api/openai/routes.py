@@ -16,7 +16,7 @@ from app.api.openai import chat, completions, models, tokenization
 from app.api.openai.errors import ERRORS
 from app.api.openai.schemas import ChatAnswer, CompletionAnswer, DetokenizeAnswer, TokenizeAnswer
 
-STREAMED: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {EVENTS: {"schema": {"type": "string"}}}}}
+STREAMED: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {EVENTS: {}}}}
 
 
 def routes(limits: BodyLimits) -> list[BaseRoute]:

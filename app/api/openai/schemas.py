@@ -222,13 +222,15 @@ class ChatRequest(TolerantModel):
     tools: Annotated[list[Any], Field(max_length=0, description="Not supported.")] = Field(default_factory=list)
     functions: Annotated[list[Any], Field(max_length=0, description="Not supported.")] = Field(default_factory=list)
     response_format: ResponseFormat = ResponseFormat()
-    logprobs: Literal[False] = Field(default=False, description="Not supported.")
+    logprobs: bool = Field(default=False, description="Not supported.", json_schema_extra={"const": False})
     audio: Annotated[Any, Field(description="Not supported.")] = None
 
-    @field_validator("audio")
+    @field_validator("audio", "logprobs")
     @classmethod
-    def _reject(cls, _: Any) -> Any:
-        raise PydanticCustomError("audio", "not supported")
+    def _reject(cls, value: Any) -> Any:
+        if value is not False:
+            raise PydanticCustomError("unsupported", "not supported")
+        return value
 
 
 class Message(TypedDict):
