@@ -1,17 +1,15 @@
 """The command line of offline training: `python -m training digits best --run runs/best`."""
 
-import math
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from torch.distributed import is_torchelastic_launched
 
 from app import bundle as bundles
 from app.errors import CorpusError, SeqserveError
@@ -43,7 +41,7 @@ from training.language_model.subword_publish import is_subword
 from training.language_model.subword_publish import publish as publish_subword
 from training.language_model.tokenizer import train_tokenizer
 from training.run import Run, RunError
-from training.session import launch
+from training.session import Job
 
 if TYPE_CHECKING:
     LanguageModelPreset = language_model_recipe.LanguageModelConfig
@@ -63,29 +61,6 @@ PUBLISH: dict[str, Callable[..., Path]] = {  # by family
     "digits": publish_digits,
     "captions": publish_captions,
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """The folder of a run, and how much of it is done by which processes."""
-
-    run: Path
-    """Folder for the checkpoint, the metrics and the configuration."""
-    resume: bool = False
-    """Continue from the run's checkpoint."""
-    minutes: float = math.inf
-    """Stop after so many minutes; go on with --resume."""
-    processes: int = 1
-    """Train in so many processes, on CPU cores or GPUs of this machine; torchrun starts them on several machines."""
-
-    def train(
-        self, recipe: Callable[..., bool], config: Any, corpus: Any, saved_every: float = 60.0, **options: Any
-    ) -> None:
-        """Train by a recipe, in this process or, if it is none of several yet, in several that repeat the command."""
-        if self.processes > 1 and not is_torchelastic_launched():
-            launch(self.processes)
-        else:
-            recipe(config, corpus, Run(self.run, saved_every), resume=self.resume, minutes=self.minutes, **options)
 
 
 def language_model(
@@ -109,7 +84,8 @@ def language_model(
         terms: Terms of use of your text, for the model card.
     """
     own = {"train": train_text, "valid": valid_text, "test": test_text}
-    source = _source(data_folder, own, _model_name(job.run), terms)
+    name = re.sub(r"[^a-z0-9._-]", "-", job.run.resolve().name.lower()).lstrip("._-")[:64]
+    source = _source(data_folder, own, name or "corpus", terms)
     corpus = texts.load(source, config.vocabulary_size)
     job.train(language_model_recipe.train, replace(config, vocabulary_size=len(corpus.vocabulary)), corpus)
     if os.environ.get("RANK", "0") == "0" and (metrics := Run(job.run).metrics()):
@@ -364,11 +340,6 @@ def _source(folder: Path | None, own: dict[str, Path | None], name: str, terms: 
     if folder or len(given) < len(own):
         raise CorpusError(f"expected --train, --valid and --test, or --data alone; found --{' --'.join(sorted(given))}")
     return texts.Source(name, given, terms)
-
-
-def _model_name(run: Path) -> str:
-    """Return a valid model name from the run's folder; `corpus` if none is left."""
-    return re.sub(r"[^a-z0-9._-]", "-", run.resolve().name.lower()).lstrip("._-")[:64] or "corpus"
 
 
 if __name__ == "__main__":

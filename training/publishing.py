@@ -4,8 +4,7 @@ import json
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -93,8 +92,9 @@ def publish_run(publisher: Publisher[Data, Model], store: Path, name: str | None
     model = publisher.build(data)
     contents = publisher.export(data, model)
     manifest = _draft_manifest(publisher.run, publisher.family, name, version, publisher.describe(data, model))
-    with _draft(manifest, contents) as (draft, scratch):
-        measured = publisher.measure(draft, data, model, scratch)
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = bundles.read(bundles.publish(Path(scratch), manifest, contents))
+        measured = publisher.measure(draft, data, model, Path(scratch))
         results = {"metrics": measured.metrics, "served": measured.served}
         calibration = {} if measured.calibration is None else {"calibration": measured.calibration}
         manifest = manifest.model_copy(update=results | calibration)
@@ -145,10 +145,3 @@ def _draft_manifest(run: Run, family: FamilyName, name: str, version: str, field
             **fields,
         }
     )
-
-
-@contextmanager
-def _draft(manifest: Manifest, contents: Mapping[str, bytes | Path]) -> Iterator[tuple[Bundle, Path]]:
-    """A draft of the bundle, and a folder for its plots; both are removed at the end of the block."""
-    with tempfile.TemporaryDirectory() as scratch:
-        yield bundles.read(bundles.publish(Path(scratch), manifest, contents)), Path(scratch)

@@ -14,16 +14,12 @@ def require_ranges(config: Any, ranges: Sequence[Range], *further: str) -> None:
 
     A tuple must not be empty, and each of its values must be in range.
     """
-    faults = [
-        f"{name}: expected {expected}, found {getattr(config, name)}"
-        for expected, fits, names in ranges
-        for name in names
-        if not _all_fit(getattr(config, name), fits)
-    ]
+    faults = []
+    for expected, fits, names in ranges:
+        for name in names:
+            found = getattr(config, name)
+            values = found if isinstance(found, tuple) else (found,)
+            if not values or not all(map(fits, values)):
+                faults.append(f"{name}: expected {expected}, found {found}")
     if faults or further:
         raise SettingsError("; ".join([*faults, *further]))
-
-
-def _all_fit(value: Any, fits: Callable[[Any], bool]) -> bool:
-    values = value if isinstance(value, tuple) else (value,)
-    return bool(values) and all(map(fits, values))

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -15,6 +17,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
+from torch.distributed import is_torchelastic_launched
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -26,6 +29,29 @@ from training.run import Run, RunError
 
 Handler: TypeAlias = Callable[[int, FrameType | None], None] | signal.Handlers
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The folder of a run, and how much of it is done by which processes."""
+
+    run: Path
+    """Folder for the checkpoint, the metrics and the configuration."""
+    resume: bool = False
+    """Continue from the run's checkpoint."""
+    minutes: float = math.inf
+    """Stop after so many minutes; go on with --resume."""
+    processes: int = 1
+    """Train in so many processes, on CPU cores or GPUs of this machine; torchrun starts them on several machines."""
+
+    def train(
+        self, recipe: Callable[..., bool], config: Any, corpus: Any, saved_every: float = 60.0, **options: Any
+    ) -> None:
+        """Train by a recipe, in this process or, if it is none of several yet, in several that repeat the command."""
+        if self.processes > 1 and not is_torchelastic_launched():
+            launch(self.processes)
+        else:
+            recipe(config, corpus, Run(self.run, saved_every), resume=self.resume, minutes=self.minutes, **options)
 
 
 class Session:

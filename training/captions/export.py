@@ -63,14 +63,10 @@ def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], extents: Mapping
     ]
     features = _Translation(graph).of(network)
     graph.lines.append(f"features = Identity ({features})")
-    size = _feature_size(network)
+    with torch.inference_mode():
+        size = network(torch.zeros(1, 3, PHOTO_SIZE, PHOTO_SIZE)).shape[-1]
     signature = f"cnn (uint8[B,{PHOTO_SIZE},{PHOTO_SIZE},3] pixels) => (float[B,{size}] features)"
     return graph.model(signature, extents)
-
-
-@torch.inference_mode()
-def _feature_size(network: fx.GraphModule) -> int:
-    return int(network(torch.zeros(1, 3, PHOTO_SIZE, PHOTO_SIZE)).shape[-1])
 
 
 class _Translation:
@@ -95,7 +91,8 @@ class _Translation:
         layer = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         kind: Any = node.target if layer is None else type(layer)
         if kind not in LAYERS:
-            raise SettingsError(f"backbone: expected layers of {', '.join(_known())}; found {kind} at {node.name}")
+            known = ", ".join(sorted(kind.__name__ for kind in LAYERS))
+            raise SettingsError(f"backbone: expected layers of {known}; found {kind} at {node.name}")
         call = LAYERS[kind](self, layer, str(node.target), inputs)
         self._graph.lines.append(f"{node.name} = {call}")
         return node.name
@@ -109,18 +106,16 @@ class _Translation:
             "group": layer.groups,
         }
         listed = ", ".join(f"{key} = {value}" for key, value in attributes.items())
-        parameters = [self._weight(f"{CNN}{name}.{part}") for part, _ in layer.named_parameters()]
-        return f"Conv <{listed}> ({', '.join([*inputs, *parameters])})"
+        for part, _ in layer.named_parameters():
+            weight = f"{CNN}{name}.{part}"
+            inputs.append(weight.replace(".", "_"))
+            self._graph.lines.append(f"{inputs[-1]} = Cast <to = 1> ({self._graph.outside(weight)})")
+        return f"Conv <{listed}> ({', '.join(inputs)})"
 
     def clip(self, inputs: list[str], most: float) -> str:
         low = self._graph.constant("none", np.array(0, np.float32))
         high = self._graph.constant("most", np.array(most, np.float32))
         return f"Clip ({inputs[0]}, {low}, {high})"
-
-    def _weight(self, name: str) -> str:
-        short = name.replace(".", "_")
-        self._graph.lines.append(f"{short} = Cast <to = 1> ({self._graph.outside(name)})")
-        return short
 
 
 # ONNX calls by torch layer or function, from (translation, layer, its name, names of inputs).
@@ -139,10 +134,6 @@ LAYERS: dict[Any, Callable[[_Translation, Any, str, list[str]], str]] = {
     nn.Dropout: lambda to, layer, name, x: f"Identity ({x[0]})",
     nn.Identity: lambda to, layer, name, x: f"Identity ({x[0]})",
 }
-
-
-def _known() -> list[str]:
-    return sorted(kind.__name__ for kind in LAYERS)
 
 
 # the decoder
@@ -176,7 +167,8 @@ def _step(model: Captioner, weights: Mapping[str, Array], extents: Mapping[str, 
     sizes = graph.constant(
         "sizes", np.array([term, *[model.hidden_size] * len(state_parts(model.cell))][-len(parts) :])
     )
-    product = graph.linear("h_next", _output(weights))  # first, so that a tied matrix is there in float32 as well
+    output = "output.weight" if "output.weight" in weights else "embedding.weight"
+    product = graph.linear("h_next", output)  # first, so that a tied matrix is there in float32 as well
     graph.lines += [
         f"rows = Gather ({graph.outside('embedding.weight')}, tokens)",
         "word = Cast <to = 1> (rows)",
@@ -196,10 +188,6 @@ def _step(model: Captioner, weights: Mapping[str, Array], extents: Mapping[str, 
         f" => (float[B,{words}] log_probabilities, float[B,{size}] state_after)"
     )
     return graph.model(signature, extents)
-
-
-def _output(weights: Mapping[str, Array]) -> str:
-    return "output.weight" if "output.weight" in weights else "embedding.weight"
 
 
 def _advance(graph: Graph, model: Captioner, x: str, parts: list[str], term: str | None) -> list[str]:

@@ -130,7 +130,9 @@ def _extract(batch: Sequence[_Photograph], backbone: Backbone, views: int, folde
         return
     by_view = [_features([view(images[p], p.sha256, index) for p in images], backbone) for index in range(views)]
     for photograph, features in zip(images, np.stack(by_view, 1), strict=True):  # (B, views, F)
-        _cache(folder, photograph, features)
+        partial = folder / f"{photograph.sha256}.partial.npy"
+        np.save(partial, features)
+        partial.replace(folder / f"{photograph.sha256}.npy")
         extracted.features[photograph.name] = features
 
 
@@ -158,13 +160,6 @@ def _cached(folder: Path, photograph: _Photograph, views: int) -> Floats | None:
         return None
     features: Floats = np.load(path)
     return features[:views] if len(features) >= views else None
-
-
-def _cache(folder: Path, photograph: _Photograph, features: Floats) -> None:
-    """Write the features atomically."""
-    partial = folder / f"{photograph.sha256}.partial.npy"
-    np.save(partial, features)
-    partial.replace(folder / f"{photograph.sha256}.npy")
 
 
 def _key(backbone: Backbone) -> str:

@@ -130,8 +130,9 @@ class CaptionsPublisher(Publisher[CaptionData, Captioner]):
         served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
         test = caption_photographs(predictors[served], _photos(corpus, "test"), beam)
         payload = {"image": base64.b64encode(drawn_scene()).decode()}
+        plain = {name.removesuffix(f"_{served}"): value for name, value in metrics.items() if name.endswith(served)}
         return Measurements(
-            metrics=metrics | _as_served(metrics, served) | test.metrics("test"),
+            metrics=metrics | plain | test.metrics("test"),
             served=served,
             probe=probe(predictors, payload),
             plots=card_plots(self.run, test, f"{draft.manifest.model} {draft.manifest.version}", scratch),
@@ -216,6 +217,8 @@ def model_card(manifest: Manifest, corpus: CaptionCorpus) -> str:
     """Return the bundle's README.md: training data and terms, metrics, limitations."""
     template = string.Template(resources.files("training.captions").joinpath("card.md").read_text())
     metrics, config = manifest.metrics, manifest.config
+    skipped = f" {len(corpus.corrupt)} photographs or captions were missing or unreadable, and were skipped."
+    rewarded = f", then {config['reward_epochs']} over the photographs with CIDEr-D as reward"
     return template.substitute(
         model=manifest.model,
         version=manifest.version,
@@ -226,9 +229,9 @@ def model_card(manifest: Manifest, corpus: CaptionCorpus) -> str:
         vocabulary=f"{len(corpus.vocabulary):,}",
         corpus=manifest.corpus.name,
         terms=manifest.corpus.terms,
-        epochs=_epochs(config),
+        epochs=f"{config['epochs']} passes over the captions{rewarded if config['reward_epochs'] else ''}",
         caveats="".join(f"\n- {caveat}" for caveat in corpus.source.caveats),
-        corrupt=_left_out(corpus.corrupt),
+        corrupt=skipped if corpus.corrupt else "",
         table=_table(metrics, len(corpus.splits["val"].names), len(corpus.splits["test"].names)),
         served=manifest.served,
         beam=config["beam_width"],
@@ -291,11 +294,6 @@ def _photos(corpus: CaptionCorpus, split: str) -> list[Photo]:
     return [each for each in data.photos(corpus.source) if each.split == split and each.name not in corpus.corrupt]
 
 
-def _as_served(metrics: dict[str, float], served: Precision) -> dict[str, float]:
-    """The validation metrics of the served precision, under their plain names."""
-    return {name.removesuffix(f"_{served}"): value for name, value in metrics.items() if name.endswith(f"_{served}")}
-
-
 def _table(metrics: Mapping[str, float], valid: int, test: int) -> str:
     rows = [f"| | validation ({valid:,} photographs) | test ({test:,} photographs) |", "| --- | --- | --- |"]
     for key, title in SCORE_NAMES.items():
@@ -305,13 +303,3 @@ def _table(metrics: Mapping[str, float], valid: int, test: int) -> str:
         rows.append(f"| {title} | {' | '.join(values)} |")
     rows.append(f"| different captions | {metrics['valid_distinct']:,.0f} | {metrics['test_distinct']:,.0f} |")
     return "\n".join(rows)
-
-
-def _epochs(config: Mapping[str, Any]) -> str:
-    phases = f"{config['epochs']} passes over the captions"
-    rewarded = config["reward_epochs"]
-    return f"{phases}, then {rewarded} over the photographs with CIDEr-D as reward" if rewarded else phases
-
-
-def _left_out(corrupt: Mapping[str, str]) -> str:
-    return f" {len(corrupt)} photographs were missing or could not be decoded, and were skipped." if corrupt else ""

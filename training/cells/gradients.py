@@ -20,7 +20,7 @@ TOKENS = 100  # of a sequence of text
 
 
 def gradient_norms(recurrent: Recurrent, inputs: Tensor, costs: Callable[[Tensor], Tensor]) -> list[float]:
-    """|d cost of the last step / d h_{T-k}| for k = 0 .. T - 1, the median over the batch.
+    """|d cost of the last step / d h_{T-k}| for k = 0 .. T - 1, over all layers, the median over the batch.
 
     `inputs` (T, B, I) start from a state of zeros; `costs` maps the last output (B, H) to one cost a sequence (B,).
 
@@ -36,13 +36,9 @@ def gradient_norms(recurrent: Recurrent, inputs: Tensor, costs: Callable[[Tensor
     gradients = torch.autograd.grad(costs(hidden).sum(), [h for step in visited for h in step], allow_unused=True)
     layers = len(recurrent.layers)
     steps = [gradients[start : start + layers] for start in range(0, len(gradients), layers)]
-    return [_norm(step) for step in reversed(steps)]
-
-
-def _norm(gradients: tuple[Tensor | None, ...]) -> float:
-    """Return the norm over all layers (0 for one that the cost does not depend on), the median over the batch."""
-    rows = torch.cat([gradient for gradient in gradients if gradient is not None], 1)
-    return float(rows.norm(dim=1).median())
+    # None: the cost does not depend on that layer's h
+    rows = [torch.cat([gradient for gradient in step if gradient is not None], 1) for step in reversed(steps)]
+    return [float(row.norm(dim=1).median()) for row in rows]
 
 
 def adding_gradients(config: AddingConfig, weights: dict[str, Tensor]) -> dict[str, list[float]]:

@@ -1,5 +1,6 @@
 """Plots of the comparison, with one colour a cell in all of them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def gradients(measured: Measured, path: Path) -> None:
         for axes, when, title in zip(row, ("initial", "trained"), ("before training", "trained"), strict=True):
             for job, results in measured.items():
                 if job.variant == variant:
-                    axes.plot(_above_zero(results[when]), **_style(job.cell))
+                    norms = [norm if norm > 0 else math.nan for norm in results[when]]  # the axis is logarithmic
+                    axes.plot(norms, **_style(job.cell))
             axes.set(title=f"{task(variant)}, {title}", xlabel="distance k, steps", yscale="log", ylim=(LEAST, None))
         row[0].set_ylabel("|d cost(t) / d h(t - k)|")
     _finish(canvas, [*panels.flat], path)
@@ -97,11 +99,6 @@ def task(variant: str) -> str:
     """Return the title of a task on gradients."""
     kind, number = variant.split("-")
     return f"adding problem, length {number}" if kind == "length" else "Penn Treebank"
-
-
-def _above_zero(norms: Sequence[float]) -> list[float]:
-    """Replace zeros by NaN: they can't be drawn on a logarithmic axis."""
-    return [norm if norm > 0 else float("nan") for norm in norms]
 
 
 def _style(cell: Cell) -> dict[str, Any]:

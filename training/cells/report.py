@@ -25,11 +25,9 @@ from training.cells.comparison import (
 )
 from training.cells.gradients import SEQUENCES
 from training.cells.plots import NAMES
-from training.cells.statistics import Sample, least_difference, welch
+from training.cells.statistics import MISSING, SIGNIFICANT, Sample, least_difference, verdict, welch
 from training.language_model.recipe import LanguageModelConfig
 
-SIGNIFICANT = 0.05  # p of Welch's test below which a difference counts, as in Greff et al. 2015
-MISSING = "not measured"
 SIMPLER: tuple[tuple[Cell, Cell], ...] = (("lstm", "peephole"), ("cifg", "lstm"), ("peephole-cifg", "peephole"))
 """Pairs of Greff et al. 2015: a cell without peepholes or with coupled gates, and its reference."""
 
@@ -58,7 +56,8 @@ def write(comparison: Comparison, root: Path, folder: Path) -> list[str]:
         **{f"{part}_picture": _plot(folder, part, measured) for part in PLOTS},
     )
     (folder / "README.md").write_text(page)
-    (folder / "figures.json").write_text(_listing(measured))
+    entries = (_rounded({"name": job.name} | results) for job, results in measured.items())
+    (folder / "figures.json").write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n")  # a line a job
     return missing
 
 
@@ -68,22 +67,6 @@ def of_all_seeds(comparison: Comparison, measured: Measured, part: Part, cell: C
     if any(job not in measured for job in jobs):
         return None
     return Sample(tuple(measured[job][metric] for job in jobs))
-
-
-def verdict(name: str, sample: Sample | None, reference_name: str, reference: Sample | None) -> str:
-    """Return a sentence on the difference of two means and its significance over the seeds."""
-    names = f"{name} against {reference_name}"
-    if sample is None or reference is None:
-        return f"{names}: {MISSING}."
-    difference, p = sample.mean - reference.mean, welch(sample, reference)
-    if math.isnan(p):
-        return f"{names}: {difference:+.2f}; without a spread this is not distinguishable from chance."
-    if p < SIGNIFICANT:
-        return f"{names}: {difference:+.2f}, significant (Welch's t-test, p = {p:.2g})."
-    least = least_difference(sample, reference, SIGNIFICANT)
-    return (
-        f"{names}: {difference:+.2f}, not significant (Welch's t-test, p = {p:.2g}; from {least:.2f} on it would be)."
-    )
 
 
 def agreement(samples: Mapping[Cell, Sample | None]) -> str:
@@ -345,12 +328,6 @@ def _plot(folder: Path, part: Part, measured: Measured) -> str:
         return f"No plot: {MISSING}."
     PLOTS[part]({job: results for job, results in measured.items() if job.part == part}, folder / f"{part}.png")
     return f"![{part}]({part}.png)"
-
-
-def _listing(measured: Measured) -> str:
-    """Return the results as JSON, a line a job."""
-    entries = (_rounded({"name": job.name} | results) for job, results in measured.items())
-    return "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n"
 
 
 def _rounded(value: object) -> object:

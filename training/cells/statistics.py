@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+SIGNIFICANT = 0.05  # p of Welch's test below which a difference counts, as in Greff et al. 2015
+MISSING = "not measured"
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -46,6 +49,22 @@ def least_difference(first: Sample, second: Sample, p: float) -> float:
     """Return the smallest difference of means that is significant at level `p`; NaN where `welch` gives NaN."""
     error, freedom = _error_and_freedom(first, second)
     return math.nan if math.isnan(freedom) else float(stats.t.isf(p / 2, freedom)) * error
+
+
+def verdict(name: str, sample: Sample | None, reference_name: str, reference: Sample | None) -> str:
+    """Return a sentence on the difference of two means and its significance over the seeds."""
+    names = f"{name} against {reference_name}"
+    if sample is None or reference is None:
+        return f"{names}: {MISSING}."
+    difference, p = sample.mean - reference.mean, welch(sample, reference)
+    if math.isnan(p):
+        return f"{names}: {difference:+.2f}; without a spread this is not distinguishable from chance."
+    if p < SIGNIFICANT:
+        return f"{names}: {difference:+.2f}, significant (Welch's t-test, p = {p:.2g})."
+    least = least_difference(sample, reference, SIGNIFICANT)
+    return (
+        f"{names}: {difference:+.2f}, not significant (Welch's t-test, p = {p:.2g}; from {least:.2f} on it would be)."
+    )
 
 
 def _error_and_freedom(first: Sample, second: Sample) -> tuple[float, float]:

@@ -60,9 +60,10 @@ def load(folder: Path | None, cache: Path = CACHE) -> DigitCorpus:
     if folder is not None:
         _copy(folder, cache)
     try:
-        train, test = (_part(MNIST(cache / "mnist", train=train, download=True)) for train in (True, False))
+        parts = [MNIST(cache / "mnist", train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:  # torchvision's errors for no network and for other bytes than expected
         raise CorpusError(f"MNIST: can't be downloaded: {error}") from error
+    train, test = (Digits(part.data, part.targets) for part in parts)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
     kept, held = order[VALID:], order[:VALID]
     return DigitCorpus(
@@ -80,7 +81,3 @@ def _copy(folder: Path, cache: Path) -> None:
         if found != expected:
             raise CorpusError(f"{path}: expected MNIST's sha256 {expected}, found {found}")
         shutil.copyfile(path, copies / name)
-
-
-def _part(dataset: MNIST) -> Digits:
-    return Digits(dataset.data, dataset.targets)

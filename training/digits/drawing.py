@@ -99,10 +99,15 @@ def font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
 
 
 def by_hand(points: Points, rng: np.random.Generator) -> Points:
-    """The points (N, 2) as drawn by hand: with jitter (UNSTEADY) and maybe rounded corners."""
+    """The points (N, 2) as drawn by hand: with jitter (UNSTEADY) and maybe rounded corners.
+
+    They are cut at a quarter of their sides (Chaikin 1974), the ends kept.
+    """
     points = points + rng.normal(0, UNSTEADY, points.shape)
     for _ in range(rng.integers(3)):
-        points = _rounded(points)
+        before, after = points[:-1], points[1:]
+        cut = np.stack([0.75 * before + 0.25 * after, 0.25 * before + 0.75 * after], axis=1).reshape(-1, 2)
+        points = np.concatenate([points[:1], cut, points[-1:]])
     return points
 
 
@@ -117,10 +122,3 @@ def grained(seen: npt.NDArray[np.floating], deviation: float, rng: np.random.Gen
     """Grey levels (H, W) of 0..255 with Gaussian noise of that standard deviation."""
     noise = rng.standard_normal(seen.shape, np.float32) * np.float32(deviation)
     return np.clip(seen + noise, 0, 255).astype(np.uint8)
-
-
-def _rounded(points: Points) -> Points:
-    """Corners cut at a quarter of their sides (Chaikin 1974), the ends kept."""
-    before, after = points[:-1], points[1:]
-    cut = np.stack([0.75 * before + 0.25 * after, 0.25 * before + 0.75 * after], axis=1).reshape(-1, 2)
-    return np.concatenate([points[:1], cut, points[-1:]])

@@ -202,10 +202,6 @@ def _as_jpeg(digit: Grey, quality: int) -> bytes:
     return stream.getvalue()
 
 
-def _turned(digit: Grey, degrees: float) -> Grey:
-    return np.asarray(Image.fromarray(digit).rotate(degrees, Image.Resampling.BICUBIC))
-
-
 VARIANTS: dict[str, Variant] = {  # a name also seeds its random generator: renaming changes the results
     "inverted": lambda digit, rng: 255 - digit,
     "half the size": lambda digit, rng: _resized(digit, 0.5),
@@ -214,5 +210,7 @@ VARIANTS: dict[str, Variant] = {  # a name also seeds its random generator: rena
     "eight times the size": lambda digit, rng: _resized(digit, 8),
     "30 % off centre on a large canvas": _off_centre,
     "JPEG at quality 50": lambda digit, rng: _as_jpeg(digit, 50),
-    "turned by 15 degrees to either side": lambda digit, rng: _turned(digit, 15 * rng.choice([-1, 1])),
+    "turned by 15 degrees to either side": lambda digit, rng: np.asarray(
+        Image.fromarray(digit).rotate(15 * rng.choice([-1, 1]), Image.Resampling.BICUBIC)
+    ),
 }

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.errors import CorpusError, SettingsError
-from app.models.language_model import LanguageModel, Reading, detached
+from app.models.language_model import LanguageModel
 from app.models.recurrent import Cell
 from training.language_model.data import Corpus, Ids
+from training.language_model.objective import Objective
 from training.ranges import Range, require_ranges
 from training.run import Run
 from training.session import Carried, Session
@@ -174,7 +175,8 @@ def train(
     windows = _window_count(len(corpus.train), config)
     optimiser = _optimiser(model, config)
     schedule = _schedule(optimiser, config, windows)
-    wrapped, optimiser = fabric.setup(Objective(model, config), optimiser)
+    objective = Objective(model, config.activation_penalty, config.change_penalty)
+    wrapped, optimiser = fabric.setup(objective, optimiser)
     state: dict[str, Any] = {
         "model": model,
         "optimiser": optimiser,
@@ -225,24 +227,6 @@ def train(
         session.save(state)
     session.finish({"test_perplexity": perplexity(model, corpus.test, corpus.vocabulary.end, config.evaluation_batch)})
     return True
-
-
-class Objective(nn.Module):
-    """The language model, its cross-entropy and penalties: one forward pass does all that needs a gradient."""
-
-    def __init__(self, model: LanguageModel, config: LanguageModelConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-
-    def forward(self, inputs: Tensor, targets: Tensor, before: Carried) -> tuple[Tensor, Tensor | float, Carried]:
-        """Inputs and targets (T, B), states before -> mean cross-entropy (), penalty (), states after, detached."""
-        reading = self.model(inputs, before.state)  # (T, B) -> hidden (T, B, H)
-        logits = self.model.logits(reading.hidden).flatten(0, 1)  # (T, B, H) -> (T * B, V)
-        # In the logits' own precision: float32 would add a third to a bf16 step and move the gradient by 0.3 %.
-        with torch.autocast(logits.device.type, enabled=False):
-            costs = F.cross_entropy(logits, targets.flatten(), reduction="none")
-        return costs.float().mean(), _penalty(reading, self.config), Carried(detached(reading.state))
 
 
 def build(config: LanguageModelConfig) -> LanguageModel:
@@ -317,16 +301,6 @@ def _window_count(tokens: int, config: LanguageModelConfig) -> int:
     if tokens <= window:
         raise CorpusError(f"training text: expected more than {window} tokens, found {tokens}")
     return (tokens - 1) // window
-
-
-def _penalty(reading: Reading, config: LanguageModelConfig) -> Tensor | float:
-    """Activation regularisation and its temporal form (Merity et al. 2017, arXiv 1708.01009)."""
-    penalty: Tensor | float = 0.0
-    if config.activation_penalty:
-        penalty += config.activation_penalty * reading.hidden.float().square().mean()
-    if config.change_penalty:
-        penalty += config.change_penalty * reading.raw.float().diff(dim=0).square().mean()
-    return penalty
 
 
 def _optimiser(model: nn.Module, config: LanguageModelConfig) -> torch.optim.Optimizer:

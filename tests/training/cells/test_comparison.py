@@ -37,9 +37,9 @@ from training.cells.comparison import (
 )
 from training.cells.gradients import gradient_norms
 from training.cells.plots import NAMES
-from training.cells.report import agreement, verdict
+from training.cells.report import agreement
 from training.cells.sizes import matched, parameters
-from training.cells.statistics import Sample, least_difference, welch
+from training.cells.statistics import Sample, least_difference, verdict, welch
 from training.language_model.data import Corpus, Source
 from training.language_model.recipe import LanguageModelConfig
 from training.run import Run, RunError

@@ -19,7 +19,8 @@ from app.models.recurrent import Cell
 from app.text import Vocabulary
 from training.language_model import recipe as language_model
 from training.language_model.data import Corpus, Ids, Source
-from training.language_model.recipe import PRESETS, LanguageModelConfig, Objective, build, perplexity, train
+from training.language_model.objective import Objective
+from training.language_model.recipe import PRESETS, LanguageModelConfig, build, perplexity, train
 from training.run import Run
 from training.session import Carried
 
@@ -403,7 +404,7 @@ def test_mixed_precision_does_not_round_the_carried_state(cell: Cell, shrunk: Sh
     assert all(layer[-1].dtype == torch.float32 for layer in carried)
     assert not all(torch.equal(layer[-1], layer[-1].bfloat16().float()) for layer in carried)
     fabric = Fabric(devices=1, precision="bf16-mixed")
-    wrapped, seen = fabric.setup(Objective(build(config), config)), []
+    wrapped, seen = fabric.setup(Objective(build(config), 0.0, 0.0)), []
     wrapped.module.model.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
     wrapped(torch.zeros(6, 4, dtype=torch.int64), torch.zeros(6, 4, dtype=torch.int64), Carried(carried))
     assert all(map(torch.equal, (part for layer in seen[0] for part in layer), (p for layer in carried for p in layer)))
