@@ -29,6 +29,7 @@ from app.api.http.tracing import Traced
 from app.runtime import versions
 from app.runtime.families import FAMILIES, Family
 from app.runtime.metrics import Metrics
+from app.runtime.processes import Processes
 from app.runtime.registry import Registry
 from app.runtime.scheduler import MAX_INLINE_BATCH
 from app.settings import Settings
@@ -83,8 +84,15 @@ def create_app(
         watching = asyncio.ensure_future(versions.watch(registry))
         _log_access(settings, keys)
         _reload_on_sighup(registry)
-        yield {"registry": registry, "metrics": metrics, "request_timeout_s": settings.request_timeout_s}
+        processes = Processes()
+        yield {
+            "registry": registry,
+            "metrics": metrics,
+            "processes": processes,
+            "request_timeout_s": settings.request_timeout_s,
+        }
         watching.cancel()
+        await processes.close()
         await registry.close()
         if limiter:
             await limiter.close()

@@ -108,17 +108,13 @@ class BundlePredictor(Predictor[Payload, Example, Answer], Protocol[Payload, Exa
         ...
 
 
-def complete(output: Any) -> Any:
-    """Return the answer in an output of `step`, None if it holds none."""
-    return output.answer if isinstance(output, Partial) else output
-
-
 def answer_all(predictor: Predictor[Any, Any, Any], examples: Sequence[Any]) -> list[Any]:
     """Run steps over all examples together until each has its answer, as evaluation and the command line do."""
     answers: dict[int, Any] = {}
     waiting = list(range(len(examples)))
     while waiting:
-        found = map(complete, predictor.step([examples[index] for index in waiting]))
+        outputs = predictor.step([examples[index] for index in waiting])
+        found = [output.answer if isinstance(output, Partial) else output for output in outputs]
         answers.update({index: answer for index, answer in zip(waiting, found, strict=True) if answer is not None})
         waiting = [index for index in waiting if index not in answers]
     return [answers[index] for index in range(len(examples))]

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 
 from app.errors import DeadlineExceeded, NotReady, Overloaded
-from app.runtime.predictor import Partial, complete
+from app.runtime.predictor import Partial
 from app.runtime.queueing import MAX_UNREAD, Job, JobQueue
 from app.runtime.usage import REQUEST_USAGE
 
@@ -245,8 +245,9 @@ class Scheduler:
             log.exception("%s: a batch of %d failed", self._name, len(batch))
             self._finish([(job, error) for job in batch], [], running)
         else:
-            unfinished = [job for job, output in outputs if complete(output) is None]
-            self._finish(_outcomes(outputs), unfinished, running)
+            answers = [output.answer if isinstance(output, Partial) else output for _, output in outputs]
+            unfinished = [job for (job, _), answer in zip(outputs, answers, strict=True) if answer is None]
+            self._finish(_outcomes(outputs, answers), unfinished, running)
 
     def _finish(
         self, outcomes: Sequence[Outcome], unfinished: Sequence[Job], running: asyncio.AbstractEventLoop | None
@@ -305,11 +306,10 @@ class Scheduler:
         _deliver([(job, DeadlineExceeded(error)) for job in expired], None)
 
 
-def _outcomes(outputs: Sequence[tuple[Job, Any]]) -> list[Outcome]:
+def _outcomes(outputs: Sequence[tuple[Job, Any]], answers: Sequence[Any]) -> list[Outcome]:
     """Return what each job is to get of a step's outputs: its answer, or for a stream each partial answer."""
     found = list[Outcome]()
-    for job, output in outputs:
-        answer = complete(output)
+    for (job, output), answer in zip(outputs, answers, strict=True):
         if job.stream is not None and output is not None:
             job.sent += 1
             found.append((job, output if isinstance(output, Partial) else Partial((), answer)))

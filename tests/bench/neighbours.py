@@ -2,9 +2,9 @@
 
     python -m tests.bench.neighbours [--seconds 4] [--only WORD]
 
-The typist sends a keystroke 20 times a second over one connection; the probe asks /livez on fresh connections. Printed per
-load: the slowest keystroke, the slowest probe and the peak memory of all of the server's processes together. The last
-line is JSON.
+The typist sends a keystroke 20 times a second over one connection; the probe asks /livez on fresh connections. Printed
+per load: the slowest keystroke, the slowest probe and the peak memory of the server's processes together. The last line
+is JSON.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import socket
 import struct
-import sys
 import threading
 import time
 import zlib
@@ -328,4 +327,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,10 +17,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.api.http import problems, uploads
 from app.api.http.context import RequestContext, request_context
-from app.api.http.disconnects import is_complete
-from app.errors import DeadlineExceeded, InvalidField, Malformed, SeqserveError, TooLarge, UnsupportedType
+from app.api.http.disconnects import is_complete, while_connected
+from app.api.http.json_documents import MAX_VALUES, decoded
+from app.errors import DeadlineExceeded, InvalidField, SeqserveError, TooLarge, UnsupportedType
+from app.runtime.processes import Processes
 
 MAX_FIELDS: Final = 32  # more than any payload has
+INLINE_BYTES: Final = 64 * 1024  # of JSON, decoded on the event loop in about a millisecond at most
 DRAIN_FACTOR: Final = 16  # a body up to so many times the limit is drained before it is rejected,
 DRAIN_S: Final = 1.0  # if it ends soon
 DRAIN_BYTES: Final = 2**20  # drained of a body whose request is rejected before it was read
@@ -67,9 +69,9 @@ class JsonBody(Body):
             found = repr(content_type[:80].decode("latin-1")) if content_type else "none"
             raise UnsupportedType(f"Content-Type: expected application/json in UTF-8, found {found}")
 
-    async def read(self, _scope: Scope, receive: Receive) -> Any:
+    async def read(self, scope: Scope, receive: Receive) -> Any:
         """Return the JSON document. Raise Malformed for another format, InvalidField for too many fields."""
-        return document(await content(receive))
+        return await document(await content(receive), scope, receive)
 
     def units(self, content: Any, _scope: Scope) -> int:
         """Return the document's cost."""
@@ -140,6 +142,22 @@ async def content(receive: Receive) -> bytes:
     return b"".join(pieces)
 
 
+async def document(content: bytes, scope: Scope, receive: Receive, *, max_values: int = MAX_VALUES) -> Any:
+    """Return the JSON document in a whole body; a large one is decoded in another process while the client waits.
+
+    Raise Malformed if it is invalid, InvalidField if it has more than MAX_FIELDS fields, TooLarge for a large one of
+    more than `max_values` values.
+    """
+    if len(content) <= INLINE_BYTES:
+        found = decoded(content)
+    else:
+        processes: Processes = scope["state"]["processes"]
+        found = await while_connected(scope, receive, processes.run("body", decoded, content, max_values))
+    if isinstance(found, dict) and len(found) > MAX_FIELDS:  # reporting each would take seconds
+        raise InvalidField("body", f"expected at most {MAX_FIELDS} fields, found {len(found)}")
+    return found
+
+
 async def reject(error: SeqserveError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer before the body is read; drain it if it ends soon, else close the connection after the answer.
 
@@ -202,17 +220,3 @@ async def _drain(receive: Receive, message: Message, max_bytes: int) -> bool:
                 message = await receive()
                 max_bytes -= len(message.get("body", b""))
     return not message.get("more_body", False)
-
-
-def document(content: bytes) -> Any:
-    """Decode JSON. Raise Malformed if it is invalid, InvalidField if it has more than MAX_FIELDS fields."""
-    try:
-        text = content.decode("utf-8-sig")  # json.loads of bytes would also take UTF-16, UTF-32 and surrogates
-        if "\0" in text:
-            raise ValueError("a NUL byte")
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"body: expected JSON in UTF-8, found otherwise: {error}") from error
-    if isinstance(document, dict) and len(document) > MAX_FIELDS:  # reporting each would take seconds
-        raise InvalidField("body", f"expected at most {MAX_FIELDS} fields, found {len(document)}")
-    return document

@@ -96,7 +96,8 @@ class Endpoint(APIRoute):
         limit_s: float = scope["state"]["request_timeout_s"]
         context.timeout_s = min(limit_s, values.pop("timeout_s", None) or limit_s)
         context.deadline = context.started + context.timeout_s
-        receive_body = content_coding.decoded(receive, fields.get(b"content-encoding"), body.max_bytes)
+        coding = fields.get(b"content-encoding")
+        receive_body = content_coding.decoded(receive, coding, body.max_bytes) if coding else receive
         context.content = content = await bodies.read(
             body, scope, receive_body, context, int(fields.get(b"content-length") or 0)
         )

@@ -1,4 +1,4 @@
-"""Lifespan state shared by the endpoints: the registry of models, and the metrics."""
+"""Lifespan state shared by the endpoints: the registry of models, the metrics and the processes for large inputs."""
 
 from typing import Annotated
 
@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 from typing_extensions import TypedDict
 
 from app.runtime.metrics import Metrics
+from app.runtime.processes import Processes
 from app.runtime.registry import Registry
 
 
@@ -14,6 +15,7 @@ class State(TypedDict):
 
     registry: Registry
     metrics: Metrics
+    processes: Processes
     request_timeout_s: float
 
 

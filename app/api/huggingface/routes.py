@@ -91,7 +91,7 @@ class InferenceBody(Body):
         """Return the JSON document, or one made of an image."""
         content = await bodies.content(receive)
         if media_type(bodies.fields(scope).get(b"content-type")) == JSON:
-            return bodies.document(content)
+            return await bodies.document(content, scope, receive)
         return {"inputs": content}
 
     def units(self, _content: Any, _scope: Scope) -> int:

@@ -51,10 +51,10 @@ class LooseJson(JsonBody):
     def require_type(self, content_type: bytes | None) -> None:
         """Accept any: clients of the protocol send none."""
 
-    async def read(self, _scope: Scope, receive: Receive) -> Any:
+    async def read(self, scope: Scope, receive: Receive) -> Any:
         """Return the JSON document."""
         content = await bodies.content(receive)
-        return bodies.document(content) if content else {}
+        return await bodies.document(content, scope, receive) if content else {}
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class TensorBody(LooseJson):
         head = content[:size]
         if head.count(b",") + head.count(b"[") > MAX_VALUES:
             raise TooLarge(f"body: expected at most {MAX_VALUES} values in JSON; binary tensors may have more")
-        document = bodies.document(head)
-        place(document, memoryview(content)[size:])
-        return document
+        found = await bodies.document(head, scope, receive, max_values=MAX_VALUES)
+        place(found, memoryview(content)[size:])
+        return found
 
 
 def place(document: Any, binary: memoryview) -> None:

@@ -1,0 +1,35 @@
+"""Strict decoding of JSON. Imports little: it runs in other processes too."""
+
+import json
+from itertools import chain
+from typing import Any, Final
+
+from app.errors import Malformed, TooLarge
+
+MAX_VALUES: Final = 2**16  # of a large document: more would take long to transfer and to validate
+
+
+def decoded(content: bytes, max_values: int | None = None) -> Any:
+    """Decode JSON. Raise Malformed if it is invalid, TooLarge for more than `max_values` values."""
+    try:
+        text = content.decode("utf-8-sig")  # json.loads of bytes would also take UTF-16, UTF-32 and surrogates
+        if "\0" in text:
+            raise ValueError("a NUL byte")
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"body: expected JSON in UTF-8, found otherwise: {error}") from None
+    if max_values is not None and _has_more(found, max_values):
+        raise TooLarge(f"body: expected at most {max_values} values in JSON, found more", hopeless=False)
+    return found
+
+
+def _has_more(document: Any, most: int) -> bool:
+    """Return whether the lists and objects of a document hold more than `most` values together."""
+    count, level = 0, [document]
+    while level:
+        level = [each for each in level if isinstance(each, list | dict)]
+        count += sum(map(len, level))
+        if count > most:
+            return True
+        level = list(chain.from_iterable(each.values() if isinstance(each, dict) else each for each in level))
+    return False

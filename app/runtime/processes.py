@@ -1,0 +1,83 @@
+"""A few processes for work whose size a client chooses, such as parsing a large body, with limits of time and memory.
+
+In a thread it would hold the interpreter, and with it every other request. The processes start with the first call.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from app.errors import NotReady, Overloaded, TooLarge
+
+PROCESSES: Final = 2
+MAX_WAITING: Final = 64  # calls, those that run included
+TIME_S: Final = 10.0  # of one call
+MEMORY_BYTES: Final = 2**30  # address space of one process
+NICE: Final = 10  # added to the niceness: interactive requests have priority
+
+Result = TypeVar("Result")
+
+
+class Processes:
+    """A bounded pool of processes that share no memory with the server."""
+
+    def __init__(self, *, time_s: float = TIME_S, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._time_s = time_s
+        self._memory_bytes = memory_bytes
+        self._pool: ProcessPool | None = None
+        self._closing = False
+        self._waiting = 0
+
+    async def run(self, name: str, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Return the result of a function of a module; `name` is that of the input in errors.
+
+        Raise its error, TooLarge for more than the limits of time and memory, Overloaded while too many calls wait,
+        NotReady after `close`. Cancelling the task ends the process that works on the call.
+        """
+        if self._closing:
+            raise NotReady(f"{name}: is shutting down")
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded(f"{name}: {self._waiting} large inputs wait already; retry later")
+        self._waiting += 1
+        try:
+            call: ProcessFuture[Result] = self._started().schedule(function, args=arguments, timeout=self._time_s)
+            return await asyncio.wrap_future(call)
+        except TimeoutError as error:
+            raise TooLarge(
+                f"{name}: expected at most {self._time_s:g} s of work, found more", hopeless=False
+            ) from error
+        except (MemoryError, ProcessExpired) as error:
+            memory = self._memory_bytes // 2**20
+            raise TooLarge(f"{name}: expected at most {memory} MiB of work, found more", hopeless=False) from error
+        finally:
+            self._waiting -= 1
+
+    async def close(self) -> None:
+        """Accept nothing more, finish what was accepted, end the processes."""
+        self._closing = True
+        if self._pool:
+            self._pool.close()  # type: ignore[no-untyped-call]
+            await asyncio.to_thread(self._pool.join)
+
+    def _started(self) -> ProcessPool:
+        if self._pool is None:
+            self._pool = ProcessPool(
+                PROCESSES,
+                initializer=_limit,
+                initargs=(self._memory_bytes,),
+                context=multiprocessing.get_context("spawn"),  # a fork of a process with threads may hang
+            )
+        return self._pool
+
+
+def _limit(memory_bytes: int) -> None:
+    """Limit a new process's memory and priority; leave Ctrl-C to the server."""
+    os.nice(NICE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))

@@ -1,0 +1,88 @@
+"""Processes for work whose size a client chooses."""
+
+import asyncio
+import os
+import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from app.errors import Malformed, NotReady, Overloaded, TooLarge
+from app.runtime import processes as module
+from app.runtime.processes import Processes
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def pool(**limits: float) -> AsyncIterator[Processes]:
+    processes = Processes(**limits)  # type: ignore[arg-type]
+    async with asyncio.timeout(60):
+        try:
+            yield processes
+        finally:
+            await processes.close()
+
+
+def refuse(message: str) -> None:
+    raise Malformed(message)
+
+
+def hang(pipe: str = os.devnull) -> None:
+    Path(pipe).write_text(str(os.getpid()))
+    while True:
+        pass
+
+
+def die() -> None:
+    os.kill(os.getpid(), 9)
+
+
+async def test_a_function_runs_in_another_process_and_returns_its_result_or_error() -> None:
+    async with pool() as processes:
+        assert await processes.run("body", os.getpid) != os.getpid()
+        with pytest.raises(Malformed, match="no text"):
+            await processes.run("body", refuse, "no text")
+
+
+async def test_limits_of_time_and_memory_are_errors_of_the_input() -> None:
+    async with pool(time_s=0.5, memory_bytes=2**28) as processes:
+        with pytest.raises(TooLarge, match="body: expected at most 256 MiB of work"):
+            await processes.run("body", bytes, 2**29)
+        with pytest.raises(TooLarge, match=r"body: expected at most 0\.5 s of work"):
+            await processes.run("body", hang)
+        with pytest.raises(TooLarge):
+            await processes.run("body", die)
+        assert await processes.run("body", len, "abc") == 3
+
+
+async def test_cancelling_ends_the_process(tmp_path: Path) -> None:
+    pipe = tmp_path / "pid"
+    os.mkfifo(pipe)
+    async with pool() as processes:
+        call = asyncio.create_task(processes.run("body", hang, str(pipe)))
+        process = os.pidfd_open(int(await asyncio.to_thread(pipe.read_text)))
+        call.cancel()
+        ended, _, _ = await asyncio.to_thread(select.select, [process], [], [], 30)
+        os.close(process)
+        assert ended
+        assert await processes.run("body", len, "abc") == 3
+
+
+async def test_too_many_calls_are_rejected_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 1)
+    async with pool() as processes:
+        first = asyncio.create_task(processes.run("body", len, "abc"))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="body: 1 large inputs wait already"):
+            await processes.run("body", len, "abc")
+        assert await first == 3
+
+
+async def test_a_closed_pool_accepts_nothing_more() -> None:
+    async with pool() as processes:
+        assert await processes.run("body", len, "abc") == 3
+    with pytest.raises(NotReady):
+        await processes.run("body", len, "abc")
