@@ -23,7 +23,8 @@ from training.captions import data as photographs_data
 from training.captions import recipe as captions_recipe
 from training.captions.features import backbone
 from training.captions.publish import publish as publish_captions
-from training.cells.comparison import PARTS, Comparison, Corpora, Part, measure
+from training.cells.comparison import Corpora, measure
+from training.cells.plan import PARTS, Comparison, Part
 from training.cells.report import write
 from training.corpora import documents
 from training.digits import data as mnist

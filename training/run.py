@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from app.bundle import FamilyName
 from app.errors import SeqserveError
@@ -93,6 +94,11 @@ class Run:
     def metrics(self) -> list[dict[str, float]]:
         """Return the metrics of all finished epochs."""
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def logged(self, name: str) -> list[tuple[int, float]]:
+        """Return (step, value) of everything logged to TensorBoard under `name`; the last value of repeated steps."""
+        events = EventAccumulator(str(self.folder / "tensorboard")).Reload()
+        return list({event.step: event.value for event in events.Scalars(name)}.items())
 
     def read(self, name: str) -> Any:
         """Return the content of a JSON file; RunError if it is missing or invalid."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from app.models.recurrent import Cell
 from training.cells.adding import BASELINE, SOLVED
-from training.cells.comparison import Measured
+from training.cells.plan import Measured
 
 matplotlib.use("Agg")
 

@@ -11,19 +11,9 @@ from typing import TypeAlias
 from app.models.recurrent import Cell
 from training.cells import plots
 from training.cells.adding import BASELINE, SOLVED
-from training.cells.comparison import (
-    PARTS,
-    SEARCH_EPOCHS,
-    Comparison,
-    Job,
-    Measured,
-    Part,
-    Results,
-    best_rates,
-    measured_of,
-    plan,
-)
+from training.cells.comparison import measured_of
 from training.cells.gradients import SEQUENCES
+from training.cells.plan import PARTS, SEARCH_EPOCHS, Comparison, Job, Measured, Part, Results, best_rates, plan
 from training.cells.plots import NAMES
 from training.cells.statistics import MISSING, SIGNIFICANT, Sample, least_difference, verdict, welch
 from training.language_model.recipe import LanguageModelConfig

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -19,27 +21,14 @@ from tests.drawn_digits import corpus as drawn_corpus
 from training.__main__ import main
 from training.cells import adding, comparison, gradients, latency
 from training.cells.adding import BASELINE, Adder, AddingConfig, Trial, sequences, solved_at
-from training.cells.comparison import (
-    BUILD,
-    PARTS,
-    Comparison,
-    Corpora,
-    Job,
-    Part,
-    Results,
-    best_rates,
-    logged,
-    measure,
-    perform,
-    plan,
-    recent_perplexities,
-    results_of,
-)
+from training.cells.comparison import Corpora, measure, perform, recent_perplexities, results_of
 from training.cells.gradients import gradient_norms
+from training.cells.plan import BUILD, PARTS, Comparison, Job, Part, Results, best_rates, plan
 from training.cells.plots import NAMES
 from training.cells.report import agreement
 from training.cells.sizes import matched, parameters
 from training.cells.statistics import Sample, least_difference, verdict, welch
+from training.digits.recipe import DigitsConfig
 from training.language_model.data import Corpus, Source
 from training.language_model.recipe import LanguageModelConfig
 from training.run import Run, RunError
@@ -273,7 +262,7 @@ def test_a_step_that_a_resumed_run_did_again_counts_once(tmp_path: Path) -> None
         with SummaryWriter(str(tmp_path / "tensorboard")) as writer:
             for step, value in values.items():
                 writer.add_scalar("cost", value, step)
-    assert logged(Run(tmp_path), "cost") == [(0, 9.0), (100, 4.0), (200, 3.0)]
+    assert Run(tmp_path).logged("cost") == [(0, 9.0), (100, 4.0), (200, 3.0)]
 
 
 # The command
@@ -461,6 +450,26 @@ def test_a_job_that_fails_leaves_no_figures_and_the_threads_as_they_were(
         perform(job, tmp_path, Corpora())
     assert torch.get_num_threads() == threads
     assert results_of(job, tmp_path) is None
+
+
+def test_sigterm_stops_the_comparison_and_a_repeated_command_continues(
+    toy: None, tmp_path: Path, after_step: Callable[[Callable[[dict[str, Any]], None]], None]
+) -> None:
+    config = DigitsConfig(hidden_sizes=(8,), batch_size=20, samples=60)
+    job, *_ = plan(Comparison(cells=("rnn",), digits=config), "mnist")
+    steps: list[int] = []
+
+    def interrupt(state: dict[str, Any]) -> None:
+        steps.append(state["progress"]["step"])
+        if steps == [1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    after_step(interrupt)
+    with pytest.raises(RunError, match=f"^{job.name}: the training was stopped; repeat the command to continue$"):
+        perform(job, tmp_path, Corpora())
+    perform(job, tmp_path, Corpora())
+    assert steps == [1, 2, 3]
+    assert results_of(job, tmp_path) is not None
 
 
 def test_the_parts_come_in_an_order_in_which_each_finds_what_it_needs() -> None:
