@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from app.api.dialects import DIALECTS
 from app.api.http import logs
 from app.api.http.dialect import Dialect
+from app.errors import SettingsError
 from app.main import create_app, log_models, open_registry
 from app.runtime.families import FAMILIES, Family
 from app.runtime.loading import freeze_heap
@@ -56,7 +57,11 @@ def serve(
         app = create_app(settings, families=families, tokenizers=tokenizers, dialects=dialects)
         _run(GracefulServer(_config(app, settings), 0, counts), listening)
         return 0
-    with tempfile.TemporaryDirectory(prefix="seqserve-") as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="seqserve-")
+    except FileNotFoundError as error:  # there is no writable one
+        raise SettingsError(f"SEQSERVE_WORKERS: expected a folder for temporary files: {error.strerror}") from error
+    with temporary as folder:
         return _supervise(settings, listening, counts, Path(folder), families, tokenizers, dialects)
 
 

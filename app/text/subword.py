@@ -139,7 +139,7 @@ class SubwordTokenizer:
                     ids.extend(pieces)
         return ids
 
-    def encode(self, text: str, offset: int = 0, *, ended: bool = False) -> Iterator[Token]:
+    def encode(self, text: str, offset: int = 0, *, ended: bool = False, inside_line: bool = False) -> Iterator[Token]:
         """Yield the pieces of a text, with `ended` the end of the document; see `Tokenizer`.
 
         The spans of the pieces are contiguous and cover the text. A piece that ends inside a character leaves it to the
@@ -150,8 +150,9 @@ class SubwordTokenizer:
             if number:
                 yield Token(self.newline, "\n", line_start, line_start + 1)
                 line_start += 1
-            at, before = line_start - 1, line_start  # the added space takes no character
-            for pieces, pre_token in self._pre_tokens(f" {line}" if line else ""):
+            space = " " if line and (number or not inside_line) else ""  # added, and takes no character
+            at, before = line_start - len(space), line_start
+            for pieces, pre_token in self._pre_tokens(space + line):
                 for piece, complete in zip(pieces, self._complete(pieces, pre_token), strict=True):
                     end = max(at + complete, line_start)
                     yield Token(piece, self.strings[piece], before, end)

@@ -97,11 +97,14 @@ class Tokenizer(Protocol):
         """Read the content of `FILE`. Raise ValueError, KeyError or TypeError if it is something else."""
         ...
 
-    def encode(self, text: str, offset: int = 0, *, ended: bool = False) -> Iterator[Token | None]:
+    def encode(
+        self, text: str, offset: int = 0, *, ended: bool = False, inside_line: bool = False
+    ) -> Iterator[Token | None]:
         """Yield the tokens of a text, with `ended` the end of its last sentence too; none for a text without tokens.
 
         `offset` is added to the tokens' offsets. Lazy; None marks the time that a part without tokens takes. Of a text
-        cut after a line break, the parts' tokens are those of the whole.
+        cut after a line break, or before a single space and a word, the parts' tokens are those of the whole;
+        `inside_line`: the text continues a line.
         """
         ...
 

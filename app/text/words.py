@@ -110,7 +110,14 @@ class WordTokenizer(ABC):
     def complete(self, text: str) -> "Completion":
         """Return the context before the last run of non-space characters of `text`, and the words it may become."""
 
-    def encode(self, text: str, offset: int = 0, *, ended: bool = False) -> Iterator[Token | None]:
+    def encode(
+        self,
+        text: str,
+        offset: int = 0,
+        *,
+        ended: bool = False,
+        inside_line: bool = False,  # noqa: ARG002  # a chunk's words depend on it alone
+    ) -> Iterator[Token | None]:
         """Yield the tokens of a text; see `Tokenizer`."""
         for sentence in self.sentences(text):
             for token in sentence:

@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from app import bundle as bundles
-from app.__main__ import BATCH, main
+from app.__main__ import main
 from app.bundle import Bundle
+from app.commands.images import BATCH
 from app.images import decoded
 from app.runtime.families.captions import Alternative, Describe, Description
 from app.runtime.families.digits import Classification, Classify
@@ -78,6 +79,81 @@ def test_score_pools_several_files(tiny_store: Path, tmp_path: Path) -> None:
     assert logs[2] == pytest.approx(logs[0] + logs[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [64, 65, 100])
+def test_score_cuts_a_long_line_without_a_difference(
+    tiny_store: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    file = tmp_path / "line.txt"
+    file.write_text("The company's  profits rose 12% in the  U.S., said Mr. Banks. " * 20 + "\n" + TEXT)
+    whole = command("score", file, "--store", tiny_store)
+    assert whole[0] == 0
+    monkeypatch.setattr("app.commands.texts.MAX_PART", size)
+    assert command("score", file, "--store", tiny_store) == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "expected"),
+    [
+        ("a" * 65, "document", "a line break or a word within 64 characters, found none at offset 0"),
+        (
+            "a\n" + "a  " * 30,
+            "document",
+            "a line break or a word within 64 characters, found none at offset 2",
+        ),
+        ("a " * 65, "sentence", "a line break within 64 characters, found none at offset 0"),
+    ],
+)
+def test_a_line_that_cannot_be_cut_is_reported(
+    tiny_store: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    mode: str,
+    expected: str,
+) -> None:
+    file = tmp_path / "line.txt"
+    file.write_text(content)
+    monkeypatch.setattr("app.commands.texts.MAX_PART", 64)
+    result = command("score", file, "--mode", mode, "--store", tiny_store)
+    assert result == (1, "", f"seqserve: {file}: expected {expected}\n")
+
+
+def test_score_reads_an_endless_line_in_bounded_memory(tiny_store: Path, tmp_path: Path) -> None:
+    """A line of 64 MiB."""
+    file = tmp_path / "line.txt"
+    with file.open("w") as stream:
+        for _ in range(128):
+            stream.write("the " + "." * (2**19 - 5) + " ")
+    program = """
+import sys
+from pathlib import Path
+from app.commands import texts
+texts.score((Path(sys.argv[1]),), Path(sys.argv[2]), 1)
+print(Path("/proc/self/status").read_text())
+"""
+    command = [sys.executable, "-c", program, str(file), str(tiny_store)]
+    run = subprocess.run(command, capture_output=True, env=ENVIRONMENT, check=True, encoding="utf-8")
+    shown = dict(line.split(":", 1) for line in run.stdout.splitlines() if ":" in line)
+    assert shown["Tokens"].strip() == "129"
+    peak = int(shown["VmHWM"].removesuffix("kB"))
+    assert peak < 180_000, "the file must not be in memory as a whole"
+
+
+def test_score_reports_a_missing_file_and_scores_the_others(tiny_store: Path, tmp_path: Path) -> None:
+    good, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    good.write_text(TEXT)
+    other.write_text(TEXT)
+    (tmp_path / "empty.txt").touch()
+    run = seqserve("score", good, tmp_path / "none.txt", tmp_path / "empty.txt", other, "--store", tiny_store)
+    assert run.stderr.splitlines() == [
+        f"seqserve: {tmp_path}/none.txt: can't be read: No such file or directory",
+        f"seqserve: {tmp_path}/empty.txt: expected text, found none",
+    ]
+    assert run.returncode == 1
+    assert [block.partition(":\n")[0] for block in split(run.stdout)] == [str(good), str(other), "all"]
+
+
 def split(output: str) -> list[str]:
     lines = output.splitlines()
     return ["\n".join(lines[start : start + 5]) for start in range(0, len(lines), 5)]
@@ -116,7 +192,7 @@ def image_store(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert bundle.manifest.family != "language_model"
         return ShadePredictor()
 
-    monkeypatch.setattr("app.runtime.registry.load_predictor", load)
+    monkeypatch.setattr("app.runtime.loading.load_predictor", load)
     return store
 
 
@@ -285,6 +361,25 @@ def test_the_server_logs_unknown_settings_and_starts_beside_a_service_of_kuberne
         "SEQSERVE_PORT: ignored, set by Kubernetes for a Service",
     ]
     assert error.startswith("seqserve: http://256.0.0.1:8000: can't listen")
+
+
+@pytest.mark.parametrize("arguments", [("models",), ("--help",), ("suggest", "the company"), ("score", "--help")])
+@pytest.mark.parametrize(
+    ("redirection", "expected"),
+    [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor"), (">&- 2>&-", "")],
+)
+def test_an_error_of_standard_output_is_one_line(
+    tiny_store: Path, arguments: tuple[str, ...], redirection: str, expected: str
+) -> None:
+    command = [sys.executable, "-m", "app", *arguments]
+    run = subprocess.run(
+        ["sh", "-c", f'"$@" {redirection}', "sh", *command],
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=ENVIRONMENT | {"SEQSERVE_STORE": str(tiny_store)},
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (1, f"seqserve: standard output: {expected}\n" if expected else "")
 
 
 def test_a_broken_pipe_prints_no_traceback(tiny_store: Path) -> None:

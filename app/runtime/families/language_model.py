@@ -216,7 +216,10 @@ class LanguageModelPredictor:
         return [[suggestion.text, suggestion.log_probability] for suggestion in answer.suggestions]
 
     def score_lines(self, text: Iterable[tuple[str, int]], mode: Mode = "document") -> TextScore:
-        """Score a stream of lines with their breaks, each with its offset, in constant memory."""
+        """Score a stream of lines with their breaks, each with its offset, in constant memory.
+
+        A document's line may be cut before a single space and a word.
+        """
         sizes = TextScore()
 
         def counted() -> Iterator[tuple[str, int]]:
@@ -235,12 +238,12 @@ class LanguageModelPredictor:
 
     def _encoded(self, parts: Iterable[tuple[str, int]]) -> Iterator[Token | None]:
         """Yield the tokens of a text's parts, each with its offset, and the end of the last."""
-        part, offset, count = "", 0, 0
+        part, offset, count, inside, unfinished = "", 0, 0, False, False
         for part, offset in parts:
-            count = 0
-            for count, token in enumerate(self.tokenizer.encode(part, offset), 1):  # noqa: B007
+            count, inside, unfinished = 0, unfinished, not part.endswith("\n")
+            for count, token in enumerate(self.tokenizer.encode(part, offset, inside_line=inside), 1):  # noqa: B007
                 yield token
-        yield from islice(self.tokenizer.encode(part, offset, ended=True), count, None)
+        yield from islice(self.tokenizer.encode(part, offset, ended=True, inside_line=inside), count, None)
 
     def _sequences(self, payload: Score) -> Iterator[Iterator[Token | None]]:
         """Yield the token sequences to score, each from the start."""

@@ -1,0 +1,28 @@
+"""Texts that are tokenized in parts."""
+
+import pytest
+
+from app.text.penn_treebank import PennTreebank
+from app.text.subword import SPECIALS, SubwordTokenizer
+from app.text.tokenizer import Tokenizer
+from app.text.whitespace import Whitespace
+from app.text.words import END, UNKNOWN, Vocabulary
+
+WORDS = Vocabulary([END, UNKNOWN, "the", "company", "'s", "profits", "N"])
+TOKENIZERS = {
+    "penn": PennTreebank(WORDS),
+    "whitespace": Whitespace(WORDS),
+    "subword": SubwordTokenizer([*map(str.encode, SPECIALS), *(bytes([value]) for value in range(256))], []),
+}
+TEXT = "The company's  profits \u2014 12% ... the company\n\n  The U.S. profits... rose\n"
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_tokens_of_a_line_cut_before_a_word_are_those_of_the_whole(name: str) -> None:
+    tokenizer: Tokenizer = TOKENIZERS[name]
+    whole = list(tokenizer.encode(TEXT, ended=True))
+    cuts = [at for at in range(1, len(TEXT) - 1) if TEXT[at] == " " and TEXT[at - 1] > " " and TEXT[at + 1].isalnum()]
+    assert len(cuts) == 7
+    for cut in cuts:
+        first, second = TEXT[:cut], TEXT[cut:]
+        assert [*tokenizer.encode(first), *tokenizer.encode(second, cut, ended=True, inside_line=True)] == whole
