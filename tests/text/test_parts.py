@@ -9,7 +9,7 @@ from app.text.whitespace import Whitespace
 from app.text.words import END, UNKNOWN, Vocabulary
 
 WORDS = Vocabulary([END, UNKNOWN, "the", "company", "'s", "profits", "N"])
-TOKENIZERS = {
+TOKENIZERS: dict[str, Tokenizer] = {
     "penn": PennTreebank(WORDS),
     "whitespace": Whitespace(WORDS),
     "subword": SubwordTokenizer([*map(str.encode, SPECIALS), *(bytes([value]) for value in range(256))], []),
