@@ -17,20 +17,19 @@ from typing_extensions import TypedDict
 from app import bundle as bundles
 from app.api.dialects import DIALECTS
 from app.api.http.bodies import JsonBody
+from app.api.http.context import RegistryOf
 from app.api.http.dialect import BodyLimits, Dialect
 from app.api.http.endpoints import STATUSES, Deadline, Endpoint
 from app.api.http.fields import RequestModel
 from app.api.http.problems import ErrorFormat
-from app.api.http.state import RegistryOf
 from app.bundle import Bundle
 from app.main import create_app
 from app.runtime.families import FAMILIES, Family
 from app.runtime.families.language_model import Suggest
-from app.runtime.metrics import Metrics
+from app.runtime.metrics import REQUEST_USAGE, Metrics, RequestUsage
 from app.runtime.onnx_session import Precision
 from app.runtime.predictor import Resources
 from app.runtime.registry import Registry
-from app.runtime.usage import REQUEST_USAGE, RequestUsage
 from app.settings import Settings
 from app.text import TOKENIZERS
 from app.text.penn_treebank import PennTreebank

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 from app.runtime.scheduler import Observer
@@ -18,6 +18,20 @@ Example = TypeVar("Example")
 
 NICE: Final = 5  # added to the threads' niceness: interactive requests have priority
 THREADS: Final = 2  # an image of 25 megapixels takes a core and up to 500 MB while it is decoded
+
+
+class Payload(Protocol):
+    """The input of one request to a model."""
+
+    @property
+    def slow(self) -> bool:
+        """True if `prepare` takes so long that it must run in a thread."""
+        ...
+
+    @property
+    def bulk(self) -> bool:
+        """True for a document or one of several payloads of a request: no person waits for each of them."""
+        ...
 
 
 @dataclass(eq=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
+from app.runtime.metrics import RequestUsage
 from app.runtime.predictor import Partial
-from app.runtime.usage import RequestUsage
 
 MAX_SHORT_STEPS: Final = 8  # a run of five words takes five steps, a page as context eight
 MAX_UNREAD: Final = 64  # partial answers of a stream; with so many its example gets no step until one is read

@@ -10,18 +10,17 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from app import bundle as bundles
 from app.errors import BundleError, NotReady, UnknownModel, UnknownVersion
 from app.runtime.families import FAMILIES, Family
 from app.runtime.loading import Loaded, freeze_heap, load_predictor, release_memory
-from app.runtime.metrics import Metrics
+from app.runtime.metrics import REQUEST_USAGE, Metrics
 from app.runtime.onnx_session import Precision
 from app.runtime.predictor import Partial
-from app.runtime.preprocessing import Preprocessor
+from app.runtime.preprocessing import Payload, Preprocessor
 from app.runtime.scheduler import MAX_INLINE_BATCH, Scheduler
-from app.runtime.usage import REQUEST_USAGE
 from app.text import TOKENIZERS, Tokenizer
 
 LOADING: Final = "loading"
@@ -29,20 +28,6 @@ LOADING: Final = "loading"
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
-
-
-class Payload(Protocol):
-    """The input of one request to a model."""
-
-    @property
-    def slow(self) -> bool:
-        """True if `prepare` takes so long that it must run in a thread."""
-        ...
-
-    @property
-    def bulk(self) -> bool:
-        """True for a document or one of several payloads of a request: no person waits for each of them."""
-        ...
 
 
 class Served:
@@ -160,13 +145,19 @@ class Registry:
         self.workers = workers
         self.changes = asyncio.Lock()  # held from before `load_version` until after `serve`
         self.current: dict[str, str] = {}  # version that each CURRENT named when it was last read
-        self._families = families
-        self._tokenizers = tokenizers
-        self._threads = threads
-        self._queue_size = queue_size
-        self._batch_size = batch_size
-        self._cache_bytes = cache_bytes
         self.max_inline_batch = max_inline_batch
+        self._families = families
+        self._shareable = threads == 1
+        self._load_predictor = partial(
+            load_predictor, threads=threads, cache_bytes=cache_bytes, families=families, tokenizers=tokenizers
+        )
+        self._scheduler = partial(
+            Scheduler,
+            observer=metrics,
+            queue_size=queue_size,
+            batch_size=batch_size,
+            max_inline_batch=max_inline_batch,
+        )
         self._preprocessor = Preprocessor(metrics, queue_size=queue_size)
         self._names = bundles.models(store)
         self._pending: str | None = LOADING  # the reason why nothing is served yet; None once loaded
@@ -184,9 +175,7 @@ class Registry:
         ONNX Runtime does not support forks in general, but a session of one thread has no lock that another thread
         could hold and no thread that a fork could lose. Models with several threads are loaded by each worker.
         """
-        if self._threads > 1:
-            return
-        for name in self._names:
+        for name in self._names if self._shareable else ():
             try:
                 self._preloaded[name] = self.load_version(name, bundles.current(self.store, name))
             except BundleError as error:
@@ -243,15 +232,7 @@ class Registry:
         if serving and bundle.manifest.family != serving.manifest.family:
             expected, found = serving.manifest.family, bundle.manifest.family
             raise BundleError(f"{bundle.folder}: family: expected {expected}, as served, found {found}")
-        predictor = load_predictor(
-            bundle,
-            threads=self._threads,
-            cache_bytes=self._cache_bytes,
-            observe_cache=partial(self.metrics.observe_cache, name),
-            families=self._families,
-            tokenizers=self._tokenizers,
-        )
-        return Loaded(bundle, predictor)
+        return Loaded(bundle, self._load_predictor(bundle, observe_cache=partial(self.metrics.observe_cache, name)))
 
     def serve(self, loaded: Loaded) -> str | None:
         """Serve requests with `loaded`; return the version that it replaces, if any.
@@ -261,20 +242,13 @@ class Registry:
         manifest = loaded.bundle.manifest
         name, version = manifest.model, manifest.version
         former = self._served.get(name)
-        scheduler = Scheduler(
-            name,
-            loaded.predictor.step,
-            self.metrics,
-            queue_size=self._queue_size,
-            batch_size=self._batch_size,
-            fits_inline=loaded.predictor.fits_inline,
-            max_inline_batch=self.max_inline_batch,
-        )
+        predictor = loaded.predictor
+        scheduler = self._scheduler(name, predictor.step, fits_inline=predictor.fits_inline)
         served = Served(loaded, scheduler, self._preprocessor, self._families[manifest.family])
         self._served = dict(sorted({**self._served, name: served}.items()))
         self.forget(name)
         self.metrics.set_model(name, version, ready=True)
-        self.metrics.describe_model(name, version, manifest.family, loaded.predictor.precision)
+        self.metrics.describe_model(name, version, manifest.family, predictor.precision)
         if former is None:
             return None
         self._former.add(former)

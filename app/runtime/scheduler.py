@@ -13,9 +13,9 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 
 from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.runtime.metrics import REQUEST_USAGE
 from app.runtime.predictor import Partial
 from app.runtime.queueing import MAX_UNREAD, Job, JobQueue
-from app.runtime.usage import REQUEST_USAGE
 
 MAX_INLINE_BATCH = 16  # examples of an inline step, where the inference thread has a processor of its own
 

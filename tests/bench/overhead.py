@@ -38,8 +38,11 @@ from app.api.http.keys import Keys  # noqa: E402
 from app.api.http.middleware import RequestLogging  # noqa: E402
 from app.api.http.rate_limits import RateLimiting  # noqa: E402
 from app.runtime.families.language_model import Suggestion, Suggestions  # noqa: E402
-from app.runtime.metrics import Metrics  # noqa: E402
-from app.runtime.usage import REQUEST_USAGE, RequestUsage  # noqa: E402
+from app.runtime.metrics import (  # noqa: E402
+    REQUEST_USAGE,
+    Metrics,
+    RequestUsage,
+)
 from app.server import protocol  # noqa: E402
 from tests.api.conftest import FakeServed, service  # noqa: E402
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 
 from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.runtime.metrics import REQUEST_USAGE, RequestUsage
 from app.runtime.predictor import Partial, answer_all
 from app.runtime.queueing import MAX_UNREAD
 from app.runtime.scheduler import Scheduler
-from app.runtime.usage import REQUEST_USAGE, RequestUsage
 
 pytestmark = pytest.mark.anyio
 

@@ -13,12 +13,12 @@ ACCEPTED: Final = "gzip, deflate"
 PIECE_BYTES: Final = 2**16  # decoded at once, in about 0.2 ms
 
 
-def decoded(receive: Receive, content_encoding: bytes | None, max_bytes: int) -> Receive:
+def decoded(receive: Receive, content_encoding: bytes, max_bytes: int) -> Receive:
     """Wrap `receive`: decode a body that is compressed, of at most `max_bytes` before and after.
 
     The wrapper raises TooLarge for more, Malformed for another content. Raise UnsupportedType for an unknown coding.
     """
-    coding = (content_encoding or b"").decode("latin-1").strip().lower()
+    coding = content_encoding.decode("latin-1").strip().lower()
     if coding in ("", "identity"):
         return receive
     if coding not in CODINGS:

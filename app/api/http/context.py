@@ -1,15 +1,19 @@
-"""Typed data of one request, shared by the middleware and the endpoints."""
+"""Typed data of one request and of the service, shared by the middleware and the endpoints."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+from fastapi import Depends, Request
 from starlette.types import Scope
+from typing_extensions import TypedDict
 
 from app.api.http.keys import KeyScope
 from app.api.http.security_headers import Header
-from app.runtime.usage import RequestUsage
+from app.runtime.metrics import Metrics, RequestUsage
+from app.runtime.processes import Processes
+from app.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from app.api.http.problems import Formats
@@ -43,3 +47,26 @@ def request_context(scope: Scope) -> RequestContext:
     """Return the request's context."""
     context: RequestContext = scope["state"][KEY]
     return context
+
+
+class State(TypedDict):
+    """The lifespan's state, part of every request's `scope['state']`."""
+
+    registry: Registry
+    metrics: Metrics
+    processes: Processes
+    request_timeout_s: float
+
+
+async def _registry(request: Request) -> Registry:
+    registry: Registry = request.scope["state"]["registry"]
+    return registry
+
+
+async def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.scope["state"]["metrics"]
+    return metrics
+
+
+RegistryOf = Annotated[Registry, Depends(_registry)]
+MetricsOf = Annotated[Metrics, Depends(_metrics)]

@@ -7,7 +7,8 @@ from typing import Any, Final, TypeAlias
 
 from app.api.http.fan_out import all_answers
 from app.api.http.uploads import Upload
-from app.runtime.registry import Payload, Served
+from app.runtime.preprocessing import Payload
+from app.runtime.registry import Served
 
 MAX_PREPROCESSING: Final = 4  # images of one request in preprocessing, so that other requests get their share
 

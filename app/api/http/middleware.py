@@ -15,8 +15,7 @@ from app.api.http import logs, problems, security_headers
 from app.api.http.context import KEY, RequestContext, request_context
 from app.api.http.problems import Formats
 from app.errors import NotReady
-from app.runtime.metrics import Metrics
-from app.runtime.usage import REQUEST_USAGE
+from app.runtime.metrics import REQUEST_USAGE, Metrics
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")

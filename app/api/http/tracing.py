@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.http.context import request_context
 from app.errors import SettingsError
-from app.runtime.usage import RequestUsage
+from app.runtime.metrics import RequestUsage
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -19,12 +19,12 @@ from typing_extensions import TypedDict
 
 from app.api.http import bodies, costs, uploads
 from app.api.http.bodies import Body
+from app.api.http.context import RegistryOf
 from app.api.http.dialect import BodyLimits, Dialect
 from app.api.http.endpoints import STATUSES, Deadline, Endpoint
 from app.api.http.fields import Count, Probability, TolerantModel
 from app.api.http.image_answers import image_answers
 from app.api.http.problems import MAX_SHOWN, ErrorFormat
-from app.api.http.state import RegistryOf
 from app.api.http.uploads import BASE64, PART
 from app.errors import InvalidField, Malformed, UnsupportedType
 from app.runtime.families.captions import Describe, Description

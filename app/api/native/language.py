@@ -11,9 +11,9 @@ from starlette.routing import BaseRoute
 
 from app.api.http import costs
 from app.api.http.bodies import JsonBody
+from app.api.http.context import RegistryOf
 from app.api.http.endpoints import PROBLEMS, Deadline, Endpoint
 from app.api.http.fan_out import all_answers
-from app.api.http.state import RegistryOf
 from app.api.native.schemas import NextWord, NextWordAnswer, Perplexity, PerplexityAnswer, Score, TokenScore
 from app.runtime import scores as scoring
 from app.runtime.families import language_model as runtime

@@ -17,10 +17,10 @@ from starlette.routing import BaseRoute
 from app import images as image_files
 from app.api.http import costs, problems
 from app.api.http.bodies import ImageBody
+from app.api.http.context import RegistryOf
 from app.api.http.endpoints import PROBLEMS, Deadline, Endpoint, Images
 from app.api.http.fields import ModelName
 from app.api.http.image_answers import ImageExample, MakePayload, image_answers
-from app.api.http.state import RegistryOf
 from app.api.http.streaming import EVENTS, EventStream
 from app.api.http.uploads import PART, Upload
 from app.api.native.schemas import Caption, CaptionsAnswer, CaptionWord, Digit, DigitsAnswer

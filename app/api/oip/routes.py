@@ -13,10 +13,10 @@ from starlette.routing import BaseRoute
 
 from app import bundle as bundles
 from app.api.http import costs
+from app.api.http.context import MetricsOf, RegistryOf
 from app.api.http.dialect import BodyLimits, Dialect
 from app.api.http.endpoints import STATUSES, Context, Deadline, Endpoint
 from app.api.http.problems import MAX_SHOWN, ErrorFormat
-from app.api.http.state import MetricsOf, RegistryOf
 from app.api.http.uploads import BASE64
 from app.api.oip import tensors
 from app.api.oip.schemas import (

@@ -24,7 +24,8 @@ from app.errors import InvalidField
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.language_model import Score, Suggest, Suggestions
-from app.runtime.registry import Payload, Served
+from app.runtime.preprocessing import Payload
+from app.runtime.registry import Served
 from app.runtime.scores import TextScore
 
 MAX_TEXTS: Final = 256

@@ -13,9 +13,9 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from app.api.http import costs, uploads
+from app.api.http.context import RegistryOf
 from app.api.http.endpoints import Deadline
 from app.api.http.image_answers import ImageExample, image_answers
-from app.api.http.state import RegistryOf
 from app.api.http.streaming import EventStream
 from app.api.http.uploads import PART, Upload
 from app.api.native.vision import MAX_CAPTIONS

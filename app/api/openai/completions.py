@@ -11,9 +11,9 @@ from pydantic_core import to_json
 from starlette.responses import Response, StreamingResponse
 
 from app.api.http import costs, problems
+from app.api.http.context import RegistryOf
 from app.api.http.endpoints import Deadline
 from app.api.http.fan_out import all_answers, merged
-from app.api.http.state import RegistryOf
 from app.api.http.streaming import EventStream
 from app.api.openai.errors import ERRORS
 from app.api.openai.models import LANGUAGE_MODEL, PathModel, choose, origin

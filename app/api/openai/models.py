@@ -6,8 +6,8 @@ from typing import Annotated, Any, Final, TypeAlias
 from fastapi import Depends, Request
 from typing_extensions import TypedDict
 
+from app.api.http.context import RegistryOf
 from app.api.http.problems import MAX_SHOWN
-from app.api.http.state import RegistryOf
 from app.api.openai.schemas import Model, ModelList
 from app.errors import InvalidField, UnknownModel
 from app.runtime.registry import Registry, Served

@@ -7,7 +7,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.api.http import costs
-from app.api.http.state import RegistryOf
+from app.api.http.context import RegistryOf
 from app.api.openai.completions import TOKEN_CHARACTERS
 from app.api.openai.models import LANGUAGE_MODEL, PathModel, choose
 from app.api.openai.schemas import (

@@ -14,8 +14,8 @@ from starlette.staticfiles import StaticFiles
 
 from app.api.http import problems, security_headers, static_files
 from app.api.http.bodies import JsonBody
+from app.api.http.context import MetricsOf, RegistryOf
 from app.api.http.endpoints import PROBLEMS, Endpoint, PublicMount
-from app.api.http.state import MetricsOf, RegistryOf
 from app.api.operations.schemas import (
     Activate,
     ActivateAnswer,

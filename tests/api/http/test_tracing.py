@@ -8,7 +8,7 @@ import pytest
 from starlette.middleware import Middleware
 
 from app.api.http.tracing import Traced
-from app.runtime.usage import REQUEST_USAGE
+from app.runtime.metrics import REQUEST_USAGE
 from tests.api.conftest import FakeServed, connect, plausible, service
 
 trace_export = pytest.importorskip("opentelemetry.sdk.trace.export", reason="the extra `traces` is not installed")
