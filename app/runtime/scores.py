@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple, Self
 
+from app.text.words import windows
+
 
 class TokenScore(NamedTuple):
     """The score of one token; `start` and `end` are character offsets into the request's text."""
@@ -69,7 +71,9 @@ class TextScore:
     def unscored(cls, text: str) -> Self:
         """Return the sizes of a text, to add to the score of its tokens."""
         size = len(text.encode("utf-8", "surrogatepass"))
-        return cls(characters=len(text), bytes=size, words=len(text.split()))
+        return cls(
+            characters=len(text), bytes=size, words=sum(len(text[start:end].split()) for start, end in windows(text))
+        )
 
     def __add__(self, other: "TextScore") -> "TextScore":
         """Return the score of both texts together, without token scores."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from app.text.tokenizer import NO_IDS
 from app.text.word_list import WordList
-from app.text.words import END, UNKNOWN, Completion, Vocabulary, Word, WordTokenizer, split_typed
+from app.text.words import END, PAUSE, UNKNOWN, Completion, Vocabulary, Word, WordTokenizer, split_typed, windows
 
 _WORDED = re.compile(r"[^\W_]")
 
@@ -98,12 +98,15 @@ class PennTreebank(WordTokenizer):
     def tokens(self, line: str, offset: int = 0) -> Iterator[Word]:
         """Yield the tokens of each chunk: none for mere punctuation, a single one for a very long chunk."""
         known = self._known
-        for match in self._worded.finditer(line):
-            chunk, at = match[0], offset + match.start()
-            if chunk in known or len(chunk) > _LONGEST:
-                yield Word(chunk, at, at + len(chunk))
-            else:
-                yield from self._chunk(chunk, at)
+        for start, end in windows(line):
+            if start:
+                yield PAUSE
+            for match in self._worded.finditer(line, start, end):
+                chunk, at = match[0], offset + match.start()
+                if chunk in known or len(chunk) > _LONGEST:
+                    yield Word(chunk, at, at + len(chunk))
+                else:
+                    yield from self._chunk(chunk, at)
 
     def texts(self, line: str) -> list[str]:
         """Return the texts of `tokens`."""

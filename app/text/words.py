@@ -15,6 +15,8 @@ from app.text.tokenizer import Following, Ids, Token
 
 END = "<eos>"
 UNKNOWN = "<unk>"
+WINDOW: Final = 4096  # characters: searched for words in about a millisecond at most
+_SPACE = re.compile(r"\s")
 _LINE = re.compile(r"([^\r\n]+)(?:\r\n?|\n)?|\r\n?|\n")
 _WRITTEN_LINE = re.compile(r"(\S[^\r\n]*)")  # from a line's first character that is no space: the last took its line
 _YIELD_EVERY = 16  # lines without tokens, about 1 us each, after which `sentences` yields BLANK
@@ -70,6 +72,7 @@ class Word(NamedTuple):
 
 
 _ANY: Final = Following(None, whole=True)
+PAUSE: Final = Word("", -1, -1)  # marks a number of characters among words
 BLANK: Final[Iterator[Word]] = iter(())  # marks lines without words among sentences
 
 
@@ -95,7 +98,8 @@ class WordTokenizer(ABC):
     def tokens(self, line: str, offset: int = 0) -> Iterator[Word]:
         """Yield the words of one line without its line break, no `<eos>`; `offset` is the line's start in its text.
 
-        Lazy, since a line may be as long as a text.
+        Lazy, since a line may be as long as a text: after a number of characters it may yield `PAUSE`, so that the
+        caller regains control in bounded time.
         """
 
     @abstractmethod
@@ -159,7 +163,9 @@ class WordTokenizer(ABC):
         """Each token as a person would type it."""
         return [self.join([token]) for token in self.strings]
 
-    def _token(self, word: Word) -> Token:
+    def _token(self, word: Word) -> Token | None:
+        if word is PAUSE:
+            return None
         return Token(self.vocabulary.index.get(word.text, self.vocabulary.unknown), *word)
 
 
@@ -239,15 +245,29 @@ def lines(text: str, *, blank: bool = True) -> Iterator[tuple[str, int]]:
         yield match[1] or "", match.start()
 
 
+def windows(text: str, size: int = WINDOW) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of consecutive parts of at least `size` characters that cut no run of non-space characters."""
+    start = 0
+    while start < len(text):
+        space = _SPACE.search(text, start + size)
+        end = space.start() if space else len(text)
+        yield start, end
+        start = end
+
+
 def sentences(lines: Iterable[tuple[str, int]], tokenizer: WordTokenizer) -> Iterator[Iterator[Word]]:
     """Yield the words of each line and the `<eos>` at its end, lazily.
 
-    Yields `BLANK` after a number of lines without words, so that the caller regains control in bounded time.
+    Yields `BLANK` after a number of characters or lines without words, so that the caller regains control in bounded
+    time.
     """
     blank = 0
     for line, offset in lines:
         words = tokenizer.tokens(line, offset)
         first = list(islice(words, 1))
+        while first and first[0] is PAUSE:
+            yield BLANK
+            first = list(islice(words, 1))
         if first or tokenizer.keeps_blank_lines:
             end = offset + len(line)
             yield chain(first, words, [Word(END, end, end)])
@@ -259,7 +279,8 @@ def sentences(lines: Iterable[tuple[str, int]], tokenizer: WordTokenizer) -> Ite
 
 def context(text: str, tokenizer: WordTokenizer) -> list[Word]:
     """Return the words before the next one; the last line ends with `<eos>` only if `text` ends with a break."""
-    words = list(chain.from_iterable(sentences(lines(text, blank=tokenizer.keeps_blank_lines), tokenizer)))
+    found = chain.from_iterable(sentences(lines(text, blank=tokenizer.keeps_blank_lines), tokenizer))
+    words = [word for word in found if word is not PAUSE]
     if words and words[-1].start == len(text):  # the `<eos>` of an unfinished last line
         words.pop()
     return words

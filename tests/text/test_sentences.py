@@ -4,7 +4,7 @@ import pytest
 
 from app.text.penn_treebank import PennTreebank
 from app.text.whitespace import Whitespace
-from app.text.words import BLANK, Vocabulary, Word, context, lines, sentences
+from app.text.words import BLANK, PAUSE, WINDOW, Vocabulary, Word, context, lines, sentences, windows
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +93,33 @@ def test_white_space_tokens_are_the_chunks_as_they_are(whitespace: Whitespace) -
         Word(",", 21, 22),
     ]
     assert whitespace.join(["The", "'s", "$", "N"]) == "The 's $ N"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "a b", "one two  three\u2003four", "  ", "abc" * 9 + " d", " " * 20 + "word"]
+)
+def test_windows_cut_no_word(text: str) -> None:
+    parts = [text[start:end] for start, end in windows(text, 4)]
+    assert "".join(parts) == text
+    assert [word for part in parts for word in part.split()] == text.split()
+    assert all(len(part) >= 4 for part in parts[:-1])
+
+
+def test_a_long_line_of_few_words_returns_control_between_them() -> None:
+    penn = PennTreebank(Vocabulary(["<eos>", "<unk>", "the", "company"]))
+    line = "the" + " \u00a7" * WINDOW + " company" + " " * 3 * WINDOW
+    found = list(penn.tokens(line, 7))
+    at = 7 + line.index("company")
+    assert [word for word in found if word is not PAUSE] == [Word("the", 7, 10), Word("company", at, at + 7)]
+    assert found.count(PAUSE) == len(list(windows(line))) - 1 == 5
+    assert [token and token.text for token in penn.encode(line) if token] == ["the", "company"]
+    assert [word.text for word in context(line, penn)] == ["the", "company"]
+
+
+def test_a_long_line_without_words_is_no_sentence() -> None:
+    penn = PennTreebank(Vocabulary(["<eos>", "<unk>", "the"]))
+    found = list(sentences(lines("\u00a7 " * WINDOW + "\nthe", blank=False), penn))
+    assert [list(sentence) for sentence in found if sentence is not BLANK] == [
+        [Word("the", 2 * WINDOW + 1, 2 * WINDOW + 4), Word("<eos>", 2 * WINDOW + 4, 2 * WINDOW + 4)]
+    ]
+    assert BLANK in found
