@@ -19,7 +19,7 @@ DEVELOPMENT = $(VENV)/.development-installed
 PEERS = .venv-bench/.installed
 RAY = .venv-ray/.installed
 
-.PHONY: help install serve test test-fast test-deploy test-ray check bench bench-cells fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
+.PHONY: help install serve test test-fast test-deploy test-ray check bench bench-cells bench-scale fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -63,6 +63,9 @@ CORPORA = $(or $(DATA),$(TEST_DATA),$(error bench: DATA names the folder of ptb/
 
 bench-cells: $(DEVELOPMENT) ## benchmark our LSTM variants against torch.nn.LSTM, in training
 	$(KEEP_MEMORY) $(BIN)/python tests/bench/cells.py
+
+bench-scale: $(DEVELOPMENT) $(RAY) ## benchmark several replicas, behind nginx and on Ray Serve: ten minutes
+	$(BIN)/python -m tests.bench.scale
 
 fuzz: $(DEVELOPMENT) ## fuzz the server against its OpenAPI document with 10,000 examples, and the bundles by flipped bits: 30 minutes
 	FUZZ_EXAMPLES=$(or $(EXAMPLES),2500) $(BIN)/python -m pytest -o timeout=0 -rP tests/e2e/test_fuzz.py
