@@ -22,6 +22,10 @@ async def document(served: FakeServed) -> dict[str, Any]:
     return found
 
 
+async def test_every_schema_has_a_name_of_its_own(document: dict[str, Any]) -> None:
+    assert not [name for name in document["components"]["schemas"] if "__" in name]  # two classes of one name
+
+
 async def test_every_route_of_the_contract_is_documented(document: dict[str, Any]) -> None:
     dialects = [dialect.requests for dialect in DIALECTS.values() if dialect.requests]
     native = {

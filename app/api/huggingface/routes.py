@@ -35,7 +35,7 @@ JSON: Final = "application/json"
 RAW: Final = re.compile(r"image/[^/]+|application/octet-stream|")
 
 
-class Parameters(TolerantModel):
+class TaskParameters(TolerantModel):
     """Parameters of a task."""
 
     top_k: Count = Field(default=5, ge=1, description="Largest number of digits to return.")
@@ -45,7 +45,7 @@ class InferenceRequest(TolerantModel):
     """One image: the body itself, or base64 in JSON."""
 
     inputs: Annotated[str | bytes, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
-    parameters: Parameters = Parameters()
+    parameters: TaskParameters = TaskParameters()
 
 
 class Failure(TypedDict):

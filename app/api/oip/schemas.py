@@ -37,7 +37,7 @@ class RequestedOutput(TolerantModel):
     parameters: TensorParameters = TensorParameters()
 
 
-class Parameters(TolerantModel):
+class InferParameters(TolerantModel):
     """Parameters of a request; those of other model families have no effect."""
 
     top_k: Count = Field(default=5, ge=1, le=50, description="Number of suggestions.")
@@ -62,7 +62,7 @@ class InferRequest(TolerantModel):
     id: Text | None = Field(default=None, description="Returned with the answer.")
     inputs: list[InputTensor] = Field(min_length=1, max_length=MAX_TENSORS)
     outputs: list[RequestedOutput] = Field(default_factory=list, max_length=MAX_TENSORS, description="Empty: all.")
-    parameters: Parameters = Parameters()
+    parameters: InferParameters = InferParameters()
 
 
 class RepositoryIndexRequest(TolerantModel):

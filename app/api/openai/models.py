@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from app.api.http.context import RegistryOf
 from app.api.http.problems import MAX_SHOWN
-from app.api.openai.schemas import Model, ModelList
+from app.api.openai.schemas import OpenAIModel, OpenAIModelList
 from app.errors import InvalidField, UnknownModel
 from app.runtime.registry import Registry, Served
 
@@ -62,7 +62,7 @@ def origin(served: Served, now: float) -> Origin:
     }
 
 
-async def list_models(registry: RegistryOf) -> ModelList:
+async def list_models(registry: RegistryOf) -> OpenAIModelList:
     """List the models that are ready and that these routes serve: language models and captioners."""
     if registry.unready:
         raise registry.unready
@@ -70,7 +70,7 @@ async def list_models(registry: RegistryOf) -> ModelList:
     return {"object": "list", "data": [_model(each) for each in served]}
 
 
-async def retrieve_model(name: str, registry: RegistryOf) -> Model:
+async def retrieve_model(name: str, registry: RegistryOf) -> OpenAIModel:
     """Describe one of the models."""
     served = registry.named(name)
     if served.manifest.family not in (LANGUAGE_MODEL, CAPTIONS):
@@ -78,6 +78,6 @@ async def retrieve_model(name: str, registry: RegistryOf) -> Model:
     return _model(served)
 
 
-def _model(served: Served) -> Model:
+def _model(served: Served) -> OpenAIModel:
     created: Any = datetime.fromisoformat(served.manifest.created).timestamp()
     return {"id": served.name, "object": "model", "created": int(created), "owned_by": "seqserve"}

@@ -146,7 +146,7 @@ class CompletionAnswer(TypedDict):
     usage: NotRequired[Usage]
 
 
-class Model(TypedDict):
+class OpenAIModel(TypedDict):
     """A model."""
 
     id: str
@@ -155,11 +155,11 @@ class Model(TypedDict):
     owned_by: str
 
 
-class ModelList(TypedDict):
+class OpenAIModelList(TypedDict):
     """The models that these routes serve."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[OpenAIModel]
 
 
 class TokenizerInfo(TypedDict):
