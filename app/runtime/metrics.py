@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import current_process
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -137,12 +137,14 @@ class Metrics:
         self._cache = self._counter("cache_tokens", "Context tokens cached (hit) or read", "model", "source")
         self._refusals = self._counter("refusals", "Examples without an answer", "model", "reason")
         self._swaps = self._counter("swaps", "Changes of the served version, made or refused", "model", "outcome")
-        self._stale_keys = Gauge(
+        self._stale_keys = self._level(
             "stale_keys",
             "1 if the file of API keys has invalid lines or can't be read, so that not all it says is in force",
-            namespace=PREFIX,
-            registry=self._registry,
-            multiprocess_mode="livemax",
+            "livemax",
+        )
+        self._connections = self._level("connections", "Open connections of clients", "livesum")
+        self._limited_connections = self._single(
+            "limited_connections", "Connections over a limit, which may send probes alone"
         )
         self.models = Models()
         self._rate_limited = self._single("rate_limited", "Requests rejected by the rate limit")
@@ -198,6 +200,14 @@ class Metrics:
         """Record whether the keys in force differ from those that their file names."""
         self._stale_keys.set(stale)
 
+    def set_connections(self, count: int) -> None:
+        """Record the number of open connections."""
+        self._connections.set(count)
+
+    def count_limited_connection(self) -> None:
+        """Count a connection over a limit."""
+        self._limited_connections.inc()
+
     def set_model(self, model: str, version: str, ready: bool) -> None:
         """Record a version's readiness, in place of its model's former version."""
         self.models.set_ready(model, version, ready=ready)
@@ -231,6 +241,9 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in the text format of CONTENT_TYPE."""
         return generate_latest(self._exported)
+
+    def _level(self, name: str, text: str, mode: Literal["livemax", "livesum"]) -> Gauge:
+        return Gauge(name, text, namespace=PREFIX, registry=self._registry, multiprocess_mode=mode)
 
     def _single(self, name: str, text: str) -> Counter:
         return Counter(name, text, namespace=PREFIX, registry=self._registry)

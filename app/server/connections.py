@@ -44,7 +44,7 @@ class Places:
 
     Clients of the `exempt` networks (proxies) and of a Unix socket are limited in total only. A connection over a limit
     replaces the one that has been idle longest, for MIN_IDLE_S at least. Without one it gets one of PROBE_PLACES, where
-    health probes are answered and nothing else; the oldest of these is closed for a newer one.
+    probes are answered and nothing else; the oldest of these is closed for a newer one.
     """
 
     def __init__(self, total: int, per_address: int | None = None, exempt: Sequence[str] = ()) -> None:

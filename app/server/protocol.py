@@ -30,7 +30,7 @@ MAX_PIPELINED: Final = 16  # requests waiting for earlier responses; reading the
 CHUNK_BYTES: Final = 2048  # parsed at once, so that MAX_PIPELINED is exceeded by few requests
 WRITE_TIMEOUT_S: Final = 60.0  # longest time that a client may not read its response
 UPGRADE_FIELDS: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
-PROBES: Final = (b"/livez", b"/readyz")  # answered over the limits
+PROBES: Final = (b"/livez", b"/readyz", b"/metrics")  # answered over the limits
 
 
 class _Flow(FlowControl):
@@ -77,6 +77,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self.peer = self.client[0].removeprefix("::ffff:")  # an IPv4 client of a dual-stack socket
             self.client = (self.peer, self.client[1])
         self._may_only_probe = not self.places.take(self)
+        if self._may_only_probe:
+            self.app_state["metrics"].count_limited_connection()
         self._start_timer(min(self.head_s, PROBE_S) if self._may_only_probe else self.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:

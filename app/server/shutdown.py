@@ -88,6 +88,7 @@ class GracefulServer(uvicorn.Server):
                     await self._unconnected.wait()
 
     def _report(self, count: int) -> None:
+        self.lifespan.state["metrics"].set_connections(count)
         if not count:
             self._unconnected.set()
         if self._counts[self._index] != ABSENT:

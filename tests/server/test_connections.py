@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from app.server.connections import PROBE_PLACES, Places
 from app.server.protocol import limited
 from tests.api.conftest import FakeServed, listening, plausible, service
+from tests.e2e.conftest import serving
 from tests.server.test_protocol import GET, LAST, SUGGEST, only_response, read_all, send
 
 POST = b"POST /next-word HTTP/1.1\r\nHost: service\r\nContent-Type: application/json\r\n"
@@ -211,3 +213,15 @@ def test_the_authority_of_the_target_is_the_host(served: FakeServed, head: bytes
     with listening(service(served)) as connection:
         connection.sendall(head)
         assert read_all(connection).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_connections_are_counted(tiny_store: Path) -> None:
+    with serving(tiny_store, SEQSERVE_MAX_CONNECTIONS="2") as (client, _), contextlib.ExitStack() as stack:
+        for _ in range(3):
+            connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=30)
+            stack.enter_context(connection)
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.recv(10_000)
+        text = client.get("/metrics").text
+    assert {"seqserve_connections 4.0", "seqserve_limited_connections_total 2.0"} <= set(text.splitlines())
