@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from app.bundle import FamilyName
 from app.errors import SettingsError
+from training.ranges import require_ranges
 from training.run import Run, RunError
 
 Handler: TypeAlias = Callable[[int, FrameType | None], None] | signal.Handlers
@@ -43,6 +44,9 @@ class Job:
     """Stop after so many minutes; go on with --resume."""
     processes: int = 1
     """Train in so many processes, on CPU cores or GPUs of this machine; torchrun starts them on several machines."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self, (("1 or more", lambda value: value >= 1, ("processes",)),))
 
     def train(
         self, recipe: Callable[..., bool], config: Any, corpus: Any, saved_every: float = 60.0, **options: Any
@@ -197,6 +201,7 @@ def launch(processes: int) -> None:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        signals_to_handle="SIGTERM",
     )
     try:
         elastic_launch(config, sys.executable)(*sys.orig_argv[1:])

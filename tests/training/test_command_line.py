@@ -125,6 +125,11 @@ def test_what_no_run_can_have_is_told_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_no_processes_are_told(refusal: Callable[..., str], texts: list[object], tmp_path: Path) -> None:
+    reported = refusal("language-model", "cpu", "--run", tmp_path / "run", *texts, "--processes", 0)
+    assert reported == "error: processes: expected 1 or more, found 0"
+
+
 def test_texts_are_scored_with_a_model_of_the_store(
     command: Command, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

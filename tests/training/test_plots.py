@@ -37,6 +37,19 @@ def test_a_learning_curve_may_be_of_another_figure_on_other_parts(tmp_path: Path
     assert pictures[0] != pictures[1]
 
 
+def test_an_epoch_without_a_part_has_no_point_of_it(tmp_path: Path) -> None:
+    first = {"epoch": 1, "valid_accuracy": 0.8, "learning_rate": 0}
+    second = {"epoch": 2, "valid_accuracy": 0.9, "valid_degraded_accuracy": 0.7, "learning_rate": 0}
+    pictures = []
+    for earlier in (first, first | {"valid_degraded_accuracy": 0.6}):
+        parts = ("valid", "valid_degraded")
+        learning_curve(
+            [earlier, second], tmp_path / "curves.png", "", metric="accuracy", parts=parts, logarithmic=False
+        )
+        pictures.append(png(tmp_path / "curves.png"))
+    assert pictures[0] != pictures[1]
+
+
 def test_a_confusion_matrix_shows_each_confusion(tmp_path: Path) -> None:
     labels, names, path = [0, 1, 2, 2], ["a", "b", "none"], tmp_path / "confusion.png"
     pictures = set()

@@ -149,10 +149,8 @@ def best_rates(measured: Measured) -> dict[Cell, float]:
     for job, results in measured.items():
         if job.part == "rates":
             tried.setdefault(job.cell, []).append(results)
-    return {cell: min(runs, key=_validation)["config"]["learning_rate"] for cell, runs in tried.items()}
 
+    def worse(results: Results) -> tuple[bool, float]:
+        return math.isnan(results["valid_perplexity"]), results["valid_perplexity"]  # NaN: diverged
 
-def _validation(results: Results) -> float:
-    """Return the validation perplexity, infinite for a run that diverged."""
-    perplexity: float = results["valid_perplexity"]
-    return math.inf if math.isnan(perplexity) else perplexity
+    return {cell: min(runs, key=worse)["config"]["learning_rate"] for cell, runs in tried.items()}

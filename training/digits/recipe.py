@@ -263,7 +263,9 @@ def _batch(
         pixels = (images[part] * 255).byte().numpy()
         images[part] = as_input(framed_batch(partial(degraded, image, rng) for image in pixels))
     if typeset:
-        images[:typeset], labels[:typeset] = _printed(typeset, rng)
+        printed = rng.integers(DIGITS, size=typeset).tolist()
+        prints = (partial(print_of, str(digit), TRAINING_FONTS, rng, bold=0.1) for digit in printed)
+        images[:typeset], labels[:typeset] = as_input(framed_batch(prints)), torch.tensor(printed)
     if composed:
         part = slice(max(count - negative - composed, 0), count - negative)
         pixels = (images[part] * 255).byte().numpy()
@@ -289,13 +291,6 @@ def _doubtful(digits: Digits, chosen: Tensor, rng: np.random.Generator) -> list[
     kinds = [pick((crossed_out, garbled, touching_digits), rng) for _ in chosen]
     pairs = zip(kinds, images, images[::-1], strict=True)
     return [partial(compose, digit, other, rng) for compose, digit, other in pairs]
-
-
-def _printed(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Framed printed digits (count, 28, 28) in TRAINING_FONTS, and their labels (count,)."""
-    labels = rng.integers(DIGITS, size=count).tolist()
-    images = framed_batch(partial(print_of, str(digit), TRAINING_FONTS, rng, bold=0.1) for digit in labels)
-    return as_input(images), torch.tensor(labels)
 
 
 def _batch_indices(count: int, config: DigitsConfig, step: int) -> Tensor:

@@ -487,6 +487,15 @@ def test_resuming_with_another_configuration_is_refused_by_field(
         train(replace(shrunk("chapter"), p_degraded=0.5), corpus, run, resume=True)
 
 
+def test_a_run_with_the_field_names_of_older_versions_is_not_resumed(corpus: DigitCorpus, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    train(shrunk("chapter"), corpus, run, minutes=0)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace("p_degraded", "soiled"))
+    with pytest.raises(RunError, match=f"{tmp_path}: started with another configuration: p_degraded is 0.0, was None$"):
+        train(shrunk("chapter"), corpus, run, resume=True)
+
+
 def test_starting_over_an_existing_run_is_refused(finished: Callable[[], Run], corpus: DigitCorpus) -> None:
     with pytest.raises(RunError, match=f"{finished().folder}: holds a run already; go on with --resume"):
         train(shrunk("chapter"), corpus, finished())
