@@ -31,7 +31,7 @@ Extent: TypeAlias = tuple[int, int]  # offset and length in weights.safetensors,
 LINEAR: dict[Precision, dict[str, str]] = {
     # y = x W^T for x (..., in), with W (out, in) kept as float16
     "fp32": {"Linear": "(x, weight) => (y) { y = com.microsoft.FusedMatMul <transB = 1> (x, weight) }"},
-    # the same with W^T (in, out) as int8 and a scale a column
+    # the same with W^T (in, out) as int8 and a scale a column; of a row of zeros the peak, 0, makes the product 0
     "int8": {
         "Linear": """(x, weight, column_scale) => (y) {
             quantised, peak = seqserve.Quantise (x)
@@ -40,11 +40,9 @@ LINEAR: dict[Precision, dict[str, str]] = {
         "Quantise": """(x) => (quantised, peak) {
             across = Constant <value_ints = [-1]> ()
             step = Constant <value_float = 0.007874016> ()
-            tiny = Constant <value_float = 1e-30> ()
             zero = Constant <value = uint8 {128}> ()
             magnitude = Abs (x)
-            largest = ReduceMax (magnitude, across)
-            peak = Max (largest, tiny)
+            peak = ReduceMax (magnitude, across)
             unit = Div (x, peak)
             quantised = QuantizeLinear (unit, step, zero)
         }""",

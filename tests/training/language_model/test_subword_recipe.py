@@ -1,7 +1,6 @@
 """The recipe: exact resume, windows, the schedule, and bits a byte as the evaluation defines them."""
 
 import math
-import random
 import sys
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,6 @@ from training.corpora import documents as data
 from training.corpora.documents import DocumentCorpus, load
 from training.language_model import subword_recipe as subword_language_model
 from training.language_model.subword_recipe import (
-    PRESETS,
     SubwordLanguageModelConfig,
     bits_per_byte,
     build,
@@ -26,49 +24,8 @@ from training.language_model.subword_recipe import (
     rate,
     train,
 )
-from training.language_model.tokenizer import train_tokenizer
 from training.run import Run, RunError
 from training.session import Session
-
-WORDS = "the bank said Thanks for your help I don't know See you 10 , . café".split()
-
-
-@pytest.fixture(scope="module")
-def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, draw = tmp_path_factory.mktemp("texts"), random.Random(1)
-    for name, lines in (("sms", 40), ("aeslc", 60), ("sgd", 20)):
-        for split, count in (("train", lines), ("valid", lines // 4)):
-            text = "".join(" ".join(draw.choices(WORDS, k=6)) + "\n" * draw.choice([1, 2]) for _ in range(count))
-            (folder / f"{name}.{split}.txt").write_text(text, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def corpus(corpus_folder: Path) -> DocumentCorpus:
-    tokenizer = train_tokenizer([corpus_folder], corpus_folder / "tokenizer.json", pieces=300, every=1)
-    return load([corpus_folder], tokenizer, cache=corpus_folder / "cache")
-
-
-@pytest.fixture(scope="module")
-def config(corpus: DocumentCorpus) -> SubwordLanguageModelConfig:
-    return replace(
-        PRESETS["everyday"],
-        vocabulary_size=len(corpus.tokenizer),
-        embedding_size=8,
-        width=8,
-        layers=2,
-        hidden_size=8,
-        inner_size=8,
-        batch_size=4,
-        window=7,
-        steps=40,  # more than an epoch
-        warm_up=3,
-        negatives=50,
-        average_every=2,
-        compiled=False,
-        validate_every=10,
-        validation_pieces=50,
-    )
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -77,13 +34,16 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_stopped_anywhere_ends_as_an_undisturbed_one(
-    corpus: DocumentCorpus, config: SubwordLanguageModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    document_corpus: DocumentCorpus,
+    subword_config: SubwordLanguageModelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
-    assert train(config, corpus, whole)
+    assert train(subword_config, document_corpus, whole)
     monkeypatch.setattr(Session, "stops", stop_every(11))
     times = 1
-    while not train(config, corpus, parts, resume=True):
+    while not train(subword_config, document_corpus, parts, resume=True):
         times += 1
     assert times == 4
     expected = weights(whole)
@@ -105,32 +65,32 @@ def stop_every(steps: int) -> object:
 
 
 def test_steps_may_be_added_before_the_decay_and_nothing_else_changed(
-    corpus: DocumentCorpus, config: SubwordLanguageModelConfig, tmp_path: Path
+    document_corpus: DocumentCorpus, subword_config: SubwordLanguageModelConfig, tmp_path: Path
 ) -> None:
-    run, longer = Run(tmp_path / "run"), replace(config, steps=80)
-    assert not train(config, corpus, run, minutes=0)
+    run, longer = Run(tmp_path / "run"), replace(subword_config, steps=80)
+    assert not train(subword_config, document_corpus, run, minutes=0)
     with pytest.raises(RunError, match=r"learning_rate is 0\.1, was 0\.002"):
-        train(replace(config, learning_rate=0.1), corpus, run, resume=True)
-    assert not train(longer, corpus, run, resume=True, minutes=0)
+        train(replace(subword_config, learning_rate=0.1), document_corpus, run, resume=True)
+    assert not train(longer, document_corpus, run, resume=True, minutes=0)
     assert run.read("config.json")["steps"] == 80
-    assert train(replace(config, steps=2), corpus, Run(tmp_path / "short"))
+    assert train(replace(subword_config, steps=2), document_corpus, Run(tmp_path / "short"))
     with pytest.raises(RunError, match="steps is 80, was 2"):
-        train(longer, corpus, Run(tmp_path / "short"), resume=True)
+        train(longer, document_corpus, Run(tmp_path / "short"), resume=True)
 
 
-def test_the_rate_warms_up_stays_and_decays(config: SubwordLanguageModelConfig) -> None:
-    settings = replace(config, steps=100, warm_up=10, decay=0.2, learning_rate=1.0)
+def test_the_rate_warms_up_stays_and_decays(subword_config: SubwordLanguageModelConfig) -> None:
+    settings = replace(subword_config, steps=100, warm_up=10, decay=0.2, learning_rate=1.0)
     assert [rate(settings, step) for step in (0, 4, 9, 10, 80)] == pytest.approx([0.1, 0.5, 1, 1, 1])
     assert rate(settings, 85) == pytest.approx(0.5)
     assert 0 < rate(settings, 99) < 0.05
 
 
 def test_bits_per_byte_is_the_cost_of_each_document_alone(
-    corpus: DocumentCorpus, config: SubwordLanguageModelConfig
+    document_corpus: DocumentCorpus, subword_config: SubwordLanguageModelConfig
 ) -> None:
-    model = build(config).eval()
+    model = build(subword_config).eval()
     bits, size = 0.0, 0
-    part, tokenizer = corpus.valid["sms"], corpus.tokenizer
+    part, tokenizer = document_corpus.valid["sms"], document_corpus.tokenizer
     for start, end in zip(part.starts, part.starts[1:], strict=False):
         ids = torch.from_numpy(part.ids[start:end].astype("int64"))
         targets = torch.cat([ids[1:], ids[:1]])  # the next `<doc>` ends it
@@ -139,41 +99,45 @@ def test_bits_per_byte_is_the_cost_of_each_document_alone(
         bits += costs.item() / math.log(2)
         size += len(tokenizer.decode(ids.tolist()).encode()) + 1
     assert size == part.size
-    assert bits_per_byte(model, corpus, None, lanes=3, window=5)["sms"] == pytest.approx(bits / size, rel=1e-5)
+    assert bits_per_byte(model, document_corpus, None, lanes=3, window=5)["sms"] == pytest.approx(bits / size, rel=1e-5)
 
 
 def test_macro_is_the_mean_of_registers_assistant_tasks_apart(
-    corpus: DocumentCorpus, config: SubwordLanguageModelConfig, monkeypatch: pytest.MonkeyPatch
+    document_corpus: DocumentCorpus, subword_config: SubwordLanguageModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bits = {"sms": 1.0, "aeslc": 2.0, "clinton": 4.0, "sgd": 100.0}
     monkeypatch.setattr(subword_language_model, "bits_per_byte", lambda *_: bits)
-    model = build(config)
-    found = evaluate(model, model.state_dict(), corpus, None, config)
+    model = build(subword_config)
+    found = evaluate(model, model.state_dict(), document_corpus, None, subword_config)
     assert found == {"SMS": 1.0, "e-mail": 3.0, "assistant tasks": 100.0, "macro": 2.0}
 
 
-def test_evaluation_leaves_the_weights_as_they_were(corpus: DocumentCorpus, config: SubwordLanguageModelConfig) -> None:
-    model: GatedRecurrentLanguageModel = build(config)
+def test_evaluation_leaves_the_weights_as_they_were(
+    document_corpus: DocumentCorpus, subword_config: SubwordLanguageModelConfig
+) -> None:
+    model: GatedRecurrentLanguageModel = build(subword_config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    evaluate(model, {name: torch.zeros_like(value) for name, value in before.items()}, corpus, 50, config)
+    evaluate(
+        model, {name: torch.zeros_like(value) for name, value in before.items()}, document_corpus, 50, subword_config
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_field_out_of_its_range_is_rejected_by_name(config: SubwordLanguageModelConfig) -> None:
+def test_a_field_out_of_its_range_is_rejected_by_name(subword_config: SubwordLanguageModelConfig) -> None:
     for name, wrong in (("vocabulary_size", 70_000), ("dropout", 1.0), ("decay", -0.1), ("most_repeats", 0.5)):
         with pytest.raises(SettingsError, match=f"^{name}: expected .+, found {wrong}$"):
-            replace(config, **{name: wrong})  # type: ignore[arg-type]
+            replace(subword_config, **{name: wrong})  # type: ignore[arg-type]
 
 
 def test_one_command_trains_on_any_folder_and_goes_on(
-    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    documents_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(data, "load", partial(load, cache=tmp_path / "cache"))
     sizes = ["--embedding-size", 8, "--width", 8, "--layers", 1, "--hidden-size", 8, "--inner-size", 8, "--steps", 3]
     sizes += ["--batch-size", 4, "--window", 7, "--negatives", 50, "--validate-every", 3, "--no-compiled"]
-    command("tokenizer", "--data", corpus_folder, "--output", tmp_path / "pieces.json", "--pieces", 300)
+    command("tokenizer", "--data", documents_folder, "--output", tmp_path / "pieces.json", "--pieces", 300)
     assert f"{tmp_path / 'pieces.json'}: 300 pieces" in capsys.readouterr().out
-    run, texts = tmp_path / "run", ["--data", corpus_folder, "--tokenizer", tmp_path / "pieces.json"]
+    run, texts = tmp_path / "run", ["--data", documents_folder, "--tokenizer", tmp_path / "pieces.json"]
     training = ["subword-language-model", "everyday", "--run", run, *texts, *sizes]
     command(*training, "--minutes", 0)
     assert "go on with --resume" in capsys.readouterr().out
