@@ -17,9 +17,10 @@ SERVING = $(VENV)/.serving-installed
 DEVELOPMENT = $(VENV)/.development-installed
 # Ray and the peers of `bench` are large and pin other versions than the server, so they get environments of their own.
 PEERS = .venv-bench/.installed
+CLIENTS = .venv-clients/.installed
 RAY = .venv-ray/.installed
 
-.PHONY: help install serve test test-fast test-deploy test-ray check bench bench-cells bench-scale fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
+.PHONY: help install serve test test-fast test-clients test-deploy test-ray check bench bench-cells bench-scale fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -45,6 +46,9 @@ test-deploy: $(DEVELOPMENT) ## run the tests of deploy/; they need nginx (Debian
 
 test-ray: $(RAY) ## run the tests of replicas on Ray Serve: two minutes
 	.venv-ray/bin/python -m pytest -o filterwarnings=default --confcutdir tests/server/ray tests/server/ray $(ARGS)
+
+test-clients: $(SERVING) $(CLIENTS) ## run the real clients of other APIs against a server, in an environment of their own: a minute
+	SERVER_PYTHON=$(BIN)/python .venv-clients/bin/python -m pytest -W default --confcutdir tests/clients/compatible tests/clients/compatible $(ARGS)
 
 check: $(DEVELOPMENT) ## check format, lint, types and imports
 	$(BIN)/ruff format --check
@@ -105,6 +109,7 @@ lock: ## update requirements/ from pyproject.toml, with uv; delete the files fir
 		uv pip compile $(LOCK) pyproject.toml --extra bench --constraints - --output-file requirements/bench.txt
 	printf '%s\n' httpx pytest pytest-timeout | \
 		uv pip compile $(LOCK) pyproject.toml - --extra ray --constraints requirements/development.txt --output-file requirements/ray.txt
+	uv pip compile $(LOCK) --group pyproject.toml:clients --output-file requirements/clients.txt
 LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 
 # All packages are pinned with hashes; seqserve itself has none and is installed without dependencies.
@@ -125,6 +130,11 @@ $(PEERS): requirements/bench.txt | $(BIN)/python
 $(RAY): requirements/ray.txt | $(BIN)/python
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --require-hashes --requirement requirements/ray.txt
+	touch $@
+
+$(CLIENTS): requirements/clients.txt | $(BIN)/python
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --require-hashes --requirement requirements/clients.txt
 	touch $@
 
 $(BIN)/python:
