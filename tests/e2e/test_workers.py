@@ -1,5 +1,6 @@
 """Several worker processes at one port."""
 
+import hashlib
 import json
 import os
 import re
@@ -113,6 +114,10 @@ def store(two_versions: Path, tmp_path: Path) -> Path:
     copied = tmp_path / "store"
     shutil.copytree(two_versions, copied)
     shutil.copytree(copied / "tiny" / "2", copied / "tiny" / "3")
+    manifest = copied / "tiny" / "3" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": "3"}))
+    checksum = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    manifest.with_name("manifest.sha256").write_text(f"{checksum}  manifest.json\n")
     (copied / "tiny" / "3" / "vocabulary.txt").write_bytes(b"the\n")
     return copied
 
@@ -232,7 +237,7 @@ def test_sigterm_lets_workers_finish_accepted_requests(tiny_store: Path) -> None
         workers = service.workers
         body = {"text": "the company said profits rose " * 4000}
         pending = [threads.submit(one.post, "/perplexity", json=body) for one in service.connections]
-        while _batches(service.url) < 8:
+        while _started(service.url) < 8:
             assert not all(one.done() for one in pending)
         service.process.send_signal(signal.SIGTERM)
         assert [one.result().status_code for one in pending] == [200] * 8
@@ -241,9 +246,9 @@ def test_sigterm_lets_workers_finish_accepted_requests(tiny_store: Path) -> None
         wait_for_exit(pid)
 
 
-def _batches(url: httpx.URL) -> float:
+def _started(url: httpx.URL) -> float:
     text = httpx.get(url.join("/metrics")).text
-    return sum(map(float, re.findall(r'seqserve_batch_size_sum\{model="tiny"\} (\S+)', text)))
+    return sum(map(float, re.findall(r'seqserve_wait_seconds_count\{model="tiny"\} (\S+)', text)))
 
 
 def test_sigint_from_a_terminal_causes_a_clean_exit(tiny_store: Path) -> None:
