@@ -28,6 +28,7 @@ from training.cells.plan import PARTS, Comparison, Part
 from training.cells.report import write
 from training.corpora import documents
 from training.digits import data as mnist
+from training.digits import number_recipe
 from training.digits import recipe as digits_recipe
 from training.digits.negatives import photographs_in
 from training.digits.publish import benchmark
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     LanguageModelPreset = language_model_recipe.LanguageModelConfig
     SubwordPreset = subword_recipe.SubwordLanguageModelConfig
     DigitsPreset = digits_recipe.DigitsConfig
+    NumbersPreset = number_recipe.NumbersConfig
     CaptionsPreset = captions_config.CaptionsConfig
 else:
     LanguageModelPreset = tyro.extras.subcommand_type_from_defaults(
@@ -55,6 +57,7 @@ else:
     )
     SubwordPreset = tyro.extras.subcommand_type_from_defaults(subword_recipe.PRESETS, sort_subcommands=False)
     DigitsPreset = tyro.extras.subcommand_type_from_defaults(digits_recipe.PRESETS, sort_subcommands=False)
+    NumbersPreset = tyro.extras.subcommand_type_from_defaults(number_recipe.PRESETS, sort_subcommands=False)
     CaptionsPreset = tyro.extras.subcommand_type_from_defaults(captions_config.PRESETS, sort_subcommands=False)
 
 PUBLISH: dict[str, Callable[..., Path]] = {  # by family
@@ -151,6 +154,21 @@ def digits(
     corpus = mnist.load(data_folder)
     shown = photographs_in(photographs) if photographs else ()
     job.train(digits_recipe.train, config, corpus, photographs=shown)
+
+
+def numbers(
+    config: tyro.conf.OmitArgPrefixes[NumbersPreset],
+    job: tyro.conf.OmitArgPrefixes[Job],
+    data_folder: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
+) -> None:
+    """Train a reader of handwritten numbers on rows of MNIST's digits.
+
+    Args:
+        config: What to train; every field of a preset can be set.
+        job: Folder and length of the run.
+        data_folder: Folder with MNIST/raw/*.gz, as torchvision lays them; left out, they are downloaded once.
+    """
+    job.train(number_recipe.train, config, mnist.load(data_folder))
 
 
 def captions(
@@ -308,6 +326,7 @@ def main() -> None:
                 "subword-language-model": subword_language_model,
                 "tokenizer": tokenizer,
                 "digits": digits,
+                "numbers": numbers,
                 "captions": captions,
                 "cells": cells,
                 "publish": publish,

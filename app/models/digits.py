@@ -31,7 +31,7 @@ class RowReader(nn.Module):
     ) -> None:
         super().__init__()
         self.eight_bit = False
-        self.recurrent = _bidirectional(SIDE, hidden_size, cell, forget_bias)
+        self.recurrent = bidirectional(SIDE, hidden_size, cell, forget_bias)
         self.output = nn.Linear(2 * hidden_size, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class RowReader(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """(B, 28, 28) in 0..1 -> inputs of the linear layer (B, 2H)."""
         rows = images.transpose(0, 1)  # (B, 28, 28) -> (28, B, 28)
-        hidden = _read(self.recurrent, rows, PIXEL if self.eight_bit else None)  # (28, B, 28) -> (28, B, 2H)
+        hidden = read(self.recurrent, rows, PIXEL if self.eight_bit else None)  # (28, B, 28) -> (28, B, 2H)
         return hidden[-1]
 
 
@@ -70,8 +70,8 @@ class ReNet(nn.Module):
             if side % patch:
                 raise ValueError(f"patches: expected sides that divide {side}, found {patch}")
             side //= patch
-            self.across.append(_bidirectional(size * patch**2, hidden, cell))
-            self.down.append(_bidirectional(2 * hidden, hidden, cell))
+            self.across.append(bidirectional(size * patch**2, hidden, cell))
+            self.down.append(bidirectional(2 * hidden, hidden, cell))
             size = 2 * hidden
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(side * side * size, outputs)
@@ -92,7 +92,7 @@ class ReNet(nn.Module):
     def _sweep(self, recurrent: nn.Module, plane: Tensor) -> Tensor:
         """Read (T, N, B, C) along T, each of the N * B lines by itself -> (T, N, B, 2H)."""
         grid = PIXEL if recurrent is self.across[0] else HIDDEN
-        outputs = _read(recurrent, plane.flatten(1, 2), grid if self.eight_bit else None)
+        outputs = read(recurrent, plane.flatten(1, 2), grid if self.eight_bit else None)
         return torch.unflatten(outputs, 1, plane.shape[1:3])
 
 
@@ -103,7 +103,7 @@ def patches(plane: Tensor, side: int) -> Tensor:
     return cut.permute(2, 0, 4, 1, 3, 5).reshape(width // side, height // side, batch, side * side * size)
 
 
-def _bidirectional(input_size: int, hidden_size: int, cell: Cell, forget_bias: float = 0.0) -> Recurrent:
+def bidirectional(input_size: int, hidden_size: int, cell: Cell, forget_bias: float = 0.0) -> Recurrent:
     """Return one bidirectional layer, its weights initialised as by torch, its other biases 0."""
     made = Recurrent(input_size, [hidden_size], cell=cell, bidirectional=True)
     made.reset(hidden_size**-0.5, forget_bias)
@@ -111,7 +111,7 @@ def _bidirectional(input_size: int, hidden_size: int, cell: Cell, forget_bias: f
     return made
 
 
-def _read(recurrent: nn.Module, inputs: Tensor, grid: float | None) -> Tensor:
+def read(recurrent: nn.Module, inputs: Tensor, grid: float | None) -> Tensor:
     """(T, N, I) -> (T, N, 2H); in 8 bits with a `grid`, the quantization step of `inputs`."""
     assert isinstance(recurrent, Recurrent)
     if grid is None:

@@ -50,7 +50,7 @@ class _Found:
 
 def framed(image: Image.Image) -> Framed:
     """Frame an image of one digit in any colour on any other; see `framed_array`."""
-    return framed_array(_grey(np.asarray(_shrunk(image, _LARGEST_SIDE).convert("RGB"))))
+    return framed_array(grey_levels(np.asarray(shrunk(image, _LARGEST_SIDE).convert("RGB"))))
 
 
 def framed_array(grey: Bytes) -> Framed:
@@ -65,13 +65,18 @@ def framed_array(grey: Bytes) -> Framed:
     for candidate in (grey, 255 - grey) if grey.shape == (SIDE, SIDE) else ():
         if _is_framed(candidate):
             return Framed(candidate, None)
-    photograph = min(grey.shape) >= _LEAST_PHOTOGRAPH and int(np.ptp(outermost(grey))) > _EVEN
+    photograph = is_photograph(grey)
     side = _PHOTOGRAPH_SIDE if photograph else _DRAWING_SIDE
     if max(grey.shape) > side:
-        small = np.asarray(_shrunk(Image.fromarray(grey), side))
+        small = np.asarray(shrunk(Image.fromarray(grey), side))
         closer = _closer(grey, small)
         grey = small if closer is None else closer
     return (_photographed(grey) if photograph else _found(grey)).framed
+
+
+def is_photograph(grey: Bytes) -> bool:
+    """Return whether an image may show ruled paper, or a desk around the sheet."""
+    return min(grey.shape) >= _LEAST_PHOTOGRAPH and int(np.ptp(outermost(grey))) > _EVEN
 
 
 def _closer(grey: Bytes, small: Bytes) -> Bytes | None:
@@ -153,12 +158,13 @@ def _rejected(reason: str, *, doubtful: bool = False) -> _Found:
     return _Found(Framed(np.zeros((SIDE, SIDE), np.uint8), reason), doubtful, 0.0)
 
 
-def _shrunk(image: Image.Image, longest: int) -> Image.Image:
+def shrunk(image: Image.Image, longest: int) -> Image.Image:
+    """Reduce an image by a whole factor until no side is longer than `longest` pixels."""
     factor = math.ceil(max(image.size) / longest)
     return image.reduce(factor) if factor > 1 else image
 
 
-def _grey(pixels: Bytes) -> Bytes:
+def grey_levels(pixels: Bytes) -> Bytes:
     """(H, W, 3) -> (H, W), along the line of colours on which the image differs most from its edge."""
     red, green, blue = cv2.split(pixels)
     if np.array_equal(red, green) and np.array_equal(red, blue):

@@ -1,0 +1,165 @@
+"""The number recipe: a bidirectional LSTM over columns with CTC, on numbers composed of MNIST's digits.
+
+config = PRESETS["numbers"]
+train(config, corpus, Run(Path("runs/numbers")))
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from app.models.digits import SIDE
+from app.models.numbers import BLANK, NumberReader
+from app.models.recurrent import Cell
+from app.runtime.ctc import best_path
+from training.digits.data import DigitCorpus, Digits
+from training.digits.numbers import MAX_DIGITS, training_strip
+from training.ranges import Range, require_ranges
+from training.run import Run
+from training.session import Session
+
+LOGGED_EVERY = 10  # steps
+EPOCH = 32_000  # strings between two measurements
+VALIDATION = 480  # strings
+
+
+@dataclass(frozen=True)
+class NumbersConfig:
+    """Hyperparameters of a run. Raise SettingsError that names every field out of its range."""
+
+    cell: Cell = "lstm"
+    hidden_sizes: tuple[int, ...] = (96, 96)  # units a direction, of each layer
+    columns: int = 2  # pixels a step
+    dropout: float = 0.2  # before every layer but the first, and before the linear layer
+
+    samples: int = 640_000  # strings seen
+    batch_size: int = 64  # strings a step, all of one length
+    learning_rate: float = 4e-3  # peak of one cycle
+    weight_decay: float = 0.01
+    clip: float = 1.0  # global gradient norm
+    average: float = 0.995  # decay a step of the average of weights that is validated and published
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        require_ranges(self, _RANGES)
+
+
+_RANGES: tuple[Range, ...] = (
+    ("1 or more", lambda value: value >= 1, ("hidden_sizes", "columns", "samples", "batch_size")),
+    ("0 or more and below 1", lambda value: 0 <= value < 1, ("dropout", "average")),
+    ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate", "clip")),
+    ("a number from 0", lambda value: 0 <= value < math.inf, ("weight_decay",)),
+    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),
+)
+
+PRESETS = {"numbers": NumbersConfig()}
+
+
+def train(
+    config: NumbersConfig, corpus: DigitCorpus, run: Run, *, resume: bool = False, minutes: float = math.inf
+) -> bool:
+    """Train into `run`, with `resume` from its checkpoint if there is one; return True after the last string.
+
+    A step's strings depend on the seed and the step alone. `minutes` limits the duration of this call.
+    """
+    session = Session(run, config.precision, config.seed, minutes)
+    fabric = session.fabric
+    model = build(config)
+    optimiser: torch.optim.Optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
+    steps = math.ceil(config.samples / config.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, steps, pct_start=0.15)
+    wrapped, optimiser = fabric.setup(model, optimiser)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))  # type: ignore[no-untyped-call]
+    state: dict[str, Any] = {
+        "model": model,
+        "averaged": averaged,
+        "optimiser": optimiser,
+        "schedule": schedule,
+        "progress": {"step": 0, "cost": 0.0},
+    }
+    progress = session.open("numbers", config, corpus.describe(), state, resume=resume)
+    started, first = time.monotonic(), progress["step"]
+    epoch_steps = max(EPOCH // config.batch_size, 1)
+    validation = [
+        strips(corpus.valid, VALIDATION // MAX_DIGITS, length, np.random.default_rng([0, length])) for length in LENGTHS
+    ]
+
+    for step in session.bar(range(first, steps), "steps", first, steps):
+        rng = session.seed_step(step)
+        length = int(rng.integers(1, MAX_DIGITS + 1))
+        images, labels = strips(corpus.train, config.batch_size // session.ranks, length, rng)
+        model.train()
+        cost = ctc_loss(wrapped(fabric.to_device(images)), fabric.to_device(labels))
+        optimiser.zero_grad()
+        fabric.backward(cost)
+        fabric.clip_gradients(wrapped, optimiser, max_norm=config.clip)
+        optimiser.step()
+        rate = optimiser.param_groups[0]["lr"]
+        schedule.step()
+        averaged.update_parameters(model)
+        mean_cost = session.mean(cost)
+        progress.update(step=step + 1, cost=progress["cost"] + mean_cost)
+        if step % LOGGED_EVERY == 0:
+            fabric.log_dict({"cost/train": mean_cost, "rate": rate}, step)
+        if (step + 1) % epoch_steps == 0 or step + 1 == steps:
+            metrics = {
+                "epoch": math.ceil((step + 1) / epoch_steps),
+                "train_cost": progress["cost"] / ((step % epoch_steps) + 1),
+                **accuracies(averaged.module, validation),
+                "learning_rate": rate,
+                "strings_per_second": (step + 1 - first) * config.batch_size / (time.monotonic() - started),
+            }
+            session.record(metrics, step)
+            progress.update(cost=0.0)
+            session.save(state)
+        if session.stops(state):
+            return False
+    session.finish(accuracies(averaged.module, validation))
+    return True
+
+
+LENGTHS = range(1, MAX_DIGITS + 1)
+
+
+def build(config: NumbersConfig) -> NumberReader:
+    """Return the initialised module of `config`."""
+    return NumberReader(config.hidden_sizes, columns=config.columns, cell=config.cell, dropout=config.dropout)
+
+
+def strips(digits: Digits, count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Compose strips (count, 28, W) in 0..1 of numbers of one length, padded with ground; digits (count, length)."""
+    made = [training_strip(digits, length, rng) for _ in range(count)]
+    images = np.zeros((count, SIDE, max(strip.pixels.shape[1] for strip, _ in made)), np.uint8)
+    for image, (strip, _) in zip(images, made, strict=True):
+        image[:, : strip.pixels.shape[1]] = strip.pixels
+    return torch.from_numpy(images).float() / 255, torch.tensor([labels for _, labels in made])
+
+
+def ctc_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return CTC's mean negative log-likelihood a digit: logits (T, B, 11), labels (B, L)."""
+    steps, batch, _ = logits.shape
+    lengths = torch.full((batch,), labels.shape[1])
+    return F.ctc_loss(
+        logits.float().log_softmax(2), labels, torch.full((batch,), steps), lengths, BLANK, zero_infinity=True
+    )
+
+
+@torch.inference_mode()
+def accuracies(model: nn.Module, validation: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Return the shares of strings, and of strings of five digits, that are read without a fault."""
+    model.eval()
+    right = []
+    for images, labels in validation:
+        paths = [best_path(logits).digits for logits in model(images).numpy().transpose(1, 0, 2)]
+        right.append(float(np.mean([path == label for path, label in zip(paths, labels.tolist(), strict=True)])))
+    return {"valid_accuracy": float(np.mean(right)), "valid_accuracy_5": right[4]}
