@@ -98,7 +98,7 @@ async def test_a_family_is_added(store: Path, tiny_bundle: Bundle) -> None:
     probe = {"payload": {"text": "hi"}, "answers": {"fp32": [["HI", 0.0]]}}
     publish(store, tiny_bundle, "loud", probe, family="shout", served="fp32")
     registry = load(store)
-    assert "expected one of language_model, digits, captions, found 'shout'" in registry.rejected["loud"]
+    assert "expected one of language_model, digits, numbers, captions, found 'shout'" in registry.rejected["loud"]
     await registry.close()
     registry = load(store, families={**FAMILIES, "shout": SHOUT})
     account = RequestUsage()

@@ -31,6 +31,7 @@ from training.digits import data as mnist
 from training.digits import number_recipe
 from training.digits import recipe as digits_recipe
 from training.digits.negatives import photographs_in
+from training.digits.number_publish import publish as publish_numbers
 from training.digits.publish import benchmark
 from training.digits.publish import publish as publish_digits
 from training.digits.robustness import table
@@ -63,6 +64,7 @@ else:
 PUBLISH: dict[str, Callable[..., Path]] = {  # by family
     "language_model": publish_language_model,
     "digits": publish_digits,
+    "numbers": publish_numbers,
     "captions": publish_captions,
 }
 

@@ -21,6 +21,7 @@ from training.onnx.graph import Array, Graph, identifier, quantise
 
 HIDDEN = ("hidden_step", "hidden_zero")  # names of the constants of the hidden states' quantisation
 PIXEL = ("pixel_step", "pixel_zero")
+ONE_LINE = -1  # in place of a number of steps: one line of any length
 
 
 def export_digits(model: RowReader | ReNet) -> dict[str, bytes]:
@@ -30,11 +31,17 @@ def export_digits(model: RowReader | ReNet) -> dict[str, bytes]:
     return {WEIGHTS: save(weights)} | {f"reader.{p}.onnx": _reader(model, weights, p) for p in precisions}
 
 
-def _reader(model: RowReader | ReNet, weights: dict[str, Array], precision: Precision) -> bytes:
+def pixel_graph(precision: Precision, weights: dict[str, Array]) -> Graph:
+    """Return a graph with the constants of quantisation."""
     graph = Graph(precision, weights)
     for name, size, zero in (("hidden", 1 / 127, 128), ("pixel", 1 / 255, 0)):
         graph.constant(f"{name}_step", np.array(size, np.float32))
         graph.constant(f"{name}_zero", np.array(zero, np.uint8))
+    return graph
+
+
+def _reader(model: RowReader | ReNet, weights: dict[str, Array], precision: Precision) -> bytes:
+    graph = pixel_graph(precision, weights)
     features = _rows(graph, model) if isinstance(model, RowReader) else _renet(graph, model)
     graph.constant("output_weight", weights["output.weight"])
     graph.constant("output_bias", weights["output.bias"])
@@ -46,7 +53,7 @@ def _reader(model: RowReader | ReNet, weights: dict[str, Array], precision: Prec
 def _rows(graph: Graph, model: RowReader) -> str:
     """Write the layer of a RowReader; return the name of the last step's output (B, 2H)."""
     graph.lines.append("rows = Transpose <perm = [1, 0, 2]> (pixels)")
-    hidden = _sweep(graph, "recurrent", model.recurrent, "rows", SIDE, pixels=True)
+    hidden = sweep(graph, "recurrent", model.recurrent, "rows", SIDE, pixels=True)
     graph.constant("last", np.array(SIDE - 1))
     graph.lines.append(f"features = Gather <axis = 0> ({hidden}, last)")
     return "features"
@@ -69,13 +76,13 @@ def _renet(graph: Graph, model: ReNet) -> str:
             f"patches{n} = Transpose <perm = [2, 0, 4, 1, 3, 5]> (cut_plane{n})",
             f"lines{n} = Reshape (patches{n}, across{n})",
         ]
-        read = _sweep(graph, f"across.{n}", model.across[n], f"lines{n}", side, pixels=n == 0)
+        read = sweep(graph, f"across.{n}", model.across[n], f"lines{n}", side, pixels=n == 0)
         graph.lines += [
             f"read_plane{n} = Reshape ({read}, plane{n})",
             f"columns{n} = Transpose <perm = [1, 0, 2, 3]> (read_plane{n})",
             f"column_lines{n} = Reshape (columns{n}, down{n})",
         ]
-        read = _sweep(graph, f"down.{n}", model.down[n], f"column_lines{n}", side)
+        read = sweep(graph, f"down.{n}", model.down[n], f"column_lines{n}", side)
         plane, size = f"plane_after{n}", 2 * hidden
         graph.lines.append(f"{plane} = Reshape ({read}, plane{n})")
     graph.constant("features_shape", np.array([-1, side * side * size]))
@@ -86,14 +93,17 @@ def _renet(graph: Graph, model: ReNet) -> str:
     return "features"
 
 
-def _sweep(graph: Graph, name: str, module: nn.Module, x: str, steps: int, *, pixels: bool = False) -> str:
-    """Write the bidirectional layer `name` over `x`, (T, N, I) -> (T, N, 2H); return the output's name."""
+def sweep(graph: Graph, name: str, module: nn.Module, x: str, steps: int, *, pixels: bool = False) -> str:
+    """Write the bidirectional layer `name` over `x`, (T, N, I) -> (T, N, 2H); return the output's name.
+
+    `steps` is T, or ONE_LINE where N is 1.
+    """
     assert isinstance(module, Recurrent)
-    sweep = Sweep(
+    layer = Sweep(
         module.cell, {"f": f"{name}.layers.0", "b": f"{name}.reversed_layers.0"}, name.replace(".", ""), steps
     )
     (size,) = module.hidden_sizes
-    return (_operator if graph.precision == "fp32" else _scan)(graph, sweep, x, size, pixels=pixels)
+    return (_operator if graph.precision == "fp32" else _scan)(graph, layer, x, size, pixels=pixels)
 
 
 @dataclass(frozen=True)
@@ -105,11 +115,15 @@ class Sweep:
     prefix: str  # of all its names
     steps: int
 
+    def shape(self, size: int) -> Array:
+        """The shape of a sequence of vectors of that size, of which one dimension is inferred."""
+        return np.array([-1, 1, size] if self.steps == ONE_LINE else [self.steps, -1, size])
+
 
 def _operator(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) -> str:
     """Write the layer as ONNX's operator, whose output is (T, 2, N, H)."""
     p, source = sweep.prefix, x
-    graph.constant(f"{p}_shape", np.array([sweep.steps, -1, 2 * size]))
+    graph.constant(f"{p}_shape", sweep.shape(2 * size))
     if pixels:
         source = f"{p}_grey"
         graph.lines += [f"{p}_real = Cast <to = 1> ({x})", f"{source} = Mul ({p}_real, pixel_step)"]
@@ -126,7 +140,7 @@ def _scan(graph: Graph, sweep: Sweep, x: str, size: int, *, pixels: bool) -> str
     p, parts, width = sweep.prefix, state_parts(sweep.cell), GATES[sweep.cell] * size
     input_size = graph.weights[f"{sweep.layers['f']}.weight_ih"].shape[1]
     graph.constant(f"{p}_flat", np.array([-1, input_size]))
-    shape = graph.constant(f"{p}_shape", np.array([sweep.steps, -1, width]))
+    shape = graph.constant(f"{p}_shape", sweep.shape(width))
     graph.lines.append(f"{p}_rows = Reshape ({x}, {p}_flat)")
     rows, grid = f"{p}_rows", PIXEL
     if not pixels:

@@ -140,6 +140,17 @@ class PerplexityAnswer(TypedDict):
     corpus: Score
 
 
+class NumberDigit(TypedDict):
+    """One digit of a number."""
+
+    digit: Annotated[int, Field(ge=0, le=9)]
+    confidence: Probability
+    box: Annotated[
+        list[int],
+        Field(min_length=4, max_length=4, description="Left, top, width and height in pixels of the upright image."),
+    ]
+
+
 class Digit(TypedDict):
     """The digit in an image."""
 
@@ -152,6 +163,15 @@ class Digit(TypedDict):
     reason: Annotated[str | None, Field(description="Reason of the rejection.")]
     framed: NotRequired[
         Annotated[str, Field(description="With framed=true: the model's 28x28 input, a PNG as a data URL.")]
+    ]
+    number: NotRequired[
+        Annotated[str | None, Field(description="With number=true: the number in the image. Null if there is none.")]
+    ]
+    number_confidence: NotRequired[
+        Annotated[float, Field(ge=0, le=1, description="With number=true: probability of the whole number.")]
+    ]
+    digits: NotRequired[
+        Annotated[list[NumberDigit], Field(description="With number=true: its digits, from left to right.")]
     ]
 
 

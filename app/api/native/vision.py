@@ -27,6 +27,7 @@ from app.api.native.schemas import Caption, CaptionsAnswer, CaptionWord, Digit, 
 from app.errors import InvalidField, SeqserveError
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
+from app.runtime.families.numbers import Number, ReadNumber
 from app.runtime.registry import Served
 
 TAGS: Final[list[str | Enum]] = ["vision"]
@@ -72,15 +73,24 @@ async def digits(
     registry: RegistryOf,
     deadline: Deadline,
     framed: Annotated[bool, Query(description="Return the model's input image as well.")] = False,
+    number: Annotated[bool, Query(description="Read a number of 1 to 12 digits in a row as well.")] = False,
     model: ModelName = None,
 ) -> Response:
-    """Read the digit in each image: ink or chalk, drawn, scanned or photographed. An image without one is rejected."""
+    """Read the digit in each image: ink or chalk, drawn, scanned or photographed.
+
+    An image without one, or with several, is rejected. With `number=true` a number is read as well, by the store's
+    number reader, and its image is not rejected.
+    """
     with registry.get(model, "digits") as served:
         found: list[Classification] = await image_answers(served, images, Classify, deadline)
+    numbers: list[Number | None] = [None] * len(found)
+    if number:
+        with registry.get(None, "numbers") as reader:
+            numbers = await image_answers(reader, images, ReadNumber, deadline)
     answer: DigitsAnswer = {
         "model": served.name,
         "version": served.version,
-        "results": [_digit(one, framed=framed) for one in found],
+        "results": [_digit(one, framed=framed) | _number(one, row) for one, row in zip(found, numbers, strict=True)],
     }
     return Response(to_json(answer), media_type="application/json")
 
@@ -147,6 +157,20 @@ def _digit(found: Classification, *, framed: bool) -> Digit:
     if framed:
         digit["framed"] = f"data:image/png;base64,{b64encode(image_files.png(found.framed)).decode()}"
     return digit
+
+
+def _number(found: Classification, number: Number | None) -> Digit:
+    """Return the fields of number=true; an image with a number is not rejected."""
+    if number is None:
+        return {}  # type: ignore[typeddict-item]  # a part of the answer
+    read = number.number is not None
+    return {  # type: ignore[typeddict-item]
+        "rejected": found.rejected and not read,
+        "reason": None if read else found.reason,
+        "number": number.number,
+        "number_confidence": number.confidence,
+        "digits": [{"digit": each.digit, "confidence": each.confidence, "box": each.box} for each in number.digits],
+    }
 
 
 def _captions(served: Served, found: Sequence[Description]) -> CaptionsAnswer:

@@ -1,4 +1,4 @@
-"""Model families: one predictor each for language models, digit readers and captioners.
+"""Model families: one predictor each for language models, readers of digits and numbers, and captioners.
 
 To add a family, write a module with its predictor and add a line to `FAMILIES`, or pass a mapping of your own to
 `create_app`.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from app.runtime.families import captions, digits, language_model
+from app.runtime.families import captions, digits, language_model, numbers
 from app.runtime.predictor import BundlePredictor
 
 
@@ -27,5 +27,6 @@ FAMILIES: Final[Mapping[str, Family]] = {
         "language_model", language_model.LanguageModelPredictor, "test_perplexity", language_model.usage
     ),
     "digits": Family("digits", digits.DigitsPredictor, "test_accuracy", digits.usage),
+    "numbers": Family("numbers", numbers.NumbersPredictor, "test_accuracy", numbers.usage),
     "captions": Family("captions", captions.CaptionsPredictor, "test_cider", captions.usage),
 }

@@ -8,7 +8,7 @@ import time
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import httpx
@@ -24,6 +24,7 @@ from app.api.native.schemas import CaptionsAnswer, DigitsAnswer
 from app.errors import DeadlineExceeded, InvalidField, NotReady, Overloaded
 from app.runtime.families.captions import Alternative, Describe, Description
 from app.runtime.families.digits import Classification, Classify
+from app.runtime.families.numbers import Number, NumberDigit, ReadNumber
 from app.runtime.predictor import Partial
 from tests.api.conftest import FakeServed, connect, listening, service
 
@@ -196,6 +197,28 @@ async def test_captions_passes_its_parameters_to_the_model_and_returns_the_answe
     others = [{"caption": f"another {place}", "log_probability": -5.0 - place} for place in range(2)]
     assert second.json()["results"] == [caption | {"caption": "a \u00e9t\u00e9 4", "alternatives": others}]
     TypeAdapter(CaptionsAnswer).validate_python(second.json(), strict=True, extra="forbid")
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_a_number_is_read_beside_the_digit_and_its_image_is_not_rejected(
+    vision: FakeVision, readable: bool
+) -> None:
+    several = Classification(
+        None, 0.0, [0.1] * 10, rejected=True, reason="several digits", framed=np.zeros((28, 28), np.uint8)
+    )
+    digits = [NumberDigit(4, 0.9, [1, 2, 3, 4]), NumberDigit(2, 0.8, [5, 2, 3, 4])]
+    number = Number("42", 0.75, digits, None) if readable else Number(None, 0.1, [], "no number to be read")
+
+    async def answering(payload: Any, deadline: float | None) -> Any:
+        return number if isinstance(payload, ReadNumber) else several
+
+    vision.answering = answering
+    (result,) = (await post(vision, "/digits?number=true", files=parts(png()))).json()["results"]
+    assert (result["rejected"], result["reason"]) == ((False, None) if readable else (True, "several digits"))
+    assert (result["number"], result["number_confidence"]) == (("42", 0.75) if readable else (None, 0.1))
+    assert result["digits"] == [asdict(digit) for digit in number.digits]
+    (plain,) = (await post(vision, "/digits", files=parts(png()))).json()["results"]
+    assert plain.keys() == {"digit", "confidence", "probabilities", "rejected", "reason"}
 
 
 @pytest.mark.parametrize(
