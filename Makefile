@@ -97,10 +97,10 @@ train = $(KEEP_MEMORY) $(BIN)/python -m training $(1) $(2) --run $(call run,$(1)
 run = $(or $(RUN),runs/$(1)-$(2))
 
 # Let glibc keep freed memory: each step allocates the same large arrays, and page faults would cost 25 % of it
-	$(BIN)/python -m training publish $(RUN) $(if $(DATA),--data $(DATA))
+KEEP_MEMORY = MALLOC_TOP_PAD_=1073741824 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 publish: $(DEVELOPMENT) ## publish a finished run into models_store: RUN=runs/language-model-cpu
-	$(BIN)/python -m training publish $(RUN)
+	$(BIN)/python -m training publish $(RUN) $(if $(DATA),--data $(DATA))
 
 lock: ## update requirements/ from pyproject.toml, with uv; delete the files first to upgrade all
 	uv pip compile $(LOCK) pyproject.toml --extra traces --extra train --extra test --output-file requirements/development.txt
