@@ -1,9 +1,11 @@
 """The page in a real browser, with the published models."""
 
+import ast
 import csv
 import io
 import json
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -497,7 +499,7 @@ def test_model_cards_show_metrics_plots_and_limits(opened: Opened, size: Viewpor
         plot.scroll_into_view_if_needed()
         expect(plot).to_have_js_property("complete", True)
         assert plot.evaluate("image => image.naturalWidth") > 0
-        card.locator("summary").click()
+        card.get_by_text("All metrics").click()
         expect(card.locator("details table").first).to_be_visible()
 
 
@@ -524,6 +526,27 @@ def test_html_in_a_model_card_is_escaped(opened: Opened, context: BrowserContext
 
 
 # --- Errors
+
+
+def test_a_card_has_the_request_of_a_program(opened: Opened, address: str, tmp_path: Path) -> None:
+    page = opened("models")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    (tmp_path / "digit.png").write_bytes(handwritten_one())
+    (tmp_path / "photo.jpg").write_bytes(photograph())
+    cards = page.locator(".card").all()
+    for card, answer in zip(cards, ('"suggestions"', '"digit":1', '"caption"'), strict=True):
+        card.get_by_text("Use it from your program").click()
+        texts = card.locator(".programs pre").all_inner_texts()
+        assert len(texts) == 4
+        assert all(address.partition("://")[2] in text for text in texts)
+        for text in texts[1:]:
+            ast.parse(text)
+        done = subprocess.run(["bash", "-c", texts[0]], cwd=tmp_path, capture_output=True, encoding="utf-8", check=True)
+        assert answer in done.stdout
+    page.get_by_role("button", name="Copy curl").first.click()
+    expect(page.get_by_text("Copied")).to_be_visible()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == cards[0].locator(".programs pre").first.inner_text()
 
 
 @pytest.mark.parametrize(("status", "words"), [(503, "The server is busy"), (429, "The rate limit")])

@@ -3,6 +3,7 @@
 import { createRequester, notice, reportErrors } from "./api.js";
 import { element, sections } from "./card.js";
 import { createElement } from "./format.js";
+import { programs } from "./programs.js";
 
 const FAMILIES = {
   language_model: {
@@ -49,6 +50,7 @@ async function ready({ name }) {
     createElement("div", { class: "about" }, ...shown(first), ...aside(rest, shown)),
     ...rest.filter(({ heading }) => LIMITATIONS.includes(heading)).map((section) => createElement("section", { class: "limits" }, createElement("h3", {}, section.heading), ...shown(section))),
     ...rest.filter(({ heading }) => RESULTS.includes(heading)).flatMap((section) => figures(section, shown)),
+    ...programs(model),
   );
 }
 
