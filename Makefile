@@ -20,7 +20,7 @@ PEERS = .venv-bench/.installed
 CLIENTS = .venv-clients/.installed
 RAY = .venv-ray/.installed
 
-.PHONY: help install serve test test-fast test-clients test-deploy test-ray check bench bench-cells bench-scale fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
+.PHONY: help install serve test test-fast test-clients test-deploy test-ray check bench bench-cells bench-neighbours bench-scale fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -64,6 +64,9 @@ bench: $(DEVELOPMENT) $(PEERS) ## benchmark against eager torch and other server
 	$(BIN)/python -m tests.bench.serving.soak --data $(CORPORA)
 	$(BIN)/python -m tests.bench.serving --data $(CORPORA)
 CORPORA = $(or $(DATA),$(TEST_DATA),$(error bench: DATA names the folder of ptb/, mnist/ and flickr8k/))
+
+bench-neighbours: $(DEVELOPMENT) ## measure a typist and a probe beside 30 hostile loads: 4 minutes
+	$(BIN)/python -m tests.bench.neighbours
 
 bench-cells: $(DEVELOPMENT) ## benchmark our LSTM variants against torch.nn.LSTM, in training
 	$(KEEP_MEMORY) $(BIN)/python tests/bench/cells.py

@@ -168,6 +168,7 @@ def open_registry(
     return Registry(
         settings.store,
         workers=settings.workers,
+        default_models=settings.models_by_family,
         threads=settings.threads,
         queue_size=settings.queue_size,
         batch_size=settings.batch_size,

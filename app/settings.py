@@ -46,6 +46,11 @@ class Settings(BaseSettings):
         default_factory=_default_store,
         description="Folder of published bundles; by default ./models_store, else the one beside the package.",
     )
+    default_models: str = Field(
+        "",
+        description="Comma-separated family=model pairs: the models of requests that name none, as "
+        "language_model=ptb,digits=digits. In other families it is the first model by name.",
+    )
     workers: int = Field(
         1, ge=1, le=64, description="Worker processes, each with its own queues, threads and state cache."
     )
@@ -113,6 +118,14 @@ class Settings(BaseSettings):
             ipaddress.ip_network(proxy)
         return proxies
 
+    @field_validator("default_models")
+    @classmethod
+    def _require_pairs(cls, pairs: str) -> str:
+        families = [_pair(pair)[0] for pair in _split(pairs)]
+        if len(set(families)) < len(families):
+            raise ValueError("expected one model a family")
+        return pairs
+
     @field_validator("cors_origins")
     @classmethod
     def _require_origins(cls, origins: str) -> str:
@@ -130,6 +143,11 @@ class Settings(BaseSettings):
                 f"found {self.rate_storage!r}, which each worker counts separately"
             )
         return self
+
+    @property
+    def models_by_family(self) -> dict[str, str]:
+        """The models of requests that name none."""
+        return dict(_pair(pair) for pair in _split(self.default_models))
 
     @property
     def origins(self) -> list[str]:
@@ -157,6 +175,13 @@ class Settings(BaseSettings):
         if self.unix_socket:
             return f"unix:{self.unix_socket}"
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def _pair(text: str) -> tuple[str, str]:
+    family, _, model = (part.strip() for part in text.partition("="))
+    if not family or not model:
+        raise ValueError(f"expected pairs like language_model=ptb, found {text!r}")
+    return family, model
 
 
 def _split(text: str) -> list[str]:

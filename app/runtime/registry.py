@@ -132,13 +132,15 @@ class Registry:
         cache_bytes: int,
         max_inline_batch: int = MAX_INLINE_BATCH,
         workers: int = 1,
+        default_models: Mapping[str, str] | None = None,
         metrics: Metrics,
         families: Mapping[str, Family] = FAMILIES,
         tokenizers: Mapping[str, type[Tokenizer]] = TOKENIZERS,
     ) -> None:
         """Open `store`, a folder of models; nothing is served before `load`. Raise BundleError if it is missing.
 
-        `families` and `tokenizers` are those that bundles may name.
+        `families` and `tokenizers` are those that bundles may name; `default_models` are the models of requests that
+        name none, by family.
         """
         self.store = store
         self.metrics = metrics
@@ -146,6 +148,7 @@ class Registry:
         self.changes = asyncio.Lock()  # held from before `load_version` until after `serve`
         self.current: dict[str, str] = {}  # version that each CURRENT named when it was last read
         self.max_inline_batch = max_inline_batch
+        self._default_models = default_models or {}
         self._families = families
         self._shareable = threads == 1
         self._load_predictor = partial(
@@ -292,13 +295,15 @@ class Registry:
         return [] if self.unready else list(self._served.values())
 
     def get(self, name: str | None, family: str) -> Served:
-        """Return the named model, or the family's first. Raise UnknownModel, or NotReady for one that is not served.
+        """Return the named model, or the family's default. Raise UnknownModel, or NotReady for one that is not served.
+
+        The default is that of the settings, else the first by name.
 
         Use it in a `with` block, which keeps this version open.
         """
         if self.unready:
             raise self.unready
-        if name is None:
+        if name is None and (name := self._default_models.get(family)) is None:
             for served in self._served.values():
                 if served.manifest.family == family:
                     return served

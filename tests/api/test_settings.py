@@ -47,6 +47,8 @@ def test_event_loops_give_all_light_turns_where_each_processor_has_a_worker(
         ("SEQSERVE_LOG_FORMAT", "xml", "'json'"),
         ("SEQSERVE_TRUSTED_PROXIES", "*", "IPv4 or IPv6"),
         ("SEQSERVE_TRUSTED_PROXIES", "10.0.0.1,proxy", "IPv4 or IPv6"),
+        ("SEQSERVE_DEFAULT_MODELS", "ptb", "expected pairs like language_model=ptb, found 'ptb'"),
+        ("SEQSERVE_DEFAULT_MODELS", "digits=a,digits=b", "expected one model a family"),
         ("SEQSERVE_CORS_ORIGINS", "example.org", "expected origins like https://example.org"),
         ("SEQSERVE_CORS_ORIGINS", "https://example.org/", "expected origins like https://example.org"),
     ],
@@ -117,6 +119,9 @@ def test_workers_do_not_each_count_the_same_callers_rates() -> None:
 
 
 def test_lists_are_parted_by_commas() -> None:
+    assert Settings().models_by_family == {}
+    chosen = Settings(default_models="language_model = ptb, digits=mnist")
+    assert chosen.models_by_family == {"language_model": "ptb", "digits": "mnist"}
     settings = Settings(trusted_proxies="10.0.0.0/8, ::1", cors_origins="https://a.example, http://b.example:81,")
     assert settings.origins == ["https://a.example", "http://b.example:81"]
 

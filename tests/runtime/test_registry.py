@@ -50,7 +50,7 @@ def probe(bundle: Bundle, **answers: Any) -> bytes:
     return json.dumps({**document, "answers": document["answers"] | answers}).encode()
 
 
-def load(store: Path, metrics: Metrics | None = None) -> Registry:
+def load(store: Path, metrics: Metrics | None = None, **options: Any) -> Registry:
     return Registry(
         store,
         threads=1,
@@ -58,6 +58,7 @@ def load(store: Path, metrics: Metrics | None = None) -> Registry:
         batch_size=8,
         cache_bytes=1 << 20,
         metrics=metrics or Metrics(CollectorRegistry()),
+        **options,
     ).load()
 
 
@@ -287,6 +288,17 @@ async def test_without_a_name_the_first_model_of_the_family_answers(store: Path)
     assert registry.get(None, "language_model").name == "other"
     with pytest.raises(NotReady, match="no digits model is ready"):
         registry.get(None, "digits")
+    await registry.close()
+
+
+async def test_without_a_name_the_default_model_of_the_settings_answers_and_no_other(store: Path) -> None:
+    registry = load(store, default_models={"language_model": "tiny"})
+    assert registry.get(None, "language_model").name == "tiny"
+    assert registry.get("other", "language_model").name == "other"
+    await registry.close()
+    registry = load(store, default_models={"language_model": "gone"})
+    with pytest.raises(UnknownModel, match="'gone': no such language_model model; available: other, tiny"):
+        registry.get(None, "language_model")
     await registry.close()
 
 

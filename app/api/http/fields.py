@@ -32,7 +32,10 @@ def _whole(number: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, AfterValidator(_unicode)]  # JSON can escape an unpaired surrogate
-ModelName = Annotated[Text | None, Field(description="The model to use; by default the first by name.")]
+ModelName = Annotated[
+    Text | None,
+    Field(description="The model to use; by default that of SEQSERVE_DEFAULT_MODELS, else the first by name."),
+]
 Probability = Annotated[float, Field(ge=0, le=1)]
 LogProbability = Annotated[float, Field(le=0, description="Natural logarithm of the probability.")]
 
