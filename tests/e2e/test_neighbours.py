@@ -1,33 +1,45 @@
-"""One person who types, and a probe, beside hostile loads on the same server."""
+"""One person who types, and a probe, beside hostile loads on the same server.
+
+`make bench-neighbours` measures all loads, for the times on a quiet machine. These bounds hold on a busy one.
+"""
 
 import pytest
 
-from tests.bench.neighbours import LOADS, STORE, Measured, measure
+from tests.bench.neighbours import LOADS, STORE, measure
 from tests.e2e.conftest import serving
 
-pytestmark = [pytest.mark.serial, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.serial
 
-SECONDS = 2.0
-TRIES = 3  # of a row: a fault repeats, the noise of a busy machine seldom does
-KEYSTROKE_MS, PROBE_MS = 100, 250  # more than alone
+SECONDS = 1.5
+TRIES = 3  # of a load: a fault repeats, the noise of a busy machine seldom does
+SLOWEST_MS = 1000  # of keystrokes and probes
 PEAK_MB = 700  # of the server's processes together
+CHOSEN = (
+    "texts of spaces",
+    "texts of signs",
+    "256 texts with alternatives",
+    "documents",
+    "JSON: nested lists",
+    "JSON: empty objects",
+    "images one pixel wide",
+    "PNG: chunks",
+    "GIF: blocks",
+    "BMP: run lengths",
+    "new connections",
+    "slow bodies",
+)
 
 
-@pytest.fixture(scope="module")
-def alone() -> Measured:
-    """The neighbours without a load, each time the slowest of several tries."""
-    with serving(STORE) as (client, process):
-        tries = [measure(0, client.base_url.port or 0, process.pid, SECONDS) for _ in range(TRIES)]
-    return Measured("nothing", max(one.keystroke_ms for one in tries), max(one.probe_ms for one in tries))
-
-
-@pytest.mark.parametrize("load", range(1, len(LOADS)), ids=[load.name for load in LOADS[1:]])
-def test_a_load_hurts_no_neighbour(load: int, alone: Measured) -> None:
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_load_hurts_no_neighbour(name: str) -> None:
+    load = [each.name for each in LOADS].index(name)
+    tries = []
     for _ in range(TRIES):
         with serving(STORE) as (client, process):
-            found = measure(load, client.base_url.port or 0, process.pid, SECONDS)
+            tries.append(found := measure(load, client.base_url.port or 0, process.pid, SECONDS))
+        assert found.keystrokes > 0
         assert found.refused == 0
         assert found.peak_mb <= PEAK_MB
-        if found.keystroke_ms <= alone.keystroke_ms + KEYSTROKE_MS and found.probe_ms <= alone.probe_ms + PROBE_MS:
+        if max(found.keystroke_ms, found.probe_ms) <= SLOWEST_MS:
             return
-    pytest.fail(f"alone {alone}, beside the load {found}")
+    pytest.fail(f"slower than {SLOWEST_MS} ms each time: {tries}")
