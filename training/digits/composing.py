@@ -127,3 +127,15 @@ def lit(ink: Ink, rng: Rng) -> Pixels:
     glow = cv2.GaussianBlur(ink, (0, 0), max(ink.shape) / 60) * np.float32(rng.uniform(0, 0.3))
     shine = np.maximum(ink, glow)[..., None]
     return levels(board * (1 - shine) + light * shine)
+
+
+def pair(digit: Pixels, other: Pixels, rng: Rng, gap: tuple[float, float]) -> Ink:
+    """Two digits on one line, `gap` heights apart."""
+    height = rng.uniform(50, 160)
+    first, second = enlarged(digit, height), enlarged(other, height * rng.uniform(0.85, 1.1))
+    start = max(first.shape[1] + round(height * rng.uniform(*gap)), 0)
+    ink = np.zeros((max(len(first), len(second)), max(start + second.shape[1], first.shape[1])), np.float32)
+    ink[-len(first) :, : first.shape[1]] = first
+    part = ink[-len(second) :, start : start + second.shape[1]]
+    np.maximum(part, second, out=part)
+    return ink

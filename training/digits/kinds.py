@@ -24,6 +24,7 @@ from training.digits.composing import (
     levels,
     lit,
     on_canvas,
+    pair,
     photographed_paper,
     plain,
     skeleton_points,
@@ -308,24 +309,12 @@ def garbled(digit: Pixels, _other: Pixels, rng: Rng) -> Pixels:
 
 def two_digits(digit: Pixels, other: Pixels, rng: Rng) -> Pixels:
     """Two digits side by side, apart."""
-    return plain(on_canvas(_pair(digit, other, rng, (0.12, 0.5)), rng, (0.2, 0.5)), rng)
+    return plain(on_canvas(pair(digit, other, rng, (0.12, 0.5)), rng, (0.2, 0.5)), rng)
 
 
 def touching_digits(digit: Pixels, other: Pixels, rng: Rng) -> Pixels:
     """Two digits side by side that touch or overlap a little."""
-    return plain(on_canvas(_pair(digit, other, rng, (-0.15, -0.03)), rng, (0.2, 0.5)), rng)
-
-
-def _pair(digit: Pixels, other: Pixels, rng: Rng, gap: tuple[float, float]) -> Ink:
-    """Two digits on one line, `gap` heights apart."""
-    height = rng.uniform(50, 160)
-    first, second = enlarged(digit, height), enlarged(other, height * rng.uniform(0.85, 1.1))
-    start = max(first.shape[1] + round(height * rng.uniform(*gap)), 0)
-    ink = np.zeros((max(len(first), len(second)), max(start + second.shape[1], first.shape[1])), np.float32)
-    ink[-len(first) :, : first.shape[1]] = first
-    part = ink[-len(second) :, start : start + second.shape[1]]
-    np.maximum(part, second, out=part)
-    return ink
+    return plain(on_canvas(pair(digit, other, rng, (-0.15, -0.03)), rng, (0.2, 0.5)), rng)
 
 
 DIGIT_KINDS: Final[dict[str, Compose]] = {  # images that show one digit
