@@ -40,18 +40,19 @@ LANGUAGE_MODEL = replace(
     precision="32-true",
 )
 DROPOUT = ("input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout", "weight_drop")
-DIGITS = replace(
-    digits.PRESETS["best"],
+DIGITS = digits.DigitsConfig(  # without augmentation
+    reader="renet",
+    cell="gru",
     hidden_sizes=(4, 6),
     patches=(4, 7),
     batch_size=20,
     samples=120,
-    precision="32-true",
-    dropout=0.0,
-    p_elastic=0.0,
-    p_degraded=0.0,
-    p_printed=0.0,
-    negatives=0.0,
+    label_smoothing=0.02,
+    optimiser="adamw",
+    learning_rate=4e-3,
+    schedule="one-cycle",
+    clip=1.0,
+    average=0.9,
 )
 SUBWORD = replace(
     subword_recipe.PRESETS["everyday"],

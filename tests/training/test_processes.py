@@ -60,7 +60,7 @@ def test_processes_stopped_after_every_step_end_as_undisturbed_ones(two: Path) -
     assert_same_run(Run(two / "whole"), Run(two / "pieces"))
 
 
-@pytest.mark.timeout(300)  # twice three processes import torch
+@pytest.mark.timeout(600)  # twice three processes import torch
 def test_a_killed_process_ends_the_run_with_an_error_and_is_resumed(source: Source, tmp_path: Path) -> None:
     texts = [str(part) for split in SPLITS for part in (f"--{split}", source.files[split])]
     sizes = ["--embedding-size", "12", "--hidden-sizes", "12", "--batch-size", "4", "--steps", "6"]
