@@ -20,13 +20,14 @@ from tests.e2e.conftest import serving
 SERVERS: Final = 3
 WRITERS: Final = 9
 TEXT: Final = "shares of new york banks rose in the market says a trading company it was".split()
-DOCUMENT: Final = "the company said profits rose " * 200  # most requests in flight are of this kind
-PROGRESS: Final = 6  # answers of each writer
+DOCUMENT: Final = "the company said profits rose " * 50  # most requests in flight are of this kind
+PROGRESS: Final = 4  # answers of each writer
 ONCE: Final = Retries(attempts=1)  # the proxy retries, not the client
 
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.serial,
+    pytest.mark.timeout(300),  # nine starts of a server
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed: Debian package nginx-light"),
 ]
 
