@@ -34,6 +34,7 @@ from app.runtime.registry import Registry
 from app.runtime.scheduler import MAX_INLINE_BATCH
 from app.settings import Settings
 from app.text import TOKENIZERS, Tokenizer
+from app.text.blocked_words import BLOCKED_WORDS, blocked_words
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +175,7 @@ def open_registry(
         batch_size=settings.batch_size,
         max_inline_batch=MAX_INLINE_BATCH if settings.workers < _processors() else settings.batch_size,
         cache_bytes=settings.cache_mb * 2**20,
+        blocked=BLOCKED_WORDS | blocked_words(*filter(None, [settings.blocked_words_file])),
         metrics=metrics,
         families=families,
         tokenizers=tokenizers,

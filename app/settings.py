@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import DirectoryPath, Field, ValidationError, field_validator, model_validator
+from pydantic import DirectoryPath, Field, FilePath, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsError
@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     )
     batch_size: int = Field(32, ge=2, le=1024, description="Largest batch of one model.")
     cache_mb: int = Field(64, ge=0, description="State cache of one model in one worker, in MiB; 0 turns it off.")
+    blocked_words_file: FilePath | None = Field(
+        None, description="File of further words never to suggest, one a line, beside the slurs that are built in."
+    )
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body of /perplexity, in bytes.")
     max_upload_bytes: int = Field(
         64 * 2**20, ge=1024, description="Largest request body of /digits and /captions, in bytes."

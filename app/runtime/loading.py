@@ -7,7 +7,7 @@ probe.json holds `{"payload": ..., "answers": {"int8": ..., "fp32": ...}}`, and 
 import ctypes
 import gc
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -17,6 +17,7 @@ from app.errors import BundleError
 from app.runtime.families import FAMILIES, Family
 from app.runtime.predictor import BundlePredictor, ObserveCache, Resources, ignore
 from app.text import TOKENIZERS, Tokenizer
+from app.text.blocked_words import BLOCKED_WORDS
 
 CARD: Final = "README.md"
 PROBE: Final = "probe.json"
@@ -41,6 +42,7 @@ def load_predictor(
     *,
     threads: int = 1,
     cache_bytes: int = 0,
+    blocked: Set[str] = BLOCKED_WORDS,
     observe_cache: ObserveCache = ignore,
     families: Mapping[str, Family] = FAMILIES,
     tokenizers: Mapping[str, type[Tokenizer]] = TOKENIZERS,
@@ -54,7 +56,7 @@ def load_predictor(
     if family is None:
         expected, found = ", ".join(families), bundle.manifest.family
         raise BundleError(f"{bundle.folder}: family: expected one of {expected}, found {found!r}")
-    resources = Resources(threads, cache_bytes, tokenizers, observe_cache)
+    resources = Resources(threads, cache_bytes, tokenizers, observe_cache, blocked)
     open_graphs = partial(family.predictor.open, bundle, resources=resources)
     try:
         _check_card(bundle)

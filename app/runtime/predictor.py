@@ -1,7 +1,7 @@
 """The interface of a model to evaluation and to the scheduler: payloads in, scheduling steps, answers out."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
@@ -9,6 +9,7 @@ from app.bundle import Bundle
 from app.errors import BundleError
 from app.runtime.onnx_session import Precision
 from app.text import TOKENIZERS, Tokenizer, read_tokenizer
+from app.text.blocked_words import BLOCKED_WORDS
 
 Payload = TypeVar("Payload", contravariant=True)
 Example = TypeVar("Example")
@@ -63,6 +64,7 @@ class Resources:
     cache_bytes: int = 0  # of the state cache
     tokenizers: Mapping[str, type[Tokenizer]] = field(default_factory=lambda: TOKENIZERS)  # by name in manifests
     observe_cache: ObserveCache = ignore  # called after a step with the context tokens found in the cache and read
+    blocked: Set[str] = BLOCKED_WORDS  # case-folded words that are never suggested
 
     def tokenizer(self, bundle: Bundle, size: int) -> Tokenizer:
         """Read a bundle's tokenizer of `size` tokens. Raise BundleError for another file than its manifest tells."""

@@ -6,7 +6,7 @@ holds a lease on the `Served` that it started with: a replaced version closes on
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Set
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from app.runtime.predictor import Partial
 from app.runtime.preprocessing import Payload, Preprocessor
 from app.runtime.scheduler import MAX_INLINE_BATCH, Scheduler
 from app.text import TOKENIZERS, Tokenizer
+from app.text.blocked_words import BLOCKED_WORDS
 
 LOADING: Final = "loading"
 
@@ -130,6 +131,7 @@ class Registry:
         queue_size: int,
         batch_size: int,
         cache_bytes: int,
+        blocked: Set[str] = BLOCKED_WORDS,
         max_inline_batch: int = MAX_INLINE_BATCH,
         workers: int = 1,
         default_models: Mapping[str, str] | None = None,
@@ -152,7 +154,12 @@ class Registry:
         self._families = families
         self._shareable = threads == 1
         self._load_predictor = partial(
-            load_predictor, threads=threads, cache_bytes=cache_bytes, families=families, tokenizers=tokenizers
+            load_predictor,
+            threads=threads,
+            cache_bytes=cache_bytes,
+            families=families,
+            tokenizers=tokenizers,
+            blocked=blocked,
         )
         self._scheduler = partial(
             Scheduler,

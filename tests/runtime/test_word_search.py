@@ -151,6 +151,16 @@ def test_a_keystroke_inside_a_word_and_a_word_that_was_suggested_are_read_alread
     assert [len(segment.tokens) for segment in network.segments[0]] == [0]  # its state is known
 
 
+def test_blocked_words_are_not_suggested(tokenizer: SubwordTokenizer) -> None:
+    (answer,) = suggest(predictor(tokenizer), "I help ", top_k=4)
+    words = [suggestion.text for suggestion in answer.suggestions]
+    blocking = predictor(tokenizer, blocked={words[0].casefold(), words[2].casefold()})
+    (found,) = suggest(blocking, "I help ", top_k=2)
+    assert [suggestion.text for suggestion in found.suggestions] == [words[1], words[3]]
+    (runs,) = suggest(blocking, "I help ", top_k=4, words=2)
+    assert all(words[0] not in suggestion.text.split() for suggestion in runs.suggestions)
+
+
 def test_runs_of_words_are_continued_by_whole_words(tokenizer: SubwordTokenizer) -> None:
     model = predictor(tokenizer)
     (answer,) = suggest(model, "I ", words=3, top_k=5)

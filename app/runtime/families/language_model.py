@@ -1,7 +1,7 @@
 """The language model's predictor: next words and scores, one scheduling step at a time."""
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
@@ -16,6 +16,7 @@ from app.runtime.scores import TextScore, TokenScore
 from app.runtime.state_cache import Entry, StateCache
 from app.runtime.word_search import Criteria, Word, next_words, request, runs_of_words
 from app.text import Following, Prefix, Token, Tokenizer
+from app.text.blocked_words import BLOCKED_WORDS
 
 Mode: TypeAlias = Literal["document", "sentence"]
 Steps: TypeAlias = Generator[list[Segment], list[Reading], Any]
@@ -133,8 +134,12 @@ class LanguageModelPredictor:
         cache: StateCache,
         chunk: int = CHUNK,
         observe_cache: ObserveCache = ignore,
+        blocked: Set[str] = BLOCKED_WORDS,
     ) -> None:
-        """`observe_cache` is called after each step with the context tokens found in the cache and those read."""
+        """`observe_cache` is called after each step with the context tokens found in the cache and those read.
+
+        `blocked`: case-folded words that are never suggested.
+        """
         self.tokenizer = tokenizer
         self.precision = precision
         self._engine = engine
@@ -145,7 +150,11 @@ class LanguageModelPredictor:
         after_end = Segment(engine.initial_state(), [tokenizer.end])
         self._start = engine.run([after_end])[0].state
         self._completer = Completer(tokenizer, self._start, cache, chunk, self._lookups)
-        self._never = tuple(token for token in (tokenizer.end, tokenizer.unknown) if token is not None)
+        self._blocked = blocked
+        self._never = [tokenizer.end]
+        if tokenizer.unknown is not None:  # of a closed vocabulary, in which each word is a token
+            of_words = (token for token, text in enumerate(tokenizer.strings) if text.casefold() in blocked)
+            self._never += [tokenizer.unknown, *of_words]
 
     @classmethod
     def open(
@@ -161,6 +170,7 @@ class LanguageModelPredictor:
             cache=StateCache(resources.cache_bytes),
             chunk=chunk,
             observe_cache=resources.observe_cache,
+            blocked=resources.blocked,
         )
 
     def prepare(self, payload: Suggest | Score | Complete) -> Example:
@@ -254,7 +264,7 @@ class LanguageModelPredictor:
     def _suggest(self, payload: Suggest, prefix: Prefix) -> Steps:
         following = prefix.following(())
         beam = BEAM if following.whole else WORD_BEAM
-        criteria = Criteria(max(payload.top_k, beam if payload.words > 1 else 0), self._never, ())
+        criteria = Criteria(max(payload.top_k, beam if payload.words > 1 else 0), self._never, self._blocked)
         cached, entry = self._cache.longest(prefix.ids)
         self._lookups.append((cached, len(prefix.ids) - cached))
         reading = _known(entry, following) if cached == len(prefix.ids) else None

@@ -385,6 +385,14 @@ def test_runs_of_words_are_those_that_exhaustive_search_finds(
     assert {len(path) for _, path in found[:2000]} == {1, 2, 3}  # some ended early
 
 
+@pytest.mark.parametrize("text", ["the company ", "the company"])
+def test_blocked_words_are_not_suggested(tiny_bundle: Bundle, int8: LanguageModelPredictor, text: str) -> None:
+    complete = text.endswith("y")
+    words = [suggestion.text for suggestion in suggest(int8, text, top_k=3, complete=complete)]
+    blocking = LanguageModelPredictor.open(tiny_bundle, "int8", Resources(blocked={words[0]}))
+    assert [found.text for found in suggest(blocking, text, top_k=2, complete=complete)] == words[1:3]
+
+
 def test_a_run_of_words_holds_neither_unk_nor_the_end_of_a_sentence(int8: LanguageModelPredictor) -> None:
     for suggestion in suggest(int8, "the company", top_k=500, words=3):
         assert "<" not in suggestion.text
