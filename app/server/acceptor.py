@@ -70,16 +70,22 @@ class Acceptor:
         """Stop accepting, the last worker once it has accepted every connection that a client has opened."""
         self._counts[self._index] = ABSENT
         if all(count == ABSENT for count in self._counts):
-            sockets.stop_handshakes(self._listening)
+            stopped = sockets.stop_handshakes(self._listening)
             await asyncio.sleep(HANDSHAKE_S)
-            while self._accept():
+            own = None
+            while self._accept() or not (stopped or (own := sockets.fill_backlog(self._listening))):
                 pass
+            self.close()
+            self._listening.close()
+            if own:
+                own.close()
         self.close()
 
     def close(self) -> None:
         """Stop accepting."""
         self._counts[self._index] = ABSENT
-        self._loop.remove_reader(self._listening)
+        if self._listening.fileno() >= 0:
+            self._loop.remove_reader(self._listening)
         if self._timer:
             self._timer.cancel()
 

@@ -24,7 +24,7 @@ from app.runtime.families import FAMILIES, Family
 from app.runtime.loading import freeze_heap
 from app.runtime.metrics import Metrics, Shared
 from app.server import protocol, sockets
-from app.server.acceptor import ABSENT, Counts
+from app.server.acceptor import ABSENT
 from app.server.shutdown import GracefulServer
 from app.server.supervisor import Heartbeat, Supervisor
 from app.settings import Settings, unknown_variables
@@ -52,17 +52,16 @@ def serve(
     listening = sockets.listen(settings)
     if not settings.unix_socket:
         settings = settings.model_copy(update={"port": listening.getsockname()[1]})
-    counts = RawArray(ctypes.c_int, [ABSENT] * settings.workers)
     if settings.workers == 1:
         app = create_app(settings, families=families, tokenizers=tokenizers, dialects=dialects)
-        _run(GracefulServer(_config(app, settings), 0, counts), listening)
+        _run(GracefulServer(_config(app, settings), 0, (ctypes.c_int * 1)(ABSENT)), listening)
         return 0
     try:
         temporary = tempfile.TemporaryDirectory(prefix="seqserve-")
     except FileNotFoundError as error:  # there is no writable one
         raise SettingsError(f"SEQSERVE_WORKERS: expected a folder for temporary files: {error.strerror}") from error
     with temporary as folder:
-        return _supervise(settings, listening, counts, Path(folder), families, tokenizers, dialects)
+        return _supervise(settings, listening, Path(folder), families, tokenizers, dialects)
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -95,7 +94,6 @@ def _run(server: uvicorn.Server, listening: socket.socket) -> None:
 def _supervise(
     settings: Settings,
     listening: socket.socket,
-    counts: Counts,
     folder: Path,
     families: Mapping[str, Family],
     tokenizers: Mapping[str, type[Tokenizer]],
@@ -103,6 +101,7 @@ def _supervise(
 ) -> int:
     """Run the workers, whose shared metrics lie in `folder`, and return the exit status."""
     pids = RawArray(ctypes.c_int, settings.workers)
+    counts = RawArray(ctypes.c_int, [ABSENT] * settings.workers)
     shared = Shared(folder, lambda: list(pids))
     shared.open()
     registry = open_registry(settings, Metrics(CollectorRegistry(), shared), families, tokenizers)

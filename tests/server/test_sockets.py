@@ -64,3 +64,18 @@ def test_open_connections_can_be_accepted_after_handshakes_have_stopped(tmp_path
                 accepted.close()
                 assert client.recv(1) == b"x"
                 client.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::"])  # noqa: S104
+def test_a_filled_backlog_takes_no_connection(host: str) -> None:
+    with sockets.listen(Settings(host=host, port=0)) as listening, socket.socket(listening.family) as early:
+        address = ("::1" if host == "::" else "127.0.0.1", listening.getsockname()[1])
+        early.connect(address)
+        assert sockets.fill_backlog(listening) is None, "the client's connection is to be accepted first"
+        listening.accept()[0].close()
+        own = sockets.fill_backlog(listening)
+        assert own
+        with own, socket.socket(listening.family) as late:
+            late.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                late.connect(address)
