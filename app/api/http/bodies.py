@@ -62,6 +62,7 @@ class JsonBody(Body):
 
     max_bytes: int
     cost: TextCost | None = None
+    max_values: int = MAX_VALUES  # of a large document
 
     def require_type(self, content_type: bytes | None) -> None:
         """Raise UnsupportedType unless it is JSON in UTF-8."""
@@ -71,7 +72,7 @@ class JsonBody(Body):
 
     async def read(self, scope: Scope, receive: Receive) -> Any:
         """Return the JSON document. Raise Malformed for another format, InvalidField for too many fields."""
-        return await document(await content(receive), scope, receive)
+        return await document(await content(receive), scope, receive, max_values=self.max_values)
 
     def units(self, content: Any, _scope: Scope) -> int:
         """Return the document's cost."""

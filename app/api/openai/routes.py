@@ -16,6 +16,7 @@ from app.api.openai import chat, completions, models, tokenization
 from app.api.openai.errors import ERRORS
 from app.api.openai.schemas import ChatAnswer, CompletionAnswer, DetokenizeAnswer, TokenizeAnswer
 
+MAX_IDS: Final = 2**19  # of a request: a corpus as one prompt
 STREAMED: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {EVENTS: {}}}}
 
 
@@ -40,7 +41,7 @@ def _routes(limits: BodyLimits, prefix: str) -> list[Endpoint]:
         Endpoint(
             f"{prefix}/v1/completions",
             completions.completions,
-            body=JsonBody(limits.texts, cost=completions.cost),
+            body=JsonBody(limits.texts, cost=completions.cost, max_values=MAX_IDS),
             response_model=CompletionAnswer,
             responses=errors | STREAMED,
             **options,
@@ -65,7 +66,7 @@ def _routes(limits: BodyLimits, prefix: str) -> list[Endpoint]:
         Endpoint(
             f"{prefix}/detokenize",
             tokenization.detokenize,
-            body=JsonBody(limits.texts, cost=tokenization.cost),
+            body=JsonBody(limits.texts, cost=tokenization.cost, max_values=MAX_IDS),
             response_model=DetokenizeAnswer,
             responses=errors,
             **options,

@@ -131,6 +131,13 @@ def test_a_large_answer_is_encoded_in_pieces(client: Client) -> None:
     assert found["choices"][0] | {"index": 1} == found["choices"][1]
 
 
+def test_a_corpus_of_ids_is_one_prompt(client: Client) -> None:
+    tokens = [3] * 70_000
+    assert len(client.post("/detokenize", json={"tokens": tokens}).json()["prompt"]) > len(tokens)
+    answer = client.post("/v1/completions", json={"prompt": tokens, "n": 0})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+
+
 @pytest.mark.anyio
 async def test_an_error_in_a_stream_is_its_last_event(served: FakeServed) -> None:
     async def streamed(example: Any, **_: Any) -> AsyncGenerator[Partial[Part, Completion], None]:
