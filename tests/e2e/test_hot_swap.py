@@ -28,6 +28,7 @@ SWAPS = 10
 ANSWERS = 30  # of a version, awaited before the next rollout
 LEAK = 800  # KiB, about: a version of `tiny` that is not released
 ACTIVATE = "/models/tiny/activate"
+PREPARED = 'seqserve_prepare_seconds_count{model="tiny"} 1.0'
 TEXTS = ["the company said", "he said the market fell", "profits rose in new york and", "third-quarter prices", ""]
 LINES = [f"the bank says {'profits rose ' * (n % 7)}shares fell" for n in range(40)]  # more than one batch
 SCORED = {"texts": LINES, "per_token": True}
@@ -170,7 +171,9 @@ async def test_under_traffic_a_text_is_scored_to_its_end_by_the_version_that_beg
     with serving(store) as (client, _):
         async with traffic(client.base_url, known) as load:
             scoring = asyncio.ensure_future(load.score(LONG, "long"))
-            await load.served_by("1")
+            async with asyncio.timeout(30):
+                while PREPARED not in (await load.client.get("/metrics")).text:  # the other texts need no thread
+                    pass
             await load.activate("2")
             assert not scoring.done()
             await load.served_by("2")
