@@ -133,6 +133,7 @@ class LingeringTransport:
 
     def lost(self) -> None:
         """Stop the timers: the connection is closed."""
+        self._closed = True
         if self._timer:
             self._timer.cancel()
 
