@@ -14,7 +14,7 @@ from tests.api.conftest import talk
 pytestmark = pytest.mark.anyio
 
 APP = Path(app.__file__).parent
-MOST_MODULES = 22
+MOST_MODULES = 20
 
 
 async def test_a_warm_keystroke_enters_few_modules(tiny_store: Path) -> None:

@@ -85,7 +85,7 @@ async def test_images_are_documented_as_a_form_and_as_a_raw_body(
 @pytest.mark.parametrize(
     ("path", "names"),
     [
-        ("/digits", {"framed", "model", "X-Request-Timeout", "X-Session-Id"}),
+        ("/digits", {"framed", "number", "model", "X-Request-Timeout", "X-Session-Id"}),
         ("/captions", {"beam", "alternatives", "model", "X-Request-Timeout", "X-Session-Id"}),
     ],
 )
