@@ -93,12 +93,18 @@ class LimitedProtocol(HttpToolsProtocol):
         self._disconnect()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio's
-        """Return whether to keep the connection open: its client sends no more, but reads the responses in flight."""
+        """Return whether to keep the connection open: its client sends no more, but reads the responses in flight.
+
+        A stream that has begun is closed: one who reads it keeps the connection open, and a client that has closed it
+        would be noticed at the next part only.
+        """
         self.transport.end()
         self._half_closed = True
         if self._in_head or self._in_body:
             self._close(heads.invalid("expected a complete request, found the end of the connection within it"))
         if self.transport.is_closing() or self._running is None or self._running.response_complete:
+            return False
+        if self._running.response_started and self._running.chunked_encoding:
             return False
         self.transport.watch(started=self._running.response_started)
         return True
