@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app import bundle as bundles
+
 # Settings of the developer's environment are removed.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.upper().startswith("SEQSERVE_")}
 
@@ -72,7 +74,9 @@ def damaged_store(tiny_store: Path, tmp_path: Path) -> Path:
     """A store of `tiny`, and of `broken`, which has a flipped bit."""
     store = tmp_path / "store"
     shutil.copytree(tiny_store, store)
-    shutil.copytree(tiny_store / "tiny", store / "broken")
+    tiny = bundles.read(store / "tiny" / bundles.current(store, "tiny"))
+    manifest = tiny.manifest.model_copy(update={"files": {}, "model": "broken", "version": "1"})
+    bundles.publish(store, manifest, {name: tiny.path(name) for name in tiny.manifest.files})
     vocabulary = store / "broken" / "1" / "vocabulary.txt"
     content = bytearray(vocabulary.read_bytes())
     content[0] ^= 1

@@ -4,6 +4,7 @@ Authorization, rate limits and the OpenAPI document are derived from them; a rou
 admin scope.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeAlias, cast
@@ -24,6 +25,7 @@ from app.api.http.context import RequestContext, request_context
 from app.api.http.disconnects import while_connected
 from app.api.http.keys import KeyScope
 from app.api.http.uploads import Upload
+from app.errors import DeadlineExceeded
 
 UNDECLARED: Final[KeyScope] = "admin"
 ANY: Final = "*"
@@ -108,6 +110,8 @@ class Endpoint(APIRoute):
             errors += faults
         if errors:
             raise RequestValidationError(errors)
+        if time.monotonic() >= context.deadline:
+            raise DeadlineExceeded(f"the body took longer than the {context.timeout_s:g} s of the request")
         return await while_connected(scope, receive, self._call(Request(scope), values))
 
     def _head(self, scope: Scope, fields: Mapping[bytes, bytes]) -> tuple[dict[str, Any], list[Any]]:

@@ -81,8 +81,20 @@ class PerplexityAnswer:
 
 
 @dataclass(frozen=True)
+class NumberDigit:
+    """One digit of a number; its box is left, top, width and height in pixels of the upright image."""
+
+    digit: int
+    confidence: float
+    box: list[int]
+
+
+@dataclass(frozen=True)
 class Digit:
-    """The digit in an image, or None with the reason of the rejection; `framed` is a PNG as a data URL."""
+    """The digit in an image, or None with the reason of the rejection; `framed` is a PNG as a data URL.
+
+    `number`, `number_confidence` and `digits`, from left to right, are those of an image read as a number.
+    """
 
     digit: int | None
     confidence: float
@@ -90,6 +102,9 @@ class Digit:
     rejected: bool
     reason: str | None
     framed: str | None = None
+    number: str | None = None
+    number_confidence: float | None = None
+    digits: list[NumberDigit] | None = None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class DigitsOptions(TypedDict, total=False):
     """Options of `digits`."""
 
     framed: bool  # return the model's input image as well
+    number: bool  # read a number of 1 to 12 digits as well
     model: str
 
 

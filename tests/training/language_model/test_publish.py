@@ -60,7 +60,7 @@ def test_a_bundle_stands_in_the_store_as_the_current_version(published: Bundle, 
     assert bundles.models(store) == ["tiny"]
     assert bundles.current(store, "tiny") == "v1"
     assert published.manifest.files.keys() == FILES
-    assert {path.name for path in published.folder.iterdir()} == FILES | {"manifest.json"}
+    assert {path.name for path in published.folder.iterdir()} == FILES | {"manifest.json", "manifest.sha256"}
 
 
 def test_the_manifest_tells_where_the_model_comes_from(
