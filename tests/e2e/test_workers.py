@@ -22,8 +22,6 @@ import pytest
 from app import bundle as bundles
 from tests.e2e.conftest import ENVIRONMENT, seqserve, serving
 
-pytestmark = pytest.mark.serial
-
 WAIT_S = 30
 TEXT = {"text": "the company said profits", "top_k": 3}
 COUNTED = re.compile(r'^seqserve_requests_total\{.*route="/next-word".*\} (\S+)$', re.MULTILINE)
