@@ -67,7 +67,7 @@ class Resources:
     blocked: Set[str] = BLOCKED_WORDS  # case-folded words that are never suggested
 
     def tokenizer(self, bundle: Bundle, size: int) -> Tokenizer:
-        """Read a bundle's tokenizer of `size` tokens. Raise BundleError for another file than its manifest tells."""
+        """Read a bundle's tokenizer of `size` tokens. Raise BundleError unless the file is that of the manifest."""
         expected = bundle.manifest.vocabulary_sha256
         try:
             found = read_tokenizer(bundle.manifest.normalisation or "whitespace", bundle.text, self.tokenizers)

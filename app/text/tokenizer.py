@@ -55,7 +55,7 @@ class Prefix(Protocol):
         ...
 
     def following(self, tokens: tuple[int, ...]) -> Following:
-        """Return the tokens that may come after the first `tokens` of the word."""
+        """Return the tokens that may come after the first `tokens` of the word; cheap to ask again."""
         ...
 
     def after(self) -> "Prefix":

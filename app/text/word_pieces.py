@@ -10,6 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -107,7 +108,7 @@ class _Table:
         return np.concatenate([longer, np.array(shorter, np.int64)]), covers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SubwordPrefix:
     """The `Prefix` of a text whose words are pieces."""
 
@@ -127,12 +128,22 @@ class SubwordPrefix:
 
     def following(self, tokens: tuple[int, ...]) -> Following:
         """Return the pieces that go on in the word; see `Prefix`."""
-        pieces, kept = self.tokenizer.word_pieces, any(mark in self.word for mark in _APOSTROPHES)
-        key = _key(_plain(self.word).encode("utf-8", "surrogatepass"), kept)
-        if tokens:
-            rest = key[pieces.key_length(tokens, kept) :]
-            return pieces.typed_inside(rest, kept) if rest else pieces.inner
+        if not tokens:
+            return self._first
+        pieces, (key, kept) = self.tokenizer.word_pieces, self._typed_key
+        rest = key[pieces.key_length(tokens, kept) :]
+        return pieces.typed_inside(rest, kept) if rest else pieces.inner
+
+    @cached_property
+    def _first(self) -> Following:
+        pieces, (key, kept) = self.tokenizer.word_pieces, self._typed_key
         return pieces.typed_beginning(key, kept, spaced=self.spaced) if key else pieces.beginning(glued=self.glued)
+
+    @cached_property
+    def _typed_key(self) -> tuple[str, bool]:
+        """The key of the typed part, and whether it has apostrophes to compare."""
+        kept = any(mark in self.word for mark in _APOSTROPHES)
+        return _key(_plain(self.word).encode("utf-8", "surrogatepass"), kept), kept
 
     def after(self) -> "SubwordPrefix":
         """Return the prefix of the word after this one."""

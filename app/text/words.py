@@ -151,7 +151,10 @@ class WordTokenizer(ABC):
             words = completion.context if completion else context(text, self)
             found = (word for word, number in zip(words, ids, strict=True) if number == self.unknown)
             unknown = list(dict.fromkeys(text[word.start : word.end] for word in found))
-        return WordPrefix(ids, unknown, self, completion)
+        if completion is None:
+            return WordPrefix(ids, unknown, self, None, _ANY)
+        candidates = self.suggestable if completion.candidates is None else np.sort(completion.candidates)
+        return WordPrefix(ids, unknown, self, completion, Following(candidates, whole=True))
 
     @cached_property
     def suggestable(self) -> Ids:
@@ -210,6 +213,7 @@ class WordPrefix:
     unknown_words: list[str]
     tokenizer: WordTokenizer
     completion: Completion | None
+    words: Following  # that may be the next one
 
     @property
     def typed(self) -> bool:
@@ -218,14 +222,11 @@ class WordPrefix:
 
     def following(self, tokens: tuple[int, ...]) -> Following:  # noqa: ARG002
         """Return the words that may be the next one."""
-        if self.completion is None:
-            return _ANY
-        candidates = self.completion.candidates
-        return Following(self.tokenizer.suggestable if candidates is None else np.sort(candidates), whole=True)
+        return self.words
 
     def after(self) -> "WordPrefix":
         """Return no constraint."""
-        return WordPrefix([], [], self.tokenizer, None)
+        return WordPrefix([], [], self.tokenizer, None, _ANY)
 
     def text(self, tokens: Sequence[int]) -> str | None:
         """Return the words as a person would type them, the first as the completion of its typed part."""
