@@ -1,6 +1,7 @@
 """Queued examples of one model: their bounds, and the order in which they get their steps."""
 
 import asyncio
+from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -64,14 +65,12 @@ class Lane:
     def __iter__(self) -> Iterator[Job]:
         return chain(self._short, self._long)
 
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Append new jobs, and those that need another step."""
-        for job in jobs:
-            if job.steps < MAX_SHORT_STEPS:
-                self._short.append(job)
-            else:
-                self._long.append(job)
-                self._long.sort(key=lambda job: job.accepted)
+    def add(self, job: Job) -> None:
+        """Add a new job, or one that needs another step."""
+        if job.steps < MAX_SHORT_STEPS:
+            self._short.append(job)
+        else:
+            insort(self._long, job, key=lambda job: job.accepted)
 
     def remove(self, jobs: Iterable[Job]) -> None:
         """Remove the jobs that are queued here."""
@@ -121,8 +120,8 @@ class JobQueue:
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Append jobs to their lanes, also to full ones."""
-        self._interactive.add(job for job in jobs if not job.bulk)
-        self._bulk.add(job for job in jobs if job.bulk)
+        for job in jobs:
+            (self._bulk if job.bulk else self._interactive).add(job)
 
     def remove(self, jobs: Sequence[Job]) -> None:
         """Remove the jobs that are queued."""
