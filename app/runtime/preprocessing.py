@@ -30,7 +30,7 @@ class Payload(Protocol):
 
     @property
     def bulk(self) -> bool:
-        """True for a document or one of several payloads of a request: no person waits for each of them."""
+        """True for a document: no person waits for it."""
         ...
 
 

@@ -78,13 +78,16 @@ class Served:
         """The arithmetic in use: the published one, or fp32 if int8 failed the probe on this machine."""
         return self.predictor.precision
 
-    async def answer(self, payload: Payload, *, deadline: float | None = None) -> Any:
-        """Prepare `payload` and return its answer; `deadline` is a time of time.monotonic."""
+    async def answer(self, payload: Payload, *, deadline: float | None = None, bulk: bool = False) -> Any:
+        """Prepare `payload` and return its answer; `deadline` is a time of time.monotonic.
+
+        `bulk`: one of several payloads of a request: no person waits for each of them.
+        """
         if payload.slow:
             example = await self.prepared(lambda: payload, deadline=deadline)
         else:
             example = self.predictor.prepare(payload)
-        return await self.submit(example, deadline=deadline, bulk=payload.bulk)
+        return await self.submit(example, deadline=deadline, bulk=bulk or payload.bulk)
 
     async def prepared(
         self, make: Callable[[], Payload], *, at_once: bool = False, deadline: float | None = None

@@ -25,7 +25,7 @@ from app.runtime.loading import Loaded
 from app.runtime.metrics import Metrics
 from app.runtime.onnx_session import Precision
 from app.runtime.registry import Registry, Served
-from app.runtime.scores import TextScore, TokenScore
+from app.runtime.scores import Alternative, TextScore, TokenScore
 from app.server import protocol
 from app.settings import Settings
 
@@ -40,7 +40,7 @@ async def plausible(payload: Any, deadline: float | None) -> Any:
         return Suggestions([Suggestion("the", 0.5, -0.693)], len(payload.text.split()) + 1, ["zyx"], 1)
     assert isinstance(payload, Score)
     words = payload.text.split()
-    alternatives = [("the", -1.5)] * payload.alternatives
+    alternatives = [Alternative("the", -1.5)] * payload.alternatives
     rows = [TokenScore(word, 0, 1, -2.0, 1, False, alternatives) for word in [*words, "<eos>"]]
     return TextScore(
         log_likelihood=-2.0 * len(rows),
@@ -89,7 +89,7 @@ class FakeServed(Served):
     def closed(self) -> bool:
         return cast(NoScheduler, self.scheduler).closed
 
-    async def answer(self, payload: Any, *, deadline: float | None = None) -> Any:
+    async def answer(self, payload: Any, *, deadline: float | None = None, bulk: bool = False) -> Any:  # noqa: ARG002
         return await self.answering(payload, deadline)
 
 

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
 from app.api.dialects import DIALECTS
 from app.api.http import problems
@@ -101,7 +101,7 @@ async def test_captions_are_documented_as_json_and_as_events(document: dict[str,
 
 
 @pytest.mark.parametrize("schema", [NextWord, Perplexity])
-async def test_examples_are_taken(document: dict[str, Any], schema: type[BaseModel]) -> None:
+async def test_examples_are_taken(document: dict[str, Any], schema: type) -> None:
     examples = document["components"]["schemas"][schema.__name__]["examples"]
     assert examples
-    assert all(schema.model_validate(example) for example in examples)
+    assert all(TypeAdapter(schema).validate_python(example) for example in examples)

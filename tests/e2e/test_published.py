@@ -114,9 +114,9 @@ def test_suggestions_match_scores_and_probabilities_sum_to_one(bundle: Bundle) -
     for position, word in enumerate(scored.token_scores[:-1]):
         (answer,) = answer_all(predictor, [predictor.prepare(Suggest(WORDS[: word.start], top_k=50))])
         assert answer.context_tokens == position
-        expected = [value for token, value in word.alternatives if token not in ("<eos>", "<unk>")][:50]
+        expected = [each.log_probability for each in word.alternatives if each.token not in ("<eos>", "<unk>")][:50]
         assert [one.log_probability for one in answer.suggestions] == pytest.approx(expected, abs=1e-5)
-        assert sum(np.exp(value) for _, value in word.alternatives) == pytest.approx(1, abs=1e-5)
+        assert sum(np.exp(each.log_probability) for each in word.alternatives) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_server_is_ready_within_3_cpu_seconds_and_400_mib() -> None:

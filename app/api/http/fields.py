@@ -1,43 +1,19 @@
-"""Field types that the requests and answers of every dialect are made of."""
+"""Field types that the requests of every dialect are made of, beside those of payloads."""
 
 from typing import Annotated, Any, Final
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema
+
+from app.runtime.fields import Text
 
 NULL: Final = {"type": "null"}
 
-
-def _unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("unicode", "expected Unicode without unpaired surrogates") from error
-    return text
-
-
-def _whole(number: Any) -> Any:
-    """Convert 2.0 to 2: JSON Schema, unlike pydantic's strict mode, counts it as an integer."""
-    return int(number) if isinstance(number, float) and number.is_integer() else number
-
-
-Count = Annotated[int, BeforeValidator(_whole)]
-Text = Annotated[str, AfterValidator(_unicode)]  # JSON can escape an unpaired surrogate
 ModelName = Annotated[
     Text | None,
     Field(description="The model to use; by default that of SEQSERVE_DEFAULT_MODELS, else the first by name."),
 ]
-Probability = Annotated[float, Field(ge=0, le=1)]
-LogProbability = Annotated[float, Field(le=0, description="Natural logarithm of the probability.")]
 
 
 class TolerantModel(BaseModel):

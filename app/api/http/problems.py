@@ -44,6 +44,10 @@ CLIENT_CLOSED_REQUEST: Final = 499  # the client disconnected before the respons
 NOT_READY_RETRY_S: Final = 2  # loading takes about a second
 MAX_FIELDS: Final = 20  # a body can have a million invalid fields; more are not reported
 MAX_SHOWN: Final = 80  # characters of what was found
+MESSAGES: Final = {  # of faults that pydantic words otherwise for dataclasses than for models
+    "dataclass_type": "Input should be a valid dictionary or object to extract fields from",
+    "unexpected_keyword_argument": "Extra inputs are not permitted",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +218,10 @@ def _headers(error: SeqserveError) -> dict[str, str]:
 def _field_error(fault: Mapping[str, Any]) -> FieldError:
     location, *path = fault["loc"]
     name = ".".join(str(part) for part in path) or str(location)
-    if fault["type"] in ("missing", "extra_forbidden"):
-        return {"field": name[:MAX_SHOWN], "message": fault["msg"]}
-    return {"field": name[:MAX_SHOWN], "message": f"{fault['msg']}, found {_shown(fault['input'])}"}
+    message = MESSAGES.get(fault["type"], fault["msg"])
+    if fault["type"] not in ("missing", "extra_forbidden", "unexpected_keyword_argument"):
+        message += f", found {_shown(fault['input'])}"
+    return {"field": name[:MAX_SHOWN], "message": message}
 
 
 def _shown(value: Any) -> str:

@@ -22,13 +22,14 @@ from app.api.http.bodies import Body
 from app.api.http.context import RegistryOf
 from app.api.http.dialect import BodyLimits, Dialect
 from app.api.http.endpoints import STATUSES, Deadline, Endpoint
-from app.api.http.fields import Count, Probability, TolerantModel
+from app.api.http.fields import TolerantModel
 from app.api.http.image_answers import image_answers
 from app.api.http.problems import MAX_SHOWN, ErrorFormat
 from app.api.http.uploads import BASE64, PART
 from app.errors import InvalidField, Malformed, UnsupportedType
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
+from app.runtime.fields import Count, Probability
 
 TAGS: Final[list[str | Enum]] = ["Hugging Face inference"]
 JSON: Final = "application/json"

@@ -6,7 +6,8 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from app.api.http.fields import Count, Text, TolerantModel
+from app.api.http.fields import TolerantModel
+from app.runtime.fields import Count, Text
 
 MAX_TENSORS = 16  # of one request
 

@@ -63,9 +63,8 @@ async def _language_model(call: Call) -> Mapping[str, Values]:
             partial(_score, call, Score(text, parameters.mode), name) for text, name in zip(texts, names, strict=True)
         ]
     if call.wanted & {"suggestions", "probabilities"}:
-        several = len(texts) > 1
-        payloads = [Suggest(text, parameters.top_k, complete=parameters.complete, bulk=several) for text in texts]
-        submits += [partial(call.served.answer, payload, deadline=call.deadline) for payload in payloads]
+        answer = partial(call.served.answer, deadline=call.deadline, bulk=len(texts) > 1)
+        submits += [partial(answer, Suggest(text, parameters.top_k, complete=parameters.complete)) for text in texts]
     answers = await all_answers(submits, call.deadline)
     outputs: dict[str, Values] = {}
     scores: list[TextScore] = [answer for answer in answers if isinstance(answer, TextScore)]

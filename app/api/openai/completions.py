@@ -40,7 +40,8 @@ async def completions(
         head: dict[str, Any] = {"id": f"cmpl-{uuid4().hex}", "object": "text_completion", **origin(served, time.time())}
         if body.stream:
             return await EventStream.start(_events(served, body, payloads, head, deadline), error_event)
-        submits = [partial(served.answer, payload, deadline=deadline) for payload in payloads]
+        several = len(payloads) > 1
+        submits = [partial(served.answer, payload, deadline=deadline, bulk=several) for payload in payloads]
         answers: list[Completion] = await all_answers(submits, deadline)
     usage = _usage(answers)
     if body.logprobs is not None and usage["total_tokens"] * body.n > PIECE:
@@ -64,7 +65,6 @@ def _payloads(body: CompletionRequest) -> list[Complete]:
             logprobs=body.logprobs,
             echo=body.echo,
             ignore_eos=body.ignore_eos,
-            bulk=len(body.prompt) > 1,
         )
         for prompt in body.prompt
     ]

@@ -6,8 +6,9 @@ from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, mod
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from app.api.http.fields import Count, Text, TolerantModel
+from app.api.http.fields import TolerantModel
 from app.errors import InvalidField
+from app.runtime.fields import Count, Text
 
 MAX_CHOICES = 256  # of all prompts of a request
 MAX_STOPS = 16

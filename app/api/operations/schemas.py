@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from app.api.http.fields import RequestModel, Text
+from app.api.http.fields import RequestModel
+from app.runtime.fields import Text
 
 
 class Alive(TypedDict):

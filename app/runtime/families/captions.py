@@ -41,7 +41,7 @@ class Describe:
     name: str = "image"  # what errors call it
     beam: int = 3  # width of the beam search
     alternatives: int = 0  # further captions to return
-    bulk: bool = False  # one of several in a request
+    bulk: ClassVar[bool] = False
     slow: ClassVar[bool] = True  # a photograph takes long to decode
 
     def require_ranges(self) -> None:

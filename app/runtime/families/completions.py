@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import ClassVar, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,8 @@ INCOMPLETE: Final = "\ufffd"  # ends a text whose last character lacks bytes
 class Complete:
     """A request for `n` continuations of a prompt; see POST /v1/completions."""
 
+    bulk: ClassVar[bool] = False
+
     prompt: str | Sequence[int]  # a text, or token ids
     max_tokens: int = 16  # of each choice; 0 generates nothing
     temperature: float = 1.0  # 0 chooses the likeliest token
@@ -33,7 +35,6 @@ class Complete:
     logprobs: int | None = None  # likeliest tokens to return at each position; None: no log-probabilities
     echo: bool = False  # return the prompt too, in the first part of each choice
     ignore_eos: bool = False  # write the end of a sentence as a line break and go on
-    bulk: bool = False  # one of several in a request
 
     @property
     def slow(self) -> bool:

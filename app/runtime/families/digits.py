@@ -32,7 +32,7 @@ class Classify:
 
     content: bytes  # an encoded image
     name: str = "image"  # what errors call it
-    bulk: bool = False  # one of several in a request
+    bulk: ClassVar[bool] = False
 
     @property
     def slow(self) -> bool:

@@ -4,15 +4,17 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import ConfigDict, Field, StrictBool, StrictInt
 
 from app.bundle import Bundle
-from app.errors import InvalidField
 from app.runtime.families.completions import Complete, Completer, Completion, Part, read_prompt
+from app.runtime.fields import PAYLOAD, WHOLE, LogProbability, Probability, Text, require_ranges
 from app.runtime.onnx_session import Precision
 from app.runtime.predictor import ObserveCache, Partial, Resources, answer_all, ignore
 from app.runtime.recurrent_engine import Details, Floats, Reading, RecurrentEngine, Segment
-from app.runtime.scores import TextScore, TokenScore
+from app.runtime.scores import Alternative, TextScore, TokenScore
 from app.runtime.state_cache import Entry, StateCache
 from app.runtime.word_search import Criteria, Word, next_words, request, runs_of_words
 from app.text import Following, Prefix, Token, Tokenizer
@@ -37,13 +39,24 @@ LONG_CONTEXT = 2_000  # characters; a longer context is slow to prepare: it is t
 
 @dataclass(frozen=True, slots=True)
 class Suggest:
-    """A request for the next words after `text`; see POST /next-word."""
+    """A request for suggestions of the next words of a text."""
 
-    text: str
-    top_k: int = 5
-    words: int = 1
-    complete: bool = False
-    bulk: bool = False  # one of several in a request
+    __pydantic_config__: ClassVar[ConfigDict] = PAYLOAD
+    bulk: ClassVar[bool] = False
+
+    text: Annotated[
+        Text, Field(description="The text written so far, in everyday or in the corpus's spelling. May be empty.")
+    ]
+    top_k: Annotated[StrictInt, Field(ge=1, le=50, description="Largest number of suggestions."), WHOLE] = 5
+    words: Annotated[
+        StrictInt,
+        Field(ge=1, le=5, description="Largest number of words in a suggestion; more than one takes a beam search."),
+        WHOLE,
+    ] = 1
+    complete: Annotated[
+        StrictBool,
+        Field(description="Treat the text's last run of non-space characters as a partly typed word, and complete it."),
+    ] = False
 
     @property
     def slow(self) -> bool:
@@ -53,13 +66,22 @@ class Suggest:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A request for the log-likelihood of `text`; see POST /perplexity."""
+    """A request to score one text."""
 
-    text: str
-    mode: Mode = "document"
-    per_token: bool = False
-    alternatives: int = 0
+    __pydantic_config__: ClassVar[ConfigDict] = PAYLOAD
     bulk: ClassVar[bool] = True
+
+    text: Text
+    mode: Annotated[
+        Mode,
+        Field(description="document: a sentence is scored given the sentences before it; sentence: each alone."),
+    ] = "document"
+    per_token: Annotated[StrictBool, Field(description="Return the score of each token.")] = False
+    alternatives: Annotated[
+        StrictInt,
+        Field(ge=0, le=10, description="With per_token: number of likeliest tokens returned at each position."),
+        WHOLE,
+    ] = 0
 
     @property
     def slow(self) -> bool:
@@ -67,21 +89,23 @@ class Score:
         return len(self.text) > LONG_TEXT or self.text.count("\n") + self.text.count("\r") > LONG_LINES
 
 
-class Suggestion(NamedTuple):
+@dataclass(slots=True)
+class Suggestion:
     """One continuation, as a person would type it."""
 
     text: str
-    probability: float
-    log_probability: float  # nats
+    probability: Probability
+    log_probability: LogProbability
 
 
-class Suggestions(NamedTuple):
+@dataclass(slots=True)
+class Suggestions:
     """The answer to Suggest, likeliest first."""
 
     suggestions: list[Suggestion]
-    context_tokens: int
-    unknown_words: list[str]
-    cached_tokens: int  # leading context tokens whose state was cached
+    context_tokens: Annotated[int, Field(description="Number of tokens in the context of the suggestions.")]
+    unknown_words: Annotated[list[str], Field(description="Words of the text outside the vocabulary.")]
+    cached_tokens: Annotated[int, Field(description="Number of context_tokens whose state was cached.")]
 
 
 class Example:
@@ -180,8 +204,7 @@ class LanguageModelPredictor:
             steps = self._completer.steps(payload, prompt, parts.append)
             return Example(steps, short=len(prompt.ids) <= SHORT_CONTEXT, parts=parts)
         if isinstance(payload, Suggest):
-            _require_some("top_k", payload.top_k)
-            _require_some("words", payload.words)
+            require_ranges(payload, capped=False)
             prefix = self.tokenizer.prefix(payload.text, complete=payload.complete)
             return Example(self._suggest(payload, prefix), short=len(prefix.ids) <= SHORT_CONTEXT)
         return Example(self._score(self._sequences(payload), payload, TextScore.unscored(payload.text)))
@@ -323,7 +346,7 @@ class LanguageModelPredictor:
 
     def _token_score(self, token: Token, log_probability: float, details: Details) -> TokenScore:
         others = zip(*details.alternatives, strict=True)
-        alternatives = [(self.tokenizer.strings[other], value) for other, value in others]
+        alternatives = [Alternative(self.tokenizer.strings[other], value) for other, value in others]
         unknown = token.id == self.tokenizer.unknown
         return TokenScore(token.text, token.start, token.end, log_probability, details.rank, unknown, alternatives)
 
@@ -361,8 +384,3 @@ def _chunks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
 def _cost(segments: Sequence[Segment]) -> int:
     """Return the cost of reading these segments, in tokens."""
     return sum([len(segment.tokens) + SOFTMAX_COST * segment.predicts for segment in segments])
-
-
-def _require_some(field: str, value: int) -> None:
-    if value < 1:
-        raise InvalidField(field, f"expected at least 1, found {value}")

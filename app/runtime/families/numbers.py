@@ -25,7 +25,7 @@ class ReadNumber:
 
     content: bytes  # an encoded image
     name: str = "image"  # what errors call it
-    bulk: bool = False  # one of several in a request
+    bulk: ClassVar[bool] = False
     slow: ClassVar[bool] = True  # an image is decoded whole, for boxes in its pixels
 
 

@@ -10,10 +10,10 @@ from pydantic import TypeAdapter
 
 from app.api.http.fan_out import FAN_OUT
 from app.api.native.language import PIECE
-from app.api.native.schemas import NextWordAnswer, PerplexityAnswer
+from app.api.native.schemas import NextWord, NextWordAnswer, PerplexityAnswer
 from app.errors import InvalidField, Overloaded
-from app.runtime.families.language_model import Score, Suggest
-from app.runtime.scores import TextScore
+from app.runtime.families.language_model import Score
+from app.runtime.scores import Alternative, TextScore
 from tests.api.conftest import FakeServed, connect, plausible, service
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +31,7 @@ async def test_next_word_passes_its_fields_to_the_model_and_returns_the_answer(s
         body = {"text": "shares of\x00 the comp", "top_k": 7, "words": 3, "complete": True, "model": "ptb"}
         response = await client.post("/next-word", json=body)
         await client.post("/next-word", json={"text": "", "model": None})
-    assert asked == [Suggest("shares of\x00 the comp", 7, 3, True), Suggest("", 5, 1, False)]
+    assert asked == [NextWord("shares of\x00 the comp", 7, 3, True, "ptb"), NextWord("", 5, 1, False)]
     assert response.json() == {
         "model": "ptb",
         "version": "2",
@@ -40,7 +40,7 @@ async def test_next_word_passes_its_fields_to_the_model_and_returns_the_answer(s
         "unknown_words": ["zyx"],
         "cached_tokens": 1,
     }
-    TypeAdapter(NextWordAnswer).validate_python(response.json(), strict=True, extra="forbid")
+    TypeAdapter(NextWordAnswer).validate_json(response.content, strict=True, extra="forbid")
 
 
 async def test_perplexity_scores_a_text(served: FakeServed) -> None:
@@ -79,16 +79,16 @@ async def test_token_scores_are_complete_in_any_number_of_pieces(served: FakeSer
     async with connect(service(served)) as client:
         response = await client.post("/perplexity", json={"texts": texts, "per_token": True, "alternatives": 2})
     answer = TypeAdapter(PerplexityAnswer).validate_json(response.content, strict=True, extra="forbid")
-    rows = answer["results"][0]["token_scores"]
+    rows = answer.results[0].token_scores
     assert rows is not None
-    assert answer["corpus"]["token_scores"] is None
-    assert [row["token"] for row in rows] == [*texts[0].split(), "<eos>"]
-    assert rows[-1]["alternatives"] == [{"token": "the", "log_probability": -1.5}] * 2
+    assert answer.corpus.token_scores is None
+    assert [row.token for row in rows] == [*texts[0].split(), "<eos>"]
+    assert rows[-1].alternatives == [Alternative("the", -1.5)] * 2
 
 
 async def test_an_undefined_number_is_null(served: FakeServed) -> None:
     async def unknown(payload: Any, deadline: float | None) -> TextScore:
-        return TextScore(-math.inf, math.nan, 1, 1, 0, 1)
+        return TextScore(log_likelihood=-math.inf, log_likelihood_unknown=math.nan, tokens=1, sentences=1, characters=1)
 
     served.answering = unknown
     async with connect(service(served)) as client:

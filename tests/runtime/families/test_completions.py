@@ -60,7 +60,9 @@ def test_an_echo_has_the_scores_of_the_text(predictor: LanguageModelPredictor, p
     assert (echo.text, end.finish_reason, len(echo.tokens)) == (prompt, "length", len(expected))
     assert [token.log_probability for token in echo.tokens] == [token.log_probability for token in expected]
     assert [token.offset for token in echo.tokens] == [token.start for token in expected]
-    assert [token.likeliest for token in echo.tokens] == [token.alternatives for token in expected]
+    assert [token.likeliest for token in echo.tokens] == [
+        [(other.token, other.log_probability) for other in token.alternatives] for token in expected
+    ]
 
 
 def test_ids_are_read_as_they_are_and_a_first_end_is_the_beginning(predictor: LanguageModelPredictor) -> None:

@@ -26,7 +26,7 @@ from app.runtime.families.language_model import (
 )
 from app.runtime.predictor import Resources, answer_all
 from app.runtime.recurrent_engine import Reading, RecurrentEngine, Segment
-from app.runtime.scores import TextScore, TokenScore, pooled
+from app.runtime.scores import Alternative, TextScore, TokenScore, pooled
 from app.runtime.state_cache import StateCache
 from app.text.penn_treebank import PennTreebank
 from app.text.words import Vocabulary, Word, WordTokenizer
@@ -244,12 +244,13 @@ def test_ranks_and_alternatives_agree_with_the_whole_distribution(
 ) -> None:
     everything = token_scores(int8, EVERYDAY, alternatives=EVERYTHING)
     for row, short in zip(everything, token_scores(int8, EVERYDAY, alternatives=3), strict=True):
-        words = [word for word, _ in row.alternatives]
-        values = [value for _, value in row.alternatives]
+        words = [other.token for other in row.alternatives]
+        values = [other.log_probability for other in row.alternatives]
         assert sorted(words) == sorted(vocabulary.tokens)
         assert values == sorted(values, reverse=True)
         assert math.fsum(map(math.exp, values)) == pytest.approx(1, abs=1e-6)
-        assert row.alternatives[row.rank - 1] == ("<unk>" if row.unknown else row.token, row.log_probability)
+        likely = Alternative("<unk>" if row.unknown else row.token, row.log_probability)
+        assert row.alternatives[row.rank - 1] == likely
         assert short.alternatives == row.alternatives[:3]
         assert short.rank == row.rank
 
@@ -339,7 +340,7 @@ def test_all_words_but_unk_and_the_end_of_a_sentence_are_suggested(
         if token not in ("<eos>", "<unk>")
     }
     (row,) = token_scores(int8, "the company rose", alternatives=EVERYTHING)[2:3]
-    never = sum(math.exp(value) for word, value in row.alternatives if word in ("<eos>", "<unk>"))
+    never = sum(math.exp(each.log_probability) for each in row.alternatives if each.token in ("<eos>", "<unk>"))
     assert sum(suggestion.probability for suggestion in everything) == pytest.approx(1 - never, abs=1e-6)
 
 

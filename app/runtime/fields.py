@@ -1,0 +1,54 @@
+"""Field types of payloads and answers, from which requests are validated, answers encoded and both documented."""
+
+from functools import cache
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from app.errors import InvalidField
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("unicode", "expected Unicode without unpaired surrogates") from error
+    return text
+
+
+def _whole(number: Any) -> Any:
+    """Convert 2.0 to 2: JSON Schema, unlike pydantic's strict mode, counts it as an integer."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _all_sent(schema: dict[str, Any]) -> None:
+    """Describe a schema's fields as always there, whatever they default to."""
+    for field in schema["properties"].values():
+        field.pop("default", None)
+    schema["required"] = [*schema["properties"]]
+
+
+WHOLE: Final = BeforeValidator(_whole)  # after the limits of the number
+Count = Annotated[StrictInt, WHOLE]
+Text = Annotated[StrictStr, AfterValidator(_unicode)]  # JSON can escape an unpaired surrogate
+Probability = Annotated[float, Field(ge=0, le=1)]
+LogProbability = Annotated[float, Field(le=0, description="Natural logarithm of the probability.")]
+
+PAYLOAD: Final = ConfigDict(extra="forbid")  # of a payload whose fields are those of a request
+ANSWER: Final = ConfigDict(json_schema_extra=_all_sent)  # of an answer with defaults
+
+
+def require_ranges(payload: Any, *, capped: bool = True) -> None:
+    """Raise InvalidField for a number outside the limits of its field; only below them unless `capped`."""
+    for name, (least, most) in _ranges(type(payload)):  # type: ignore[arg-type]  # a class is hashable
+        value = getattr(payload, name)
+        if value < least or (capped and value > most):
+            expected = f"{least} to {most}" if capped else f"at least {least}"
+            raise InvalidField(name, f"expected {expected}, found {value}")
+
+
+@cache
+def _ranges(kind: type) -> list[tuple[str, tuple[int, int]]]:
+    fields = TypeAdapter(kind).json_schema()["properties"]
+    return [(name, (field["minimum"], field["maximum"])) for name, field in fields.items() if "minimum" in field]
