@@ -1,10 +1,10 @@
 """Queued examples of one model: their bounds, and the order in which they get their steps."""
 
 import asyncio
-from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
 from app.runtime.metrics import RequestUsage
@@ -49,49 +49,6 @@ class Job:
                 self.future.set_result(output)
 
 
-class Lane:
-    """Jobs of one kind: those with few steps so far, in the order of their steps, and long ones, oldest first.
-
-    A keystroke therefore never waits for long texts, and the first of many long texts finishes before the last.
-    """
-
-    def __init__(self) -> None:
-        self._short: list[Job] = []  # fewer than MAX_SHORT_STEPS steps so far
-        self._long: list[Job] = []
-
-    def __len__(self) -> int:
-        return len(self._short) + len(self._long)
-
-    def __iter__(self) -> Iterator[Job]:
-        return chain(self._short, self._long)
-
-    def add(self, job: Job) -> None:
-        """Add a new job, or one that needs another step."""
-        if job.steps < MAX_SHORT_STEPS:
-            self._short.append(job)
-        else:
-            insort(self._long, job, key=lambda job: job.accepted)
-
-    def remove(self, jobs: Iterable[Job]) -> None:
-        """Remove the jobs that are queued here."""
-        removed = set(jobs)
-        self._short = [job for job in self._short if job not in removed]
-        self._long = [job for job in self._long if job not in removed]
-
-    def take(self, room: int, *, blocked: bool) -> list[Job]:
-        """Remove a batch of at most `room` jobs: at most half of it short ones while long ones fill the rest.
-
-        The oldest long job comes first, then the short ones: a predictor may defer the last to the next step.
-        """
-        short, long = (
-            [job for job in jobs if blocked or job.unread < MAX_UNREAD] for jobs in (self._short, self._long)
-        )
-        count = min(len(short), max(room // 2, room - len(long)))
-        batch = [*long[:1], *short[:count], *long[1 : room - count]]
-        self.remove(batch)
-        return batch
-
-
 class JobQueue:
     """The queued jobs of a model in two lanes, interactive and bulk, each of at most `size` when a job is added.
 
@@ -101,38 +58,52 @@ class JobQueue:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._interactive, self._bulk = Lane(), Lane()
+        self._lanes: dict[bool, list[Job]] = {False: [], True: []}  # by Job.bulk, in the order of their last steps
         self._bulk_next = False
 
     def __len__(self) -> int:
-        return len(self._interactive) + len(self._bulk)
+        return len(self._lanes[False]) + len(self._lanes[True])
 
     def __iter__(self) -> Iterator[Job]:
-        return chain(self._interactive, self._bulk)
+        return chain.from_iterable(self._lanes.values())
 
     def waiting(self, *, bulk: bool) -> int:
         """Return the number of queued jobs of one kind."""
-        return len(self._bulk if bulk else self._interactive)
+        return len(self._lanes[bulk])
 
     def is_full(self, *, bulk: bool) -> bool:
         """Return whether a new job of this kind is to be rejected."""
-        return self.waiting(bulk=bulk) >= self._size
+        return len(self._lanes[bulk]) >= self._size
 
-    def add(self, jobs: Sequence[Job]) -> None:
-        """Append jobs to their lanes, also to full ones."""
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Append new jobs, and those that need another step, to their lanes, also to full ones."""
         for job in jobs:
-            (self._bulk if job.bulk else self._interactive).add(job)
+            self._lanes[job.bulk].append(job)
 
-    def remove(self, jobs: Sequence[Job]) -> None:
+    def remove(self, jobs: Iterable[Job]) -> None:
         """Remove the jobs that are queued."""
-        for lane in (self._interactive, self._bulk):
-            lane.remove(jobs)
+        removed = set(jobs)
+        for bulk, lane in self._lanes.items():
+            self._lanes[bulk] = [job for job in lane if job not in removed]
 
     def take(self, room: int, *, blocked: bool) -> list[Job]:
         """Remove the next batch, of at most `room` jobs of one lane, also of `blocked` ones; empty if there is none."""
-        lanes = (self._bulk, self._interactive) if self._bulk_next else (self._interactive, self._bulk)
-        for lane in lanes:
-            if batch := lane.take(room, blocked=blocked):
-                self._bulk_next = lane is self._interactive
+        for bulk in (self._bulk_next, not self._bulk_next):
+            if batch := _batch(self._lanes[bulk], room, blocked=blocked):
+                self._bulk_next = not bulk
+                self.remove(batch)
                 return batch
         return []
+
+
+def _batch(lane: Sequence[Job], room: int, *, blocked: bool) -> list[Job]:
+    """Return the next jobs of a lane: at most half of them with few steps so far while there are long ones.
+
+    A keystroke therefore never waits for long texts; of these the oldest come first, so that the first of many finishes
+    before the last. The very oldest is the first of the batch: a predictor may defer the last to the next step.
+    """
+    ready = lane if blocked else [job for job in lane if job.sent - job.read < MAX_UNREAD]
+    short = [job for job in ready if job.steps < MAX_SHORT_STEPS]
+    long = sorted((job for job in ready if job.steps >= MAX_SHORT_STEPS), key=attrgetter("accepted"))
+    count = min(len(short), max(room // 2, room - len(long)))
+    return [*long[:1], *short[:count], *long[1 : room - count]]

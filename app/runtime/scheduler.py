@@ -215,8 +215,9 @@ class Scheduler:
     def _poll(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
         """Run a step on the event loop, or hand it off, once the queue has grown no further than the `seen` depth."""
         with self._changed:
-            if not self._busy and seen < self.depth < self._max_inline_batch:
-                loop.call_soon(self._poll, loop, self.depth)
+            depth = len(self._queue)
+            if not self._busy and seen < depth < self._max_inline_batch:
+                loop.call_soon(self._poll, loop, depth)
                 return
             self._polling = None
             batch = [] if self._busy else self._take()

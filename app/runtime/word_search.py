@@ -233,8 +233,8 @@ def _whole_words(following: Following, reading: Reading, criteria: Criteria) -> 
         log_probabilities = reading.candidates[best] - log_sum_exp(reading.candidates)
         found = zip(following.ids[best].tolist(), log_probabilities.tolist(), strict=True)
     never, state = criteria.never, reading.state
-    words = (Word((token,), value, value, state, (token,)) for token, value in found if token not in never)
-    return list(islice(words, criteria.width))
+    words = [Word((token,), value, value, state, (token,)) for token, value in found if token not in never]
+    return words[: criteria.width]
 
 
 def _end(prefix: Prefix, reading: Reading, end: Collection[int]) -> float:

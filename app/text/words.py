@@ -146,7 +146,7 @@ class WordTokenizer(ABC):
         """Return the context of the next word; see `Tokenizer`."""
         completion = self.complete(text) if complete else None
         ids = self.vocabulary.ids(completion.context_texts if completion else context_texts(text, self))
-        unknown = list[str]()
+        unknown: list[str] = []
         if self.unknown in ids:
             words = completion.context if completion else context(text, self)
             found = (word for word, number in zip(words, ids, strict=True) if number == self.unknown)
@@ -172,7 +172,7 @@ class WordTokenizer(ABC):
         return Token(self.vocabulary.index.get(word.text, self.vocabulary.unknown), *word)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Completion:
     """A word being typed at the end of a text."""
 

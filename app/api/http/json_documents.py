@@ -1,6 +1,7 @@
 """Strict decoding of JSON. Imports little: it runs in other processes too."""
 
 import json
+from codecs import BOM_UTF8
 from itertools import chain
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ def decoded(content: bytes, max_values: int | None = None) -> Any:
         return found
 
     try:
-        text = content.decode("utf-8-sig")  # json.loads of bytes would also take UTF-16, UTF-32 and surrogates
+        text = content.removeprefix(BOM_UTF8).decode()  # json.loads would also take UTF-16, UTF-32 and surrogates
         if "\0" in text:
             raise ValueError("a NUL byte")
         found = json.loads(text, object_hook=None if max_values is None else counted)

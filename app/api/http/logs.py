@@ -1,13 +1,14 @@
 """Log handlers and formats: JSON lines for machines, text for a terminal."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, Final, Literal, TextIO, TypeAlias
+
+from pydantic_core import to_json
 
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 FIELDS: Final = "fields"
@@ -39,7 +40,7 @@ class Json(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
+        return to_json(entry, ensure_ascii=True).decode()
 
 
 class Text(logging.Formatter):

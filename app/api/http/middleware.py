@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.http import logs, problems, security_headers
+from app.api.http import logs, problems
 from app.api.http.context import KEY, RequestContext, request_context
 from app.api.http.problems import Formats
+from app.api.http.security_headers import HEADERS, NAMES, Header
 from app.errors import NotReady
 from app.runtime.metrics import REQUEST_USAGE, Metrics
 
@@ -56,14 +57,10 @@ class RequestLogging:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
-                headers = message.get("headers", ())
-                present = {name.lower() for name, _ in headers}
-                message["headers"] = [
-                    *headers,
-                    *(pair for pair in security_headers.HEADERS if pair[0] not in present),
-                    *(pair for headers in context.response_headers for pair in headers()),
-                    (b"x-request-id", request_id),
-                ]
+                headers = _completed(message.get("headers", ()))
+                for more in context.response_headers:
+                    headers += more()
+                message["headers"] = [*headers, (b"x-request-id", request_id)]
             await send(message)
 
         token = REQUEST_USAGE.set(context.usage)
@@ -140,6 +137,12 @@ class ErrorBoundary:
 def request_ids(prefix: bytes) -> Iterator[bytes]:
     """Yield request ids of 32 hexadecimal digits, distinct for distinct prefixes of 8 bytes."""
     return (b"%s%016x" % (prefix.hex().encode(), number) for number in itertools.count())
+
+
+def _completed(headers: Iterable[Header]) -> list[Header]:
+    """Return a response's headers, whose names are in lower case, with the security headers that they lack."""
+    present = NAMES.intersection([name for name, _ in headers])
+    return [*headers, *(HEADERS if not present else [pair for pair in HEADERS if pair[0] not in present])]
 
 
 def _line(context: RequestContext, route: str, method: str, status: int, seconds: float) -> dict[str, Any]:

@@ -304,9 +304,12 @@ class LanguageModelPredictor:
         if payload.words > 1:
             ends = self.tokenizer.sentence_ends.tolist()
             found = yield from runs_of_words(prefix, found, criteria, payload.words, ends, prefix.ids, self._cache)
-        texts = [(prefix.text(word.tokens), word.log_probability) for word in found[: payload.top_k]]
         return Suggestions(
-            [Suggestion(text, math.exp(value), value) for text, value in texts if text is not None],
+            [
+                Suggestion(text, math.exp(word.log_probability), word.log_probability)
+                for word in found[: payload.top_k]
+                if (text := prefix.text(word.tokens)) is not None
+            ],
             len(prefix.ids),
             prefix.unknown_words,
             cached,
