@@ -47,6 +47,13 @@ class TextScore:
     perplexity_excluding_unknown: Annotated[
         Mean, Field(description="Perplexity of the tokens in the vocabulary; null if there are none.")
     ] = math.nan
+    perplexity_open: Annotated[
+        Mean,
+        Field(
+            description="Perplexity in which unknown words cost what their letters cost, to sort texts by; "
+            "null without tokens."
+        ),
+    ] = math.nan
     tokens: Annotated[int, Field(description="Number of tokens, each `<eos>` included.")] = 0
     sentences: int = 0
     unknown_tokens: int = 0
@@ -55,6 +62,7 @@ class TextScore:
     words: Annotated[int, Field(description="Number of words, separated by white space.")] = 0
     log_likelihood: Annotated[float, Field(description="Nats.")] = 0.0
     log_likelihood_unknown: Annotated[float, Field(exclude=True)] = 0.0  # the unknown words' part of it
+    log_likelihood_spelling: Annotated[float, Field(exclude=True)] = 0.0  # of unknown words' letters, no part of it
     cross_entropy: Annotated[Mean, Field(description="Bits per token; null without tokens.")] = math.nan
     bits_per_character: Mean = math.nan
     bits_per_byte: Annotated[Mean, Field(description="Comparable between models; null without tokens.")] = math.nan
@@ -68,6 +76,7 @@ class TextScore:
         known, known_tokens = self.log_likelihood - self.log_likelihood_unknown, self.tokens - self.unknown_tokens
         self.perplexity = _perplexity(self.log_likelihood, self.tokens)
         self.perplexity_excluding_unknown = _perplexity(known, known_tokens)
+        self.perplexity_open = _perplexity(self.log_likelihood + self.log_likelihood_spelling, self.tokens)
         self.word_perplexity = _perplexity(self.log_likelihood, self.words)
         self.cross_entropy = self._bits_per(self.tokens)
         self.bits_per_character = self._bits_per(self.characters)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar
 
+from app.text.characters import APOSTROPHES, SEPARATORS, unescaped_characters
 from app.text.tokenizer import NO_IDS
 from app.text.word_list import WordList
 from app.text.words import END, PAUSE, UNKNOWN, Completion, Vocabulary, Word, WordTokenizer, split_typed, windows
@@ -24,8 +25,9 @@ _SHORT, _CACHED = 32, 4096  # the tokens of chunks up to this many characters ar
 
 # Folding by character, beyond compatibility decomposition (NFKD).
 _FOLDS = (
-    dict.fromkeys("\u2018\u2019\u201b\u02bb\u02bc\u00b4\u2032", "'")
+    dict.fromkeys(APOSTROPHES, "'")
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
+    | dict.fromkeys(SEPARATORS, " ")
     | {"\u2026": "...", "\u2044": "/"}
 )
 _DROPPED = ("Mn", "Mc", "Me", "Cf")  # accents, joiners, soft hyphens, byte order marks
@@ -47,11 +49,16 @@ _SIGNS = {"\u00a3": POUND, POUND: "no.", PERCENT: NUMBER}
 _CURRENCY = re.compile(rf"[a-z]*[{_MONEY}]|{POUND}")
 _NUMBER = re.compile(rf"{_FIGURE}+(?:(?:\\?/|[-.,:]){_FIGURE}+)*k?")
 _DOTTED = re.compile(r"(?:[a-z]\.)+[a-z]?")
+# A period without a space after it: before a capital (grew.It, J.Smith), or between two words, if both are known.
+_GLUED = re.compile(
+    r"\.(?=[A-Z][a-z]|(?<=[a-z0-9]\.)[IA]\b)|(?<![^\W_])(?P<before>[^\W\d_]{2,})\.(?=(?P<after>[^\W\d_]{2,})(?![^\W_]))"
+)
 _CLITIC = re.compile(r"n't|'(?:[smd]|re|ve|ll)|(?<=^can)not", re.IGNORECASE)
 _UNITS = {"am": "a.m.", "pm": "p.m.", "m": "million", "mn": "million", "b": "billion", "bn": "billion"}
 _MONEY_UNITS = ("m", "b")  # metres or bytes, unless the number follows a currency sign
 _AMOUNT = re.compile(rf"(?P<figures>\d[\d.,:]*)(?P<unit>{'|'.join(_UNITS)})", re.IGNORECASE)
 _SLASHED = re.compile(r"[^\\/]+")
+_PART = re.compile(r"\S+")
 
 # Capitalisation of tokens for display. Abbreviations are names and titles and have a capital, with few exceptions. May
 # and March are not among the months: they are words too.
@@ -62,10 +69,11 @@ _CAPITALISED = re.compile(
 _CAPITALS = re.compile(r"(?![ap]\.m)(?:[a-z]\.)+[a-z]?|at&t|[a-z]&[a-z]|[a-z]{1,2}\$")  # u.s. n.j s&p us$
 
 # Possible starts of the word being typed inside a chunk.
-_OPENING = re.compile(rf"""["“„«(\[{{<—*{_MONEY}]|/(?={_LETTER})|(?<![^\W_.])'""")
+_OPENING = re.compile(rf"""["“„«(\[{{<—*{_MONEY}]|[/,;!?\s](?={_LETTER})|\.(?=[A-Z])|(?<![^\W_.])'""")
 _CLITIC_STARTED = re.compile(rf"(?:(?<={_LETTER})|(?<={_LETTER}\.))('[a-z]{{0,2}})$", re.IGNORECASE)
 _NEGATION_STARTED = re.compile(
-    r"\b(?:is|are|was|were|do|does|did|has|have|had|ca|could|wo|would|should|might|must|need|ai)(n't?)$", re.IGNORECASE
+    r"\b(?:is|are|was|were|do|does|did|has|have|had|ca|could|wo|would|should|might|must|need|ai)(n(?:'t?)?)$",
+    re.IGNORECASE,
 )
 
 
@@ -166,9 +174,16 @@ class PennTreebank(WordTokenizer):
 
     def _analysed(self, chunk: str) -> Iterator[Word]:
         folded, origin = _fold(chunk)
-        whole = _FOREIGN.search(folded) or _ADDRESS.search(folded)
-        for text, start, end in _whole(chunk, folded, origin) if whole else self._pieces(folded):
-            yield Word(text, origin[start], origin[end])
+        for match in _PART.finditer(folded):
+            part, at = match[0], match.start()
+            if part != folded and part in self._known:
+                found: Iterable[Word] = [Word(part, 0, len(part))]
+            elif _FOREIGN.search(part) or _ADDRESS.search(part):
+                found = _whole(chunk, part, origin[at : match.end() + 1])
+            else:
+                found = self._pieces(part)
+            for text, start, end in found:
+                yield Word(text, origin[at + start], origin[at + end])
 
     def _pieces(self, folded: str) -> Iterator[Word]:
         """Yield the signs and words of a folded chunk, with offsets into it."""
@@ -198,12 +213,15 @@ class PennTreebank(WordTokenizer):
             yield from self._parts(word, at, money)
 
     def _parts(self, word: str, at: int, money: bool) -> Iterator[Word]:
-        """Split into host and clitics, number and unit, or at slashes; else yield the unknown word itself."""
+        """Split into host and clitics, sentences, number and unit, or at slashes; else yield the unknown word."""
         end = at + len(word)
         if cuts := _clitic_cuts(word):
             yield from self._word(word[: cuts[0]], at, money)
             for first, last in pairwise([*cuts, len(word)]):
                 yield Word(word[first:last].lower(), at + first, at + last)
+        elif ends := [match.end() for match in _GLUED.finditer(word) if self._parts_sentences(match)]:
+            for first, last in pairwise([0, *ends, len(word)]):
+                yield from self._word(word[first:last], at + first, money and not first)
         elif (amount := _AMOUNT.fullmatch(word)) and (money or amount["unit"].lower() not in _MONEY_UNITS):
             yield Word(NUMBER, at, at + amount.end("figures"))
             yield Word(_UNITS[amount["unit"].lower()], at + amount.end("figures"), end)
@@ -213,6 +231,9 @@ class PennTreebank(WordTokenizer):
         else:
             yield Word(word.lower(), at, end)
 
+    def _parts_sentences(self, period: re.Match[str]) -> bool:
+        return not period["before"] or None not in map(self._spelling, period.group("before", "after"))
+
     def _spelling(self, word: str) -> str | None:
         """Return the corpus's spelling of the word, None if it has none."""
         known = (spelling for spelling in _spellings(word) if spelling in self._known)
@@ -221,10 +242,10 @@ class PennTreebank(WordTokenizer):
 
 def _fold(chunk: str) -> tuple[str, Sequence[int]]:
     """Fold the chunk; return the plain characters and the offset in the chunk of each of them and of the end."""
-    if chunk.isascii():
+    if chunk.isascii() and "&" not in chunk and "`" not in chunk:
         return chunk, range(len(chunk) + 1)
-    folded = [_fold_character(character) for character in chunk]
-    return "".join(folded), [*(offset for offset, plain in enumerate(folded) for _ in plain), len(chunk)]
+    folded = [(_fold_character(character), offset) for character, offset in unescaped_characters(chunk)]
+    return "".join(plain for plain, _ in folded), [*(offset for plain, offset in folded for _ in plain), len(chunk)]
 
 
 @lru_cache(maxsize=4096)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from app.text.characters import APOSTROPHES, SEPARATORS, unescaped
 from app.text.tokenizer import Following, Ids
 from app.text.word_list import WordList
 
@@ -28,11 +29,18 @@ LETTERS: Final = (
     "\u2c00-\u2dff\u2e80-\u2fff\u3005-\u3007\u3041-\ud7ff\uf900-\ufdff\ufe20-\ufe2f\ufe70-\ufefc"
     "\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc\U00010000-\U0001efff\U00020000-\U0003ffff"
 )
-_APOSTROPHES = "'\u2019\u2018\u02bc\u00b4`\u2032"
 _WORD = re.compile(f"[{LETTERS}0-9](?:'?[{LETTERS}0-9])*")
-_TYPED = re.compile(f"[{LETTERS}0-9](?:[{_APOSTROPHES}]?[{LETTERS}0-9])*[{_APOSTROPHES}]?$")
-_INNER_APOSTROPHE = re.compile(f"(?<=[{LETTERS}])[{_APOSTROPHES}](?=[{LETTERS}]|$)")
-_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
+_TYPED = re.compile(f"[{LETTERS}0-9](?:[{APOSTROPHES}]?[{LETTERS}0-9])*[{APOSTROPHES}]?$")
+_INNER_APOSTROPHE = re.compile(f"(?<=[{LETTERS}])[{APOSTROPHES}](?=[{LETTERS}]|$)")
+_PARTED = re.compile(f"(?<=[^\\s{SEPARATORS}])[{SEPARATORS}]+(?=[^\\s{SEPARATORS}]|$)")
+_PLAIN = str.maketrans(
+    dict.fromkeys(f"\u00ad\u2060\ufeff{SEPARATORS}")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
+    | {"\u00a0": " ", "\u202f": " ", "\u2018": "'", "\u2019": "'", "\u2026": "...", "\r": "\n"}
+)
+_ODD = frozenset("&`\r")  # in ASCII text, not as the corpora have it
+_GLUED = re.compile(f"[.,;!?](?=[{LETTERS}])")
+_ADDRESS = re.compile(r"://|@|\bwww\.", re.I)
 _SPACE_END = re.compile(r"[^\S\n]+$")
 _SENTENCE_START = re.compile(
     r"(?:^|\n|(?P<before>\S*)[.!?\u2026][\"'\u201d\u2019)\]]*\s)\s*[\"'\u201c\u2018(\[*\u2022-]*\s*$"
@@ -142,7 +150,7 @@ class SubwordPrefix:
     @cached_property
     def _typed_key(self) -> tuple[str, bool]:
         """The key of the typed part, and whether it has apostrophes to compare."""
-        kept = any(mark in self.word for mark in _APOSTROPHES)
+        kept = any(mark in self.word for mark in APOSTROPHES)
         return _key(_plain(self.word).encode("utf-8", "surrogatepass"), kept), kept
 
     def after(self) -> "SubwordPrefix":
@@ -177,7 +185,8 @@ def read_prefix(tokenizer: "SubwordTokenizer", text: str, *, complete: bool) -> 
     context = _plain(before + run)
     stripped = _SPACE_END.sub("", context)
     open_end = stripped[-1:]
-    spaced = not open_end or open_end == "\n" or len(stripped) < len(context)
+    ends_part = bool(word) and open_end in ".,;!?" and _ends_part(context + word[0], len(context) - 1)
+    spaced = not open_end or open_end == "\n" or len(stripped) < len(context) or ends_part
     glued = not spaced and not open_end.isalnum()
     return SubwordPrefix(
         tokenizer.ids(stripped),
@@ -198,17 +207,36 @@ def _begins_sentence(context: str, space: bool) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Return the text composed (NFC), with one kind of apostrophe inside words and of line break, nothing invisible."""
-    if text.isascii() and "`" not in text and "\r" not in text:
-        return text
-    composed = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("\r\n", "\n").replace("\r", "\n")
-    return _INNER_APOSTROPHE.sub("'", composed)
+    """Return the text as the corpora have it.
+
+    Composed (NFC), without HTML entities and invisible characters, with one kind of apostrophe inside words, of quotes
+    and of line breaks, and with the spaces that are missing between sentences or after a comma.
+    """
+    if not (text.isascii() and _ODD.isdisjoint(text)):
+        text = _PARTED.sub(" ", unicodedata.normalize("NFC", unescaped(text))).replace("\r\n", "\n").translate(_PLAIN)
+        text = _INNER_APOSTROPHE.sub("'", text)
+        if "``" in text:
+            text = text.replace("``", '"').replace("''", '"')
+    return _GLUED.sub(lambda match: match[0] + " " * _ends_part(text, match.start()), text)
+
+
+def _ends_part(text: str, at: int) -> bool:
+    """Return whether the sign at this index, before a letter, ends a sentence or a part of it: grew.It, rose,but.
+
+    A full stop does so between two small letters and a capital; no sign does in an address.
+    """
+    before = text[max(at - 2, 0) : at]
+    if text[at] == ".":
+        ends = len(before) == 2 and before.isalpha() and before.islower() and text[at + 1].isupper()
+    else:
+        ends = before[-1:].isalpha()
+    return ends and not _ADDRESS.search(text[max(at - 64, 0) : at].rpartition(" ")[2])
 
 
 def _as_typed(typed: str, word: str) -> str:
     """Return `word` with the capitals and the apostrophe of its typed part; small letters leave it as it is."""
-    mark = next((character for character in typed if character in _APOSTROPHES), "'")
-    letters = [character for character in unicodedata.normalize("NFC", typed) if character not in _APOSTROPHES]
+    mark = next((character for character in typed if character in APOSTROPHES), "'")
+    letters = [character for character in unicodedata.normalize("NFC", typed) if character not in APOSTROPHES]
     if len(letters) > 1 and all(map(str.isupper, letters)):
         return word.upper().replace("'", mark)
     upper = iter([letter.isupper() for letter in letters])

@@ -63,6 +63,24 @@ def test_chunk_size_and_batch_do_not_change_a_score(bundle: Bundle) -> None:
     assert likelihoods == pytest.approx([likelihoods[0]] * 8, rel=1e-12)  # up to the order of summation
 
 
+def test_english_has_the_lowest_open_perplexity(bundle: Bundle) -> None:
+    english = [
+        "We went to the beach and had a lot of fun.",
+        "Katarzyna said she would call me back.",
+        "Profits rose 12% in May.",
+    ]
+    others = [
+        "Wir waren gestern am Strand und haben gelacht.",
+        "\u6211\u4eec \u53bb \u516c\u56ed",
+        "asdf asdf asdf",
+        "qxz vbn wqp",
+    ]
+    predictor = LanguageModelPredictor.open(bundle, "int8", Resources())
+    scores = answer_all(predictor, [predictor.prepare(Score(text)) for text in [*english, *others]])
+    found = [score.perplexity_open for score in scores]
+    assert max(found[: len(english)]) < min(found[len(english) :]) / 100
+
+
 @pytest.fixture(scope="module")
 def texts(bundle: Bundle) -> list[str]:
     """Return a thousand texts of 1 to 20 words: from the corpus if available, else random."""

@@ -32,6 +32,14 @@ def suggestions(completion: Completion, vocabulary: Vocabulary) -> set[str]:
         ("don\u2019t", "do", "don\u2019t"),
         ("I can'", "i ca", "can't"),
         ("o'", "", "o'brien"),
+        ("isn", "is", "isn't"),
+        ("I didn", "i did", "didn't"),
+        ("don`", "do", "don`t"),
+        ("don&#39;", "do", "don&#39;t"),
+        # parts of sentences without a space between them
+        ("rose.Comput", "rose", "rose.Computer"),
+        ("rose,xer", "rose", "rose,xerox"),
+        ("the\u200bxer", "the", "the\u200bxerox"),
         ("'8", "", "'80s"),
         # figures, abbreviations, symbols
         ("the 10", "the", "10-year"),

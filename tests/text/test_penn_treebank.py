@@ -51,6 +51,18 @@ EVERYDAY = [
         "caf\u00e9 cafe\u0301 \ufb01ve \uff34\uff48\uff45\u3000\uff11\uff12 com\u00adpany",
         "cafe cafe five the N company",
     ),
+    # characters as they are left in texts
+    ("don`t it\u02b9s can\u055at I\uff07m ``the'' `bank'", "do n't it 's ca n't i 'm the bank"),
+    ("don&#39;t &quot;company&quot;&nbsp;of AT&amp;amp;T &lt;the&gt;", "do n't company of at&t the"),
+    ("it&rsquo;s 5&#37; &pound;5 &bogus; R&D; &#x1f389;", "it 's N N # N & bogus r&d"),
+    ("the\u200bcompany\u3164rose com\u00adpany com\u200dpany", "the company rose company company"),
+    # sentences without a space between them
+    ("The company rose.It is.I do,but not.He", "the company rose it is i do but not he"),
+    ("J.Smith of U.S.Steel in 1989.The profits.of", "j. smith of u.s. steel in N the profits of"),
+    (
+        "www.the.bank the.Bank@ohio.org index.bank.html Ph.D U.K.R",
+        "www.the.bank the.bank@ohio.org index.bank.html ph.d u.k.r",
+    ),
     ("\ufeffthe \u200bof\u200b the\U0001f389 \U0001f389 a\0the \ud800 \u0301", "the of the a the"),
 ]
 
@@ -85,6 +97,8 @@ def test_a_typed_end_of_sentence_ends_nothing(penn: PennTreebank) -> None:
         ("(Workers\u2019)", [("workers", "Workers"), ("'", "\u2019")]),
         ("$5.2m\u2014up 12%", [("$", "$"), ("N", "5.2"), ("million", "m"), ("up", "up"), ("N", "12"), ("N", "%")]),
         ("\u201c\ufb01ve\u201d cafe\u0301s\u2026", [("five", "\ufb01ve"), ("cafes", "cafe\u0301s")]),
+        ("don&#39;t\u200bI`m", [("do", "do"), ("n't", "n&#39;t"), ("i", "I"), ("'m", "`m")]),
+        ("AT&amp;T&nbsp;rose.It", [("at&t", "AT&amp;T"), ("rose", "rose"), ("it", "It")]),
         (
             "\u041c\u0438\u0440\u0301! <Inc.>",
             [("\u043c\u0438\u0440\u0301", "\u041c\u0438\u0440\u0301"), ("inc.", "Inc.")],
@@ -127,7 +141,25 @@ def test_a_token_written_for_display_tokenizes_to_itself(penn: PennTreebank, voc
 
 @pytest.mark.timeout(30)  # a quadratic reading takes longer
 @pytest.mark.parametrize(
-    "part", ["a", "'s", "n't", "a-", "a/", "1,", "(", "$", "\u4f60", "e\u0301", "\u0316\u0301", "www."]
+    "part",
+    [
+        "a",
+        "'s",
+        "n't",
+        "a-",
+        "a/",
+        "1,",
+        "(",
+        "$",
+        "\u4f60",
+        "e\u0301",
+        "\u0316\u0301",
+        "www.",
+        "&amp;",
+        "a.",
+        "It.",
+        "\u200b",
+    ],
 )
 def test_a_chunk_of_a_megabyte_is_read_in_linear_time(penn: PennTreebank, part: str) -> None:
     chunk = part * (1_000_000 // len(part))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app.text.characters import APOSTROPHES, SEPARATORS, unescaped, unescaped_characters
 from app.text.penn_treebank import PennTreebank
 from app.text.whitespace import Whitespace
 from app.text.words import Vocabulary, Word, WordTokenizer, context, context_texts, lines, sentences
@@ -39,6 +40,53 @@ def test_offsets_are_ordered_and_within_their_chunk(penn: PennTreebank, line: st
     assert all(first.end <= second.start for first, second in pairwise(tokens))
     assert all(token.text and not any(map(str.isspace, token.text)) for token in tokens)
     assert not any(any(map(str.isspace, line[token.start : token.end])) for token in tokens)
+
+
+MARKED_UP = st.lists(st.one_of(CHUNKS, st.sampled_from(["&amp;", "&#39;", "&nbsp;", "&#8203;", "&x;", "\u200b", "`"])))
+
+
+@anything
+@given(MARKED_UP.map("".join))
+def test_unescaped_characters_cover_the_text(text: str) -> None:
+    found = list(unescaped_characters(text))
+    assert "".join(character for character, _ in found) == unescaped(text)
+    offsets = [offset for _, offset in found]
+    assert offsets == sorted(offsets)
+    assert all(text[offset] in (character, "&") for character, offset in found)
+
+
+WRITTEN = st.lists(
+    st.sampled_from("don't can't company's AT&T Smith's workers 5% well-known (rose), \u00a34 'the' Mr. it".split()),
+    min_size=1,
+)
+
+
+@anything
+@given(WRITTEN, st.data())
+def test_tokens_do_not_depend_on_how_a_program_left_the_characters(
+    penn: PennTreebank, words: list[str], data: st.DataObject
+) -> None:
+    def left(character: str) -> str:
+        forms = [character, *(form.format(ord(character)) for form in ("&#{};", "&#x{:X};", "&amp;#{};"))]
+        others = {"'": APOSTROPHES, " ": ["&nbsp;", *SEPARATORS]}.get(character, ())
+        return str(data.draw(st.sampled_from([*forms, *others])))
+
+    plain = " ".join(words)
+    sources = [left(character) for character in plain]
+    line = "".join(sources)
+    starts = [sum(map(len, sources[:at])) for at in range(len(sources) + 1)]
+    expected = [Word(word.text, starts[word.start], starts[word.end]) for word in penn.tokens(plain)]
+    assert list(penn.tokens(line)) == expected
+
+
+@anything
+@given(st.lists(st.sampled_from("the Company rose It profits bank Smith".split()), min_size=2, max_size=6), st.data())
+def test_a_space_that_is_missing_between_sentences_changes_no_token(
+    penn: PennTreebank, words: list[str], data: st.DataObject
+) -> None:
+    gaps = [data.draw(st.sampled_from([" ", ". ", ".", ", ", ",", "!", "?", ";"])) for _ in words]
+    glued = "".join(map(str.__add__, words, gaps))
+    assert texts(penn.tokens(glued)) == texts(penn.tokens(" ".join(words)))
 
 
 @anything

@@ -41,7 +41,12 @@ def words(tokenizer: SubwordTokenizer, prefix: SubwordPrefix, tokens: tuple[int,
         ("I\r\nI", " I\n I"),
         ("don\u2019t", " don't"),
         ("don`t ", " don't"),
-        ("I\u200bsn\u00adt", " Isnt"),
+        ("I\u200bsn\u00adt", " I snt"),
+        ("the \u200bend\u200b", " the end"),
+        ("don&#39;t &amp;amp; I\u055am ", " don't & I'm"),
+        ("``the'' \u201cend\u201d\u2026 ", ' "the" "end"...'),
+        ("the\u00a0end\r", " the end\n"),
+        ("The end.New is,and I.The www.a.The ", " The end. New is, and I.The www.a.The"),
         ("cafe\u0301 ", " caf\u00e9"),
     ],
 )
@@ -82,7 +87,16 @@ def test_completions_in_the_writers_case(
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("I (t", "(the"), ("end,", "end, the"), ('"th', '"the'), ("well-k", "well-known")]
+    ("text", "expected"),
+    [
+        ("I (t", "(the"),
+        ("end,", "end, the"),
+        ("end,th", "end,the"),
+        ("end.Th", "end.The"),
+        ("the\u200byo", "the\u200byou"),
+        ('"th', '"the'),
+        ("well-k", "well-known"),
+    ],
 )
 def test_a_word_after_a_sign_keeps_the_sign(tokenizer: SubwordTokenizer, text: str, expected: str) -> None:
     assert expected in set(words(tokenizer, tokenizer.prefix(text, complete=True)))

@@ -19,6 +19,7 @@ from app.runtime.state_cache import Entry, StateCache
 from app.runtime.word_search import Criteria, Word, next_words, request, runs_of_words
 from app.text import Following, Prefix, Token, Tokenizer
 from app.text.blocked_words import BLOCKED_WORDS
+from app.text.spelling import Spelling
 
 Mode: TypeAlias = Literal["document", "sentence"]
 Steps: TypeAlias = Generator[list[Segment], list[Reading], Any]
@@ -179,6 +180,8 @@ class LanguageModelPredictor:
         if tokenizer.unknown is not None:  # of a closed vocabulary, in which each word is a token
             of_words = (token for token, text in enumerate(tokenizer.strings) if text.casefold() in blocked)
             self._never += [tokenizer.unknown, *of_words]
+            specials = (tokenizer.end, tokenizer.unknown)
+            self._spelling = Spelling(text for token, text in enumerate(tokenizer.strings) if token not in specials)
 
     @classmethod
     def open(
@@ -329,19 +332,20 @@ class LanguageModelPredictor:
                 ]
                 for (stream, chunk), chunk_ids, reading in zip(active, ids, readings, strict=True):
                     stream.state = reading.state
-                    stream.score += self._sums(chunk_ids, reading.scores)
+                    stream.score += self._sums(chunk, chunk_ids, reading.scores)
                     stream.kept += map(self._token_score, chunk, reading.scores, reading.details)
             for stream in group:
                 total += stream.score
                 kept += stream.kept
         return replace(total, token_scores=kept) if payload.per_token else total
 
-    def _sums(self, ids: Sequence[int], scores: Sequence[float]) -> TextScore:
+    def _sums(self, tokens: Sequence[Token], ids: Sequence[int], scores: Sequence[float]) -> TextScore:
         unknown = self.tokenizer.unknown
-        lost = [score for token, score in zip(ids, scores, strict=True) if token == unknown] if unknown in ids else []
+        lost = [at for at, token in enumerate(ids) if token == unknown] if unknown in ids else []
         return TextScore(
             log_likelihood=sum(scores),
-            log_likelihood_unknown=sum(lost),
+            log_likelihood_unknown=sum(scores[at] for at in lost),
+            log_likelihood_spelling=sum(self._spelling.log_probability(tokens[at].text) for at in lost),
             tokens=len(ids),
             sentences=ids.count(self.tokenizer.end),
             unknown_tokens=len(lost),

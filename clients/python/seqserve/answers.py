@@ -56,6 +56,7 @@ class Score:
 
     perplexity: float | None
     perplexity_excluding_unknown: float | None
+    perplexity_open: float | None  # unknown words cost what their letters cost
     tokens: int
     sentences: int
     unknown_tokens: int

@@ -49,6 +49,7 @@ async def test_perplexity_scores_a_text(served: FakeServed) -> None:
     expected = {
         "perplexity": pytest.approx(math.exp(2)),
         "perplexity_excluding_unknown": pytest.approx(math.exp(2)),
+        "perplexity_open": pytest.approx(math.exp(2)),
         "tokens": 4,
         "sentences": 1,
         "unknown_tokens": 0,

@@ -239,6 +239,18 @@ def test_the_perplexity_may_leave_out_unknown_words(int8: LanguageModelPredictor
     assert score(int8, "zork").perplexity_excluding_unknown == pytest.approx(math.exp(-end.log_probability))
 
 
+def test_unknown_words_cost_what_their_letters_cost(int8: LanguageModelPredictor) -> None:
+    known, once, twice = (score(int8, text) for text in ("the company", "the zork", "the zork zork"))
+    assert known.log_likelihood_spelling == 0
+    assert known.perplexity_open == known.perplexity
+    assert once.log_likelihood_spelling < math.log(1 / 100)
+    assert twice.log_likelihood_spelling == pytest.approx(2 * once.log_likelihood_spelling)
+    assert twice.perplexity_open == pytest.approx(twice.perplexity * math.exp(-twice.log_likelihood_spelling / 4))
+    assert twice.log_likelihood == pytest.approx(
+        sum(row.log_probability for row in token_scores(int8, "the zork zork"))
+    )
+
+
 def test_ranks_and_alternatives_agree_with_the_whole_distribution(
     int8: LanguageModelPredictor, vocabulary: Vocabulary
 ) -> None:
