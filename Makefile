@@ -20,7 +20,7 @@ PEERS = .venv-bench/.installed
 CLIENTS = .venv-clients/.installed
 RAY = .venv-ray/.installed
 
-.PHONY: help install serve test test-fast test-clients test-deploy test-ray check bench bench-cells bench-neighbours bench-scale fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
+.PHONY: help install serve test test-fast test-clients test-deploy test-ray check bench bench-cells bench-neighbours bench-scale bench-typing fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -70,6 +70,10 @@ bench-neighbours: $(DEVELOPMENT) ## measure a typist and a probe beside 30 hosti
 
 bench-cells: $(DEVELOPMENT) ## benchmark our LSTM variants against torch.nn.LSTM, in training
 	$(KEEP_MEMORY) $(BIN)/python tests/bench/cells.py
+
+bench-typing: $(DEVELOPMENT) ## measure suggestions and scores of everyday English: DATA=corpora/everyday2 MODELS="everyday ptb" WORDS=10000
+	OMP_NUM_THREADS=1 $(BIN)/python -m training typing --data $(or $(DATA),$(TEST_DATA)/everyday2) \
+		--model $(or $(MODELS),everyday ptb) --words $(or $(WORDS),10000) $(ARGS)
 
 bench-scale: $(DEVELOPMENT) $(RAY) ## benchmark several replicas, behind nginx and on Ray Serve: ten minutes
 	$(BIN)/python -m tests.bench.scale

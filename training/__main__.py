@@ -1,6 +1,8 @@
 """The command line of offline training: `python -m training digits best --run runs/best`."""
 
+import json
 import os
+import random
 import re
 import shutil
 import sys
@@ -36,9 +38,9 @@ from training.digits.publish import benchmark
 from training.digits.publish import publish as publish_digits
 from training.digits.robustness import table
 from training.evaluate import score_files
+from training.language_model import contrast, subword_recipe, typing_evaluation, typing_report
 from training.language_model import data as texts
 from training.language_model import recipe as language_model_recipe
-from training.language_model import subword_recipe, typing_evaluation
 from training.language_model.publish import publish as publish_language_model
 from training.language_model.subword_publish import is_subword
 from training.language_model.subword_publish import publish as publish_subword
@@ -249,22 +251,40 @@ def evaluate(
 def typing(
     data: tuple[Path, ...],
     words: int = 10_000,
+    lines: int = contrast.LINES,
     source: tuple[str, ...] = (),
     store: Path = Path("models_store"),
-    model: str = "ptb",
+    model: tuple[str, ...] = ("ptb",),
+    plot: Path | None = None,
 ) -> None:
-    """Measure next-word suggestions with simulated writers: top-1, top-3 and keystroke savings by register.
+    """Measure language models on validation texts of everyday English, by register, with 95 % bootstrap intervals.
+
+    Simulated writers take suggestions (top-1, top-3, keystroke savings), texts are scored (bits a byte, word
+    perplexity), and lines of English are compared with spoilt ones. The last line is
+    JSON.
 
     Args:
         data: Folders with NAME.valid.txt, plain, .gz or .xz, a blank line between documents.
-        words: Words typed of each source, about; 0 for all.
+        words: Words of each source, about, in whole documents; 0 for all.
+        lines: Lines of each contrast set.
         source: Names of the sources; left out, all of them.
         store: The folder of all models.
-        model: The model's name.
+        model: The models' names.
+        plot: A PNG of the results by register.
     """
-    suggest = typing_evaluation.suggest_with(_language_model(store, model))
-    found = typing_evaluation.evaluate_typing(suggest, data, most_words=words or None, only=source)
-    print(typing_evaluation.table(found))
+    predictors = {name: _language_model(store, name, typing_evaluation.CACHE_BYTES) for name in model}
+    texts = typing_evaluation.validation_sample(data, words or None, source)
+    english = contrast.english_lines(texts, lines, random.Random(1))  # noqa: S311 - no secret
+    reports, separations = {}, {}
+    for name, predictor in predictors.items():
+        reports[name] = typing_evaluation.evaluate_typing(predictor, texts)
+        separations[name] = contrast.evaluate(typing_evaluation.bits_a_byte(predictor), english)
+        print(f"\n{name}\n\n{typing_report.table(reports[name])}")
+    print(f"\n{contrast.table(separations)}\n")
+    if plot:
+        typing_report.plot(reports, plot, f"{', '.join(model)}: {words or 'all'} words a source")
+    aucs = {name: {kind: found.auc for kind, found in separations[name].items()} for name in model}
+    print(json.dumps({name: {"macro": reports[name].macro(), "auc": aucs[name]} for name in model}))
 
 
 def robustness(
@@ -344,8 +364,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def _language_model(store: Path, model: str) -> LanguageModelPredictor:
-    predictor = load_predictor(_current(store, model))
+def _language_model(store: Path, model: str, cache_bytes: int = 0) -> LanguageModelPredictor:
+    predictor = load_predictor(_current(store, model), cache_bytes=cache_bytes)
     if not isinstance(predictor, LanguageModelPredictor):
         raise CorpusError(f"model: expected a language model, found {model}, which is none")
     return predictor

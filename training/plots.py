@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -61,6 +61,39 @@ def register_curves(metrics: Sequence[dict[str, float]], path: Path, title: str)
     axes.set(title=title, xlabel="pieces read, millions", ylabel="bits a byte, validation")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    canvas.savefig(path, dpi=110)
+    plt.close(canvas)
+
+
+def register_bars(
+    series: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float]]]],
+    path: Path,
+    title: str,
+    marks: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Plot metrics by register as bars, as PNG: a panel a metric, a colour a model, black marks of an n-gram model.
+
+    `series`: metric -> model -> register -> value and bounds of its interval; `marks`: metric -> register -> value.
+    """
+    canvas, panels = plt.subplots(1, len(series), figsize=(4.2 * len(series), 5.2), layout="constrained", squeeze=False)
+    for axes, (metric, models) in zip(panels.flat, series.items(), strict=True):
+        registers = list(next(iter(models.values())))
+        height = 0.8 / len(models)
+        for at, (model, found) in enumerate(models.items()):
+            y = np.arange(len(registers)) + (at - (len(models) - 1) / 2) * height
+            values, lows, highs = np.array([found[register] for register in registers]).T
+            errors = np.maximum([values - lows, highs - values], 0)
+            axes.barh(y, values, height, xerr=errors, color=COLOURS[at + 1], error_kw={"linewidth": 0.8}, label=model)
+        if known := {register: value for register, value in (marks or {}).get(metric, {}).items() if value == value}:
+            places = [registers.index(register) for register in known if register in registers]
+            shown = [value for register, value in known.items() if register in registers]
+            axes.plot(shown, places, "k|", markersize=14, label="n-gram")
+        axes.set_yticks(range(len(registers)), registers if axes is panels.flat[0] else [""] * len(registers))
+        axes.invert_yaxis()
+        axes.set_title(metric, fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+    panels.flat[0].legend(fontsize=8)
+    canvas.suptitle(title)
     canvas.savefig(path, dpi=110)
     plt.close(canvas)
 

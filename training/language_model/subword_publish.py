@@ -1,9 +1,9 @@
 """Publishing of a subword language model: a run -> a measured bundle."""
 
 import hashlib
-import math
+import random
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,17 +16,29 @@ from typing_extensions import override
 from app.bundle import Bundle, CorpusEntry, Manifest
 from app.models.gated_recurrence import GatedRecurrentLanguageModel
 from app.models.language_model import parameter_count
-from app.runtime.families.language_model import LanguageModelPredictor, Score
+from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.onnx_session import Precision
-from app.runtime.predictor import Resources, answer_all
+from app.runtime.predictor import Resources
 from app.runtime.recurrent_engine import RecurrentEngine, Segment
 from app.text.subword import SubwordTokenizer
 from training import plots
 from training.corpora.documents import documents, register_means, text_files
 from training.corpora.files import sha256
 from training.corpora.terms import SOURCES, UNSTATED
+from training.language_model import contrast, typing_report
+from training.language_model.contrast import Separation
 from training.language_model.gated_export import export_gated_language_model
 from training.language_model.subword_recipe import SubwordLanguageModelConfig, build
+from training.language_model.typing_evaluation import (
+    CACHE_BYTES,
+    Texts,
+    bits,
+    bits_a_byte,
+    evaluate_typing,
+    size,
+    thinned,
+)
+from training.language_model.typing_report import TypingReport
 from training.publishing import (
     PRECISIONS,
     Measurements,
@@ -41,14 +53,11 @@ from training.run import Run, RunError
 TOKENIZER = SubwordTokenizer.FILE
 INT8_MAY_COST = 0.005  # bits a byte
 SAMPLE_BYTES = 30_000  # of each source, about, by which int8 is compared with fp32
-TOGETHER = 64  # documents scored at the same time
+TYPED_WORDS = 10_000  # of each source, about, by simulated writers
 PARITY_PIECES = 500
 PARITY_CHUNK = 100
 PROBE = {"text": "Thanks for your", "top_k": 5}
 TERMS = "sources with terms of their own, listed in README.md; some for research or non-commercial use only"
-
-Texts = Mapping[str, Sequence[str]]
-"""The documents of each source."""
 
 
 def is_subword(run: Run) -> bool:
@@ -161,16 +170,37 @@ class SubwordLanguageModelPublisher(Publisher[ValidationTexts, GatedRecurrentLan
             "torch_difference": torch_difference(model, draft, data),
             "steps": self.steps,
         }
-        curves = scratch / "curves.png"
+        title, shown = f"{draft.manifest.model} {draft.manifest.version}", dict[str, Path]()
         if recorded := self.run.metrics():
-            plots.register_curves(recorded, curves, f"{draft.manifest.model} {draft.manifest.version}")
+            shown["curves.png"] = scratch / "curves.png"
+            plots.register_curves(recorded, shown["curves.png"], title)
         rows = [
             f"| {name} | {bits:.3f} | {sampled['int8'][name]:.3f} | {sampled['fp32'][name]:.3f} |"
             for name, bits in measured.items()
         ]
-        return Measurements(
-            metrics, served, probe(predictors, PROBE), {"curves.png": curves} if recorded else {}, "\n".join(rows)
-        )
+        tables = "\n".join(rows)
+        if not self._unfinished:
+            report, separations = self._typing(draft, served, data)
+            metrics |= {f"typing/{name}": value for name, value in report.macro().items()}
+            metrics |= {f"contrast_auc/{name}": found.auc for name, found in separations.items()}
+            shown["typing.png"] = scratch / "typing.png"
+            typing_report.plot({title: report}, shown["typing.png"], f"{title}, validation texts")
+            template = resources.files("training.language_model").joinpath("typing_card.md").read_text(encoding="utf-8")
+            tables += string.Template(template).substitute(
+                words=f"{TYPED_WORDS:,}",
+                registers=typing_report.table(report),
+                contrasts=contrast.table({draft.manifest.model: separations}),
+            )
+        return Measurements(metrics, served, probe(predictors, PROBE), shown, tables)
+
+    def _typing(
+        self, draft: Bundle, served: Precision, data: ValidationTexts
+    ) -> tuple[TypingReport, dict[str, Separation]]:
+        """Let simulated writers type TYPED_WORDS words of each source, and tell English from spoilt lines."""
+        predictor = LanguageModelPredictor.open(draft, served, Resources(cache_bytes=CACHE_BYTES))
+        report = evaluate_typing(predictor, {name: thinned(some, TYPED_WORDS) for name, some in data.texts.items()})
+        lines = contrast.english_lines(data.texts, contrast.LINES, random.Random(1))  # noqa: S311 - no secret
+        return report, contrast.evaluate(bits_a_byte(predictor), lines)
 
     @override
     def card(self, manifest: Manifest, data: ValidationTexts, measurements: Measurements) -> str:
@@ -209,18 +239,15 @@ class SubwordLanguageModelPublisher(Publisher[ValidationTexts, GatedRecurrentLan
 
 def bits_per_byte(predictor: LanguageModelPredictor, texts: Texts) -> dict[str, float]:
     """Return -log2 p of each source's documents over their bytes, line ends and document ends included."""
-    named = sorted(((name, text) for name, some in texts.items() for text in some), key=lambda pair: -len(pair[1]))
-    bits = dict.fromkeys(texts, 0.0)
-    for start in range(0, len(named), TOGETHER):  # of about equal length
-        group = named[start : start + TOGETHER]
-        scores = answer_all(predictor, [predictor.prepare(Score(text)) for _, text in group])
-        for (name, _), score in zip(group, scores, strict=True):
-            bits[name] -= score.log_likelihood / math.log(2)
-    return {name: total / _bytes(texts[name]) for name, total in bits.items()}
+    named = [name for name, some in texts.items() for _ in some]
+    totals = dict.fromkeys(texts, 0.0)
+    for name, found in zip(named, bits(predictor, [text for some in texts.values() for text in some]), strict=True):
+        totals[name] += found
+    return {name: total / _bytes(texts[name]) for name, total in totals.items()}
 
 
 def _bytes(texts: Sequence[str]) -> int:
-    return sum(len(text.encode()) + 1 for text in texts)  # one for the last line end
+    return sum(map(size, texts))
 
 
 @torch.inference_mode()

@@ -1,54 +1,25 @@
-"""The typing evaluation of a served language model on the validation texts of everyday English, by register."""
+"""The typing evaluation of a served language model: suggestions to simulated writers, and scores of their texts."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from tqdm import tqdm
 
 from app.errors import CorpusError
-from app.runtime.families.language_model import LanguageModelPredictor
+from app.runtime.families.language_model import LanguageModelPredictor, Score
 from app.runtime.families.language_model import Suggest as Payload
 from app.runtime.predictor import answer_all
-from training.corpora.documents import REGISTERS, TEMPLATED, documents, text_files
-from training.language_model.typing_metrics import (
-    OFFERED,
-    Counts,
-    Query,
-    Suggest,
-    confidence_interval,
-    measure,
-    register_means,
-    total,
-)
+from training.corpora.documents import documents, text_files
+from training.language_model.typing_metrics import OFFERED, Counts, Query, Suggest, measure
+from training.language_model.typing_report import TypingReport
 
-METRICS: Final = ("top1", "top3", "keystroke_savings")
-BATCH_SIZE: Final = 32
+CACHE_BYTES: Final = 1 << 28  # of the states of all writers
+TOGETHER: Final = 64  # texts scored at the same time, writers who type
 
-
-@dataclass(frozen=True)
-class TypingReport:
-    """Results of a model: the metrics of `METRICS`, fractions, by source and by register."""
-
-    sources: dict[str, list[Counts]]  # of each document
-
-    def by_source(self, metric: str) -> dict[str, float]:
-        """Return a metric of each source that has words."""
-        sums = {name: total(counts) for name, counts in self.sources.items()}
-        return {name: counts.metrics()[metric] for name, counts in sums.items() if counts.words}
-
-    def by_register(self, metric: str) -> dict[str, float]:
-        """Return the mean over the sources of each register."""
-        return register_means(self.by_source(metric), REGISTERS)
-
-    def macro(self, metric: str) -> float:
-        """Return the mean over the registers, without assistant tasks, which are half templates."""
-        found = [value for name, value in self.by_register(metric).items() if not TEMPLATED.issuperset(REGISTERS[name])]
-        if not found:
-            raise CorpusError("typing: expected a source of a register of everyday English, found none")
-        return sum(found) / len(found)
+Texts = Mapping[str, Sequence[str]]
+"""The documents of each source."""
 
 
 def suggest_with(predictor: LanguageModelPredictor) -> Suggest:
@@ -72,46 +43,63 @@ def _word(query: Query, suggestion: str) -> str:
     return suggestion.removeprefix(query.context.split()[-1])
 
 
-def evaluate_typing(
-    suggest: Suggest, folders: Sequence[Path], *, most_words: int | None, only: Sequence[str] = ()
-) -> TypingReport:
-    """Let simulated writers type the validation documents of each source, from its first on.
+def bits(predictor: LanguageModelPredictor, texts: Sequence[str]) -> list[float]:
+    """Return -log2 p of each text and its end, as POST /perplexity scores it; texts of about equal length together."""
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    found: dict[int, float] = {}
+    for start in range(0, len(order), TOGETHER):
+        group = order[start : start + TOGETHER]
+        scores = answer_all(predictor, [predictor.prepare(Score(texts[number])) for number in group])
+        found |= {number: -score.log_likelihood / math.log(2) for number, score in zip(group, scores, strict=True)}
+    return [found[number] for number in range(len(texts))]
 
-    `most_words`: about as many of each source, whole documents; `only`: these sources, all if empty. Raise CorpusError
-    if a source is missing.
+
+def size(text: str) -> int:
+    """Return the bytes of a document, its last line end included."""
+    return len(text.encode()) + 1
+
+
+def validation_sample(folders: Sequence[Path], most_words: int | None, only: Sequence[str] = ()) -> Texts:
+    """Return validation documents of each source: all, or every n-th of them, about `most_words` words.
+
+    `only`: of these sources, of all if empty. Raise CorpusError if a source is missing.
     """
     files = text_files(folders)["valid"]
     for name in only:
         if name not in files:
             raise CorpusError(f"source: expected one of {', '.join(sorted(files))}, found {name!r}")
-    names = sorted(only or files)
-    return TypingReport(
-        {
-            name: measure(documents(name, files[name]), suggest, batch_size=BATCH_SIZE, most_words=most_words)
-            for name in tqdm(names, "typing", disable=None)
-        }
-    )
+    return {name: thinned(list(documents(name, files[name])), most_words) for name in sorted(only or files)}
 
 
-def table(report: TypingReport, seed: int = 1) -> str:
-    """Return the results as a Markdown table, in percent: a row a register, then the macro mean and each source.
+def thinned(texts: Sequence[str], most_words: int | None) -> Sequence[str]:
+    """Return every n-th text, so that they have about `most_words` words; all for None."""
+    return texts if most_words is None else texts[:: max(1, sum(len(text.split()) for text in texts) // most_words)]
 
-    A source's top-3 has a 95 % bootstrap interval over its documents.
+
+def evaluate_typing(predictor: LanguageModelPredictor, texts: Texts) -> TypingReport:
+    """Let simulated writers type the texts, and score each of them as a document of its own.
+
+    A closed vocabulary's scores are left out: its `<unk>` stands for many words, so they are no likelihood of a text.
     """
-    generator = np.random.default_rng(seed)
-    rows: list[tuple[str, ...]] = [("register", "top-1", "top-3", "keystroke savings"), ("---",) * 4]
-    values: Mapping[str, dict[str, float]] = {metric: report.by_register(metric) for metric in METRICS}
-    rows += [(name, *(_percent(values[metric][name]) for metric in METRICS)) for name in values["top1"]]
-    rows.append(("**macro**", *(_percent(report.macro(metric)) for metric in METRICS)))
-    rows.append(("source", "top-1", "top-3 (95 % interval)", "words"))
-    for name, counts in report.sources.items():
-        if words := total(counts).words:
-            low, high = confidence_interval(counts, "top3", generator)
-            metrics = total(counts).metrics()
-            interval = f"{_percent(metrics['top3'])} ({_percent(low)} to {_percent(high)})"
-            rows.append((name, _percent(metrics["top1"]), interval, f"{words:,}"))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    suggest = suggest_with(predictor)
+    named = [(name, text) for name, some in texts.items() for text in some]
+    every = [text for _, text in named]
+    with tqdm(total=sum(map(len, every)), desc="typing", unit="character", disable=None) as bar:
+        typed = measure(every, suggest, batch_size=TOGETHER, progress=bar.update)
+    if predictor.tokenizer.unknown is None:
+        scored = zip(bits(predictor, every), every, strict=True)
+        sizes = [Counts(bits=found, bytes=size(text), spaced_words=len(text.split())) for found, text in scored]
+        typed = [counts + more for counts, more in zip(typed, sizes, strict=True)]
+    sources: dict[str, list[Counts]] = {name: [] for name in texts}
+    for (name, _), counts in zip(named, typed, strict=True):
+        sources[name].append(counts)
+    return TypingReport(sources)
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
+def bits_a_byte(predictor: LanguageModelPredictor) -> Callable[[Sequence[str]], list[float]]:
+    """Return a function from texts to the bits a byte that a client of POST /perplexity sorts them by."""
+
+    def found(texts: Sequence[str]) -> list[float]:
+        return [value / len(text.encode()) for value, text in zip(bits(predictor, texts), texts, strict=True)]
+
+    return found

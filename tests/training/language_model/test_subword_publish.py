@@ -28,7 +28,7 @@ from training.language_model.subword_recipe import SubwordLanguageModelConfig, b
 from training.run import Run, RunError
 
 GRAPHS = {f"{graph}.{precision}.onnx" for graph in ("recurrent", "softmax") for precision in ("fp32", "int8")}
-FILES = GRAPHS | {"README.md", "curves.png", "probe.json", "tokenizer.json", "weights.safetensors"}
+FILES = GRAPHS | {"README.md", "curves.png", "typing.png", "probe.json", "tokenizer.json", "weights.safetensors"}
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +89,8 @@ def test_bits_a_byte_are_those_of_the_module(
     registers = {name.split("/")[1] for name in metrics if name.startswith("valid_bits_per_byte/")}
     assert registers == {"SMS", "e-mail", "assistant tasks"}
     assert 0 < metrics["torch_difference"] < 1e-4
+    assert metrics["typing/bits a byte"] == pytest.approx(metrics["valid_bits_per_byte"])  # of so little text, all
+    assert 0 <= metrics["contrast_auc/one non-word"] <= 1
 
 
 def test_the_served_bundle_repeats_its_recorded_answers(published: Bundle) -> None:
@@ -119,6 +121,8 @@ def test_the_card_has_sources_with_their_terms_results_and_limitations(published
     assert "| sms | text messages, many in Singapore English | 240 | free for research" in card
     assert f"| macro | {published.manifest.metrics['valid_bits_per_byte']:.3f} |" in card
     assert "![validation by register](curves.png)" in card
+    assert "![typing by register](typing.png)" in card
+    assert "| one non-word | " in card
     assert "Provisional" not in card
     assert "$" not in card
 
@@ -135,6 +139,7 @@ def test_an_unfinished_run_is_published_only_when_that_is_wanted(
     assert "Provisional: 1 of 40 steps of its training are done." in bundle.text("README.md")
     assert "curves.png" not in bundle.manifest.files  # nothing was recorded yet
     assert "curves.png" not in bundle.text("README.md")
+    assert "typing.png" not in bundle.manifest.files  # measured once the training ends
     load_predictor(bundle)
 
 
