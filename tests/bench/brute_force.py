@@ -3,8 +3,8 @@
     python -m tests.bench.brute_force --data FOLDER [--store models_store] [--model everyday] [--positions 500]
 
 At each position, drawn with a seed from the validation texts, the three suggestions and their probabilities are
-compared with the three likeliest of all words. A word is scored piece by piece; it is left out once its first pieces are less
-likely than the third suggestion, since the whole word is no likelier. The last line is JSON.
+compared with the three likeliest of all words. A word is scored piece by piece; it is left out once its first pieces
+are less likely than the third suggestion, since the whole word is no likelier. The last line is JSON.
 """
 
 import argparse

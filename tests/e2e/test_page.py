@@ -148,6 +148,12 @@ def recorded_requests(page: Page, path: str) -> list[Request]:
     return sent_requests
 
 
+def posted(request: Request) -> dict[str, Any]:
+    """Return the JSON that a request sends."""
+    found: dict[str, Any] = json.loads(request.post_data or "{}")
+    return found
+
+
 def chips(page: Page) -> Locator:
     """Return the chips of the current text."""
     return page.locator("#chips[aria-busy=false] button:visible")
@@ -281,7 +287,99 @@ def test_the_text_survives_a_reload(opened: Opened) -> None:
     expect(chips(page)).to_have_count(5)
 
 
+def test_a_bracket_before_a_word_stays(opened: Opened) -> None:
+    page = opened("write")
+    page.locator("#draft").press_sequentially("Shares (of the (comp")
+    expect(page.locator("#ghost")).to_have_text("any")
+    page.keyboard.press("Tab")
+    expect(page.locator("#draft")).to_have_value("Shares (of the (company ")
+
+
+def two_language_models(route: Route) -> None:
+    models = [{"name": name, "family": "language_model", "ready": True} for name in ("ptb", "everyday")]
+    route.fulfill(json={"models": [*models, {"name": "digits", "family": "digits", "ready": True}]})
+
+
+def open_vocabulary(route: Route) -> None:
+    """Answer for the model `everyday`, let the server answer for another."""
+    if posted(route.request)["model"] != "everyday":
+        route.continue_()
+    elif "next-word" in route.request.url:
+        words = [{"text": word, "probability": 0.5, "log_probability": -0.7} for word in ("Katarzyna", "Kate")]
+        route.fulfill(json={"suggestions": words, "context_tokens": 2, "cached_tokens": 1, "unknown_words": []})
+    else:
+        pieces = [(" Kat", 0, 3), ("arz", 3, 6), ("yna", 6, 9), (" fell", 9, 14), (".", 14, 15), ("<doc>", 15, 15)]
+        rows = [
+            {"token": token, "start": start, "end": end, "log_probability": -2.0, "rank": 3, "unknown": False}
+            | {"alternatives": [{"token": " the", "log_probability": -1.0}]}
+            for token, start, end in pieces
+        ]
+        score: dict[str, Any] = {
+            "perplexity": 7.4,
+            "perplexity_open": 7.4,
+            "word_perplexity": 400.0,
+            "bits_per_byte": 1.15,
+        }
+        score |= {"bits_per_character": 1.15, "tokens": 6, "words": 2, "unknown_tokens": 0, "token_scores": rows}
+        route.fulfill(json={"results": [score]})
+
+
+def test_write_and_score_have_a_switch_between_language_models(opened: Opened, context: BrowserContext) -> None:
+    context.route("**/models", two_language_models)
+    context.route(re.compile("/(next-word|perplexity)$"), open_vocabulary)
+    page = opened("write")
+    expect(page.locator("#write-models input")).to_have_count(2)
+    expect(page.get_by_label("Everyday English")).to_be_checked()
+    page.locator("#draft").press_sequentially("kat")
+    expect(chips(page).locator(".word")).to_have_text(["Katarzyna", "Kate"])
+    page.keyboard.press("Tab")
+    expect(page.locator("#draft")).to_have_value("Katarzyna ")
+    require_accessible(page)
+    page.get_by_label("Newspaper of 1989").check()
+    expect(chips(page)).to_have_count(5)
+    page.locator("#draft").fill("Shares of the comp")
+    expect(page.locator("#ghost")).to_have_text("any")
+    opened("score", page=page)
+    expect(page.locator("#score-models").get_by_label("Newspaper of 1989")).to_be_checked()
+
+
+def test_one_language_model_needs_no_switch(opened: Opened) -> None:
+    page = opened("write")
+    sent = recorded_requests(page, "/next-word")
+    page.locator("#draft").fill("the comp")
+    expect(page.locator("#ghost")).to_have_text("any")
+    expect(page.locator("#write-models")).to_be_hidden()
+    assert "model" not in posted(sent[0])
+
+
 # --- Score
+
+
+def test_a_word_of_several_pieces_is_one_with_its_pieces_on_demand(opened: Opened, context: BrowserContext) -> None:
+    context.route("**/models", two_language_models)
+    context.route(re.compile("/perplexity$"), open_vocabulary)
+    page = opened("score")
+    page.locator("#passage").fill("Katarzyna fell.")
+    words = page.locator("#heat [role=option]")
+    expect(words).to_have_text(["Katarzyna", "fell", ".", "¶"])
+    expect(page.locator("#totals")).to_contain_text("6 pieces")
+    expect(page.locator("#detail")).to_contain_text(re.compile(r"Most surprising.*Katarzyna.*8\.7 bits", re.S))
+    page.locator("#detail summary").click()
+    expect(page.locator("#detail .pieces li")).to_have_text(
+        [re.compile(f"{piece}.*2.9 bits") for piece in ("Kat", "arz", "yna")]
+    )
+    require_accessible(page)
+    with page.expect_download() as download:
+        page.locator("#export-csv").click()
+    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"))))
+    assert [row["text"] for row in rows] == ["Kat", "arz", "yna", " fell", ".", ""]
+
+
+def test_a_text_without_words_says_so(opened: Opened) -> None:
+    page = opened("score")
+    page.locator("#passage").fill("... !")
+    expect(page.locator("#score-notice")).to_have_text("There is nothing to score in this text.")
+    expect(page.locator("#scored")).to_be_hidden()
 
 
 @both_sizes

@@ -37,4 +37,4 @@ export function duration(seconds) {
 }
 
 /** Describe a token of the corpus in words. */
-export const tokenName = (token) => ({ "<eos>": "end of sentence", "<unk>": "a rarer word", N: "a number" })[token] ?? token;
+export const tokenName = (token) => ({ "<eos>": "end of sentence", "<doc>": "end of the text", "\n": "line break", "<unk>": "a rarer word", N: "a number" })[token] ?? token;

@@ -8,7 +8,10 @@ import { programs } from "./programs.js";
 const FAMILIES = {
   language_model: {
     title: "The language model",
-    figure: ({ test_perplexity }) => [test_perplexity?.toFixed(1), "perplexity on the test text; lower is better"],
+    figure: ({ test_perplexity, valid_bits_per_byte }) =>
+      test_perplexity
+        ? [test_perplexity.toFixed(1), "perplexity on the test text; lower is better"]
+        : [valid_bits_per_byte?.toFixed(2), "bits a byte on the validation texts; lower is better"],
   },
   digits: {
     title: "The digit reader",

@@ -1,6 +1,7 @@
 // Score: each word of a text over a bar of its surprisal, a curve of the surprisal, and details of one word.
 
 import { createRequester, json, notice, reportErrors } from "./api.js";
+import { languageModel, offerModels } from "./language_models.js";
 import { restore, store } from "./storage.js";
 import { createElement, milliseconds, rounded, share, tokenName } from "./format.js";
 
@@ -24,12 +25,13 @@ const request = createRequester(notify);
 let answer = null; // the last answer, and
 let scoredCharacters = []; // the characters of its text; offsets count these, not UTF-16 units
 let words = []; // the elements drawn; words[i] shows tokens[i]
-let tokens = [];
+let tokens = []; // or words of several pieces, each with its `pieces`
 let chosen = 0;
 let pause = 0;
 
 /** Initialise the view with the text from before a reload. */
-export function open() {
+export async function open() {
+  await offerModels(at("score-models"), score);
   for (const [name, text] of Object.entries(SAMPLES)) {
     at("samples").append(createElement("button", { onclick: () => replace(text) }, name));
   }
@@ -95,7 +97,7 @@ function score() {
   if (text.length > 10 * EAGER) notify("Reading. A long text takes a while: about a second for 10,000 words.");
   return reportErrors(notify, async () => {
     const started = performance.now();
-    const found = await json(request, "perplexity", { text, per_token: true, alternatives: text.length > LONG ? 0 : 5 });
+    const found = await json(request, "perplexity", { text, per_token: true, alternatives: text.length > LONG ? 0 : 5, ...languageModel() });
     show(found, text);
     at("score-time").textContent = `${milliseconds(performance.now() - started)} for ${tokens.length} words and marks.`;
   });
@@ -104,9 +106,10 @@ function score() {
 function show(found, text) {
   answer = found;
   scoredCharacters = Array.from(text);
-  tokens = found.results[0].token_scores.map((token) => ({ ...token, bits: -token.log_probability / Math.LN2 }));
-  at("scored").hidden = false;
+  tokens = wholeWords(found.results[0].token_scores.map((token) => ({ ...token, bits: -token.log_probability / Math.LN2 })));
+  at("scored").hidden = !tokens.length;
   at("scored").classList.remove("stale");
+  if (!tokens.length) return notify("There is nothing to score in this text.");
   showTotals(found.results[0]);
   showCurve();
   showWords(text);
@@ -115,17 +118,50 @@ function show(found, text) {
   describe(chosen, "Most surprising");
 }
 
+/** Join the pieces of a word: what goes on with letters, without a space before them. A token of a closed vocabulary stays one. */
+function wholeWords(pieces) {
+  const open = pieces.some(({ token }) => token.startsWith(" "));
+  const found = [];
+  for (const piece of pieces) {
+    const last = found.at(-1);
+    const goesOn = open && last && (last.start === last.end || /^ +$/.test(last.token) || (/[\p{L}\p{N}\p{M}]$/u.test(last.token) && /^['’]?[\p{L}\p{N}\p{M}\ufffd]/u.test(piece.token)));
+    if (goesOn && piece.token !== "<doc>") found[found.length - 1] = joined(last, piece);
+    else found.push({ ...piece, pieces: [piece] });
+  }
+  return found;
+}
+
+function joined(word, piece) {
+  const bits = word.bits + piece.bits;
+  const log_probability = word.log_probability + piece.log_probability;
+  return { ...word, token: word.token + piece.token, end: piece.end, bits, log_probability, pieces: [...word.pieces, piece] };
+}
+
 function showTotals(total) {
-  const known = total.perplexity_excluding_unknown;
-  const figures = [
-    ["Perplexity", figure(total.perplexity), `as if each word were one of ${rounded(total.perplexity)}`],
-    ["Known words only", known === null ? "–" : figure(known), `${total.unknown_tokens} unknown`],
-    ["Bits a word", total.cross_entropy.toFixed(2), `${total.bits_per_character.toFixed(2)} a character`],
-    ["Words", total.tokens.toLocaleString("en"), `${total.sentences.toLocaleString("en")} of them ends of lines`],
-  ];
+  const figures = tokens.at(-1).token === "<doc>" ? openTotals(total) : closedTotals(total);
   at("totals").replaceChildren(
     ...figures.map(([name, value, more]) => createElement("div", {}, createElement("dt", {}, name), createElement("dd", {}, value, createElement("small", {}, more)))),
   );
+}
+
+function openTotals(total) {
+  const pieces = total.tokens.toLocaleString("en");
+  return [
+    ["Word perplexity", figure(total.word_perplexity), `as if each word were one of ${rounded(total.word_perplexity)}`],
+    ["Bits a byte", total.bits_per_byte.toFixed(2), "few for English, many for anything else"],
+    ["Bits a word", Math.log2(total.word_perplexity).toFixed(2), `${total.bits_per_character.toFixed(2)} a character`],
+    ["Words", total.words.toLocaleString("en"), `${pieces} pieces`],
+  ];
+}
+
+function closedTotals(total) {
+  const unknown = total.unknown_tokens.toLocaleString("en");
+  return [
+    ["Perplexity", figure(total.perplexity), `as if each word were one of ${rounded(total.perplexity)}`],
+    ["Unknown words spelled", figure(total.perplexity_open), `${unknown} unknown, by their letters`],
+    ["Bits a word", total.cross_entropy.toFixed(2), `${total.bits_per_character.toFixed(2)} a character`],
+    ["Words", total.tokens.toLocaleString("en"), `${total.sentences.toLocaleString("en")} of them ends of lines`],
+  ];
 }
 
 const figure = (value) => (value < 1000 ? value.toFixed(1) : rounded(value));
@@ -147,9 +183,10 @@ function showWords(text) {
     const start = Math.max(reached, token.start);
     lines.at(-1).append(characters.slice(reached, start).join("").replaceAll("\n", " "));
     reached = Math.max(start, token.end);
-    const word = element(token, characters.slice(start, reached).join(""));
-    lines.at(-1).append(word);
-    if (token.token === "<eos>") lines.push(createElement("div", { role: "group" }));
+    const [, space, shown] = characters.slice(start, reached).join("").match(/^(\s*)(.*)$/s);
+    const word = element(token, shown || "␣");
+    lines.at(-1).append(shown ? space : "", word);
+    if (breaksLine(token)) lines.push(createElement("div", { role: "group" }));
     return word;
   });
   heat.replaceChildren(...lines.filter((line) => line.querySelector("[role=option]")));
@@ -158,14 +195,16 @@ function showWords(text) {
 }
 
 function element(token, text) {
-  const ends = token.token === "<eos>";
+  const ends = breaksLine(token);
   const word = createElement("span", { role: "option", tabIndex: -1, "aria-selected": "false" }, ends ? "¶" : text);
-  if (ends) word.setAttribute("aria-label", "end of sentence");
+  if (ends) word.setAttribute("aria-label", tokenName(token.token));
   if (ends) word.classList.add("end");
   if (token.unknown) word.classList.add("unknown");
   word.style.setProperty("--tall", Math.min(token.bits / TALLEST, 1).toFixed(3));
   return word;
 }
+
+const breaksLine = ({ token }) => ["<eos>", "<doc>", "\n"].includes(token);
 
 function showCurve() {
   const width = Math.ceil(tokens.length / BARS);
@@ -233,14 +272,26 @@ function describe(index, title = "") {
   at("detail").replaceChildren(
     createElement("p", { class: "small" }, title || (token.unknown ? "Not in its vocabulary" : "Chosen word")),
     createElement("p", { class: "chosen" }, token.unknown ? written(token) : tokenName(token.token)),
-    createElement("p", {}, createElement("strong", {}, share(probability)), ` · ${token.bits.toFixed(1)} bits · `, ranked(token.rank)),
+    createElement("p", {}, createElement("strong", {}, share(probability)), ` · ${token.bits.toFixed(1)} bits`, ranked(token)),
+    ...ofPieces(token),
     ...expected(token),
   );
 }
 
+/** List the pieces of a word on demand, each with its surprisal. */
+function ofPieces({ pieces }) {
+  if (pieces.length < 2) return [];
+  const rows = pieces.map((piece) => createElement("li", {}, createElement("span", { class: "word" }, piece.token), createElement("span", { class: "share" }, `${piece.bits.toFixed(1)} bits`)));
+  return [createElement("details", { class: "pieces" }, createElement("summary", {}, `${pieces.length} pieces`), createElement("ol", { class: "rows" }, ...rows))];
+}
+
 const written = ({ start, end }) => scoredCharacters.slice(start, end).join("");
 
-const ranked = (rank) => (rank === 1 ? "its first guess" : `its guess no. ${rank.toLocaleString("en")}`);
+/** Describe the rank of a token; a word of several pieces has none. */
+function ranked({ rank, pieces }) {
+  if (pieces.length > 1) return "";
+  return rank === 1 ? " · its first guess" : ` · its guess no. ${rank.toLocaleString("en")}`;
+}
 
 function expected(token) {
   if (!token.alternatives.length) return [];
@@ -249,7 +300,7 @@ function expected(token) {
     const bar = createElement("span", { class: "bar" });
     bar.style.setProperty("--share", probability);
     const row = createElement("li", {}, createElement("span", { class: "word" }, tokenName(other.token)), bar, createElement("span", { class: "share" }, share(probability)));
-    if (other.token === token.token) row.classList.add("hit");
+    if (other.token === token.pieces[0].token) row.classList.add("hit");
     return row;
   });
   return [createElement("p", { class: "small" }, "Expected here"), createElement("ol", { class: "rows" }, ...rows)];
@@ -257,7 +308,7 @@ function expected(token) {
 
 function csv() {
   const head = ["token", "text", "start", "end", "log_probability", "bits", "rank", "unknown", "expected"];
-  const rows = tokens.map((token) => [
+  const rows = tokens.flatMap(({ pieces }) => pieces).map((token) => [
     token.token,
     written(token),
     token.start,

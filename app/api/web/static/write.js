@@ -1,6 +1,7 @@
 // Write: suggestions while typing. The first is shown as ghost text, all five below the text.
 
 import { createRequester, json, notice, reportErrors } from "./api.js";
+import { languageModel, offerModels } from "./language_models.js";
 import { copyText, restore, store } from "./storage.js";
 import { createElement, milliseconds, share } from "./format.js";
 
@@ -22,8 +23,9 @@ let chosen = null; // {key, from, replaced, time} of the last choice by a digit 
 let pause = 0;
 
 /** Initialise the view with the draft from before a reload. */
-export function open() {
+export async function open() {
   row.append(...chips);
+  await offerModels(document.getElementById("write-models"), changed);
   draft.value = restore("draft");
   draft.addEventListener("input", changed);
   draft.addEventListener("keydown", pressed);
@@ -81,26 +83,22 @@ async function suggest() {
 async function suggestions(text) {
   const [word] = text.match(/[\p{L}\p{N}][\p{L}\p{N}'’.&-]*$/u) ?? [""];
   if (!word || word.endsWith(".")) return following(text);
-  const from = text.length - word.length;
-  const apart = from && /\S/.test(text[from - 1]) ? " " : ""; // "(comp" is a bracket and a partly typed word
-  const answer = await json(request, "next-word", { text: text.slice(0, from) + apart + word, complete: true, top_k: MOST });
-  if (answer.suggestions[0]?.text.toLowerCase() === word.toLowerCase()) return following(text);
-  return { ...answer, offers: answer.suggestions.map((one) => offer(one, ending(word, one.text), from)) };
+  const [run] = text.match(/\S*$/); // the word and what is written to it, such as a bracket, which the answers repeat
+  const answer = await json(request, "next-word", { text, complete: true, top_k: MOST, ...languageModel() });
+  if (answer.suggestions[0]?.text.toLowerCase() === run.toLowerCase()) return following(text);
+  return { ...answer, offers: answer.suggestions.map((one) => offer(one, one.text, text.length - run.length)) };
 }
 
 async function following(text) {
-  const answer = await json(request, "next-word", { text, top_k: MOST });
+  const answer = await json(request, "next-word", { text, top_k: MOST, ...languageModel() });
   return { ...answer, offers: answer.suggestions.map((one) => joined(one, text)) };
 }
 
-/** Return the completed word in the case of the typed prefix. */
-const ending = (word, whole) => (whole.toLowerCase().startsWith(word.toLowerCase()) ? word + whole.slice(word.length) : whole);
-
-/** Insert a space before a next word unless the text ends with one; a clitic (n't, 's) attaches to the word before. */
+/** Insert a space before a next word unless the text ends with one, or with an opening sign; a clitic (n't, 's) attaches to the word before. */
 function joined(one, text) {
   const bare = text.trimEnd();
   if (/^('|n't)/.test(one.text)) return offer(one, one.text, bare.length);
-  return offer(one, text && bare.length === text.length ? ` ${one.text}` : one.text, text.length);
+  return offer(one, /[^\s([{“‘]$/.test(text) ? ` ${one.text}` : one.text, text.length);
 }
 
 const offer = (one, text, from) => ({ label: one.text, probability: one.probability, text: `${text} `, from });
