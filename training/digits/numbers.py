@@ -1,18 +1,29 @@
 """Handwritten numbers composed of MNIST's digits: spacing, touching, slant and sizes as in a row of one hand."""
 
-from typing import Final
+import math
+from typing import Final, TypeAlias
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from app.images.digits.strip import Strip, fitted_strip, number_strip
+from app.images import BOX, SIDE
+from app.images.digits.strip import MAX_WIDTH, Strip, fitted_strip, number_strip
+from training.digits.augmentation import elastic
 from training.digits.composing import Ink, Pixels, Rng, enlarged, plain
 from training.digits.data import Digits
+from training.digits.negatives import training_negative
+
+Labels: TypeAlias = npt.NDArray[np.int64]
 
 MAX_DIGITS: Final = 12
 P_TOUCHING: Final = 0.35  # share of numbers whose digits touch
-P_PAGE: Final = 0.15  # share of training strips that are found on an image, as in the server
+P_PAGE: Final = 0.1  # share of training strips that are found on an image, as in the server
+P_NONE: Final = 0.04  # share of training strips without a number
+P_WIDE: Final = 0.12  # share of steps whose digits are far apart
+P_ELASTIC: Final = 0.7  # share of training strips of distorted digits
+NONE: Final = -1  # in place of the digits of no number
 HEIGHT: Final = 32  # pixels of a digit, on average
 
 
@@ -49,22 +60,60 @@ def number_image(digits: Digits, length: int, rng: Rng, *, touching: bool | None
     return plain(np.pad(grown, pad), rng), labels
 
 
-def training_strip(digits: Digits, length: int, rng: Rng) -> tuple[Strip, list[int]]:
-    """Return a strip with random strokes and blur, and its digits."""
-    if rng.random() < P_PAGE:
-        image, labels = number_image(digits, length, rng)
-        strip = number_strip(Image.fromarray(image))
-        if strip.reason is None:
-            return strip, labels
-    ink, labels = composed_number(digits, length, rng)
-    ink = ink.astype(np.float32)
-    kind = rng.random()
-    kernel = np.ones((2, 2), np.uint8)
-    if kind < 0.25:
-        ink = np.asarray(cv2.dilate(ink, kernel), np.float32)
-    elif kind < 0.4:
-        ink = np.asarray(cv2.erode(ink, kernel), np.float32) * 0.7 + ink * 0.3
-    if rng.random() < 0.3:
-        ink = np.asarray(cv2.GaussianBlur(ink, (0, 0), rng.uniform(0.5, 1.5)), np.float32)
-    ink = np.clip(ink * rng.uniform(0.8, 1.4), 0, 1)
-    return fitted_strip(ink.astype(np.float32)), labels
+def training_strips(digits: Digits, length: int, count: int, rng: Rng) -> tuple[list[Pixels], Labels]:
+    """Return strips (28, W) of random numbers, and their digits (count, length), all NONE where a strip shows none.
+
+    Most are composed of distorted digits as large as a strip's, a few are found on images, as in the server. Draws from
+    torch's global generator too.
+    """
+    chosen = rng.integers(len(digits), size=(count, length))
+    labels, wide = digits.labels.numpy()[chosen], bool(rng.random() < P_WIDE)
+    frames = digits.images[chosen.ravel()].float() / 255
+    bent = round(P_ELASTIC * count) * length
+    frames[:bent] = elastic(frames[:bent])
+    kinds, found = rng.random(count), list[Pixels]()
+    for index, row in enumerate(frames.numpy().reshape(count, length, SIDE, SIDE)):
+        if kinds[index] < P_PAGE:
+            image, read = number_image(digits, length, rng)
+            strip = number_strip(Image.fromarray(image))
+            labels[index] = NONE if strip.reason else read
+        elif kinds[index] < P_PAGE + P_NONE:
+            strip = _strip_of_none(min(length, 4), rng)
+            labels[index] = NONE
+        else:
+            strip = fitted_strip(_composed(row, rng, wide=wide))
+        found.append(strip.pixels)
+    return found, labels
+
+
+def _composed(row: npt.NDArray[np.float32], rng: Rng, *, wide: bool) -> npt.NDArray[np.float32]:
+    """Return the ink (H, W) of framed digits (length, 28, 28) side by side."""
+    low, high = (0.4, 1.3) if wide else (-0.14, 0.04) if rng.random() < P_TOUCHING else (0.0, 0.5)
+    usual, on_line = rng.uniform(low, high), rng.random() < 0.5
+    ends, cuts = 0.0, list[tuple[int, int, npt.NDArray[np.float32]]]()
+    for frame in row:
+        columns, rows = np.flatnonzero(frame.max(0) > 0.2), np.flatnonzero(frame.max(1) > 0.2)
+        cut = frame[:, columns[0] : columns[-1] + 1]
+        down = round(rng.normal(0, 0.7)) + (24 - int(rows[-1]) if on_line else 0)
+        start = max(round(ends + BOX * (usual + rng.uniform(-0.06, 0.06))), 0)
+        cuts.append((start, min(max(down, -8), 8) + 10, cut))
+        ends = start + cut.shape[1]
+    ink = np.zeros((SIDE + 20, round(ends)), np.float32)
+    for start, top, cut in cuts:
+        part = ink[top : top + SIDE, start : start + cut.shape[1]]
+        np.maximum(part, cut[:, : part.shape[1]], out=part)
+    height, width = ink.shape
+    slant, slope = rng.uniform(-0.3, 0.3), rng.normal(0, 0.01)
+    reach, drift = math.ceil(abs(slant) * height), math.ceil(abs(slope) * width)
+    shear = np.array([[1, slant, max(-slant, 0) * height], [slope, 1, max(-slope, 0) * width]], np.float32)
+    ink = np.asarray(cv2.warpAffine(ink, shear, (width + reach, height + drift)), np.float32)
+    if rng.random() < 0.2:
+        ink = np.asarray(cv2.GaussianBlur(ink, (0, 0), rng.uniform(0.4, 1)), np.float32)
+    ground, full = rng.uniform(0, 0.2), rng.uniform(0.5, 1)
+    return np.asarray(np.clip((ink - ground) / (full - ground), 0, 1), np.float32)
+
+
+def _strip_of_none(most: int, rng: Rng) -> Strip:
+    """Return the strip of one to `most` letters, scribbles, shapes or the like in a row."""
+    parts = [number_strip(Image.fromarray(training_negative(rng))).pixels for _ in range(rng.integers(1, most + 1))]
+    return Strip(np.concatenate(parts, axis=1)[:, :MAX_WIDTH])

@@ -22,7 +22,7 @@ from tests import drawn_digits
 from training.digits.number_export import export_numbers
 from training.digits.number_publish import publish
 from training.digits.number_recipe import NumbersConfig, train
-from training.digits.numbers import composed_number, number_image, training_strip
+from training.digits.numbers import composed_number, number_image, training_strips
 from training.run import Run
 
 SMALL = NumbersConfig(hidden_sizes=(12, 8), samples=24, batch_size=8)
@@ -78,10 +78,10 @@ def test_the_graphs_give_the_modules_logits(precision: Precision, cell: Cell, tm
     graph = session(path, 1)
     model.eight_bit = precision == "int8"
     for length in (1, 7):
-        strip, _ = training_strip(DIGITS, length, np.random.default_rng(length))
+        (pixels,), _ = training_strips(DIGITS, length, 1, np.random.default_rng(length))
         with torch.inference_mode():
-            expected = model(torch.from_numpy(strip.pixels)[None].float() / 255)[:, 0].numpy()
-        found = graph.run(None, {"pixels": strip.pixels})[0]
+            expected = model(torch.from_numpy(pixels)[None].float() / 255)[:, 0].numpy()
+        found = graph.run(None, {"pixels": pixels})[0]
         np.testing.assert_allclose(found, expected, atol=1e-5 if precision == "fp32" else 2e-3)
 
 
