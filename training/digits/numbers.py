@@ -92,7 +92,8 @@ def _composed(row: npt.NDArray[np.float32], rng: Rng, *, wide: bool) -> npt.NDAr
     usual, on_line = rng.uniform(low, high), rng.random() < 0.5
     ends, cuts = 0.0, list[tuple[int, int, npt.NDArray[np.float32]]]()
     for frame in row:
-        columns, rows = np.flatnonzero(frame.max(0) > 0.2), np.flatnonzero(frame.max(1) > 0.2)
+        inked = frame > 0.2 * frame.max()
+        columns, rows = np.flatnonzero(inked.any(0)), np.flatnonzero(inked.any(1))
         cut = frame[:, columns[0] : columns[-1] + 1]
         down = round(rng.normal(0, 0.7)) + (24 - int(rows[-1]) if on_line else 0)
         start = max(round(ends + BOX * (usual + rng.uniform(-0.06, 0.06))), 0)
@@ -110,7 +111,7 @@ def _composed(row: npt.NDArray[np.float32], rng: Rng, *, wide: bool) -> npt.NDAr
     if rng.random() < 0.2:
         ink = np.asarray(cv2.GaussianBlur(ink, (0, 0), rng.uniform(0.4, 1)), np.float32)
     ground, full = rng.uniform(0, 0.2), rng.uniform(0.5, 1)
-    return np.asarray(np.clip((ink - ground) / (full - ground), 0, 1), np.float32)
+    return np.asarray(np.clip((ink / ink.max() - ground) / (full - ground), 0, 1), np.float32)
 
 
 def _strip_of_none(most: int, rng: Rng) -> Strip:
