@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from safetensors.torch import load_file
 
 from app import bundle as bundles
 from app.errors import CorpusError, SeqserveError
@@ -146,6 +147,7 @@ def digits(
     job: tyro.conf.OmitArgPrefixes[Job],
     data_folder: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
     photographs: Path | None = None,
+    weights: Path | None = None,
 ) -> None:
     """Train a reader of handwritten digits on MNIST.
 
@@ -154,10 +156,12 @@ def digits(
         job: Folder and length of the run.
         data_folder: Folder with MNIST/raw/*.gz, as torchvision lays them; left out, they are downloaded once.
         photographs: A folder or a tar of JPEG files, used as images of no digit beside the drawn ones.
+        weights: A bundle's weights.safetensors to start from; left out, weights are random.
     """
     corpus = mnist.load(data_folder)
     shown = photographs_in(photographs) if photographs else ()
-    job.train(digits_recipe.train, config, corpus, photographs=shown)
+    start = load_file(weights) if weights else None
+    job.train(digits_recipe.train, config, corpus, photographs=shown, weights=start)
 
 
 def numbers(

@@ -457,3 +457,14 @@ def test_several_digits_are_rejected_with_a_reason_that_says_so(
         drawn(first, 180, canvas=canvas, at=(80, 60)), drawn(second, 180, canvas=canvas, at=(220 + apart, 60))
     )
     assert framed_array(255 - pair).reason == "several digits: expected one, or number=true for a number"
+
+
+@pytest.mark.parametrize("strokes", DIGITS)
+def test_a_bitmap_whose_ink_touches_its_edges_is_framed_whole(strokes: Sequence[Stroke]) -> None:
+    ink = drawn(strokes, width=30)
+    rows, columns = np.flatnonzero(ink.max(1)), np.flatnonzero(ink.max(0))
+    cut = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    bitmap = np.where(np.asarray(cut.resize((16, 16), Image.Resampling.BOX)) > 110, 255, 0).astype(np.uint8)
+    found = framed_array(bitmap)
+    assert found.reason is None
+    assert distance(found.pixels, framed_array(np.pad(bitmap, 20)).pixels) < 40

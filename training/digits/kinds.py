@@ -49,6 +49,7 @@ DOTS: Final = (  # 5 x 7 dot matrices, a row a number of five bits
     (14, 17, 17, 15, 1, 2, 12),
 )
 SEGMENTS: Final = ("abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg")
+OTHER_SEGMENTS: Final = {6: "fgedc", 7: "abcf", 9: "abcfg"}  # as some displays show them
 _BARS: Final = {  # the ends of each segment, x and y in a box of 1 x 2
     "a": ((0, 0), (1, 0)),
     "b": ((1, 0), (1, 1)),
@@ -176,7 +177,7 @@ def seven_segment(_digit: Pixels, label: int, rng: Rng) -> Pixels:
     length = half * rng.uniform(0.95, 1.15) + slant * height
     layer: Ink = np.zeros((round(height + 2 * width), round(length + 3 * width)), np.float32)
     across = layer.shape[1] - 3 * width - slant * height
-    for name in SEGMENTS[label]:
+    for name in OTHER_SEGMENTS.get(label, SEGMENTS[label]) if rng.random() < 0.25 else SEGMENTS[label]:
         (x0, y0), (x1, y1) = _BARS[name]
         cut_x, cut_y = (apart * half / across if x0 != x1 else 0), (apart if y0 != y1 else 0)
         ends = [(x0 + cut_x, y0 + cut_y), (x1 - cut_x, y1 - cut_y)]

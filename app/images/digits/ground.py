@@ -8,6 +8,7 @@ import numpy as np
 from app.images.pixels import Bytes, Floats, middle, outermost
 
 STRIPED: Final = 0.085  # of the ink's strength: pixels of a plain or striped ground are no further from ground and ink
+_BITMAP_SIDE: Final = 20  # pixels: an image as small as that has one level of ground, though ink may touch all edges
 _WINDOWS: Final = (0.4, 0.2)  # of the shorter side: narrower shapes may be ink. A shadow's edge needs the smaller one
 
 
@@ -23,7 +24,8 @@ def contrast(pixels: Bytes) -> tuple[Floats, float]:
     plain = away * _sign(away)  # ink is what is furthest from the ground
     noise = _noise(plain)
     unevenness = float(edge[len(edge) * 9 // 10]) - float(edge[len(edge) // 10])
-    if unevenness <= 0.15 * float(np.abs(plain).max()) + 3 * noise:
+    bitmap = max(pixels.shape) <= _BITMAP_SIDE
+    if bitmap or unevenness <= 0.15 * float(np.abs(plain).max()) + 3 * noise:
         return plain, noise
     banded = (_banded(grey), _banded(grey.T).T)
     clean = [ink for ink in (plain, *banded) if _between(np.abs(ink)) < STRIPED]

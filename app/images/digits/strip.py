@@ -20,10 +20,12 @@ _LONGEST = 1536  # pixels of a side: a larger image is shrunk
 _LEAST_CONTRAST = 8  # grey levels
 _STROKE = 0.4  # of the strongest ink: what is part of a stroke
 _SMALL = 0.02  # of the largest part's ink: a part with less is a speck
-_ROW = 0.3  # of a part's height: what must overlap with the row of the largest part
-_MOST = 256  # parts that are looked for frames: those of most ink
+_BESIDE = 0.3  # of the lower of two parts: those beside each other overlap so far,
+_APART = 3  # and are this far apart at most, of the largest part's height
+_ABOVE = 0.25  # of the largest part's height: parts above each other are this far apart at most
+_MOST = 256  # parts that are considered: those of most ink
 _FRAMED = 0.3  # of its ink: a part that has more ink within its box is a frame
-_LONG = 2.5  # of its height: a longer row is levelled,
+_LONG = 2  # of its height: a longer row is levelled,
 _STEEP = 0.25  # unless it falls more than that
 
 
@@ -74,22 +76,30 @@ def number_strip(image: Image.Image) -> Strip:
 
 def _row(ink: Floats, level: float) -> Mask:
     """Return the parts (H, W) of the ink above `level` that are in the row of the largest one."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats((ink > level).view(np.uint8))
-    weights = np.bincount(labels.ravel(), ink.ravel(), len(stats))[1:]
-    left, top, width, height, _ = stats[1:].T.astype(np.int64)
-    spanning = (width == ink.shape[1]) | (height == ink.shape[0])
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((ink > level).view(np.uint8))
+    weights = np.bincount(labels.ravel(), ink.ravel(), count)[1:]
+    order = np.argsort(-weights)[:_MOST]
+    weights, (left, top, width, height) = weights[order], stats[1:][order, :4].T.astype(np.int64)
+    right, bottom = left + width, top + height
+    inside = (left[:, None] < left) & (top[:, None] < top) & (right[:, None] > right) & (bottom[:, None] > bottom)
+    frames = inside @ weights > _FRAMED * weights
     flat = width > 8 * height  # an underline
-    frames = np.zeros(len(weights), bool)
-    some = np.argsort(-weights)[:_MOST]
-    ends = left + width, top + height
-    inside = (left[some, None] < left[some]) & (top[some, None] < top[some])
-    inside &= (ends[0][some, None] > ends[0][some]) & (ends[1][some, None] > ends[1][some])
-    frames[some] = inside @ weights[some] > _FRAMED * weights[some]
+    spanning = (width == ink.shape[1]) | (height == ink.shape[0])
     worth = weights * np.where(frames, 0, np.where(spanning | flat, 0.002, 1))
     main = int(worth.argmax())
-    overlap = np.minimum(top + height, top[main] + height[main]) - np.maximum(top, top[main])
-    row = (worth >= _SMALL * worth[main]) & (overlap >= _ROW * np.minimum(height, height[main]))
-    return np.concatenate([[False], row])[labels]
+    relevant = worth >= _SMALL * worth[main]
+    across = np.maximum(left[:, None] - right, left - right[:, None])
+    down = np.maximum(top[:, None] - bottom, top - bottom[:, None])
+    beside = (down <= -_BESIDE * np.minimum(height[:, None], height)) & (across <= _APART * height[main])
+    above = (across < 0) & (down <= _ABOVE * height[main])
+    linked = (beside | above) & relevant[:, None] & relevant
+    row = np.zeros(len(order), bool)
+    row[main] = True
+    while not np.array_equal(grown := linked[row].any(0) | row, row):
+        row = grown
+    table = np.zeros(count, bool)
+    table[1 + order[row]] = True
+    return table[labels]
 
 
 def _levelled(ink: Floats) -> tuple[Floats, float, float]:

@@ -1,6 +1,7 @@
 """Numbers: composed from one seed, found on an image, trained, exported with the module's logits, published, served."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from app.runtime.loading import load_predictor
 from app.runtime.onnx_session import Precision, session
 from app.runtime.predictor import answer_all
 from tests import drawn_digits
+from training.digits.composing import Pixels
 from training.digits.number_export import export_numbers
 from training.digits.number_publish import publish
-from training.digits.number_recipe import NumbersConfig, train
-from training.digits.numbers import composed_number, number_image, training_strips
+from training.digits.number_recipe import NumbersConfig, ctc_loss, train
+from training.digits.numbers import NONE, composed_number, number_image, training_strips
 from training.run import Run
 
 SMALL = NumbersConfig(hidden_sizes=(12, 8), samples=24, batch_size=8)
@@ -66,6 +68,62 @@ def test_a_number_s_row_is_found_on_its_image(length: int) -> None:
 
 def test_a_blank_image_has_no_row() -> None:
     assert number_strip(Image.new("L", (300, 100), 255)).reason == "blank image"
+
+
+BARS = range(80, 560, 40)  # their left ends
+
+
+def row_of_bars(slope: float = 0.0) -> Pixels:
+    """Twelve bars of 12 x 60 pixels, 40 apart, on light paper (300, 640); the row falls by `slope`."""
+    image = np.full((300, 640), 240, np.uint8)
+    for left in BARS:
+        top = round(120 + slope * left)
+        image[top : top + 60, left : left + 12] = 20
+    return image
+
+
+@pytest.mark.parametrize("slope", [-0.15, 0.1, 0.2])
+def test_a_slanting_row_is_levelled_and_its_boxes_are_where_the_digits_are(slope: float) -> None:
+    level, strip = (number_strip(Image.fromarray(row_of_bars(each))) for each in (0.0, slope))
+    assert abs(strip.slope - slope) < 0.02
+    assert abs(strip.pixels.shape[1] - level.pixels.shape[1]) <= 6
+    answer = Sure(None, 0.5, precision="fp32").read(strip)
+    assert answer.number == "7" * 12
+    for left, digit in zip(BARS, answer.digits, strict=True):
+        assert np.abs(np.subtract(digit.box, [left, round(120 + slope * left), 12, 60])).max() <= 6
+
+
+@pytest.mark.parametrize("walls", [[40, 580], range(66, 580, 40)])
+def test_the_frame_of_a_form_s_field_is_left_out(walls: Sequence[int]) -> None:
+    image = row_of_bars()
+    for top in (105, 200):
+        image[top : top + 3, walls[0] : walls[-1] + 3] = 20
+    for left in walls:
+        image[105:203, left : left + 3] = 20
+    found = number_strip(Image.fromarray(image))
+    expected = number_strip(Image.fromarray(row_of_bars()))
+    assert found.pixels.shape == expected.pixels.shape
+    assert np.abs(found.pixels.astype(int) - expected.pixels).mean() < 10
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_training_strips_have_the_digits_of_their_number_or_none(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.digits.numbers.P_NONE", 0.3)
+    torch.manual_seed(1)
+    strips, labels = training_strips(DIGITS, length, 40, np.random.default_rng(1))
+    none = (labels == NONE).any(1)
+    assert ((labels == NONE).all(1) == none).all()
+    assert 0 < none.sum() < 30
+    assert all(strip.shape[0] == 28 and strip.shape[1] % 2 == 0 for strip in strips)
+    assert all(strip.any() for strip, empty in zip(strips, none, strict=True) if not empty)
+    assert ((labels[~none] >= 0) & (labels[~none] < 10)).all()
+
+
+def test_a_strip_without_a_number_costs_what_a_path_of_blanks_is_unlikely() -> None:
+    logits = torch.randn(5, 2, 11, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([[NONE, NONE], [NONE, NONE]])
+    blanks = logits.log_softmax(2)[:, :, 10].sum(0)
+    torch.testing.assert_close(ctc_loss(logits, labels), -blanks.mean())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -418,8 +418,19 @@ def test_metrics_are_reported_epoch_by_epoch(corpus: DigitCorpus, tmp_path: Path
         *("valid_accuracy", "valid_degraded_accuracy", "valid_composed_accuracy", "valid_no_digit_accuracy"),
     }
     assert run.read("environment.json")["family"] == "digits"
-    assert run.read("source.json") == corpus.describe() | {"photographs": 0}
+    assert run.read("source.json") == corpus.describe() | {"photographs": 0, "fine_tuned": False}
     assert list(run.folder.glob("tensorboard/events*"))
+
+
+def test_fine_tuning_starts_from_the_given_weights(corpus: DigitCorpus, tmp_path: Path) -> None:
+    config = replace(shrunk("chapter"), samples=20, learning_rate=1e-9)
+    torch.manual_seed(7)
+    weights = build(config).state_dict()
+    run = Run(tmp_path)
+    train(config, corpus, run, weights=weights)
+    trained = torch.load(run.checkpoint)["model"]
+    assert all(torch.allclose(trained[name], value, atol=1e-6) for name, value in weights.items())
+    assert run.read("source.json")["fine_tuned"]
 
 
 # stopped and killed

@@ -1,4 +1,5 @@
-// Draw: strokes on a canvas, classified while they are drawn; or a photograph instead.
+// Draw: strokes on a canvas, classified while they are drawn; or a photograph instead. Where the server has a number
+// reader, several digits in a row are read as a number, each in its box.
 
 import { createRequester, notice, reportErrors } from "./api.js";
 import { restore, store } from "./storage.js";
@@ -9,6 +10,7 @@ const INK = 0.07; // width of a stroke, as a fraction of the board's side
 const SENT = 280; // side of the uploaded image, in pixels
 const STEP = 0.05; // of an arrow key, as a fraction of the board's side
 const NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
+const SVG = "http://www.w3.org/2000/svg";
 const at = (id) => document.getElementById(id);
 const canvas = at("canvas");
 const photo = at("digit-photo");
@@ -20,6 +22,7 @@ let strokes = []; // lists of points [x, y, width], as fractions of the board's 
 let stroke = null; // the stroke in progress
 let pen = { x: 0.5, y: 0.3, down: false, shown: false }; // the pen moved by the keyboard
 let file = null; // the photograph
+let numbers = false; // whether the server reads numbers
 let asking = false;
 let outdated = false;
 
@@ -41,6 +44,14 @@ export function open() {
   paint();
   if (strokes.length) read();
   else say(null);
+  findNumberReader();
+}
+
+async function findNumberReader() {
+  const { models } = await (await createRequester(() => {})("models")).json();
+  numbers = models.some(({ family, ready }) => family === "numbers" && ready);
+  at("number-help").hidden = !numbers;
+  if (numbers && strokes.length) read();
 }
 
 function bar(digit) {
@@ -228,15 +239,36 @@ async function once() {
 
 async function answered() {
   let started = 0;
-  const response = await request("digits?framed=true", async () => {
+  let upload = null;
+  const response = await request(`digits?framed=true${numbers ? "&number=true" : ""}`, async () => {
     outdated = false; // all changes until now are included
-    const upload = file ? await toUploadable(file) : await drawn();
+    upload = file ? await toUploadable(file) : await drawn();
     started = performance.now();
     return uploadOptions(upload);
   });
   const [result] = (await response.json()).results;
   at("draw-time").textContent = milliseconds(performance.now() - started);
-  return say(result);
+  const several = isNumber(result);
+  const size = several && (await createImageBitmap(upload).catch(() => null));
+  say(several ? numberOf(result) : result);
+  box(size ? result.digits : [], size);
+}
+
+/** Return whether several digits are read, and with more confidence than one. */
+const isNumber = ({ number, number_confidence, digit, confidence }) => number?.length > 1 && (digit === null || number_confidence > confidence);
+
+const numberOf = ({ number, number_confidence }) => ({ digit: number, confidence: number_confidence, probabilities: Array(10).fill(0), rejected: false });
+
+/** Show boxes in pixels of an image of `width` and `height`, which fills the board as the photograph does. */
+function box(digits, { width, height } = {}) {
+  at("boxes").setAttribute("viewBox", `0 0 ${width ?? 1} ${height ?? 1}`);
+  at("boxes").replaceChildren(...digits.map(outline));
+}
+
+function outline({ box: [x, y, width, height] }) {
+  const rectangle = document.createElementNS(SVG, "rect");
+  for (const [key, value] of Object.entries({ x, y, width, height })) rectangle.setAttribute(key, value);
+  return rectangle;
 }
 
 function drawn() {
@@ -252,10 +284,14 @@ function say(result) {
   const sure = result && !result.rejected;
   const found = (digit) => (result ? result.probabilities[digit] : 0);
   at("digit").textContent = sure ? result.digit : "";
+  at("digit").style.setProperty("--digits", at("digit").textContent.length || 1);
   at("digit-words").textContent = inWords(result);
-  at("framed").hidden = !result;
-  if (result) at("framed-image").src = result.framed;
-  else at("draw-time").textContent = "";
+  at("framed").hidden = !result?.framed;
+  if (result?.framed) at("framed-image").src = result.framed;
+  if (!result) {
+    at("draw-time").textContent = "";
+    box([]);
+  }
   bars.forEach((one, digit) => {
     one.style.setProperty("--share", found(digit));
     one.classList.toggle("first", Boolean(sure) && result.digit === digit);
@@ -272,6 +308,6 @@ function inWords(result) {
 }
 
 function speak() {
-  const digit = at("digit").textContent;
-  at("draw-told").textContent = [digit && NAMES[digit], at("digit-words").textContent].filter(Boolean).join(", ");
+  const digits = [...at("digit").textContent].map((digit) => NAMES[digit]).join(" ");
+  at("draw-told").textContent = [digits, at("digit-words").textContent].filter(Boolean).join(", ");
 }

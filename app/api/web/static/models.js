@@ -17,6 +17,10 @@ const FAMILIES = {
     title: "The digit reader",
     figure: ({ test_accuracy }) => [test_accuracy && `${(100 * test_accuracy).toFixed(2)} %`, "accuracy on the test digits"],
   },
+  numbers: {
+    title: "The number reader",
+    figure: ({ test_digit_accuracy }) => [test_digit_accuracy && `${(100 * test_digit_accuracy).toFixed(1)} %`, "of the digits of test numbers read correctly"],
+  },
   captions: {
     title: "The captioner",
     figure: ({ test_cider }) => [test_cider?.toFixed(1), "CIDEr on the test photographs; higher is better"],

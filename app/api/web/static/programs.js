@@ -27,6 +27,11 @@ const FAMILIES = {
     tritonclient: triton(at, name, "image", 'open("digit.png", "rb").read()', "digit"),
     seqserve: python("import seqserve", `print(seqserve.Client("${at}").digits("digit.png", model=${quoted(name)}).results)`),
   }),
+  numbers: (at, name) => ({
+    curl: `curl '${at}/digits?number=true' -F image=@number.png`,
+    tritonclient: triton(at, name, "image", 'open("number.png", "rb").read()', "number"),
+    seqserve: python("import seqserve", `print(seqserve.Client("${at}").digits("number.png", number=True).results)`),
+  }),
   captions: (at, name) => ({
     curl: `curl '${at}/captions?model=${encodeURIComponent(name)}' -F image=@photo.jpg`,
     openai: python(
