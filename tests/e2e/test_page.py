@@ -470,6 +470,38 @@ def test_a_stroke_over_a_photograph_replaces_it_by_a_new_drawing(opened: Opened)
     expect(page.locator("#digit")).to_have_text("7")
 
 
+@both_sizes
+def test_several_digits_are_read_as_a_number_each_in_its_box(
+    opened: Opened, context: BrowserContext, size: ViewportSize
+) -> None:
+    digits = [{"digit": 1, "confidence": 0.9, "box": [x, 60, 20, 160]} for x in (70, 190)]
+    several = {"digit": None, "confidence": 0.0, "probabilities": [0.1] * 10, "rejected": False, "reason": None}
+    number = several | {"number": "11", "number_confidence": 0.82, "digits": digits}
+
+    def answer(route: Route) -> None:
+        route.fulfill(json={"results": [number if "number=true" in route.request.url else several]})
+
+    page = context.new_page()
+    page.route("**/models", lambda route: route.fulfill(json={"models": [{"family": "numbers", "ready": True}]}))
+    page.route("**/digits*", answer)
+    opened("draw", size, page)
+    draw(page, [(0.3, 0.2), (0.3, 0.8)])
+    draw(page, [(0.7, 0.2), (0.7, 0.8)])
+    expect(page.locator("#digit")).to_have_text("11")
+    expect(page.locator("#digit-words")).to_have_text("82 % sure")
+    expect(page.locator("#draw-told")).to_have_text("one one, 82 % sure")
+    expect(page.locator("#number-help")).to_be_visible()
+    board = page.locator("#board").bounding_box()
+    assert board
+    for x, found in zip((80, 200), page.locator("#boxes rect").all(), strict=True):
+        box = found.bounding_box()
+        assert box
+        assert box["x"] + box["width"] / 2 == pytest.approx(board["x"] + x / 280 * board["width"], abs=3)
+        assert box["height"] == pytest.approx(160 / 280 * board["height"], abs=4)
+    page.locator("#draw-clear").click()
+    expect(page.locator("#boxes rect")).to_have_count(0)
+
+
 def test_the_answer_is_visible_while_drawing_on_a_phone(opened: Opened) -> None:
     page = opened("draw", PHONE)
     draw(page, ONE)

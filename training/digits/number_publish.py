@@ -95,7 +95,7 @@ class NumbersPublisher(Publisher[DigitCorpus, NumberReader]):
     def measure(self, draft: Bundle, data: DigitCorpus, model: NumberReader, scratch: Path) -> Measurements:
         readers = {p: open_predictor(draft, p, 1.0) for p in PRECISIONS}
         valid = {p: read_all(reader, data.valid, None) for p, reader in readers.items()}
-        cost = _exact(valid["fp32"]) - _exact(valid["int8"])
+        cost = exact(valid["fp32"]) - exact(valid["int8"])
         served: Precision = "int8" if cost <= INT8_MAY_COST else "fp32"
         doubts = [1 - found.confidence for found, _ in valid[served]]
         threshold = float(np.quantile(doubts, 1 - REJECTED_AT_MOST, method="higher"))
@@ -104,11 +104,11 @@ class NumbersPublisher(Publisher[DigitCorpus, NumberReader]):
         metrics = {
             "torch_difference_fp32": _difference(model, readers["fp32"], data.valid),
             "int8_cost": cost,
-            "valid_accuracy": _exact(valid[served]),
-            "test_accuracy": _exact(test),
-            "test_digit_accuracy": _digits_right(test),
-            "test_accuracy_5": _exact(read_all(readers[served], data.test, 5, touching=False)),
-            "test_accuracy_5_touching": _exact(read_all(readers[served], data.test, 5, touching=True)),
+            "valid_accuracy": exact(valid[served]),
+            "test_accuracy": exact(test),
+            "test_digit_accuracy": digits_right(test),
+            "test_accuracy_5": exact(read_all(readers[served], data.test, 5, touching=False)),
+            "test_accuracy_5_touching": exact(read_all(readers[served], data.test, 5, touching=True)),
             "test_wrongly_rejected": float(np.mean([found.number is None for found, _ in test])),
         }
         image, _ = number_image(data.valid, 5, np.random.default_rng(SEED), touching=False)
@@ -153,11 +153,12 @@ def read_all(
     return [(reader.read(number_strip(Image.fromarray(image))), "".join(map(str, truth))) for image, truth in made]
 
 
-def _exact(found: list[tuple[Number, str]]) -> float:
+def exact(found: list[tuple[Number, str]]) -> float:
+    """Return the share of numbers read without a fault, of answers and truths."""
     return float(np.mean([answer.number == truth for answer, truth in found]))
 
 
-def _digits_right(found: list[tuple[Number, str]]) -> float:
+def digits_right(found: list[tuple[Number, str]]) -> float:
     """Return 1 minus the edit distance of all numbers to the truth, a share of the truth's digits."""
     faults = sum(_edits(answer.number or "", truth) for answer, truth in found)
     return 1 - faults / sum(len(truth) for _, truth in found)

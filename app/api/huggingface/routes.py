@@ -29,6 +29,7 @@ from app.api.http.uploads import BASE64, PART
 from app.errors import InvalidField, Malformed, UnsupportedType
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
+from app.runtime.families.numbers import Number, ReadNumber
 from app.runtime.fields import Count, Probability
 
 TAGS: Final[list[str | Enum]] = ["Hugging Face inference"]
@@ -121,9 +122,9 @@ def routes(limits: BodyLimits) -> list[BaseRoute]:
 
 
 async def infer(model: str, body: InferenceRequest, registry: RegistryOf, deadline: Deadline) -> Response:
-    """Caption a photograph, or classify the digit in an image, whichever the model does."""
+    """Caption a photograph, classify the digit in an image, or read its number, whichever the model does."""
     served = registry.named(model)
-    make = {"captions": Describe, "digits": Classify}.get(served.manifest.family)
+    make = {"captions": Describe, "digits": Classify, "numbers": ReadNumber}.get(served.manifest.family)
     if make is None:
         raise InvalidField(
             "model",
@@ -147,8 +148,9 @@ def _labels(found: Classification, top_k: int) -> Sequence[Label]:
     return sorted(labels, key=lambda label: -label["score"])[:top_k]
 
 
-def _text(found: Description) -> Sequence[Generated]:
-    return [{"generated_text": found.caption}]
+def _text(found: Description | Number) -> Sequence[Generated]:
+    """Return the caption or the number; the latter is empty if there is none to be read."""
+    return [{"generated_text": found.caption if isinstance(found, Description) else found.number or ""}]
 
 
 DIALECT: Final = Dialect(routes, re.compile(r"POST /models/[^/]+"), ERRORS)

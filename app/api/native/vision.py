@@ -3,7 +3,7 @@
 import re
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from enum import Enum
 from functools import partial
 from typing import Annotated, Final, TypeAlias
@@ -81,11 +81,10 @@ async def digits(
     An image without one, or with several, is rejected. With `number=true` a number is read as well, by the store's
     number reader, and its image is not rejected.
     """
-    with registry.get(model, "digits") as served:
+    numbers: list[Number | None] = [None] * len(images)
+    with registry.get(model, "digits") as served, registry.get(None, "numbers") if number else nullcontext() as reader:
         found: list[Classification] = await image_answers(served, images, Classify, deadline)
-    numbers: list[Number | None] = [None] * len(found)
-    if number:
-        with registry.get(None, "numbers") as reader:
+        if reader:
             numbers = await image_answers(reader, images, ReadNumber, deadline)
     answer: DigitsAnswer = {
         "model": served.name,

@@ -24,12 +24,15 @@ from app.errors import InvalidField
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.language_model import Score, Suggest, Suggestions
+from app.runtime.families.numbers import MAX_DIGITS as MAX_LENGTH
+from app.runtime.families.numbers import Number, ReadNumber
 from app.runtime.preprocessing import Payload
 from app.runtime.registry import Served
 from app.runtime.scores import TextScore
 
 MAX_TEXTS: Final = 256
 REJECTED: Final = -1  # in place of a digit
+NO_BOX: Final = -1  # in place of the left, top, width and height of a digit that a number has not
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,22 @@ async def _digits(call: Call) -> Mapping[str, Values]:
     }
 
 
+async def _numbers(call: Call) -> Mapping[str, Values]:
+    """Return numbers (N,) and, padded to MAX_DIGITS a number, the confidence and the box of each digit."""
+    found: list[Number] = await _of_images(call, MAX_DIGITS, ReadNumber)
+    confidences = np.zeros((len(found), MAX_LENGTH))
+    boxes = np.full((len(found), MAX_LENGTH, 4), NO_BOX)
+    for row, one in enumerate(found):
+        for column, each in enumerate(one.digits):
+            confidences[row, column], boxes[row, column] = each.confidence, each.box
+    return {
+        "number": [one.number or "" for one in found],
+        "confidence": np.array([one.confidence for one in found]),
+        "digit_confidences": confidences,
+        "boxes": boxes,
+    }
+
+
 async def _captions(call: Call) -> Mapping[str, Values]:
     describe = partial(Describe, beam=call.request.parameters.beam)
     found: list[Description] = await _of_images(call, MAX_CAPTIONS, describe)
@@ -144,6 +163,16 @@ SIGNATURES: Final[Mapping[str, Signature]] = {
         IMAGES,
         (Spec("digit", "INT64", (-1,)), Spec("confidence", "FP64", (-1,)), Spec("probabilities", "FP64", (-1, 10))),
         _digits,
+    ),
+    "numbers": Signature(
+        IMAGES,
+        (
+            Spec("number", "BYTES", (-1,)),
+            Spec("confidence", "FP64", (-1,)),
+            Spec("digit_confidences", "FP64", (-1, MAX_LENGTH)),
+            Spec("boxes", "INT64", (-1, MAX_LENGTH, 4)),
+        ),
+        _numbers,
     ),
     "captions": Signature(IMAGES, (Spec("caption", "BYTES", (-1,)), Spec("log_probability", "FP64", (-1,))), _captions),
 }  # by family; another one has no tensors

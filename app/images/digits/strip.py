@@ -99,7 +99,8 @@ def _row(ink: Floats, level: float) -> Mask:
         row = grown
     table = np.zeros(count, bool)
     table[1 + order[row]] = True
-    return table[labels]
+    strokes: Mask = table[labels]
+    return strokes
 
 
 def _levelled(ink: Floats) -> tuple[Floats, float, float]:

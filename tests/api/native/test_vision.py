@@ -225,6 +225,8 @@ async def test_a_number_is_read_beside_the_digit_and_its_image_is_not_rejected(
     ("path", "field"),
     [
         ("/digits?framed=maybe", "framed"),
+        ("/digits?number=1.5", "number"),
+        ("/digits?number=", "number"),
         ("/captions?beam=0", "beam"),
         ("/captions?beam=11", "beam"),
         ("/captions?beam=3.5", "beam"),

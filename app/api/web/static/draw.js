@@ -22,7 +22,7 @@ let strokes = []; // lists of points [x, y, width], as fractions of the board's 
 let stroke = null; // the stroke in progress
 let pen = { x: 0.5, y: 0.3, down: false, shown: false }; // the pen moved by the keyboard
 let file = null; // the photograph
-let numbers = false; // whether the server reads numbers
+let numbers = null; // whether the server reads numbers; null until the first drawing
 let asking = false;
 let outdated = false;
 
@@ -44,14 +44,14 @@ export function open() {
   paint();
   if (strokes.length) read();
   else say(null);
-  findNumberReader();
 }
 
+/** Read again with the number reader if the server has one. */
 async function findNumberReader() {
   const { models } = await (await createRequester(() => {})("models")).json();
   numbers = models.some(({ family, ready }) => family === "numbers" && ready);
   at("number-help").hidden = !numbers;
-  if (numbers && strokes.length) read();
+  if (numbers) read();
 }
 
 function bar(digit) {
@@ -228,6 +228,10 @@ async function once() {
   if (!file && !strokes.length) {
     notify();
     return say(null);
+  }
+  if (numbers === null) {
+    numbers = false;
+    reportErrors(() => {}, findNumberReader);
   }
   try {
     return await answered();
