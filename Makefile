@@ -20,7 +20,7 @@ PEERS = .venv-bench/.installed
 CLIENTS = .venv-clients/.installed
 RAY = .venv-ray/.installed
 
-.PHONY: help install serve test test-fast test-clients test-deploy test-ray check bench bench-cells bench-neighbours bench-scale bench-typing fuzz audit train-language-model train-subword-language-model train-digits train-captions publish lock
+.PHONY: help install serve test test-fast test-clients test-deploy test-ray check bench bench-cells bench-neighbours bench-scale bench-typing fuzz audit train-language-model train-subword-language-model train-digits train-numbers train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -94,6 +94,9 @@ train-subword-language-model: $(DEVELOPMENT) ## train, or resume: PRESET=everyda
 
 train-digits: $(DEVELOPMENT) ## train, or resume: PRESET=best DATA=corpora/mnist
 	$(call train,digits,$(or $(PRESET),best))
+
+train-numbers: $(DEVELOPMENT) ## train, or resume: DATA=corpora/mnist
+	$(call train,numbers,numbers)
 
 train-captions: $(DEVELOPMENT) ## train, or resume: PRESET=best DATA=corpora/flickr8k
 	$(call train,captions,$(or $(PRESET),best))
