@@ -15,6 +15,7 @@ import numpy as np
 
 from app.runtime.recurrent_engine import Floats, Reading, Segment, likeliest
 from app.runtime.state_cache import Entry, StateCache
+from app.runtime.writer_cache import WriterCache
 from app.text import Following, Prefix
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Criteria(NamedTuple):
     width: int  # number of words
     never: Collection[int]  # ids of tokens that are no words to suggest
     blocked: Collection[str]  # words not to suggest, case-folded
+    writer: WriterCache | None = None  # makes words that were written before likelier
 
 
 def request(state: Floats, unread: Sequence[int], prefix: Prefix, criteria: Criteria) -> Segment:
@@ -64,10 +66,10 @@ def next_words(
     """
     following = prefix.following(())
     if following.whole:
-        return _whole_words(following, reading, criteria)
-    search = _Search(prefix, criteria)
+        return _whole_words(prefix, reading, criteria, context)
+    search = _Search(prefix, criteria, context)
     assert reading.candidates is not None
-    search.extend(_Node((), 0.0, reading.state), following, reading.state, reading.candidates)
+    search.extend(_Node((), 0.0, 0.0, reading.state), following, reading.state, reading.candidates)
     for _ in range(MAX_ROUNDS):
         nodes = search.likeliest_open()
         if not nodes:
@@ -107,10 +109,11 @@ def runs_of_words(
     live, after = sorted(words, key=_order)[: criteria.width], prefix.after()
     for _ in range(length - 1):
         readings = yield [request(word.state, word.unread, after, criteria) for word in live]
+        contexts = [[*context, *word.tokens] for word in live]
         found = yield from _together(
             [
-                next_words(after, reading, criteria, [*context, *word.tokens], cache)
-                for word, reading in zip(live, readings, strict=True)
+                next_words(after, reading, criteria, there, cache)
+                for reading, there in zip(readings, contexts, strict=True)
             ]
         )
         grown = [
@@ -123,8 +126,8 @@ def runs_of_words(
             for following in some
         ]
         ends = [
-            word._replace(log_probability=word.open + _end(after, reading, end), unread=())
-            for word, reading in zip(live, readings, strict=True)
+            word._replace(log_probability=word.open + _end(after, reading, end, criteria, there), unread=())
+            for word, reading, there in zip(live, readings, contexts, strict=True)
         ]
         best = sorted([*finished, *grown, *ends], key=_order)[: criteria.width]
         best = [run for run in best if run.log_probability > -math.inf]
@@ -147,15 +150,17 @@ class _Node(NamedTuple):
 
     tokens: tuple[int, ...]
     log_probability: float
+    network: float  # the same, by the network alone
     state: Floats  # (S,) before the last token
 
 
 class _Search:
     """The state of a best-first search for words of several tokens."""
 
-    def __init__(self, prefix: Prefix, criteria: Criteria) -> None:
+    def __init__(self, prefix: Prefix, criteria: Criteria, context: Sequence[int]) -> None:
         self._prefix = prefix
         self._criteria = criteria
+        self._written = criteria.writer.after(context) if criteria.writer else None
         self._open: list[tuple[float, tuple[int, ...], _Node, bool]] = []  # a heap; True: something typed is left
         self._words: dict[str, Word] = {}  # by text, in small letters if it is typed
         self._fits = -math.inf  # log-probability that the text goes on as typed
@@ -165,20 +170,24 @@ class _Search:
         assert following.ids is not None
         if following.ends:
             self._finish(node, state, log_probabilities)
-        values, ids, covers = log_probabilities[following.places], following.ids[following.places], following.covers
+        ids, covers = following.ids[following.places], following.covers
+        network = values = log_probabilities[following.places] + np.float32(node.network)
+        if self._written:
+            values = self._written.joint(node.tokens, ids, network)
         if self._prefix.typed and not following.ends:
             covered = values if covers is None else values[covers]
-            self._fits = float(np.logaddexp(self._fits, node.log_probability + log_sum_exp(covered)))
+            self._fits = float(np.logaddexp(self._fits, log_sum_exp(covered)))
         chosen = likeliest(values, BRANCHES if node.tokens else POOL)
         if covers is not None:
             chosen = np.union1d(chosen, np.flatnonzero(~covers))
         least = self._bound()
         for at in chosen.tolist():
-            log_probability = node.log_probability + float(values[at])
+            log_probability = float(values[at])
             left = covers is not None and not bool(covers[at])
             if log_probability > least or left:
                 tokens = (*node.tokens, int(ids[at]))
-                heappush(self._open, (-log_probability, tokens, _Node(tokens, log_probability, state), left))
+                child = _Node(tokens, log_probability, float(network[at]), state)
+                heappush(self._open, (-log_probability, tokens, child, left))
 
     def likeliest_open(self) -> list[_Node]:
         """Return the nodes to read next, none when the words wanted are found."""
@@ -211,7 +220,9 @@ class _Search:
     def _finish(self, node: _Node, state: Floats, inside: Floats) -> None:
         """Add the word if it may be suggested and no likelier one reads the same."""
         goes_on = float(np.exp(inside).sum(dtype=np.float64))
-        log_probability = node.log_probability + math.log(max(1.0 - goes_on, 1e-9))
+        log_probability = node.network + math.log(max(1.0 - goes_on, 1e-9))
+        if self._written:
+            log_probability = self._written.whole(node.tokens, log_probability)
         if log_probability <= self._bound():
             return
         text = self._prefix.text(node.tokens)
@@ -222,27 +233,37 @@ class _Search:
             self._words[key] = Word(node.tokens, log_probability, node.log_probability, state, ())
 
 
-def _whole_words(following: Following, reading: Reading, criteria: Criteria) -> list[Word]:
+def _whole_words(prefix: Prefix, reading: Reading, criteria: Criteria, context: Sequence[int]) -> list[Word]:
     """Return the likeliest of words of one token; completions relative to all candidates."""
+    following = prefix.following(())
     if following.ids is None:
         assert reading.likeliest is not None
         found: Iterable[tuple[int, float]] = zip(*reading.likeliest, strict=True)
     else:
-        assert reading.candidates is not None
-        best = likeliest(reading.candidates, criteria.width + len(criteria.never))
-        log_probabilities = reading.candidates[best] - log_sum_exp(reading.candidates)
+        values = _first_tokens(following, reading, criteria, context)
+        best = likeliest(values, criteria.width + len(criteria.never))
+        log_probabilities = values[best] - (log_sum_exp(values) if prefix.typed else 0.0)
         found = zip(following.ids[best].tolist(), log_probabilities.tolist(), strict=True)
     never, state = criteria.never, reading.state
     words = [Word((token,), value, value, state, (token,)) for token, value in found if token not in never]
     return words[: criteria.width]
 
 
-def _end(prefix: Prefix, reading: Reading, end: Collection[int]) -> float:
+def _first_tokens(following: Following, reading: Reading, criteria: Criteria, context: Sequence[int]) -> Floats:
+    """Return the log-probabilities of the tokens that may begin the next word."""
+    assert following.ids is not None
+    assert reading.candidates is not None
+    if criteria.writer is None:
+        return reading.candidates
+    return criteria.writer.after(context).joint((), following.ids, reading.candidates)
+
+
+def _end(prefix: Prefix, reading: Reading, end: Collection[int], criteria: Criteria, context: Sequence[int]) -> float:
     """Return the log-probability that one of the tokens `end` is next, from the reading of `request`."""
     if reading.likeliest is not None:
         return log_sum_exp(np.array([value for token, value in zip(*reading.likeliest, strict=True) if token in end]))
-    assert reading.candidates is not None
-    return log_sum_exp(reading.candidates[prefix.following(()).stops])
+    following = prefix.following(())
+    return log_sum_exp(_first_tokens(following, reading, criteria, context)[following.stops])
 
 
 def _order(word: Word) -> tuple[float, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from app.text.penn_treebank import PennTreebank
 from app.text.subword import SubwordTokenizer
-from app.text.tokenizer import Following, Ids, Prefix, Token, Tokenizer
+from app.text.tokenizer import Flags, Following, Ids, Prefix, Token, Tokenizer
 from app.text.whitespace import Whitespace
 from app.text.words import END, UNKNOWN, Vocabulary, WordTokenizer
 
@@ -23,6 +23,7 @@ __all__ = [
     "END",
     "TOKENIZERS",
     "UNKNOWN",
+    "Flags",
     "Following",
     "Ids",
     "Prefix",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from app.errors import BundleError
-from app.text.tokenizer import Ids, Token
+from app.text.tokenizer import Flags, Ids, Token
 from app.text.word_pieces import LETTERS, SubwordPrefix, WordPieces, read_prefix
 from app.text.words import lines
 
@@ -169,6 +169,10 @@ class SubwordTokenizer:
                 yield self.encode(line, offset, ended=True)
             elif number % _BLANK_LINES == 0:
                 yield iter([None])
+
+    def begins(self, ids: Ids) -> Flags:
+        """Return for each token of a text (N,) whether it goes on in no word; see `Tokenizer`."""
+        return self.word_pieces.begins(ids)
 
     def prefix(self, text: str, *, complete: bool) -> SubwordPrefix:
         """Return the context of the next word; see `Tokenizer`."""

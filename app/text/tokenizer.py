@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ids: TypeAlias = npt.NDArray[np.int64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
 
 NO_IDS: Final[Ids] = np.empty(0, np.int64)
 NO_IDS.setflags(write=False)
@@ -62,6 +63,10 @@ class Prefix(Protocol):
         """Return the constraint on the word after the next one; it has no `ids`."""
         ...
 
+    def listed(self) -> "Prefix":
+        """Return the same constraint, in which `Following.ids` are never None."""
+        ...
+
     def text(self, tokens: Sequence[int]) -> str | None:
         """Return the word, or a run of words, as a person would type it; None if it may not be suggested."""
         ...
@@ -114,6 +119,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return a text that has these ids, if there is one."""
+        ...
+
+    def begins(self, ids: Ids) -> Flags:
+        """Return for each token of a text (N,) whether it begins a word or is a sign, as none goes on in a word."""
         ...
 
     def prefix(self, text: str, *, complete: bool) -> Prefix:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.text.characters import APOSTROPHES, SEPARATORS, unescaped
-from app.text.tokenizer import Following, Ids
+from app.text.tokenizer import Flags, Following, Ids
 from app.text.word_list import WordList
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ class WordPieces:
         self._with_space = np.array([pieces[at][:1] == b" " for at in self._begins.ids])
         self._inner = _Table([*glued, *after_apostrophe, *inside_character], self._keys)
         self.inner = Following(self._inner.ids, ends=True)
+        self._goes_on = np.isin(np.arange(len(pieces)), self._inner.ids)
+        self._ends_inside = np.array(
+            [piece[-1:].isalnum() or piece[-1:] >= b"\x80" or piece == b" " for piece in pieces]
+        )
+        self._ends_inside[:specials] = False
 
     def beginning(self, *, glued: bool) -> Following:
         """Return the pieces that begin a word after a space, with `glued` also without one."""
@@ -87,6 +92,13 @@ class WordPieces:
         """Return the pieces inside a word that either begin with `key` or are its beginning."""
         places, covers = self._inner.covering(key, kept)
         return Following(self._inner.ids, places=places, covers=covers)
+
+    def begins(self, ids: Ids) -> Flags:
+        """Return for each piece of a text (N,) whether it goes on in no word."""
+        begins = ~self._goes_on[ids]
+        begins[:1] = True
+        begins[1:] |= ~self._ends_inside[ids[:-1]]
+        return begins
 
     def key_length(self, tokens: Iterable[int], kept: bool) -> int:
         """Return the length of the key of a word's first `tokens`."""
@@ -156,6 +168,10 @@ class SubwordPrefix:
     def after(self) -> "SubwordPrefix":
         """Return the prefix of the word after this one."""
         return SubwordPrefix([], self.tokenizer, False, "", "", True, False, False)
+
+    def listed(self) -> "SubwordPrefix":
+        """Return itself: pieces are always listed."""
+        return self
 
     def text(self, tokens: Sequence[int]) -> str | None:
         """Return the words as a person would type them; None for bytes that are no word or have other pieces."""

@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, groupby, islice
 from typing import ClassVar, Final, NamedTuple, Self
@@ -11,7 +11,7 @@ from typing import ClassVar, Final, NamedTuple, Self
 import numpy as np
 
 from app.errors import CorpusError
-from app.text.tokenizer import Following, Ids, Token
+from app.text.tokenizer import Flags, Following, Ids, Token
 
 END = "<eos>"
 UNKNOWN = "<unk>"
@@ -142,6 +142,10 @@ class WordTokenizer(ABC):
             for end, run in groupby(ids, self.end.__eq__)
         )
 
+    def begins(self, ids: Ids) -> Flags:
+        """Return true for every token: each is a word."""
+        return np.ones(len(ids), np.bool_)
+
     def prefix(self, text: str, *, complete: bool) -> "WordPrefix":
         """Return the context of the next word; see `Tokenizer`."""
         completion = self.complete(text) if complete else None
@@ -160,6 +164,13 @@ class WordTokenizer(ABC):
     def suggestable(self) -> Ids:
         """The ids of all words."""
         return np.delete(np.arange(len(self.strings)), [self.end, self.vocabulary.unknown])
+
+    @cached_property
+    def listed(self) -> Following:
+        """All words, and the end of a sentence."""
+        ids = np.delete(np.arange(len(self.strings)), self.vocabulary.unknown)
+        end = int(np.searchsorted(ids, self.end))
+        return Following(ids, whole=True, stops=slice(end, end + 1))
 
     @cached_property
     def written(self) -> Sequence[str]:
@@ -214,6 +225,7 @@ class WordPrefix:
     tokenizer: WordTokenizer
     completion: Completion | None
     words: Following  # that may be the next one
+    later: Following = _ANY  # that may be the one after it
 
     @property
     def typed(self) -> bool:
@@ -226,7 +238,12 @@ class WordPrefix:
 
     def after(self) -> "WordPrefix":
         """Return no constraint."""
-        return WordPrefix([], [], self.tokenizer, None, _ANY)
+        return WordPrefix([], [], self.tokenizer, None, self.later, self.later)
+
+    def listed(self) -> "WordPrefix":
+        """Return the same constraint with all words listed."""
+        every = self.tokenizer.listed
+        return replace(self, words=self.words if self.typed else every, later=every)
 
     def text(self, tokens: Sequence[int]) -> str | None:
         """Return the words as a person would type them, the first as the completion of its typed part."""

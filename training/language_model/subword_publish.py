@@ -4,7 +4,7 @@ import hashlib
 import random
 import string
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.onnx_session import Precision
 from app.runtime.predictor import Resources
 from app.runtime.recurrent_engine import RecurrentEngine, Segment
+from app.runtime.writer_cache import Weights
 from app.text.subword import SubwordTokenizer
 from training import plots
 from training.corpora.documents import documents, register_means, text_files
@@ -146,6 +147,7 @@ class SubwordLanguageModelPublisher(Publisher[ValidationTexts, GatedRecurrentLan
         return {
             "config": {"cell": "mingru", **self.run.read("config.json")},
             "normalisation": "subword",
+            "calibration": asdict(Weights()),
             "vocabulary_sha256": hashlib.sha256(data.tokenizer).hexdigest(),
             "corpus": CorpusEntry(name=self.source["name"], terms=TERMS, sha256=self.source["sha256"]),
             "parameters": parameter_count(model),

@@ -17,13 +17,15 @@ from app.api.http.context import RegistryOf
 from app.api.http.endpoints import PROBLEMS, Deadline, Endpoint
 from app.api.http.fan_out import all_answers
 from app.api.native.schemas import NextWord, NextWordAnswer, Perplexity, PerplexityAnswer
-from app.runtime.families.language_model import Suggestions
+from app.errors import TooLarge
+from app.runtime.families.language_model import HISTORY_BYTES, Suggestions
 from app.runtime.registry import Served
 from app.runtime.scores import TextScore, TokenScore, pooled
 
 TAGS: Final[list[str | Enum]] = ["language model"]
 FAMILY: Final = "language_model"
-NEXT_WORD_BYTES: Final = 64 * 1024
+TEXT_BYTES: Final = 64 * 1024  # of UTF-8, of the text of /next-word
+NEXT_WORD_BYTES: Final = TEXT_BYTES + 6 * HISTORY_BYTES  # JSON may escape a byte as \u00XX
 PIECE: Final = 256  # token scores encoded at once: about a millisecond
 SUGGESTIONS: Final = TypeAdapter(Suggestions)
 SCORE: Final = TypeAdapter(TextScore)
@@ -56,6 +58,8 @@ def routes(max_body_bytes: int) -> list[BaseRoute]:
 
 async def next_word(body: NextWord, registry: RegistryOf, deadline: Deadline) -> Response:
     """Suggest how a text may go on: the likeliest next words, or the rest of a word being typed."""
+    if len(body.text) > TEXT_BYTES // 4 and (size := len(body.text.encode())) > TEXT_BYTES:
+        raise TooLarge(f"text: expected at most {TEXT_BYTES} bytes of UTF-8, found {size}")
     with registry.get(body.model, FAMILY) as served:
         found: Suggestions = await served.answer(body, deadline=deadline)
     return Response(head(served) + SUGGESTIONS.dump_json(found)[1:], media_type="application/json")

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, StrictBool, StrictInt
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, StrictInt
+from pydantic_core import PydanticCustomError
 
 from app.bundle import Bundle
 from app.runtime.families.completions import Complete, Completer, Completion, Part, read_prompt
@@ -17,6 +18,7 @@ from app.runtime.recurrent_engine import Details, Floats, Reading, RecurrentEngi
 from app.runtime.scores import Alternative, TextScore, TokenScore
 from app.runtime.state_cache import Entry, StateCache
 from app.runtime.word_search import Criteria, Word, next_words, request, runs_of_words
+from app.runtime.writer_cache import Histories, Weights, WriterCache
 from app.text import Following, Prefix, Token, Tokenizer
 from app.text.blocked_words import BLOCKED_WORDS
 from app.text.spelling import Spelling
@@ -35,7 +37,15 @@ WORD_BEAM = 4  # the same for words of several tokens, each of which is a search
 LONG_TEXT = 10_000  # characters; a longer text is slow to prepare
 LONG_LINES = 1_000  # line breaks; more are slow to prepare: each line is searched for words
 SHORT_CONTEXT = 500  # tokens; a lookup of its prefixes in the state cache takes 0.2 ms at most
+HISTORY_BYTES = 64 * 1024  # of UTF-8, of all earlier texts of a writer
+HISTORIES_BYTES = 16 * 2**20  # of the histories whose tokens are remembered: 60 writers and more
 LONG_CONTEXT = 2_000  # characters; a longer context is slow to prepare: it is tokenized at once, in up to 3 ms
+
+
+def _of_bounded_size(texts: str | list[str]) -> str | list[str]:
+    if sum(len(text.encode()) for text in texts) > HISTORY_BYTES:
+        raise PydanticCustomError("too_long", "expected at most {most} bytes of UTF-8", {"most": HISTORY_BYTES})
+    return texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +69,23 @@ class Suggest:
         Field(description="Treat the text's last run of non-space characters as a partly typed word, and complete it."),
     ] = False
 
+    history: Annotated[
+        Text | list[Text],
+        Field(description="Earlier texts of the same writer, oldest first, of 64 KiB together at most."),
+        AfterValidator(_of_bounded_size),
+    ] = field(default_factory=list)
+    adapt: Annotated[
+        StrictBool | None,
+        Field(
+            description="Make the words of `history`, and those of `text`, likelier to come again. Null: as published "
+            "with the model; false ignores the history."
+        ),
+    ] = None
+
     @property
     def slow(self) -> bool:
         """True if preparing it would block the event loop for too long."""
-        return len(self.text) > LONG_CONTEXT
+        return len(self.text) + sum(map(len, self.history)) > LONG_CONTEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +183,12 @@ class LanguageModelPredictor:
         chunk: int = CHUNK,
         observe_cache: ObserveCache = ignore,
         blocked: Set[str] = BLOCKED_WORDS,
+        adaptation: Weights | None = None,
     ) -> None:
         """`observe_cache` is called after each step with the context tokens found in the cache and those read.
 
-        `blocked`: case-folded words that are never suggested.
+        `blocked`: case-folded words that are never suggested. `adaptation`: of requests that do not say whether they
+        are adapted to the writer; None: not at all.
         """
         self.tokenizer = tokenizer
         self.precision = precision
@@ -176,6 +201,8 @@ class LanguageModelPredictor:
         self._start = engine.run([after_end])[0].state
         self._completer = Completer(tokenizer, self._start, cache, chunk, self._lookups)
         self._blocked = blocked
+        self._adaptation = adaptation
+        self._histories = Histories(HISTORIES_BYTES, self._history_tokens)
         self._never = [tokenizer.end]
         if tokenizer.unknown is not None:  # of a closed vocabulary, in which each word is a token
             of_words = (token for token, text in enumerate(tokenizer.strings) if text.casefold() in blocked)
@@ -198,6 +225,7 @@ class LanguageModelPredictor:
             chunk=chunk,
             observe_cache=resources.observe_cache,
             blocked=resources.blocked,
+            adaptation=Weights.of(bundle.manifest.calibration, bundle.folder),
         )
 
     def prepare(self, payload: Suggest | Score | Complete) -> Example:
@@ -209,7 +237,9 @@ class LanguageModelPredictor:
         if isinstance(payload, Suggest):
             require_ranges(payload, capped=False)
             prefix = self.tokenizer.prefix(payload.text, complete=payload.complete)
-            return Example(self._suggest(payload, prefix), short=len(prefix.ids) <= SHORT_CONTEXT)
+            writer = self._writer(payload, prefix)
+            steps = self._suggest(payload, prefix.listed() if writer else prefix, writer)
+            return Example(steps, short=len(prefix.ids) <= SHORT_CONTEXT)
         return Example(self._score(self._sequences(payload), payload, TextScore.unscored(payload.text)))
 
     def step(self, examples: Sequence[Example]) -> list[Any]:
@@ -287,10 +317,20 @@ class LanguageModelPredictor:
             return self.tokenizer.sentences(payload.text)
         return iter([self.tokenizer.encode(payload.text, ended=True)])
 
-    def _suggest(self, payload: Suggest, prefix: Prefix) -> Steps:
+    def _writer(self, payload: Suggest, prefix: Prefix) -> WriterCache | None:
+        """Return the cache model of what was written before the next word, None if it is not wanted."""
+        if payload.adapt is False or not (weights := self._adaptation or (Weights() if payload.adapt else None)):
+            return None
+        texts = [payload.history] if isinstance(payload.history, str) else payload.history
+        return WriterCache(self.tokenizer, self._histories.tokens(texts), prefix.ids, weights)
+
+    def _history_tokens(self, text: str) -> list[int]:
+        return [*self.tokenizer.prefix(text, complete=False).ids, self.tokenizer.end]
+
+    def _suggest(self, payload: Suggest, prefix: Prefix, writer: WriterCache | None) -> Steps:
         following = prefix.following(())
         beam = BEAM if following.whole else WORD_BEAM
-        criteria = Criteria(max(payload.top_k, beam if payload.words > 1 else 0), self._never, self._blocked)
+        criteria = Criteria(max(payload.top_k, beam if payload.words > 1 else 0), self._never, self._blocked, writer)
         cached, entry = self._cache.longest(prefix.ids)
         self._lookups.append((cached, len(prefix.ids) - cached))
         reading = _known(entry, following) if cached == len(prefix.ids) else None

@@ -29,6 +29,8 @@ class NextWordOptions(TypedDict, total=False):
     top_k: int  # largest number of suggestions, 1..50
     words: int  # largest number of words in a suggestion, 1..5
     complete: bool  # complete the word being typed
+    history: str | list[str]  # earlier texts of the same writer, oldest first, 64 KiB together at most
+    adapt: bool | None  # make the words of history and text likelier to come again; None: the model's default
     model: str | None
 
 

@@ -9,10 +9,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from app.api.http.fan_out import FAN_OUT
-from app.api.native.language import PIECE
+from app.api.native.language import PIECE, TEXT_BYTES
 from app.api.native.schemas import NextWord, NextWordAnswer, PerplexityAnswer
 from app.errors import InvalidField, Overloaded
-from app.runtime.families.language_model import Score
+from app.runtime.families.language_model import HISTORY_BYTES, Score
 from app.runtime.scores import Alternative, TextScore
 from tests.api.conftest import FakeServed, connect, plausible, service
 
@@ -31,7 +31,7 @@ async def test_next_word_passes_its_fields_to_the_model_and_returns_the_answer(s
         body = {"text": "shares of\x00 the comp", "top_k": 7, "words": 3, "complete": True, "model": "ptb"}
         response = await client.post("/next-word", json=body)
         await client.post("/next-word", json={"text": "", "model": None})
-    assert asked == [NextWord("shares of\x00 the comp", 7, 3, True, "ptb"), NextWord("", 5, 1, False)]
+    assert asked == [NextWord("shares of\x00 the comp", 7, 3, True, model="ptb"), NextWord("", 5, 1, False)]
     assert response.json() == {
         "model": "ptb",
         "version": "2",
@@ -41,6 +41,33 @@ async def test_next_word_passes_its_fields_to_the_model_and_returns_the_answer(s
         "cached_tokens": 1,
     }
     TypeAdapter(NextWordAnswer).validate_json(response.content, strict=True, extra="forbid")
+
+
+async def test_next_word_takes_a_history(served: FakeServed) -> None:
+    asked = []
+
+    async def answering(payload: Any, deadline: float | None) -> Any:
+        asked.append((payload.history, payload.adapt))
+        return await plausible(payload, deadline)
+
+    served.answering = answering
+    largest = "\u00e9" * (HISTORY_BYTES // 2)
+    async with connect(service(served)) as client:
+        for fields in (
+            {"history": "a"},
+            {"history": ["a", "b"], "adapt": None},
+            {"adapt": False},
+            {"history": largest},
+        ):
+            assert (await client.post("/next-word", json={"text": "a", **fields})).status_code == 200
+        for history in (largest + "a", [largest, "a"], [1], None):
+            response = await client.post("/next-word", json={"text": "a", "history": history})
+            assert response.status_code == 422
+            assert response.json()["errors"][0]["field"].startswith("history")
+        response = await client.post("/next-word", json={"text": "a" * (TEXT_BYTES + 1)})
+    assert asked == [("a", None), (["a", "b"], None), ([], False), (largest, None)]
+    assert response.status_code == 413
+    assert response.json()["detail"] == "text: expected at most 65536 bytes of UTF-8, found 65537"
 
 
 async def test_perplexity_scores_a_text(served: FakeServed) -> None:
