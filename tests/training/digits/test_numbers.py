@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from app import bundle as bundles
@@ -71,6 +74,20 @@ def test_a_blank_image_has_no_row() -> None:
 
 
 BARS = range(80, 560, 40)  # their left ends
+
+
+@given(
+    arrays.arrays(np.uint8, st.tuples(st.integers(1, 60), st.integers(1, 120)), elements=st.sampled_from([0, 90, 255]))
+)
+@settings(deadline=None, derandomize=True, max_examples=200)
+def test_any_image_has_a_strip_or_a_reason(grey: Pixels) -> None:
+    answer = Sure(None, 1.0, precision="fp32").read(number_strip(Image.fromarray(grey)))
+    assert (answer.number is None) == (answer.reason is not None) == (not answer.digits)
+    height, width = grey.shape
+    for digit in answer.digits:
+        left, top, wide, high = digit.box
+        assert -1 <= left < left + wide <= width + 1
+        assert -1 <= top < top + high <= height + 1
 
 
 def row_of_bars(slope: float = 0.0) -> Pixels:
