@@ -74,6 +74,8 @@ bench-cells: $(DEVELOPMENT) ## benchmark our LSTM variants against torch.nn.LSTM
 bench-typing: $(DEVELOPMENT) ## measure suggestions and scores of everyday English: DATA=corpora/everyday2 MODELS="everyday ptb" WORDS=10000
 	OMP_NUM_THREADS=1 $(BIN)/python -m training typing --data $(or $(DATA),$(TEST_DATA)/everyday2) \
 		--model $(or $(MODELS),everyday ptb) --words $(or $(WORDS),10000) $(ARGS)
+	$(BIN)/python -m tests.bench.beginnings
+	$(BIN)/python -m tests.bench.brute_force --data $(or $(DATA),$(TEST_DATA)/everyday2)
 
 bench-scale: $(DEVELOPMENT) $(RAY) ## benchmark several replicas, behind nginx and on Ray Serve: ten minutes
 	$(BIN)/python -m tests.bench.scale

@@ -69,7 +69,7 @@ def register_bars(
     series: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float]]]],
     path: Path,
     title: str,
-    marks: Mapping[str, Mapping[str, float]] | None = None,
+    marks: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Plot metrics by register as bars, as PNG: a panel a metric, a colour a model, black marks of an n-gram model.
 
@@ -84,10 +84,8 @@ def register_bars(
             values, lows, highs = np.array([found[register] for register in registers]).T
             errors = np.maximum([values - lows, highs - values], 0)
             axes.barh(y, values, height, xerr=errors, color=COLOURS[at + 1], error_kw={"linewidth": 0.8}, label=model)
-        if known := {register: value for register, value in (marks or {}).get(metric, {}).items() if value == value}:
-            places = [registers.index(register) for register in known if register in registers]
-            shown = [value for register, value in known.items() if register in registers]
-            axes.plot(shown, places, "k|", markersize=14, label="n-gram")
+        if known := marks.get(metric, {}):
+            axes.plot([*known.values()], [registers.index(name) for name in known], "k|", markersize=14, label="n-gram")
         axes.set_yticks(range(len(registers)), registers if axes is panels.flat[0] else [""] * len(registers))
         axes.invert_yaxis()
         axes.set_title(metric, fontsize=10)

@@ -44,13 +44,14 @@ def _word(query: Query, suggestion: str) -> str:
 
 
 def bits(predictor: LanguageModelPredictor, texts: Sequence[str]) -> list[float]:
-    """Return -log2 p of each text and its end, as POST /perplexity scores it; texts of about equal length together."""
-    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    """Return -log2 p of each text and its end, unknown words by their letters, as POST /perplexity scores it."""
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))  # of about equal length together
     found: dict[int, float] = {}
     for start in range(0, len(order), TOGETHER):
         group = order[start : start + TOGETHER]
         scores = answer_all(predictor, [predictor.prepare(Score(texts[number])) for number in group])
-        found |= {number: -score.log_likelihood / math.log(2) for number, score in zip(group, scores, strict=True)}
+        totals = [score.log_likelihood + score.log_likelihood_spelling for score in scores]
+        found |= {number: -total / math.log(2) for number, total in zip(group, totals, strict=True)}
     return [found[number] for number in range(len(texts))]
 
 
@@ -97,7 +98,7 @@ def evaluate_typing(predictor: LanguageModelPredictor, texts: Texts) -> TypingRe
 
 
 def bits_a_byte(predictor: LanguageModelPredictor) -> Callable[[Sequence[str]], list[float]]:
-    """Return a function from texts to the bits a byte that a client of POST /perplexity sorts them by."""
+    """Return a function from texts to their bits a byte, by which POST /perplexity tells English from other texts."""
 
     def found(texts: Sequence[str]) -> list[float]:
         return [value / len(text.encode()) for value, text in zip(bits(predictor, texts), texts, strict=True)]

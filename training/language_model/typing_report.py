@@ -1,6 +1,6 @@
 """Tables and intervals of the typing evaluation: by source, by register and their mean, beside n-gram models."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training import plots
-from training.corpora.documents import register_means
+from training.corpora.documents import REGISTERS, TEMPLATED, register_means
 from training.language_model.typing_metrics import Counts
 
 Floats = npt.NDArray[np.float64]
@@ -54,14 +54,13 @@ NGRAMS: Final[Mapping[str, Sequence[float]]] = {
     "news": (18.7, 29.4, 51.2, 1.676, 1025),
     "edited": (17.6, 27.6, 47.3, 1.790, 1256),
     "assistant tasks": (32.1, 45.9, 58.0, 1.401, 154),
-    "macro": (17.9, 29.0, 49.7, 1.765, float("nan")),
 }
 """Modified Kneser-Ney on the training texts of everyday2 and everyday2-more, 51 million words, each line alone.
 
 top-1, top-3 and keystroke savings of a 4-gram over 113,876 words and signs; bits a byte and word perplexity of a 5-gram
 over 16,384 pieces.
 """
-NGRAM_METRICS: Final = ("top-1", "top-3", "keystroke savings", "bits a byte", "word perplexity")
+_NGRAM_METRICS: Final = ("top-1", "top-3", "keystroke savings", "bits a byte", "word perplexity")
 
 
 class Interval(NamedTuple):
@@ -110,11 +109,19 @@ def plot(reports: Mapping[str, TypingReport], path: Path, title: str) -> None:
         metric: {model: found for model, report in reports.items() if (found := report.by_register(metric))}
         for metric in ("top-3", "keystroke savings", "bits a byte")
     }
-    marks = {
-        metric: {register: values[NGRAM_METRICS.index(metric)] for register, values in NGRAMS.items()}
-        for metric in series
-    }
-    plots.register_bars({metric: models for metric, models in series.items() if models}, path, title, marks)
+    series = {metric: models for metric, models in series.items() if models}
+    registers = {register for models in series.values() for found in models.values() for register in found}
+    plots.register_bars(series, path, title, {metric: ngrams(metric, registers) for metric in series})
+
+
+def ngrams(metric: str, registers: Collection[str]) -> dict[str, float]:
+    """Return the n-gram models' results for these registers, and their mean as `macro`; none for another metric."""
+    if metric not in _NGRAM_METRICS:
+        return {}
+    place = _NGRAM_METRICS.index(metric)
+    found = {register: values[place] for register, values in NGRAMS.items() if register in registers}
+    counted = [value for register, value in found.items() if TEMPLATED.isdisjoint(REGISTERS[register])]
+    return found | ({"macro": sum(counted) / len(counted)} if counted else {})
 
 
 def table(report: TypingReport) -> str:
@@ -122,15 +129,12 @@ def table(report: TypingReport) -> str:
     columns = {name: found for name in METRICS if (found := report.by_register(name))}
     rows = [["register", *columns], ["---"] * (1 + len(columns))]
     for register in next(iter(columns.values()), {}):
-        cells = [_cell(name, found[register], register) for name, found in columns.items()]
+        cells = [_cell(name, found, register) for name, found in columns.items()]
         rows.append([f"**{register}**" if register == "macro" else register, *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _cell(metric: str, found: Interval, register: str) -> str:
-    digits = METRICS[metric].digits
-    shown = f"{found.value:{digits}} ({found.low:{digits}} to {found.high:{digits}})"
-    known = NGRAMS.get(register)
-    if known and metric in NGRAM_METRICS and np.isfinite(ngram := known[NGRAM_METRICS.index(metric)]):
-        shown += f"; {ngram:{digits}}"
-    return shown
+def _cell(metric: str, found: Mapping[str, Interval], register: str) -> str:
+    digits, (value, low, high) = METRICS[metric].digits, found[register]
+    known = ngrams(metric, found).get(register)
+    return f"{value:{digits}} ({low:{digits}} to {high:{digits}})" + ("" if known is None else f"; {known:{digits}}")

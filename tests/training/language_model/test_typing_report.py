@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.language_model.typing_metrics import Counts
-from training.language_model.typing_report import Interval, TypingReport, plot, table
+from training.language_model.typing_report import NGRAMS, Interval, TypingReport, ngrams, plot, table
 
 
 def report(**sources: float) -> TypingReport:
@@ -59,7 +59,14 @@ def test_the_table_shows_each_register_beside_the_n_gram_models() -> None:
     header, _, *rows = table(report(bbc=0.2)).splitlines()
     assert header.startswith("| register | top-1 | top-3 |")
     assert rows[0].startswith("| news | 20.0 (20.0 to 20.0); 18.7 |")
-    assert rows[1].startswith("| **macro** | 20.0 (20.0 to 20.0); 17.9 |")
+    assert rows[1].startswith("| **macro** | 20.0 (20.0 to 20.0); 18.7 |")
+
+
+def test_n_gram_models_have_a_mean_over_the_same_registers() -> None:
+    every = ngrams("bits a byte", NGRAMS)
+    assert every["macro"] == pytest.approx(1.765, abs=5e-4)
+    assert ngrams("top-1", {"chat", "SMS", "assistant tasks", "letters"})["macro"] == pytest.approx((20.8 + 13.1) / 2)
+    assert ngrams("top-1, any case", NGRAMS) == ngrams("top-1", {"letters"}) == {}
 
 
 def test_models_are_plotted_side_by_side(tmp_path: Path) -> None:

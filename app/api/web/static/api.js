@@ -1,8 +1,8 @@
-// Requests to the server. A new request cancels the previous one of the same requester; transient errors are retried.
+// Requests to the server, with the visitor's key and choice of a language model. A new request cancels the previous one of the same requester; transient errors are retried.
 
 import { askKey, keyed, keyGiven, keyNow } from "./key.js";
-import { duration } from "./format.js";
-import { session } from "./storage.js";
+import { createElement, duration } from "./format.js";
+import { restore, session, store } from "./storage.js";
 
 const MAX_ATTEMPTS = 8; // of one request
 const MAX_DELAY = 30; // seconds between attempts, unless the server sends Retry-After
@@ -16,6 +16,13 @@ const STATUS_MESSAGES = {
   504: "That took too long and timed out. Try a shorter input.",
 };
 const PERMANENT = [400, 413, 415, 422]; // a retry would fail again
+
+const MODELS = { everyday: "Everyday English", ptb: "Newspaper of 1989" }; // those published; another's is its own
+const MODEL_ORDER = Object.keys(MODELS);
+const MODEL_CHANGE = "languagemodel"; // an event of the document, since both views have the switch
+const MODEL_SLOT = "model";
+let languageModels = null; // a promise of the names of those that are ready; of none if the list can't be read
+let chosenModel = restore(MODEL_SLOT);
 
 /** An error with a message for the visitor; `permanent` if a retry cannot succeed. */
 export class RequestError extends Error {
@@ -176,4 +183,38 @@ function pause(time, signal) {
     signal.addEventListener("abort", end, { once: true });
     window.addEventListener("online", resolve, { once: true, signal });
   });
+}
+
+/** Return the fields of a request that name the model; none where the server has only one. */
+export const languageModel = () => (chosenModel ? { model: chosenModel } : {});
+
+/** Fill the empty fieldset `group` with a radio button a model; call `changed` after a choice in any view. */
+export async function offerModels(group, changed) {
+  const names = await (languageModels ??= listLanguageModels());
+  if (!names.includes(chosenModel)) chosenModel = names.length > 1 ? names[0] : "";
+  if (names.length < 2) return;
+  const buttons = names.map((name) => createElement("input", { type: "radio", name: group.id, value: name, checked: name === chosenModel }));
+  group.append(...buttons.map((button) => createElement("label", {}, button, MODELS[button.value] ?? button.value)));
+  group.hidden = false;
+  group.addEventListener("change", ({ target }) => {
+    chosenModel = target.value;
+    store(MODEL_SLOT, chosenModel);
+    document.dispatchEvent(new Event(MODEL_CHANGE));
+  });
+  document.addEventListener(MODEL_CHANGE, () => {
+    for (const button of buttons) button.checked = button.value === chosenModel;
+    changed();
+  });
+}
+
+async function listLanguageModels() {
+  try {
+    const response = await fetch("models", { headers: keyed({ "X-Session-Id": session }, keyNow()) });
+    const { models = [] } = response.ok ? await response.json() : {};
+    const names = models.filter((one) => one.ready && one.family === "language_model").map((one) => one.name);
+    const place = (name) => (MODEL_ORDER.includes(name) ? MODEL_ORDER.indexOf(name) : MODEL_ORDER.length);
+    return names.sort((a, b) => place(a) - place(b));
+  } catch {
+    return []; // offline; the first request reports it
+  }
 }

@@ -1,7 +1,6 @@
 // Score: each word of a text over a bar of its surprisal, a curve of the surprisal, and details of one word.
 
-import { createRequester, json, notice, reportErrors } from "./api.js";
-import { languageModel, offerModels } from "./language_models.js";
+import { createRequester, json, languageModel, notice, offerModels, reportErrors } from "./api.js";
 import { restore, store } from "./storage.js";
 import { createElement, milliseconds, rounded, share, tokenName } from "./format.js";
 

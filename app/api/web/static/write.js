@@ -1,7 +1,6 @@
 // Write: suggestions while typing. The first is shown as ghost text, all five below the text.
 
-import { createRequester, json, notice, reportErrors } from "./api.js";
-import { languageModel, offerModels } from "./language_models.js";
+import { createRequester, json, languageModel, notice, offerModels, reportErrors } from "./api.js";
 import { copyText, restore, store } from "./storage.js";
 import { createElement, milliseconds, share } from "./format.js";
 
