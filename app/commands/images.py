@@ -61,9 +61,10 @@ def caption(
         model: Name of the model; by default the first by name.
     """
     from app.runtime.families.captions import Describe
+    from app.runtime.fields import require_ranges
 
     require_files("caption", files)
-    Describe(b"", beam=beam, alternatives=alternatives).require_ranges()  # before any file is reported
+    require_ranges(Describe(b"", beam=beam, alternatives=alternatives))  # before any file is reported
     predictor = open_predictor(store, "captions", model, threads)
     widths = _print_heading(files, "log-probability", "caption")
 

@@ -21,7 +21,7 @@ from app.__main__ import main
 from app.bundle import Bundle
 from app.commands.images import BATCH
 from app.images import decoded
-from app.runtime.families.captions import Alternative, Describe, Description
+from app.runtime.families.captions import Describe, Description, OtherCaption
 from app.runtime.families.digits import Classification, Classify
 from tests.e2e.conftest import ENVIRONMENT, seqserve
 
@@ -171,7 +171,7 @@ class ShadePredictor:
 
     def _answer(self, payload: Classify | Describe, shade: int) -> Classification | Description:
         if isinstance(payload, Describe):
-            others = [Alternative(f"less than {shade}", -2.5 - rank) for rank in range(payload.alternatives)]
+            others = [OtherCaption(f"less than {shade}", -2.5 - rank) for rank in range(payload.alternatives)]
             return Description(f"a shade of {shade} beside {payload.beam}", -1.25, others)
         if shade > 9:
             return Classification(None, 0.1, [0.1] * 10, True, "blank image", np.zeros((28, 28), np.uint8))

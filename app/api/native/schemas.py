@@ -1,7 +1,7 @@
 """Requests and answers of the native API: those of the model families, with the name and version of the model."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, NotRequired
+from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
@@ -9,9 +9,11 @@ from typing_extensions import TypedDict
 from app.api.http.fields import ModelName
 from app.errors import InvalidField
 from app.runtime import scores
-from app.runtime.families import language_model
-from app.runtime.fields import PAYLOAD, LogProbability, Probability, Text
+from app.runtime.families import captions, digits, language_model
+from app.runtime.families.numbers import NumberDigit
+from app.runtime.fields import PAYLOAD, Probability, Text
 
+Png = Annotated[str, Field(description="With framed=true: the model's 28x28 input, a PNG as a data URL.")]
 OptionalText = Annotated[Text | None, Field(description="The text; a line break ends a sentence.")]
 
 
@@ -89,72 +91,38 @@ class PerplexityAnswer(Answer):
     corpus: Score
 
 
-class NumberDigit(TypedDict):
-    """One digit of a number."""
-
-    digit: Annotated[int, Field(ge=0, le=9)]
-    confidence: Probability
-    box: Annotated[
-        list[int],
-        Field(min_length=4, max_length=4, description="Left, top, width and height in pixels of the upright image."),
-    ]
-
-
-class Digit(TypedDict):
+@dataclass
+class Digit(digits.Classification):
     """The digit in an image."""
 
-    digit: Annotated[int | None, Field(ge=0, le=9, description="Null if the image was rejected.")]
-    confidence: Annotated[float, Field(ge=0, le=1, description="Calibrated probability that the digit is correct.")]
-    probabilities: Annotated[
-        list[Probability], Field(min_length=10, max_length=10, description="Of the digits 0 to 9.")
-    ]
-    rejected: Annotated[bool, Field(description="No digit was recognised in the image.")]
-    reason: Annotated[str | None, Field(description="Reason of the rejection.")]
-    framed: NotRequired[
-        Annotated[str, Field(description="With framed=true: the model's 28x28 input, a PNG as a data URL.")]
-    ]
-    number: NotRequired[
-        Annotated[str | None, Field(description="With number=true: the number in the image. Null if there is none.")]
-    ]
-    number_confidence: NotRequired[
-        Annotated[float, Field(ge=0, le=1, description="With number=true: probability of the whole number.")]
-    ]
-    digits: NotRequired[
-        Annotated[list[NumberDigit], Field(description="With number=true: its digits, from left to right.")]
-    ]
+    framed: Png = field(default_factory=str)  # type: ignore[assignment]  # the pixels as a data URL
+    number: Annotated[
+        str | None, Field(description="With number=true: the number in the image. Null if there is none.")
+    ] = field(default_factory=str)
+    number_confidence: Annotated[
+        Probability, Field(description="With number=true: probability of the whole number.")
+    ] = field(default_factory=float)
+    digits: Annotated[list[NumberDigit], Field(description="With number=true: its digits, from left to right.")] = (
+        field(default_factory=list)
+    )
 
 
-class DigitsAnswer(TypedDict):
+@dataclass
+class DigitsAnswer(Answer):
     """The digit of each image, in order."""
 
-    model: str
-    version: str
     results: list[Digit]
 
 
-class OtherCaption(TypedDict):
-    """A less likely caption."""
-
-    caption: str
-    log_probability: LogProbability
-
-
-class Caption(TypedDict):
+@dataclass
+class Caption(captions.Description):
     """The best caption of an image, and its alternatives."""
 
-    caption: str
-    log_probability: LogProbability
-    alternatives: Annotated[
-        list[OtherCaption],
-        Field(description="In the order of the beam search's length-normalised score."),
-    ]
 
-
-class CaptionsAnswer(TypedDict):
+@dataclass
+class CaptionsAnswer(Answer):
     """The caption of each image, in order."""
 
-    model: str
-    version: str
     results: list[Caption]
 
 

@@ -2,14 +2,15 @@
 
 import re
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, nullcontext
 from enum import Enum
 from functools import partial
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from fastapi import Depends, Query, Request
 from fastapi.sse import format_sse_event
+from pydantic import TypeAdapter
 from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -23,9 +24,10 @@ from app.api.http.fields import ModelName
 from app.api.http.image_answers import ImageExample, MakePayload, image_answers
 from app.api.http.streaming import EVENTS, EventStream
 from app.api.http.uploads import PART, Upload
-from app.api.native.schemas import Caption, CaptionsAnswer, CaptionWord, Digit, DigitsAnswer
+from app.api.native.language import head
+from app.api.native.schemas import CaptionsAnswer, CaptionWord, DigitsAnswer
 from app.errors import InvalidField, SeqserveError
-from app.runtime.families.captions import Describe, Description
+from app.runtime.families.captions import Beam, Describe, Description, OtherCaptions
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.numbers import Number, ReadNumber
 from app.runtime.registry import Served
@@ -33,6 +35,9 @@ from app.runtime.registry import Served
 TAGS: Final[list[str | Enum]] = ["vision"]
 MAX_DIGITS: Final = 32  # images per request
 MAX_CAPTIONS: Final = 8
+DIGIT: Final = TypeAdapter(Classification)
+NUMBER: Final = TypeAdapter(Number)
+CAPTIONS: Final = TypeAdapter(list[Description])
 ZERO_WEIGHT: Final = re.compile(r"q=0(\.0{0,3})?")
 
 
@@ -86,12 +91,8 @@ async def digits(
         found: list[Classification] = await image_answers(served, images, Classify, deadline)
         if reader:
             numbers = await image_answers(reader, images, ReadNumber, deadline)
-    answer: DigitsAnswer = {
-        "model": served.name,
-        "version": served.version,
-        "results": [_digit(one, framed=framed) | _number(one, row) for one, row in zip(found, numbers, strict=True)],
-    }
-    return Response(to_json(answer), media_type="application/json")
+    results = [_digit(one, row, framed=framed) for one, row in zip(found, numbers, strict=True)]
+    return _response(served, to_json(results))
 
 
 async def captions(
@@ -99,8 +100,8 @@ async def captions(
     registry: RegistryOf,
     deadline: Deadline,
     streamed: Streamed,
-    beam: Annotated[int, Query(ge=1, le=10, description="Beam width: captions kept at each step of the search.")] = 3,
-    alternatives: Annotated[int, Query(ge=0, le=9, description="Largest number of further captions per image.")] = 0,
+    beam: Beam = 3,
+    alternatives: OtherCaptions = 0,
     model: ModelName = None,
 ) -> Response:
     """Caption each photograph.
@@ -111,8 +112,7 @@ async def captions(
     make = partial(Describe, beam=beam, alternatives=alternatives)
     with registry.get(model, "captions") as served:
         if not streamed:
-            answer = _captions(served, await image_answers(served, images, make, deadline))
-            return Response(to_json(answer), media_type="application/json")
+            return _response(served, CAPTIONS.dump_json(await image_answers(served, images, make, deadline)))
         if len(images) > 1:
             raise InvalidField(PART, f"expected one image with Accept: {EVENTS}, found {len(images)}")
         return await EventStream.start(_events(served, images[0], make, deadline), _error_event)
@@ -125,9 +125,9 @@ async def _events(served: Served, image: Upload, make: MakePayload, deadline: fl
         async with aclosing(served.stream(example, deadline=deadline)) as partials:
             async for words, answer in partials:
                 for word in words:
-                    yield _event("word", {"word": word})
+                    yield _event("word", to_json(CaptionWord(word=word)))
                 if answer:
-                    yield _event("caption", _captions(served, [answer]))
+                    yield _event("caption", _answer(served, CAPTIONS.dump_json([answer])))
 
 
 def _error_event(error: SeqserveError) -> bytes:
@@ -135,8 +135,8 @@ def _error_event(error: SeqserveError) -> bytes:
     return format_sse_event(event="error", data_str=document.decode())
 
 
-def _event(name: str, data: CaptionWord | CaptionsAnswer) -> bytes:
-    return format_sse_event(event=name, data_str=to_json(data).decode())
+def _event(name: str, data: bytes) -> bytes:
+    return format_sse_event(event=name, data_str=data.decode())
 
 
 def _accepts_events(accept: str) -> bool:
@@ -145,42 +145,21 @@ def _accepts_events(accept: str) -> bool:
     return any(kind == EVENTS and not ZERO_WEIGHT.fullmatch(weight) for kind, _, weight in accepted)
 
 
-def _digit(found: Classification, *, framed: bool) -> Digit:
-    digit: Digit = {
-        "digit": found.digit,
-        "confidence": found.confidence,
-        "probabilities": found.probabilities,
-        "rejected": found.rejected,
-        "reason": found.reason,
-    }
+def _digit(found: Classification, number: Number | None, *, framed: bool) -> dict[str, Any]:
+    """Return the fields of a `Digit`; an image with a number is not rejected."""
+    fields: dict[str, Any] = DIGIT.dump_python(found)
     if framed:
-        digit["framed"] = f"data:image/png;base64,{b64encode(image_files.png(found.framed)).decode()}"
-    return digit
+        fields["framed"] = f"data:image/png;base64,{b64encode(image_files.png(found.framed)).decode()}"
+    if number:
+        fields |= NUMBER.dump_python(number, by_alias=True)
+        if number.number is not None:
+            fields |= {"rejected": False, "reason": None}
+    return fields
 
 
-def _number(found: Classification, number: Number | None) -> Digit:
-    """Return the fields of number=true; an image with a number is not rejected."""
-    if number is None:
-        return {}  # type: ignore[typeddict-item]  # a part of the answer
-    read = number.number is not None
-    return {  # type: ignore[typeddict-item]
-        "rejected": found.rejected and not read,
-        "reason": None if read else found.reason,
-        "number": number.number,
-        "number_confidence": number.confidence,
-        "digits": [{"digit": each.digit, "confidence": each.confidence, "box": each.box} for each in number.digits],
-    }
+def _answer(served: Served, results: bytes) -> bytes:
+    return head(served) + b'"results":%b}' % results
 
 
-def _captions(served: Served, found: Sequence[Description]) -> CaptionsAnswer:
-    return {"model": served.name, "version": served.version, "results": [_caption(one) for one in found]}
-
-
-def _caption(found: Description) -> Caption:
-    return {
-        "caption": found.caption,
-        "log_probability": found.log_probability,
-        "alternatives": [
-            {"caption": other.caption, "log_probability": other.log_probability} for other in found.alternatives
-        ],
-    }
+def _response(served: Served, results: bytes) -> Response:
+    return Response(_answer(served, results), media_type="application/json")

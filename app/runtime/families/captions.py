@@ -11,26 +11,29 @@ import base64
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from pydantic import Field
 
 from app.bundle import Bundle
-from app.errors import BundleError, InvalidField
+from app.errors import BundleError
 from app.images import PHOTO_SIZE, decoded, photo
 from app.runtime.beam_search import Expansion, Hypothesis, beam_search
+from app.runtime.fields import LogProbability, require_ranges
 from app.runtime.onnx_session import Precision, session
 from app.runtime.predictor import Partial, Resources, answer_all
 from app.runtime.recurrent_engine import WEIGHTS, Floats
 from app.text import Tokenizer
 
-MOST_BEAMS: Final = 10
-MOST_ALTERNATIVES: Final = 9
 MAX_LENGTH: Final = 200  # words
 MAX_LENGTH_PENALTY: Final = 10
 MAX_STEP_ROWS: Final = 800  # hypotheses that one step extends: about 50 ms, search included
+
+Beam = Annotated[int, Field(ge=1, le=10, description="Beam width: captions kept at each step of the search.")]
+OtherCaptions = Annotated[int, Field(ge=0, le=9, description="Largest number of further captions per image.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +42,29 @@ class Describe:
 
     content: bytes  # an encoded image
     name: str = "image"  # what errors call it
-    beam: int = 3  # width of the beam search
-    alternatives: int = 0  # further captions to return
+    beam: Beam = 3
+    alternatives: OtherCaptions = 0
     bulk: ClassVar[bool] = False
     slow: ClassVar[bool] = True  # a photograph takes long to decode
 
-    def require_ranges(self) -> None:
-        """Raise InvalidField for a number out of its range."""
-        _require("beam", self.beam, 1, MOST_BEAMS)
-        _require("alternatives", self.alternatives, 0, MOST_ALTERNATIVES)
 
-
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """Another caption."""
+@dataclass(slots=True)
+class OtherCaption:
+    """A less likely caption."""
 
     caption: str
-    log_probability: float  # nats, its end included
+    log_probability: LogProbability
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Description:
-    """The answer to Describe."""
+    """The answer to Describe: the best caption, and its alternatives."""
 
     caption: str
-    log_probability: float  # nats, its end included
-    alternatives: list[Alternative]  # best first
+    log_probability: LogProbability
+    alternatives: Annotated[
+        list[OtherCaption], Field(description="In the order of the beam search's length-normalised score.")
+    ]
 
 
 class DecodeStep(NamedTuple):
@@ -160,7 +160,7 @@ class CaptionsPredictor:
         Batching photographs gains nothing in the CNN; several preprocessing threads do. Raise InvalidField for a number
         out of its range, Malformed for an undecodable image, TooLarge for too many pixels.
         """
-        payload.require_ranges()
+        require_ranges(payload)
         pixels = photo(decoded(payload.content, name=payload.name, least=PHOTO_SIZE))
         words = _WordStream(self._word)
         return Example(self._describe(self.begin(self.features(pixels[None])), payload, words), words)
@@ -228,7 +228,7 @@ class CaptionsPredictor:
         return Description(
             self._caption(best),
             best.log_probability,
-            [Alternative(self._caption(each), each.log_probability) for each in others[: payload.alternatives]],
+            [OtherCaption(self._caption(each), each.log_probability) for each in others[: payload.alternatives]],
         )
 
     def _search(
@@ -293,8 +293,3 @@ def _setting(bundle: Bundle, name: str, least: int, most: int) -> float:
     if not isinstance(found, int | float) or not least <= found <= most:
         raise BundleError(f"{bundle.folder}: config: {name}: expected a number from {least} to {most}, found {found!r}")
     return found
-
-
-def _require(field: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise InvalidField(field, f"expected {least} to {most}, found {value}")

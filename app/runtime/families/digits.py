@@ -3,15 +3,17 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from pydantic import ConfigDict, Field
 
 from app.bundle import Bundle
 from app.errors import BundleError
 from app.images import Framed, decoded, framed, is_small, turned
+from app.runtime.fields import Probability
 from app.runtime.onnx_session import Precision, session
 from app.runtime.predictor import Resources
 from app.runtime.recurrent_engine import Floats
@@ -40,16 +42,20 @@ class Classify:
         return not is_small(self.content)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Classification:
-    """The answer to Classify."""
+    """The answer to Classify: the digit in an image."""
 
-    digit: int | None  # None if rejected
-    confidence: float  # the calibrated probability that the likeliest digit is right
-    probabilities: list[float]  # of the digits 0 to 9, given that the image shows one
-    rejected: bool
-    reason: str | None  # for the rejection
-    framed: npt.NDArray[np.uint8]  # (28, 28), the model's input
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
+
+    digit: Annotated[Annotated[int, Field(ge=0, le=9)] | None, Field(description="Null if the image was rejected.")]
+    confidence: Annotated[Probability, Field(description="Calibrated probability that the digit is correct.")]
+    probabilities: Annotated[
+        list[Probability], Field(min_length=10, max_length=10, description="Of the digits 0 to 9.")
+    ]  # given that the image shows one
+    rejected: Annotated[bool, Field(description="No digit was recognised in the image.")]
+    reason: Annotated[str | None, Field(description="Reason of the rejection.")]
+    framed: Annotated[npt.NDArray[np.uint8], Field(exclude=True)]  # (28, 28), the model's input
 
 
 @dataclass(frozen=True, slots=True)

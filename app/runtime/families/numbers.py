@@ -4,14 +4,16 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import onnxruntime as ort
+from pydantic import Field
 
 from app.bundle import Bundle
 from app.errors import BundleError
 from app.images import Strip, decoded, number_strip
 from app.runtime import ctc
+from app.runtime.fields import Probability
 from app.runtime.onnx_session import Precision, session
 from app.runtime.predictor import Resources
 
@@ -29,23 +31,26 @@ class ReadNumber:
     slow: ClassVar[bool] = True  # an image is decoded whole, for boxes in its pixels
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NumberDigit:
     """One digit of a number."""
 
-    digit: int
-    confidence: float  # the probability of its likeliest step
-    box: list[int]  # left, top, width and height, in pixels of the upright image
+    digit: Annotated[int, Field(ge=0, le=9)]
+    confidence: Probability  # of its likeliest step
+    box: Annotated[
+        list[int],
+        Field(min_length=4, max_length=4, description="Left, top, width and height in pixels of the upright image."),
+    ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Number:
-    """The answer to ReadNumber."""
+    """The answer to ReadNumber, as fields of the answer about the digit in the same image."""
 
     number: str | None  # None if there is none to be read
-    confidence: float  # the probability of the whole number
+    confidence: Annotated[float, Field(serialization_alias="number_confidence")]  # probability of the whole number
     digits: list[NumberDigit]  # from left to right; empty without a number
-    reason: str | None  # for which there is none
+    reason: Annotated[str | None, Field(exclude=True)]  # for which there is none
 
 
 class NumbersPredictor:

@@ -22,7 +22,7 @@ from app.api.http.fan_out import FAN_OUT
 from app.api.http.image_answers import MAX_PREPROCESSING
 from app.api.native.schemas import CaptionsAnswer, DigitsAnswer
 from app.errors import DeadlineExceeded, InvalidField, NotReady, Overloaded
-from app.runtime.families.captions import Alternative, Describe, Description
+from app.runtime.families.captions import Describe, Description, OtherCaption
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.numbers import Number, NumberDigit, ReadNumber
 from app.runtime.predictor import Partial
@@ -53,7 +53,7 @@ async def seen(payload: Any, deadline: float | None) -> Any:
         return Classification(digit, 0.9, probabilities, False, None, np.full((28, 28), digit, np.uint8))
     assert isinstance(payload, Describe)
     words = ["a", "\u00e9t\u00e9", str(digit)]
-    others = [Alternative(f"another {place}", -5.0 - place) for place in range(payload.alternatives)]
+    others = [OtherCaption(f"another {place}", -5.0 - place) for place in range(payload.alternatives)]
     return Description(" ".join(words), -4.5, others)
 
 
@@ -121,7 +121,7 @@ async def test_digits_reads_one_raw_image(vision: FakeVision) -> None:
             }
         ],
     }
-    TypeAdapter(DigitsAnswer).validate_python(response.json(), strict=True, extra="forbid")
+    TypeAdapter(DigitsAnswer).validate_json(response.content, strict=True, extra="forbid")
 
 
 @pytest.mark.parametrize(("path", "most"), [("/digits", 32), ("/captions", 8)])
@@ -159,7 +159,7 @@ async def test_only_a_single_small_digit_is_preprocessed_inline(vision: FakeVisi
 async def test_the_input_of_the_model_is_returned_on_request(vision: FakeVision) -> None:
     body: dict[str, Any] = {"files": parts(png(1), png(2))}
     response = await post(vision, "/digits?framed=true", **body)
-    TypeAdapter(DigitsAnswer).validate_python(response.json(), strict=True, extra="forbid")
+    TypeAdapter(DigitsAnswer).validate_json(response.content, strict=True, extra="forbid")
     for digit, result in enumerate(response.json()["results"], 1):
         reported = result["framed"].removeprefix("data:image/png;base64,")
         picture = np.asarray(Image.open(io.BytesIO(b64decode(reported, validate=True))))
@@ -196,7 +196,7 @@ async def test_captions_passes_its_parameters_to_the_model_and_returns_the_answe
     assert first.json() == {"model": "eye", "version": "2", "results": [caption]}
     others = [{"caption": f"another {place}", "log_probability": -5.0 - place} for place in range(2)]
     assert second.json()["results"] == [caption | {"caption": "a \u00e9t\u00e9 4", "alternatives": others}]
-    TypeAdapter(CaptionsAnswer).validate_python(second.json(), strict=True, extra="forbid")
+    TypeAdapter(CaptionsAnswer).validate_json(second.content, strict=True, extra="forbid")
 
 
 @pytest.mark.parametrize("readable", [True, False])
