@@ -1,7 +1,7 @@
 """Field types of payloads and answers, from which requests are validated, answers encoded and both documented."""
 
 from functools import cache
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter
 from pydantic_core import PydanticCustomError
@@ -39,9 +39,17 @@ PAYLOAD: Final = ConfigDict(extra="forbid")  # of a payload whose fields are tho
 ANSWER: Final = ConfigDict(json_schema_extra=_all_sent)  # of an answer with defaults
 
 
+class Limits(NamedTuple):
+    """The limits of a number, and its default."""
+
+    least: int
+    most: int
+    default: int | None
+
+
 def require_ranges(payload: Any, *, capped: bool = True) -> None:
     """Raise InvalidField for a number outside the limits of its field; only below them unless `capped`."""
-    for name, (least, most) in _ranges(type(payload)):  # type: ignore[arg-type]  # a class is hashable
+    for name, (least, most, _) in limits(type(payload)).items():  # type: ignore[arg-type]  # a class is hashable
         value = getattr(payload, name)
         if value < least or (capped and value > most):
             expected = f"{least} to {most}" if capped else f"at least {least}"
@@ -49,6 +57,11 @@ def require_ranges(payload: Any, *, capped: bool = True) -> None:
 
 
 @cache
-def _ranges(kind: type) -> list[tuple[str, tuple[int, int]]]:
-    fields = TypeAdapter(kind).json_schema()["properties"]
-    return [(name, (field["minimum"], field["maximum"])) for name, field in fields.items() if "minimum" in field]
+def limits(payload: type) -> dict[str, Limits]:
+    """Return the limits of a payload's numbers by field."""
+    fields = TypeAdapter(payload).json_schema()["properties"]
+    return {
+        name: Limits(field["minimum"], field["maximum"], field.get("default"))
+        for name, field in fields.items()
+        if "minimum" in field
+    }

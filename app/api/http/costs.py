@@ -7,12 +7,19 @@ from typing import Any, Final
 
 from starlette.datastructures import QueryParams
 
+from app.runtime.families.captions import Describe
+from app.runtime.families.language_model import Score, Suggest
+from app.runtime.fields import Limits, limits
+
 CHARACTERS: Final = 100  # of text per unit
 IMAGE: Final = 4  # units per image
 BEAM: Final = 10  # minimum beam width of the search for runs of words, as in the predictor
 STEPS: Final = 10  # steps of one beam row (a word each) per unit
 TOKENS: Final = 40  # alternatives that cost as much as the score of their position
 ROWS: Final = 6  # beam rows of a caption search per unit
+SUGGEST: Final = limits(Suggest)
+SCORE: Final = limits(Score)
+DESCRIBE: Final = limits(Describe)
 
 
 def characters(document: Any) -> int:
@@ -25,23 +32,24 @@ def characters(document: Any) -> int:
 def of_text(document: Any) -> int:
     """Return the units of a JSON body: its texts, the alternatives of each token, and the steps of a beam search."""
     fields = document if isinstance(document, dict) else {}
-    alternatives = number(fields.get("alternatives"), 0, 10, 0) if fields.get("per_token") else 0
-    steps = (number(fields.get("words"), 1, 5, 1) - 1) * max(number(fields.get("top_k"), 1, 50, 5), BEAM)
+    alternatives = number(fields.get("alternatives"), SCORE["alternatives"]) if fields.get("per_token") else 0
+    words, top_k = (number(fields.get(name), SUGGEST[name]) for name in ("words", "top_k"))
+    steps = (words - 1) * max(top_k, BEAM)
     return characters(document) * (TOKENS + alternatives) // (TOKENS * CHARACTERS) + steps // STEPS
 
 
 def of_images(images: int, query: QueryParams) -> int:
     """Return the units of images: a fixed cost each, plus the rows of their beam searches for captions."""
-    beam = number(query.get("beam"), 1, 10, 3)
-    alternatives = number(query.get("alternatives"), 0, 9, 0)
+    beam, alternatives = (number(query.get(name), DESCRIBE[name]) for name in ("beam", "alternatives"))
     rows = beam + (alternatives + 1 if alternatives >= beam else 0)
     return images * (IMAGE + rows // ROWS)
 
 
-def number(value: Any, least: int, most: int, default: int) -> int:
-    """Return a field's value as the route reads it, or `default` if it is missing or invalid."""
+def number(value: Any, limits: Limits) -> int:
+    """Return a field's value as the route reads it, or the default if it is missing or invalid."""
+    least, most, default = limits
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        return default
-    return int(number) if least <= number <= most else default
+        return default or 0
+    return int(number) if least <= number <= most else default or 0

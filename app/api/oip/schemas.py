@@ -7,7 +7,9 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from app.api.http.fields import TolerantModel
-from app.runtime.fields import Count, Text
+from app.runtime.families.captions import Beam
+from app.runtime.families.language_model import Mode, TopK
+from app.runtime.fields import WHOLE, Count, Text
 
 MAX_TENSORS = 16  # of one request
 
@@ -41,10 +43,10 @@ class RequestedOutput(TolerantModel):
 class InferParameters(TolerantModel):
     """Parameters of a request; those of other model families have no effect."""
 
-    top_k: Count = Field(default=5, ge=1, le=50, description="Number of suggestions.")
+    top_k: TopK = Field(default=5, description="Number of suggestions.")
     complete: bool = Field(default=False, description="Complete the last, partly typed word of a text.")
-    mode: Literal["document", "sentence"] = Field(default="document", description="See /perplexity.")
-    beam: Count = Field(default=3, ge=1, le=10, description="Beam width of captions.")
+    mode: Mode = Field(default="document", description="See /perplexity.")
+    beam: Annotated[Beam, WHOLE] = Field(default=3, description="Beam width of captions.")
     timeout: Count = Field(default=0, ge=0, description="Microseconds from arrival to deadline; 0: no other.")
     binary_data_output: bool = Field(default=False, description="Return all outputs after the JSON, in binary.")
     sequence_id: int | Text = Field(default=0, description="Not supported: a request has the whole text.")

@@ -41,6 +41,8 @@ HISTORY_BYTES = 64 * 1024  # of UTF-8, of all earlier texts of a writer
 HISTORIES_BYTES = 16 * 2**20  # of the histories whose tokens are remembered: 60 writers and more
 LONG_CONTEXT = 2_000  # characters; a longer context is slow to prepare: it is tokenized at once, in up to 3 ms
 
+TopK = Annotated[StrictInt, Field(ge=1, le=50, description="Largest number of suggestions."), WHOLE]
+
 
 def _of_bounded_size(texts: str | list[str]) -> str | list[str]:
     if sum(len(text.encode()) for text in texts) > HISTORY_BYTES:
@@ -58,7 +60,7 @@ class Suggest:
     text: Annotated[
         Text, Field(description="The text written so far, in everyday or in the corpus's spelling. May be empty.")
     ]
-    top_k: Annotated[StrictInt, Field(ge=1, le=50, description="Largest number of suggestions."), WHOLE] = 5
+    top_k: TopK = 5
     words: Annotated[
         StrictInt,
         Field(ge=1, le=5, description="Largest number of words in a suggestion; more than one takes a beam search."),
