@@ -60,8 +60,9 @@ def require_ranges(payload: Any, *, capped: bool = True) -> None:
 def limits(payload: type) -> dict[str, Limits]:
     """Return the limits of a payload's numbers by field."""
     fields = TypeAdapter(payload).json_schema()["properties"]
+    numbers = {name: field.get("anyOf", [field])[0] for name, field in fields.items()}  # that may be null
     return {
-        name: Limits(field["minimum"], field["maximum"], field.get("default"))
-        for name, field in fields.items()
-        if "minimum" in field
+        name: Limits(number["minimum"], number["maximum"], number.get("default"))
+        for name, number in numbers.items()
+        if {"minimum", "maximum"} <= number.keys()
     }

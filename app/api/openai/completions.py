@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any, Final
 from uuid import uuid4
@@ -20,12 +21,14 @@ from app.api.openai.models import LANGUAGE_MODEL, PathModel, choose, origin
 from app.api.openai.schemas import CompletionChoice, CompletionRequest, LogProbs, Usage
 from app.errors import SeqserveError
 from app.runtime.families.completions import Complete, Completion, Part, ScoredToken
+from app.runtime.fields import limits
 from app.runtime.registry import Served
 
 DONE: Final = b"data: [DONE]\n\n"
 PIECE: Final = 256  # tokens of log-probabilities encoded at once: about a millisecond
 TOKEN_CHARACTERS: Final = 5  # that an id costs as much as
 SEED_BITS: Final = 64
+LIMITS: Final = limits(CompletionRequest)
 
 
 async def completions(
@@ -52,22 +55,10 @@ async def completions(
 
 
 def _payloads(body: CompletionRequest) -> list[Complete]:
-    seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
-    return [
-        Complete(
-            prompt,
-            max_tokens=body.max_tokens,
-            temperature=body.temperature,
-            top_p=body.top_p,
-            seed=seed,
-            n=body.n,
-            stop=tuple(body.stop),
-            logprobs=body.logprobs,
-            echo=body.echo,
-            ignore_eos=body.ignore_eos,
-        )
-        for prompt in body.prompt
-    ]
+    settings = {each.name: getattr(body, each.name) for each in fields(Complete)}
+    if body.seed is None:
+        settings["seed"] = secrets.randbits(SEED_BITS)
+    return [Complete(**settings | {"prompt": prompt}) for prompt in body.prompt]
 
 
 def _choices(body: CompletionRequest, answers: Sequence[Completion]) -> Iterator[CompletionChoice]:
@@ -171,15 +162,15 @@ def error_event(error: SeqserveError) -> bytes:
 
 def cost(document: Any) -> int:
     """Return the units of a request: of its texts or ids, their alternatives, and the tokens that may be generated."""
-    fields = document if isinstance(document, dict) else {}
-    prompt = fields.get("prompt")
+    sent = document if isinstance(document, dict) else {}
+    prompt = sent.get("prompt")
     prompts = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int | float) else [prompt]
     sizes = [
         len(each) * (1 if isinstance(each, str) else TOKEN_CHARACTERS)
         for each in prompts
         if isinstance(each, str | list)
     ]
-    alternatives = costs.number(fields.get("logprobs"), 0, 20, 0) if fields.get("echo") else 0
-    steps = costs.number(fields.get("n"), 1, 16, 1) * costs.number(fields.get("max_tokens"), 0, 4096, 16)
+    logprobs, n, max_tokens = (costs.number(sent.get(name), LIMITS[name]) for name in ("logprobs", "n", "max_tokens"))
+    alternatives = logprobs if sent.get("echo") else 0
     characters = sum(sizes) * (costs.TOKENS + alternatives) // costs.TOKENS
-    return characters // costs.CHARACTERS + len(sizes) * steps // costs.STEPS
+    return characters // costs.CHARACTERS + len(sizes) * n * max_tokens // costs.STEPS

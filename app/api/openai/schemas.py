@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, Field, StrictInt, WithJsonSchema, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from app.api.http.fields import TolerantModel
 from app.errors import InvalidField
-from app.runtime.fields import Count, Text
+from app.runtime.fields import WHOLE, Count, Text
 
 MAX_CHOICES = 256  # of all prompts of a request
 MAX_STOPS = 16
@@ -76,7 +76,9 @@ class CompletionRequest(TolerantModel):
     seed: Count | None = Field(default=None, description="Repeats a sample, whatever shares its batch.")
     n: Count = Field(default=1, ge=1, le=16, description="Choices of each prompt.")
     stop: Annotated[Any, AfterValidator(_stops), WithJsonSchema(STOP_SCHEMA)] = Field(default_factory=list)
-    logprobs: Count | None = Field(default=None, ge=0, le=20, description="Likeliest tokens at each position.")
+    logprobs: Annotated[StrictInt, Field(ge=0, le=20), WHOLE] | None = Field(
+        default=None, description="Likeliest tokens at each position."
+    )
     echo: bool = Field(default=False, description="Return the prompt too.")
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()

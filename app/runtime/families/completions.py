@@ -31,7 +31,7 @@ class Complete:
     top_p: float = 1.0
     seed: int = 0
     n: int = 1
-    stop: tuple[str, ...] = ()  # a choice ends before the first of these
+    stop: Sequence[str] = ()  # a choice ends before the first of these
     logprobs: int | None = None  # likeliest tokens to return at each position; None: no log-probabilities
     echo: bool = False  # return the prompt too, in the first part of each choice
     ignore_eos: bool = False  # write the end of a sentence as a line break and go on
