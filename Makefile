@@ -33,10 +33,14 @@ serve: $(SERVING) ## start the server
 
 test: $(DEVELOPMENT) ## run all tests: in parallel (WORKERS=2), then the serial ones; ARGS=pytest options
 	$(PARALLEL) $(ARGS)
-	$(BIN)/python -m pytest -m serial $(ARGS)
+	$(BIN)/python -m pytest -m serial $$(grep -rl mark.serial tests) $(ARGS)
 
 test-fast: $(DEVELOPMENT) ## run the tests without end-to-end, training and serial ones
 	$(PARALLEL) --ignore tests/e2e --ignore tests/training $(ARGS)
+
+.PHONY: coverage
+coverage: $(DEVELOPMENT) ## run the tests without end-to-end and serial ones, and fail below the least coverage of app/ and training/
+	$(PARALLEL) --ignore tests/e2e --cov --cov-report term $(ARGS)
 
 # A file's tests share a worker, and so the fixtures of its module.
 PARALLEL = $(BIN)/python -m pytest -m 'not serial' --numprocesses $(or $(WORKERS),2) --dist loadfile

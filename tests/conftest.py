@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,13 @@ torch.set_num_threads(1)  # tiny matrices gain nothing from a second thread; a f
 def seeded() -> None:
     """Seed torch before each test."""
     torch.manual_seed(1)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset the developer's own settings."""
+    for name in [name for name in os.environ if name.upper().startswith("SEQSERVE_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -67,6 +75,19 @@ def two_versions(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     publish_tiny(store, random_model(2), "2", tmp_path_factory.mktemp("draft"))
     bundles.activate(store, "tiny", "1")
     return store
+
+
+@pytest.fixture
+def store(two_versions: Path, tmp_path: Path) -> Path:
+    """A store of this test's own with versions `1` (current) and `2` of `tiny`."""
+    return Path(shutil.copytree(two_versions, tmp_path / "store"))
+
+
+def flip_a_bit(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def publish_tiny(store: Path, model: LanguageModel, version: str, drafts: Path) -> None:

@@ -8,6 +8,8 @@ parse   The syntax is checked; for seqserve, `python -m training` and make, the 
 """
 
 import ast
+import contextlib
+import io
 import json
 import os
 import re
@@ -215,36 +217,42 @@ def test_a_block_is_valid_shell(block: Block) -> None:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_command_and_its_options_exist(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_and_its_options_exist(line: str) -> None:
     for part in re.split(r"&&|;|\||\$\(", line):
         words = shlex.split(re.sub(r"[)\"]", " ", part), comments=True)
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words.pop(0)
         match words:
             case [program, *arguments] if Path(program).name == "seqserve":
-                assert_options("seqserve", tuple(arguments), capsys)
+                assert_options("seqserve", arguments)
             case [program, "-m", "training", *arguments] if Path(program).name == "python":
-                assert_options("training", tuple(arguments), capsys)
+                assert_options("training", arguments)
             case ["make", *targets]:
                 assert_targets(targets)
 
 
-def assert_options(program: str, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def assert_options(program: str, arguments: list[str]) -> None:
     """Every option must be in the help text of the command that the words before the first option name."""
     names = [word for word in arguments if word.startswith("--")]
     first = arguments.index(names[0]) if names else len(arguments)
-    leading = [word for word in arguments[:first] if word != "-"]
+    help_text = help_of(program, *(word for word in arguments[:first] if word != "-"))
+    assert not [name for name in names if not re.search(rf"{name.partition('=')[0]}\b", help_text)]
+
+
+@cache
+def help_of(program: str, *leading: str) -> str:
+    """Return the help text of a command."""
     main = (seqserve if program == "seqserve" else training).main
-    with pytest.MonkeyPatch.context() as patch:
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         for name in [name for name in os.environ if name.startswith(PREFIX)]:
             patch.delenv(name)
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", [program, *leading, "--help"])
         with pytest.raises(SystemExit) as ended:
             main()
-    help_text = capsys.readouterr().out
     assert ended.value.code == 0, f"{program} {' '.join(leading)}: no such command"
-    assert not [name for name in names if not re.search(rf"{name.partition('=')[0]}\b", help_text)]
+    return printed.getvalue()
 
 
 def assert_targets(targets: list[str]) -> None:

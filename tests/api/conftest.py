@@ -1,7 +1,6 @@
-"""A service whose model answers whatever a test tells it to."""
+"""A service whose model gives the answers of a test."""
 
 import asyncio
-import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
 from app.bundle import Bundle, CorpusEntry, FileEntry, Manifest
+from app.errors import Overloaded
 from app.main import create_app
 from app.runtime.families import FAMILIES
 from app.runtime.families.language_model import Score, Suggest, Suggestion, Suggestions
@@ -51,6 +51,33 @@ async def plausible(payload: Any, deadline: float | None) -> Any:
         words=len(words),
         token_scores=rows if payload.per_token else None,
     )
+
+
+class BoundedQueue:
+    """A model with room for so many payloads, each of which takes as long as the others need to come in."""
+
+    def __init__(self, room: int, answering: Answer) -> None:
+        self.room = room
+        self.waiting = self.most = 0
+        self._answering = answering
+
+    async def answer(self, payload: Any, deadline: float | None) -> Any:
+        if self.waiting >= self.room:
+            raise Overloaded("full")
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        await asyncio.sleep(0)
+        self.waiting -= 1
+        return await self._answering(payload, deadline)
+
+
+class Clock:
+    """A clock that tests set."""
+
+    time = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
 
 
 class NoScheduler:
@@ -150,13 +177,6 @@ def listening(app: FastAPI, http: type[asyncio.Protocol] | None = None) -> Itera
         finally:
             server.should_exit = True
             thread.join()
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unset the developer's own settings."""
-    for name in [name for name in os.environ if name.upper().startswith("SEQSERVE_")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture

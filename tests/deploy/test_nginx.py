@@ -26,7 +26,6 @@ ONCE: Final = Retries(attempts=1)  # the proxy retries, not the client
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.serial,
     pytest.mark.timeout(300),  # nine starts of a server
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed: Debian package nginx-light"),
 ]

@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,12 @@ class Connection:
         """Close the connection without waiting."""
         self._writer.close()
 
+    async def close(self) -> None:
+        """Close the connection and wait until it is: a stopped server waits for its clients."""
+        self._writer.close()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
+
 
 @asynccontextmanager
 async def connections(url: httpx.URL, count: int) -> AsyncIterator[list[Connection]]:
@@ -77,7 +83,7 @@ async def connections(url: httpx.URL, count: int) -> AsyncIterator[list[Connecti
                 else asyncio.open_connection(url.host, url.port)
             )
             opened.append(Connection(*await streams))
-            stack.callback(opened[-1].disconnect)
+            stack.push_async_callback(opened[-1].close)
         yield opened
 
 

@@ -1,5 +1,7 @@
 """The real program as a separate process."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -7,14 +9,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from app import bundle as bundles
+from app.__main__ import main
+
+Command = Callable[..., tuple[Any, str, str]]
 
 # Settings of the developer's environment are removed.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.upper().startswith("SEQSERVE_")}
@@ -81,4 +87,29 @@ def damaged_store(tiny_store: Path, tmp_path: Path) -> Path:
     content = bytearray(vocabulary.read_bytes())
     content[0] ^= 1
     vocabulary.write_bytes(content)
+    return store
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command in this process, with its patches; return status, output and errors."""
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["seqserve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        return (exited.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def store(store: Path) -> Path:
+    """A store with versions 1 (current), 2 and 3 (damaged) of `tiny`."""
+    shutil.copytree(store / "tiny" / "2", store / "tiny" / "3")
+    manifest = store / "tiny" / "3" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": "3"}))
+    checksum = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    manifest.with_name("manifest.sha256").write_text(f"{checksum}  manifest.json\n")
+    (store / "tiny" / "3" / "vocabulary.txt").write_bytes(b"the\n")
     return store

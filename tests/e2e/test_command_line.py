@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,12 @@ import pytest
 from PIL import Image
 
 from app import bundle as bundles
-from app.__main__ import main
 from app.bundle import Bundle
 from app.commands.images import BATCH
 from app.images import decoded
 from app.runtime.families.captions import Describe, Description, OtherCaption
 from app.runtime.families.digits import Classification, Classify
-from tests.e2e.conftest import ENVIRONMENT, seqserve
-
-Command = Callable[..., tuple[Any, str, str]]
+from tests.e2e.conftest import ENVIRONMENT, Command, seqserve
 
 TEXT = "The company's profits rose.\nMarket shares fell, said Mr. Banks\n"
 
@@ -201,19 +198,6 @@ def png(path: Path, shade: int) -> Path:
     return path
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run a command in this process, with its patches; return status, output and errors."""
-
-    def run(*arguments: object) -> tuple[Any, str, str]:
-        monkeypatch.setattr("sys.argv", ["seqserve", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        return (exited.value.code, *capsys.readouterr())
-
-    return run
-
-
 def test_classify_prints_a_table_and_reports_invalid_images(
     image_store: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,15 +303,23 @@ def test_models_lists_the_store_and_marks_damaged_models(damaged_store: Path) ->
         (["score", "/"], 1, "can't be read"),
         (["suggest", "a", "--model", "other"], 1, "other: no such model; available: tiny"),
         (["serve", "--port", "70000"], 2, "SEQSERVE_PORT"),
-        (["serve", "--host", "256.0.0.1"], 2, "http://256.0.0.1:8000"),
     ],
 )
-def test_an_error_is_one_line_on_stderr(tiny_store: Path, arguments: list[str], status: int, expected: str) -> None:
-    run = seqserve(*arguments, "--store", tiny_store)
-    assert (run.returncode, run.stdout) == (status, "")
+def test_an_error_is_one_line_on_stderr(
+    tiny_store: Path, command: Command, arguments: list[str], status: int, expected: str
+) -> None:
+    found, output, errors = command(*arguments, "--store", tiny_store)
+    assert (found, output) == (status, "")
+    assert errors.startswith("seqserve: ")
+    assert errors.count("\n") == 1
+    assert expected in errors
+
+
+def test_an_error_of_the_program_is_its_exit_status(tiny_store: Path) -> None:
+    run = seqserve("serve", "--host", "256.0.0.1", "--store", tiny_store)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
     assert run.stderr.startswith("seqserve: ")
-    assert run.stderr.count("\n") == 1
-    assert expected in run.stderr
+    assert "http://256.0.0.1:8000" in run.stderr
 
 
 @pytest.mark.parametrize(

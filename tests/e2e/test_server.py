@@ -71,7 +71,7 @@ def test_a_damaged_model_is_unavailable_and_the_other_serves(damaged_store: Path
 def test_sigterm_causes_a_clean_exit(tiny_store: Path) -> None:
     log: list[str] = []
     with serving(tiny_store, log) as (client, process):
-        assert client.get("/livez").status_code == 200
+        assert client.get("/livez", headers={"Connection": "close"}).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
     (line,) = log

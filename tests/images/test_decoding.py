@@ -1,4 +1,4 @@
-"""Bytes of every kind become a right picture or a Malformed or TooLarge that says why."""
+"""Bytes of every kind become a right image or a Malformed or TooLarge that says why."""
 
 import contextlib
 import io
@@ -30,29 +30,27 @@ SCENE = (RED, GREEN, BLUE)
 
 def scene(width: int = 48, height: int = 32) -> Image.Image:
     """Red above left, green above right, blue below: no turn or reflection of it is itself."""
-    picture = Image.new("RGB", (width, height), BLUE)
-    picture.paste(RED, (0, 0, width // 2, height // 2))
-    picture.paste(GREEN, (width // 2, 0, width, height // 2))
-    return picture
+    image = Image.new("RGB", (width, height), BLUE)
+    image.paste(RED, (0, 0, width // 2, height // 2))
+    image.paste(GREEN, (width // 2, 0, width, height // 2))
+    return image
 
 
-def saved(picture: Image.Image, form: str, **options: Any) -> bytes:
+def saved(image: Image.Image, form: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, form, **options)
+    image.save(stream, form, **options)
     return stream.getvalue()
 
 
-def pixels(picture: Image.Image) -> npt.NDArray[np.int16]:
-    return np.asarray(picture, np.int16)
+def pixels(image: Image.Image) -> npt.NDArray[np.int16]:
+    return np.asarray(image, np.int16)
 
 
-def off(picture: Image.Image, *places: tuple[int, int], colours: Sequence[tuple[int, int, int]] = SCENE) -> int:
+def off(image: Image.Image, *places: tuple[int, int], colours: Sequence[tuple[int, int, int]] = SCENE) -> int:
     """Return the largest error of the colours at `places`, by default of the three parts of a scene."""
-    width, height = picture.size
+    width, height = image.size
     places = places or ((width // 4, height // 4), (3 * width // 4, height // 4), (width // 2, 3 * height // 4))
-    return max(
-        int(np.abs(pixels(picture)[y, x] - colour).max()) for (x, y), colour in zip(places, colours, strict=True)
-    )
+    return max(int(np.abs(pixels(image)[y, x] - colour).max()) for (x, y), colour in zip(places, colours, strict=True))
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -82,14 +80,14 @@ def webp_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format_gives_the_picture_in_rgb(form: str) -> None:
+def test_every_format_gives_the_image_in_rgb(form: str) -> None:
     found = decoded(saved(scene(), form))
     assert (found.mode, found.size) == ("RGB", (48, 32))
     assert off(found) <= 4
 
 
 @pytest.mark.parametrize("form", ["TIFF", "PPM", "ICO", "TGA"])
-def test_other_formats_are_refused_and_the_message_names_those_expected(form: str) -> None:
+def test_other_formats_are_rejected_and_the_message_names_those_expected(form: str) -> None:
     with pytest.raises(Malformed, match=r"part 3: expected PNG, JPEG, WebP, BMP, GIF, AVIF, found "):
         decoded(saved(scene(), form), name="part 3")
 
@@ -126,15 +124,15 @@ def test_exif_orientation_is_undone(form: str, orientation: int, order: str) -> 
     ],
 )
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP"])
-def test_broken_exif_leaves_the_picture_as_it_is(form: str, exif: bytes) -> None:
+def test_broken_exif_leaves_the_image_as_it_is(form: str, exif: bytes) -> None:
     assert np.abs(pixels(decoded(saved(scene(), form, exif=exif))) - pixels(decoded(saved(scene(), form)))).max() == 0
 
 
 def layered(mode: str) -> Image.Image:
     """Black on the left, transparent on the right."""
-    picture = Image.new("LA", (8, 8), (0, 255))
-    picture.paste((77, 0), (4, 0, 8, 8))
-    return picture.convert(mode)
+    image = Image.new("LA", (8, 8), (0, 255))
+    image.paste((77, 0), (4, 0, 8, 8))
+    return image.convert(mode)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +158,9 @@ def test_half_transparency_is_mixed_with_white() -> None:
 
 
 def test_white_ink_on_nothing_can_be_seen() -> None:
-    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    picture.paste((255, 255, 255, 255), (0, 0, 4, 8))
-    found = decoded(saved(picture, "PNG"))
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((255, 255, 255, 255), (0, 0, 4, 8))
+    found = decoded(saved(image, "PNG"))
     assert (found.getpixel((1, 4)), found.getpixel((6, 4))) == (WHITE, BLACK)
 
 
@@ -191,9 +189,9 @@ def test_sixteen_bit_colour_keeps_its_upper_half() -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "BMP"])
 def test_one_bit_is_black_and_white(form: str) -> None:
-    picture = Image.new("1", (9, 3), 1)
-    picture.putpixel((8, 2), 0)
-    found = decoded(saved(picture, form))
+    image = Image.new("1", (9, 3), 1)
+    image.putpixel((8, 2), 0)
+    found = decoded(saved(image, form))
     assert (found.getpixel((8, 2)), found.getpixel((0, 0))) == (BLACK, WHITE)
 
 
@@ -228,9 +226,9 @@ def test_a_broken_colour_profile_is_passed_over(form: str, profile: bytes) -> No
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_a_colour_profile_for_other_channels_is_passed_over(mode: str) -> None:
-    picture = scene().convert(mode)
-    found = decoded(saved(picture, "JPEG", icc_profile=swapped_profile()))
-    assert (pixels(found) == pixels(decoded(saved(picture, "JPEG")))).all()
+    image = scene().convert(mode)
+    found = decoded(saved(image, "JPEG", icc_profile=swapped_profile()))
+    assert (pixels(found) == pixels(decoded(saved(image, "JPEG")))).all()
 
 
 @pytest.mark.parametrize(
@@ -247,7 +245,7 @@ def test_a_colour_profile_for_other_channels_is_passed_over(mode: str) -> None:
         saved(scene(), "JPEG").replace(struct.pack(">HH", 32, 48), struct.pack(">HH", 65_000, 65_000), 1),
     ],
 )
-def test_more_pixels_than_are_taken_are_refused_before_any_is_decoded(content: bytes) -> None:
+def test_more_pixels_than_are_taken_are_rejected_before_any_is_decoded(content: bytes) -> None:
     tracemalloc.start()
     with pytest.raises((TooLarge, Malformed)) as refusal:
         decoded(content)
@@ -257,10 +255,10 @@ def test_more_pixels_than_are_taken_are_refused_before_any_is_decoded(content: b
 
 
 def test_the_limit_is_counted_in_pixels_of_any_shape() -> None:
-    picture = Image.new("1", (1000, 10))
-    assert decoded(saved(picture, "PNG"), max_pixels=10_000).size == (1000, 10)
+    image = Image.new("1", (1000, 10))
+    assert decoded(saved(image, "PNG"), max_pixels=10_000).size == (1000, 10)
     with pytest.raises(TooLarge, match="image: expected at most 9999 pixels, found 1000 x 10"):
-        decoded(saved(picture, "PNG"), max_pixels=9_999)
+        decoded(saved(image, "PNG"), max_pixels=9_999)
 
 
 def test_twenty_five_megapixels_in_a_single_row_are_taken() -> None:
@@ -282,12 +280,12 @@ def test_a_chunk_that_swells_does_no_harm(kind: bytes) -> None:
     tracemalloc.stop()
 
 
-def test_a_broken_animation_neither_warns_nor_hides_the_picture() -> None:
+def test_a_broken_animation_neither_warns_nor_hides_the_image() -> None:
     content = with_chunk(saved(scene(), "PNG"), b"acTL", struct.pack(">II", 0, 0))
     assert (pixels(decoded(content)) == pixels(scene())).all()
 
 
-def test_a_jpeg_of_endless_scans_is_refused() -> None:
+def test_a_jpeg_of_endless_scans_is_rejected() -> None:
     content = saved(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
     last = content[content.rindex(b"\xff\xda") : -2]
     with pytest.raises(Malformed, match="expected at most 100 scans, found 1"):
@@ -295,7 +293,7 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_file_cut_anywhere_is_malformed_or_shows_the_whole_picture(form: str) -> None:
+def test_a_file_cut_anywhere_is_malformed_or_shows_the_whole_image(form: str) -> None:
     content = saved(scene(), form)
     whole = pixels(decoded(content))
     refused = 0
@@ -308,13 +306,13 @@ def test_a_file_cut_anywhere_is_malformed_or_shows_the_whole_picture(form: str) 
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
-def test_a_picture_without_pixels_is_malformed(size: tuple[int, int]) -> None:
+def test_an_image_without_pixels_is_malformed(size: tuple[int, int]) -> None:
     with pytest.raises(Malformed):
         decoded(empty_png(*size))
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_large_picture_is_reduced_while_its_sides_stay_long_enough(form: str) -> None:
+def test_a_large_image_is_reduced_while_its_sides_stay_long_enough(form: str) -> None:
     found = decoded(saved(scene(1200, 1700), form), least=300)
     assert found.size == (300, 425)
     assert off(found) <= 4
@@ -357,7 +355,7 @@ SEEDS = [
 
 @anything
 @given(st.sampled_from(SEEDS), mutations())
-def test_a_damaged_file_gives_a_picture_or_is_refused(content: bytes, mutate: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_file_gives_an_image_or_is_rejected(content: bytes, mutate: Callable[[bytes], bytes]) -> None:
     try:
         found = decoded(mutate(content), max_pixels=100_000)
     except (Malformed, TooLarge):
@@ -372,7 +370,7 @@ def test_a_damaged_file_gives_a_picture_or_is_refused(content: bytes, mutate: Ca
     st.binary(),
 )
 @example(b"BM", bytes(12) + struct.pack("<I", 40) + bytes(36))
-def test_noise_behind_a_right_beginning_is_refused(magic: bytes, noise: bytes) -> None:
+def test_noise_behind_a_right_beginning_is_rejected(magic: bytes, noise: bytes) -> None:
     with pytest.raises((Malformed, TooLarge)):
         decoded(magic + noise)
 
@@ -381,7 +379,7 @@ def test_noise_behind_a_right_beginning_is_refused(magic: bytes, noise: bytes) -
 
 
 def grey_png(width: int, height: int, *more: tuple[bytes, bytes], header: bytes = b"IHDR") -> bytes:
-    """A black picture; `more` chunks stand before its pixels."""
+    """A black image; `more` chunks stand before its pixels."""
     size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     rows = zlib.compress(bytes((width + 1) * height))
     chunks = [(header, size), *more, (b"IDAT", rows), (b"IEND", b"")]

@@ -11,16 +11,16 @@ def noise(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def test_a_picture_of_the_right_size_is_returned_bit_for_bit() -> None:
-    picture = noise(224, 224)
-    assert (photo(picture) == np.asarray(picture)).all()
+def test_an_image_of_the_right_size_is_returned_bit_for_bit() -> None:
+    image = noise(224, 224)
+    assert (photo(image) == np.asarray(image)).all()
 
 
 @pytest.mark.parametrize("size", [(600, 400), (300, 900), (1, 1), (8, 8), (5000, 3)])
-def test_the_whole_picture_is_squeezed_not_cropped(size: tuple[int, int]) -> None:
-    picture = Image.new("RGB", size, (10, 20, 30))
-    picture.paste((200, 100, 50), (0, 0, size[0], (size[1] + 1) // 2))
-    found = photo(picture)
+def test_the_whole_image_is_squeezed_not_cropped(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (10, 20, 30))
+    image.paste((200, 100, 50), (0, 0, size[0], (size[1] + 1) // 2))
+    found = photo(image)
     assert found.shape == (224, 224, 3)
     assert found.dtype == np.uint8
     assert np.abs(found[20, 112].astype(int) - (200, 100, 50)).max() <= 25
@@ -33,7 +33,7 @@ def test_shrinking_averages_instead_of_skipping() -> None:
     assert np.abs(photo(checks)[8:-8, 8:-8].astype(int) - 127).max() <= 3
 
 
-def test_the_pictures_returned_may_be_written_to() -> None:
+def test_the_images_returned_may_be_written_to() -> None:
     found = photo(noise(224, 224))
     found[0, 0] = 0
 

@@ -106,12 +106,12 @@ def test_the_image_term_is_the_same_as_an_input_that_is_there_at_the_first_step_
 def test_the_image_reaches_the_first_pre_activation_and_no_later_one_directly(cell: Cell) -> None:
     model = captioner(cell)
     features = torch.rand(2, 5)
-    begun = model.begin(features)
+    started = model.begin(features)
     term = GATES[cell] * HIDDEN
-    torch.testing.assert_close(begun[:, :term], features @ model.image.weight.T)
-    assert not begun[:, term:].any()  # S_0 = 0
+    torch.testing.assert_close(started[:, :term], features @ model.image.weight.T)
+    assert not started[:, term:].any()  # S_0 = 0
 
-    state = begun
+    state = started
     for word in (0, 4, 2):
         _, state = model.step(torch.tensor([word, word]), state)
         assert not state[:, :term].any()  # used up: what a later step sees of the image is S_{t-1} alone
@@ -180,7 +180,7 @@ def test_a_tied_output_layer_is_the_embedding() -> None:
     assert model.output.weight is model.embedding.weight
 
 
-def test_a_tied_model_of_two_sizes_is_refused() -> None:
+def test_a_tied_model_of_two_sizes_is_rejected() -> None:
     with pytest.raises(ValueError, match="tied: expected hidden_size of the embedding's 4, found 6"):
         captioner(tied=True)
 

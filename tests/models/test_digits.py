@@ -44,7 +44,7 @@ def test_the_row_reader_is_the_chapters_classifier() -> None:
 
 
 @pytest.mark.parametrize("forget_bias", [1.0, 0.0, -2.5])
-def test_the_bias_of_a_forget_gate_is_what_is_asked_and_the_others_nothing(forget_bias: float) -> None:
+def test_the_bias_of_a_forget_gate_is_the_given_one_and_the_others_zero(forget_bias: float) -> None:
     lstm = RowReader(hidden_size=5, forget_bias=forget_bias).recurrent
     for way in WAYS:
         i, f, g, o = lstm.get_parameter(f"{way}.0.bias").chunk(4)
@@ -151,7 +151,7 @@ def test_an_image_is_read_the_same_alone_as_among_others(reader: str, eight_bit:
 
 
 @pytest.mark.parametrize("layers", [[(3, 5)], [(2, 5), (3, 5)], [(28, 5), (2, 5)]])
-def test_patches_that_do_not_fill_the_plane_are_refused(layers: list[tuple[int, int]]) -> None:
+def test_patches_that_do_not_fill_the_plane_are_rejected(layers: list[tuple[int, int]]) -> None:
     side = {3: 28, 2: 14, 28: 1}[layers[0][0]] if len(layers) > 1 else 28
     with pytest.raises(ValueError, match=f"patches: expected sides that divide {side}, found {layers[-1][0]}"):
         ReNet(layers)

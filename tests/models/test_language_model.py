@@ -43,7 +43,7 @@ def test_an_untied_output_is_its_own() -> None:
     assert parameter_count(module) == 30 * 6 + 4 * 8 * (6 + 8 + 1) + 4 * 7 * (8 + 7 + 1) + 30 * 7 + 30
 
 
-def test_tied_weights_of_different_sizes_are_refused() -> None:
+def test_tied_weights_of_different_sizes_are_rejected() -> None:
     with pytest.raises(ValueError, match="tied: expected a last layer of the embedding's size 6, found 8"):
         model(tied=True, hidden_sizes=(6, 8))
 

@@ -185,7 +185,7 @@ def test_a_cost_on_the_last_state_alone_reaches_every_weight(cell: Cell) -> None
 
 
 @pytest.mark.parametrize("cell", STEP)
-def test_a_gradient_may_be_asked_for_twice(cell: Cell) -> None:
+def test_a_gradient_can_be_computed_twice(cell: Cell) -> None:
     module, x = stack(cell), inputs().requires_grad_()
     outputs, _ = module(x)
     first, second = (torch.autograd.grad(outputs.square().sum(), x, retain_graph=True)[0] for _ in range(2))
@@ -368,7 +368,7 @@ def test_what_follows_a_sequences_end_changes_nothing(cell: Cell, bidirectional:
         ([4, 7], r"lengths: expected one for each of 3 sequences, found a shape of \(2,\)"),
     ],
 )
-def test_lengths_that_are_none_are_refused(lengths: list[int], message: str) -> None:
+def test_lengths_that_are_none_are_rejected(lengths: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stack()(inputs(), None, torch.tensor(lengths))
 
@@ -427,12 +427,12 @@ def test_a_cell_with_peepholes_starts_as_the_one_without(cell: Cell, without: Ce
     torch.testing.assert_close(modules[0](x, state), modules[1](x, state))
 
 
-def test_an_unknown_cell_is_refused() -> None:
+def test_an_unknown_cell_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"cell: expected one of rnn, lstm, .*, found 'elman'"):
         Recurrent(SIZE_IN, (SIZE,), cell="elman")  # type: ignore[arg-type]
 
 
-def test_no_layers_are_refused() -> None:
+def test_no_layers_are_rejected() -> None:
     with pytest.raises(ValueError, match="hidden_sizes: expected at least one layer, found none"):
         Recurrent(SIZE_IN, ())
 

@@ -44,7 +44,7 @@ def test_weights_of_torchs_own_modules_are_read(
     torch.testing.assert_close(ours(inputs)[0], theirs(inputs)[0])
 
 
-def test_our_own_weights_are_read_as_ever_and_others_are_refused() -> None:
+def test_our_own_weights_are_read_as_ever_and_others_are_rejected() -> None:
     module, other = Recurrent(SIZE_IN, [SIZE], cell="gru"), Recurrent(SIZE_IN, [SIZE], cell="gru")
     for each in (module, other):
         accept_torch_weights(each)

@@ -219,7 +219,7 @@ def test_what_is_certain_grows_and_the_best_begins_with_it(seed: int, width: int
     found = search(
         random_model(seed), width=width, length=6, length_penalty=0.7, asked=asked, on_certain=certain.append
     )
-    assert len(certain) == len(asked) + 1  # told after every step
+    assert len(certain) == len(asked) + 1  # after every step
     for before, after in zip(certain, [*certain[1:], found[0].tokens], strict=True):
         assert after[: len(before)] == before
 

@@ -55,15 +55,15 @@ async def preprocessor(
 @asynccontextmanager
 async def busy(threads: Preprocessor, count: int = THREADS) -> AsyncIterator[None]:
     """Keep `count` threads busy until the block ends."""
-    begun = [threading.Event() for _ in range(count)]
+    started = [threading.Event() for _ in range(count)]
     go = threading.Event()
 
     def work(event: threading.Event) -> bool:
         event.set()
         return go.wait(30)
 
-    working = [asyncio.ensure_future(threads.run("a", partial(work, event))) for event in begun]
-    for event in begun:
+    working = [asyncio.ensure_future(threads.run("a", partial(work, event))) for event in started]
+    for event in started:
         assert await asyncio.to_thread(event.wait, 30)
     try:
         yield
@@ -97,25 +97,25 @@ async def test_an_error_is_raised_to_the_caller(refusals: Refusals) -> None:
 
 
 async def test_at_most_one_payload_per_thread_is_prepared_at_once(refusals: Refusals) -> None:
-    begun = list[int]()
+    started = list[int]()
     async with preprocessor(refusals) as threads:
         async with busy(threads):
-            waiting = [asyncio.ensure_future(threads.run("a", partial(begun.append, place))) for place in range(4)]
+            waiting = [asyncio.ensure_future(threads.run("a", partial(started.append, place))) for place in range(4)]
             await asyncio.sleep(0)
-            assert begun == []
+            assert started == []
         await asyncio.gather(*waiting)
-    assert sorted(begun) == [0, 1, 2, 3]
+    assert sorted(started) == [0, 1, 2, 3]
 
 
 async def test_models_are_served_round_robin_and_each_in_order(refusals: Refusals) -> None:
-    begun = list[str]()
+    started = list[str]()
     async with preprocessor(refusals) as threads, busy(threads, THREADS - 1):  # one thread is left, and then none
         async with busy(threads, 1):
-            work = [(name[0], partial(begun.append, name)) for name in ("a1", "a2", "a3", "b1", "c1", "b2")]
+            work = [(name[0], partial(started.append, name)) for name in ("a1", "a2", "a3", "b1", "c1", "b2")]
             waiting = [asyncio.ensure_future(threads.run(*each)) for each in work]
             await asyncio.sleep(0)
         await asyncio.gather(*waiting)
-    assert begun == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert started == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
@@ -138,29 +138,29 @@ async def test_a_full_queue_rejects_and_accepts_again_later(refusals: Refusals) 
 
 
 async def test_an_expired_payload_raises_and_is_not_prepared(refusals: Refusals) -> None:
-    begun = list[str]()
+    started = list[str]()
     async with preprocessor(refusals, now=lambda: 5.0) as threads:
         async with busy(threads):
             with pytest.raises(DeadlineExceeded, match="a: the deadline passed"):
-                await threads.run("a", lambda: begun.append("late"), deadline=5.0)
-        await threads.run("a", lambda: begun.append("in time"), deadline=1e9)
-    assert begun == ["in time"]
+                await threads.run("a", lambda: started.append("late"), deadline=5.0)
+        await threads.run("a", lambda: started.append("in time"), deadline=1e9)
+    assert started == ["in time"]
     assert refusals.counted == [("a", "deadline")]
 
 
 async def test_a_cancelled_payload_makes_room_and_is_not_prepared(refusals: Refusals) -> None:
-    begun = list[str]()
+    started = list[str]()
     async with preprocessor(refusals, queue_size=1) as threads:
         async with busy(threads):
-            leaving = asyncio.ensure_future(threads.run("a", lambda: begun.append("left")))
+            leaving = asyncio.ensure_future(threads.run("a", lambda: started.append("left")))
             await asyncio.sleep(0)
             leaving.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await leaving
-            staying = asyncio.ensure_future(threads.run("a", lambda: begun.append("stayed")))
+            staying = asyncio.ensure_future(threads.run("a", lambda: started.append("stayed")))
             await asyncio.sleep(0)
         await staying
-    assert begun == ["stayed"]
+    assert started == ["stayed"]
     assert refusals.counted == [("a", "cancelled")]
 
 

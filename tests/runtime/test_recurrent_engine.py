@@ -192,7 +192,7 @@ def test_an_empty_segment_leaves_its_state_and_is_answered_from_it(int8: Recurre
     assert numbers(again).tobytes() == numbers(whole._replace(scores=[], details=[])).tobytes()
 
 
-def test_only_what_is_wanted_is_told_whatever_others_in_the_batch_want(int8: RecurrentEngine) -> None:
+def test_each_request_gets_what_it_asked_for_whatever_else_is_in_the_batch(int8: RecurrentEngine) -> None:
     state, tokens = int8.initial_state(), [1, 2]
     likeliest = Segment(state, tokens, likeliest=2)
     wanted = (
@@ -244,7 +244,7 @@ def test_a_graph_that_makes_whole_distributions_alone_is_served_the_same(
 
 
 @pytest.mark.parametrize("size", [3, 40, 10_000])
-def test_of_equals_the_graph_tells_those_with_the_least_ids(size: int, tmp_path: Path) -> None:
+def test_of_equals_the_graph_returns_those_with_the_least_ids(size: int, tmp_path: Path) -> None:
     model = LanguageModel(vocabulary_size=size, embedding_size=2, hidden_sizes=(2,), tied=True)
     with torch.no_grad():
         model.output.bias[:] = torch.randint(-2, 1, (size,))

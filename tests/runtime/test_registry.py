@@ -19,6 +19,7 @@ from app.runtime.loading import load_predictor
 from app.runtime.metrics import Metrics
 from app.runtime.predictor import Resources
 from app.runtime.registry import Registry
+from tests.conftest import flip_a_bit
 
 pytestmark = pytest.mark.anyio
 
@@ -68,12 +69,6 @@ def store(tiny_store: Path, tiny_bundle: Bundle, tmp_path: Path) -> Path:
     shutil.copytree(tiny_store, tmp_path / "store")
     publish(tmp_path / "store", tiny_bundle, "other")
     return tmp_path / "store"
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def truncate(path: Path) -> None:

@@ -175,7 +175,7 @@ async def test_a_full_queue_rejects_at_once_and_serves_the_rest() -> None:
     assert bench.recorder.refusals == ["overloaded"]
 
 
-async def test_what_wants_another_step_is_never_refused() -> None:
+async def test_what_wants_another_step_is_never_rejected() -> None:
     async with busy(Work("long", steps=3), queue_size=1) as bench:
         (task,) = await bench.submit(Work("a", steps=2))
         bench.gate.opened.set()
@@ -185,10 +185,10 @@ async def test_what_wants_another_step_is_never_refused() -> None:
 
 
 async def test_what_is_under_way_counts_against_what_is_accepted() -> None:
-    begun, allowed = threading.Semaphore(0), threading.Semaphore(0)
+    started, allowed = threading.Semaphore(0), threading.Semaphore(0)
 
     def step(batch: Sequence[Work]) -> list[str | None]:
-        begun.release()
+        started.release()
         assert allowed.acquire(timeout=PATIENCE)
         for work in batch:
             work.steps -= 1
@@ -196,11 +196,11 @@ async def test_what_is_under_way_counts_against_what_is_accepted() -> None:
 
     scheduler = Scheduler("m", step, Recorder(), queue_size=2, batch_size=1)
     tasks = [asyncio.create_task(scheduler.submit(Work("a", steps=2)))]
-    assert await asyncio.to_thread(begun.acquire, timeout=PATIENCE)
+    assert await asyncio.to_thread(started.acquire, timeout=PATIENCE)
     tasks += [asyncio.create_task(scheduler.submit(Work(name))) for name in "bc"]
     await asyncio.sleep(0)
     allowed.release()  # a has had a step and wants another: c and a wait while b runs
-    assert await asyncio.to_thread(begun.acquire, timeout=PATIENCE)
+    assert await asyncio.to_thread(started.acquire, timeout=PATIENCE)
     with pytest.raises(Overloaded):
         await scheduler.submit(Work("d"))
     allowed.release(3)
@@ -348,7 +348,7 @@ async def test_a_long_request_shares_its_later_steps_with_new_requests() -> None
 
 
 async def test_waiting_and_step_times_are_counted_per_request() -> None:
-    times = iter([0.0, 10.0, 11.0, 12.5, 20.0, 21.0])  # accepted, waited, begun, ended, begun, ended
+    times = iter([0.0, 10.0, 11.0, 12.5, 20.0, 21.0])  # accepted, waited, started, ended, started, ended
 
     def predict(batch: Sequence[Work]) -> list[str | None]:
         for work in batch:

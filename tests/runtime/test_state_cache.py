@@ -50,7 +50,7 @@ def test_only_a_prefix_counts() -> None:
         assert cache.longest(tokens) == (0, None)
 
 
-def test_tokens_beyond_a_byte_and_beyond_two_are_told_apart() -> None:
+def test_tokens_beyond_a_byte_and_beyond_two_differ() -> None:
     cache = StateCache(1 << 20)
     cache.put([1, 70_000], Entry(state(1)))
     assert cache.longest([1, 70_000, 5])[0] == 2

@@ -24,41 +24,36 @@ from app.runtime.metrics import Metrics
 from app.runtime.predictor import Resources, answer_all
 from app.runtime.registry import Registry, Served
 from app.runtime.versions import Activated, activate, reload, save, watch
+from tests.conftest import flip_a_bit
 
 pytestmark = pytest.mark.anyio
 
-ASKED = Suggest("the company said", top_k=5)
+REQUEST = Suggest("the company said", top_k=5)
 LONG = Suggest("the company said profits rose " * 100)  # many steps
-
-
-@pytest.fixture
-def store(two_versions: Path, tmp_path: Path) -> Path:
-    """A store of its own for this test: `tiny` 1, which is current, and 2."""
-    return Path(shutil.copytree(two_versions, tmp_path / "store"))
 
 
 @pytest.fixture(scope="session")
 def answers(two_versions: Path) -> dict[str, list[Suggestion]]:
-    """The answer of each version to ASKED."""
+    """The answer of each version to REQUEST."""
     found = {version: bundles.read(two_versions / "tiny" / version) for version in ("1", "2")}
     opened = {version: LanguageModelPredictor.open(bundle, "int8", Resources()) for version, bundle in found.items()}
-    return {version: answer_all(one, [one.prepare(ASKED)])[0].suggestions for version, one in opened.items()}
+    return {version: answer_all(one, [one.prepare(REQUEST)])[0].suggestions for version, one in opened.items()}
 
 
 @pytest.fixture
-def figures() -> CollectorRegistry:
+def metrics() -> CollectorRegistry:
     return CollectorRegistry()
 
 
 @pytest.fixture
-async def registry(store: Path, figures: CollectorRegistry) -> AsyncIterator[Registry]:
-    registry = load(store, figures)
+async def registry(store: Path, metrics: CollectorRegistry) -> AsyncIterator[Registry]:
+    registry = load(store, metrics)
     yield registry
     await registry.close()
 
 
-def load(store: Path, figures: CollectorRegistry) -> Registry:
-    return Registry(store, threads=1, queue_size=64, batch_size=4, cache_bytes=1 << 20, metrics=Metrics(figures)).load()
+def load(store: Path, metrics: CollectorRegistry) -> Registry:
+    return Registry(store, threads=1, queue_size=64, batch_size=4, cache_bytes=1 << 20, metrics=Metrics(metrics)).load()
 
 
 def tiny(registry: Registry) -> Served:
@@ -66,7 +61,7 @@ def tiny(registry: Registry) -> Served:
 
 
 async def answered(registry: Registry) -> list[Suggestion]:
-    found: list[Suggestion] = (await tiny(registry).answer(ASKED)).suggestions
+    found: list[Suggestion] = (await tiny(registry).answer(REQUEST)).suggestions
     return found
 
 
@@ -85,7 +80,7 @@ async def until_closed(served: Served) -> None:
     """Send requests until one is rejected."""
     async with asyncio.timeout(30):
         while True:
-            await served.answer(ASKED)
+            await served.answer(REQUEST)
 
 
 @asynccontextmanager
@@ -109,13 +104,6 @@ def refuse(*_: object) -> None:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
-def flip_a_bit(folder: Path) -> None:
-    path = folder / "weights.safetensors"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def change(folder: Path, **changes: Any) -> None:
     """Change fields of the manifest, and its checksum."""
     path = folder / "manifest.json"
@@ -129,7 +117,7 @@ def unlist_the_probe(folder: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {
-    "a flipped bit": flip_a_bit,
+    "a flipped bit": lambda folder: flip_a_bit(folder / "weights.safetensors"),
     "another family": lambda folder: change(folder, family="digits"),
     "another vocabulary": lambda folder: change(folder, vocabulary_sha256="0" * 64),
     "another name": lambda folder: change(folder, version="3"),
@@ -138,7 +126,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def test_the_versions_of_these_tests_answer_otherwise(answers: dict[str, list[Suggestion]]) -> None:
+def test_the_versions_of_these_tests_give_different_answers(answers: dict[str, list[Suggestion]]) -> None:
     assert answers["1"] != answers["2"]
 
 
@@ -154,7 +142,7 @@ async def test_a_version_that_is_activated_answers_from_then_on_and_after_a_rest
     assert bundles.current(store, "tiny") == "1"
 
 
-async def test_the_version_that_serves_stays_where_it_is_and_current_is_mended(registry: Registry, store: Path) -> None:
+async def test_activating_the_served_version_only_repairs_current(registry: Registry, store: Path) -> None:
     serving = tiny(registry)
     bundles.activate(store, "tiny", "2")
     assert await activate(registry, "tiny", "1") == Activated("tiny", "1", "1", None)
@@ -163,7 +151,7 @@ async def test_the_version_that_serves_stays_where_it_is_and_current_is_mended(r
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-async def test_a_version_that_cannot_be_trusted_is_rejected_and_the_old_one_goes_on(
+async def test_a_damaged_version_is_rejected_and_the_old_one_goes_on(
     registry: Registry, store: Path, damage: Callable[[Path], None], answers: dict[str, list[Suggestion]]
 ) -> None:
     damage(store / "tiny" / "2")
@@ -190,23 +178,26 @@ async def test_a_version_of_another_family_is_rejected_even_if_it_is_sound(regis
         ("\ud800", "1", UnknownModel),
     ],
 )
-async def test_an_unknown_model_or_version_raises(
-    registry: Registry, name: str, version: str, error: type[SeqserveError]
+async def test_an_unknown_model_or_version_raises_and_adds_no_metric(
+    registry: Registry, metrics: CollectorRegistry, name: str, version: str, error: type[SeqserveError]
 ) -> None:
     with pytest.raises(error, match=r"available: (1, 2|tiny)"):
         await activate(registry, name, version)
     assert tiny(registry).version == "1"
+    samples = [sample for metric in metrics.collect() for sample in metric.samples]
+    swaps = [sample for sample in samples if sample.name == "seqserve_swaps_total"]
+    assert {(sample.labels["model"], sample.value) for sample in swaps} == {("tiny", 0.0)}
 
 
 async def test_a_request_finishes_with_the_version_that_it_started_with(
     registry: Registry, answers: dict[str, list[Suggestion]]
 ) -> None:
     with tiny(registry) as former:
-        waiting = [asyncio.ensure_future(former.answer(one)) for one in (LONG, *[ASKED] * 20)]
+        waiting = [asyncio.ensure_future(former.answer(one)) for one in (LONG, *[REQUEST] * 20)]
         await asyncio.sleep(0)
         await activate(registry, "tiny", "2")
         assert [answer.suggestions for answer in (await asyncio.gather(*waiting))[1:]] == [answers["1"]] * 20
-        assert (await former.answer(ASKED)).suggestions == answers["1"]  # as for the next of many texts
+        assert (await former.answer(REQUEST)).suggestions == answers["1"]  # as for the next of many texts
     assert await answered(registry) == answers["2"]
 
 
@@ -217,7 +208,7 @@ async def test_a_replaced_version_closes_and_frees_its_memory_with_its_last_leas
     with former, former:
         with former:
             await activate(registry, "tiny", "2")
-        await former.answer(ASKED)
+        await former.answer(REQUEST)
         assert inference_threads() == threads + 1
     with pytest.raises(NotReady, match="tiny: is shutting down"):
         await until_closed(former)
@@ -242,7 +233,7 @@ async def test_a_replaced_version_that_is_leased_still_ends_with_the_registry(st
         await registry.close()
         assert inference_threads() == threads - 1
         with pytest.raises(NotReady, match="tiny: is shutting down"):
-            await former.answer(ASKED)
+            await former.answer(REQUEST)
 
 
 async def test_a_changed_current_is_served(
@@ -259,15 +250,15 @@ async def test_a_changed_current_is_served(
 
 
 async def test_a_change_to_a_bad_version_is_logged_once_and_the_next_one_is_served(
-    registry: Registry, store: Path, figures: CollectorRegistry, caplog: pytest.LogCaptureFixture
+    registry: Registry, store: Path, metrics: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(store / "tiny" / "2", store / "tiny" / "3")
     change(store / "tiny" / "3", version="3")
-    flip_a_bit(store / "tiny" / "3")
+    flip_a_bit(store / "tiny" / "3" / "weights.safetensors")
     bad = {"model": "tiny", "outcome": "refused"}
     async with watching(registry) as looks:
         bundles.activate(store, "tiny", "3")
-        await until(lambda: figures.get_sample_value("seqserve_swaps_total", bad) == 1)
+        await until(lambda: metrics.get_sample_value("seqserve_swaps_total", bad) == 1)
         seen = len(looks)
         await until(lambda: len(looks) > seen + 2)
         (store / "tiny" / "CURRENT").write_text("nonsense")
@@ -302,20 +293,20 @@ async def test_one_of_several_workers_activates_nothing_that_the_others_could_no
 
 
 async def test_concurrent_changes_run_one_after_the_other(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, began, go = registry.load_version, list[str](), threading.Event()
+    load, started, go = registry.load_version, list[str](), threading.Event()
 
     def slow(name: str, version: str) -> Any:
-        began.append(version)
+        started.append(version)
         go.wait()
         return load(name, version)
 
     monkeypatch.setattr(registry, "load_version", slow)
     both = asyncio.gather(activate(registry, "tiny", "2"), activate(registry, "tiny", "1"))
-    await until(lambda: began)
-    assert (tiny(registry).version, began) == ("1", ["2"])
+    await until(lambda: started)
+    assert (tiny(registry).version, started) == ("1", ["2"])
     go.set()
     assert [(one.previous, one.version) for one in await both] == [("1", "2"), ("2", "1")]
-    assert began == ["2", "1"]
+    assert started == ["2", "1"]
 
 
 async def test_the_old_version_serves_while_a_new_one_loads(
@@ -347,13 +338,13 @@ async def test_an_unwritable_store_still_serves_the_version_and_reports_why(
     assert bundles.current(store, "tiny") == "1"
 
 
-def test_a_current_that_is_broken_is_written_anew(store: Path) -> None:
+def test_an_invalid_current_is_overwritten(store: Path) -> None:
     (store / "tiny" / "CURRENT").write_text("nonsense")
     assert save(store, "tiny", "2") is None
     assert bundles.current(store, "tiny") == "2"
 
 
-def test_a_current_that_says_so_already_is_left_alone(store: Path) -> None:
+def test_a_current_that_names_the_version_is_left_alone(store: Path) -> None:
     before = (store / "tiny" / "CURRENT").stat()
     assert save(store, "tiny", "1") is None
     assert (store / "tiny" / "CURRENT").stat().st_ino == before.st_ino
@@ -362,13 +353,13 @@ def test_a_current_that_says_so_already_is_left_alone(store: Path) -> None:
 async def test_a_model_that_was_rejected_at_start_is_healed_by_an_activation(
     store: Path, answers: dict[str, list[Suggestion]]
 ) -> None:
-    flip_a_bit(store / "tiny" / "1")
-    figures = CollectorRegistry()
-    registry = load(store, figures)
+    flip_a_bit(store / "tiny" / "1" / "weights.safetensors")
+    metrics = CollectorRegistry()
+    registry = load(store, metrics)
     assert list(registry.rejected) == ["tiny"]
     assert await activate(registry, "tiny", "2") == Activated("tiny", "2", None, None)
     assert (registry.rejected, await answered(registry)) == ({}, answers["2"])
-    assert figures.get_sample_value("seqserve_model_ready", {"model": "tiny", "version": "1"}) is None
+    assert metrics.get_sample_value("seqserve_model_ready", {"model": "tiny", "version": "1"}) is None
     await registry.close()
 
 
@@ -380,21 +371,21 @@ async def test_versions_published_meanwhile_are_listed(registry: Registry, store
 
 
 async def test_the_metrics_are_those_of_the_served_version(
-    registry: Registry, store: Path, figures: CollectorRegistry
+    registry: Registry, store: Path, metrics: CollectorRegistry
 ) -> None:
     def swaps(outcome: str) -> float | None:
-        return figures.get_sample_value("seqserve_swaps_total", {"model": "tiny", "outcome": outcome})
+        return metrics.get_sample_value("seqserve_swaps_total", {"model": "tiny", "outcome": outcome})
 
     def ready(version: str) -> float | None:
-        return figures.get_sample_value("seqserve_model_ready", {"model": "tiny", "version": version})
+        return metrics.get_sample_value("seqserve_model_ready", {"model": "tiny", "version": version})
 
     info = {"model": "tiny", "version": "2", "family": "language_model", "precision": "int8"}
     assert (swaps("switched"), swaps("refused"), ready("1"), ready("2")) == (0, 0, 1, None)
     await activate(registry, "tiny", "2")
     assert (swaps("switched"), swaps("refused"), ready("1"), ready("2")) == (1, 0, None, 1)
-    assert figures.get_sample_value("seqserve_model_info", info) == 1
-    assert figures.get_sample_value("seqserve_model_info", info | {"version": "1"}) is None
-    flip_a_bit(store / "tiny" / "1")
+    assert metrics.get_sample_value("seqserve_model_info", info) == 1
+    assert metrics.get_sample_value("seqserve_model_info", info | {"version": "1"}) is None
+    flip_a_bit(store / "tiny" / "1" / "weights.safetensors")
     with pytest.raises(BundleError):
         await activate(registry, "tiny", "1")
     await activate(registry, "tiny", "2")
@@ -409,7 +400,7 @@ async def test_a_reload_serves_what_current_names(
         await reload(registry)
         assert "tiny: serves 2, before 1" in caplog.text
         serving = tiny(registry)
-        assert (await serving.answer(ASKED)).suggestions == answers["2"]
+        assert (await serving.answer(REQUEST)).suggestions == answers["2"]
         await reload(registry)
     assert "tiny: 2 is served as before" in caplog.text
     assert tiny(registry) is serving
@@ -418,7 +409,7 @@ async def test_a_reload_serves_what_current_names(
 async def test_a_reload_serves_new_models_and_heals_rejected_ones(store: Path, tmp_path: Path) -> None:
     weights = store / "tiny" / "1" / "weights.safetensors"
     whole = weights.read_bytes()
-    flip_a_bit(store / "tiny" / "1")
+    flip_a_bit(store / "tiny" / "1" / "weights.safetensors")
     registry = load(store, CollectorRegistry())
     assert registry.served() == []
     weights.write_bytes(whole)
@@ -435,7 +426,7 @@ async def test_a_reload_serves_new_models_and_heals_rejected_ones(store: Path, t
 async def test_a_reload_that_finds_a_bad_version_keeps_the_old_one_and_logs_why(
     registry: Registry, store: Path, answers: dict[str, list[Suggestion]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    flip_a_bit(store / "tiny" / "2")
+    flip_a_bit(store / "tiny" / "2" / "weights.safetensors")
     bundles.activate(store, "tiny", "2")
     await reload(registry)
     assert (await answered(registry), registry.rejected) == (answers["1"], {})
@@ -476,13 +467,13 @@ async def test_a_model_whose_folder_is_gone_goes_on_serving_and_is_logged(
 
 async def test_a_rejected_model_whose_folder_is_gone_is_forgotten(store: Path) -> None:
     (store / "bad" / "1").mkdir(parents=True)
-    figures = CollectorRegistry()
-    registry = load(store, figures)
+    metrics = CollectorRegistry()
+    registry = load(store, metrics)
     assert list(registry.rejected) == ["bad"]
     shutil.rmtree(store / "bad")
     await reload(registry)
     assert registry.rejected == {}
-    assert figures.get_sample_value("seqserve_model_ready", {"model": "bad", "version": ""}) is None
+    assert metrics.get_sample_value("seqserve_model_ready", {"model": "bad", "version": ""}) is None
     await registry.close()
 
 

@@ -1,5 +1,5 @@
 """Fixtures of the server tests: the fake model of the API tests."""
 
-from tests.api.conftest import environment, served
+from tests.api.conftest import served
 
-__all__ = ["environment", "served"]
+__all__ = ["served"]

@@ -97,18 +97,17 @@ def test_a_slow_body_after_the_response_times_out(served: FakeServed) -> None:
         received.read()  # ends
 
 
-@pytest.mark.serial
 def test_the_head_timeout_does_not_apply_to_responses(served: FakeServed) -> None:
     plausible = served.answering
 
     async def slow(payload: Any, deadline: float | None) -> Any:
-        await asyncio.sleep(0.2)  # longer than the head timeout
+        await asyncio.sleep(1.1)  # longer than the head timeout
         return await plausible(payload, deadline)
 
     served.answering = slow
     body = b'{"text": "a"}'
     head = b"POST /next-word HTTP/1.1\r\nHost: service\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n"
-    with listening(service(served), limited(100, head_s=0.1)) as connection, connection.makefile("rb") as received:
+    with listening(service(served), limited(100, head_s=1.0)) as connection, connection.makefile("rb") as received:
         connection.sendall(head + body)
         assert received.readline() == b"HTTP/1.1 200 OK\r\n"
 

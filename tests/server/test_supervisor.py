@@ -93,6 +93,21 @@ def test_a_worker_that_hangs_before_or_after_its_first_heartbeat_is_killed_and_r
     assert [*filter(is_worker, multiprocessing.active_children())] == []
 
 
+def test_a_worker_that_hangs_is_replaced_within_ten_seconds() -> None:
+    assert (supervising.MAX_MISSED + 1) * supervising.BEAT_S + supervising.FIRST_BACKOFF_S < 10
+
+
+def test_a_worker_that_does_not_exit_in_time_is_killed(quick: None, caplog: pytest.LogCaptureFixture) -> None:
+    def work(index: int, heartbeat: Heartbeat) -> None:
+        os.kill(os.getppid(), signal.SIGTERM)
+        beat(heartbeat)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        assert supervisor(work).run(listening) == FAILED
+    assert "worker 0 did not exit in time and is killed" in caplog.text
+    assert [*filter(is_worker, multiprocessing.active_children())] == []
+
+
 def test_workers_that_ignore_sigterm_are_killed_after_an_error_of_the_supervisor(
     quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:

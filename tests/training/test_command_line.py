@@ -93,7 +93,7 @@ def test_a_model_of_ones_own_texts_is_named_after_the_runs_folder(
     assert bundles.models(tmp_path / "store") == sorted([name, "chosen"])
 
 
-def test_a_run_in_the_folder_one_stands_in_has_its_name(
+def test_a_run_in_the_working_folder_has_its_name(
     command: Command, texts: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -102,7 +102,7 @@ def test_a_run_in_the_folder_one_stands_in_has_its_name(
     assert Run(Path()).read("source.json")["name"] == "here"
 
 
-def test_a_run_that_stops_early_leaves_the_curve_of_its_finished_epochs(
+def test_a_run_stopped_early_has_the_curve_of_its_finished_epochs(
     command: Command, texts: list[object], tmp_path: Path
 ) -> None:
     piece = ["language-model", "cpu", "--run", tmp_path, *texts, *SIZES, "--resume", "--minutes", 0]
@@ -114,7 +114,7 @@ def test_a_run_that_stops_early_leaves_the_curve_of_its_finished_epochs(
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_what_no_run_can_have_is_told_in_one_line(
+def test_invalid_settings_of_a_run_are_one_error_line(
     refusal: Callable[..., str], texts: list[object], tmp_path: Path
 ) -> None:
     reported = refusal(
@@ -125,7 +125,7 @@ def test_what_no_run_can_have_is_told_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_no_processes_are_told(refusal: Callable[..., str], texts: list[object], tmp_path: Path) -> None:
+def test_no_processes_are_an_error(refusal: Callable[..., str], texts: list[object], tmp_path: Path) -> None:
     reported = refusal("language-model", "cpu", "--run", tmp_path / "run", *texts, "--processes", 0)
     assert reported == "error: processes: expected 1 or more, found 0"
 
@@ -148,7 +148,7 @@ def test_texts_are_scored_with_a_model_of_the_store(
         assert float(row[4]) == pytest.approx(score.perplexity_excluding_unknown, abs=0.006)
 
 
-def test_what_cannot_be_scored_is_told(
+def test_a_text_that_cannot_be_scored_is_an_error(
     refusal: Callable[..., str], tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing, known = tmp_path / "missing.txt", ["--store", tiny_store, "--model", "tiny"]
@@ -188,7 +188,7 @@ def test_a_text_that_cannot_be_used_is_named(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_text_that_is_too_short_is_told(refusal: Callable[..., str], texts: list[object], tmp_path: Path) -> None:
+def test_a_text_that_is_too_short_is_an_error(refusal: Callable[..., str], texts: list[object], tmp_path: Path) -> None:
     reported = refusal("language-model", "chapter", "--run", tmp_path / "run", *texts)
     assert reported == "error: training text: expected more than 700 tokens, found 105"
 
@@ -213,7 +213,7 @@ def test_a_folder_without_the_penn_treebank_is_named(refusal: Callable[..., str]
     assert reported == f"error: {tmp_path}/ptb.train.txt: can't be read: No such file or directory"
 
 
-def test_without_a_network_a_download_is_told(
+def test_without_a_network_a_download_is_an_error(
     refusal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.language_model.data.CACHE", tmp_path)
@@ -223,7 +223,7 @@ def test_without_a_network_a_download_is_told(
     assert reported.startswith("error: http://127.0.0.1:1/: can't be downloaded: ")
 
 
-def test_tied_layers_of_different_sizes_are_told(
+def test_tied_layers_of_different_sizes_are_an_error(
     refusal: Callable[..., str], texts: list[object], tmp_path: Path
 ) -> None:
     reported = refusal("language-model", "cpu", "--run", tmp_path, *texts, *SIZES, "--hidden-sizes", 16, 20)
@@ -239,22 +239,22 @@ def test_an_existing_run_is_neither_started_over_nor_resumed_as_another(
     assert reported.startswith(f"error: {finished.folder}: started with another configuration: batch_size is 5, was 4")
 
 
-def test_a_name_that_no_model_can_have_is_told(refusal: Callable[..., str], finished: Run, tmp_path: Path) -> None:
+def test_an_invalid_model_name_is_an_error(refusal: Callable[..., str], finished: Run, tmp_path: Path) -> None:
     reported = refusal("publish", finished.folder, "--store", tmp_path, "--name", "My Model")
     assert reported.startswith(f"error: {tmp_path}: expected a name of the form ")
     assert reported.endswith("found 'My Model'")
 
 
 @pytest.mark.parametrize("family", [None, "poems"])
-def test_a_run_of_no_family_that_can_be_published_is_refused_by_name(
+def test_a_run_of_no_family_that_can_be_published_is_rejected_by_name(
     family: str | None, refusal: Callable[..., str], finished: Run, tmp_path: Path
 ) -> None:
     copied, store = tmp_path / "copied", tmp_path / "store"
     shutil.copytree(finished.folder, copied)
     environment = Run(copied).read("environment.json")
     del environment["family"]
-    told_of = {} if family is None else {"family": family}
-    (copied / "environment.json").write_text(json.dumps(environment | told_of))
+    recorded = {} if family is None else {"family": family}
+    (copied / "environment.json").write_text(json.dumps(environment | recorded))
     reported = refusal("publish", copied, "--store", store)
     assert reported == f"error: {copied}/environment.json: expected the family {' or '.join(PUBLISH)}, found {family!r}"
     assert not store.exists()
@@ -262,7 +262,7 @@ def test_a_run_of_no_family_that_can_be_published_is_refused_by_name(
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
-    """Drawn digits stand for MNIST, and few pictures of no digit are shown; the folders that were asked for."""
+    """Drawn digits stand for MNIST, and few images of no digit are shown; the folders that were asked for."""
     folders: list[Path | None] = []
 
     def load(folder: Path | None) -> DigitCorpus:
@@ -307,7 +307,7 @@ def test_what_is_no_digit_reader_is_not_put_to_the_test(
     assert not drawn
 
 
-def test_what_no_digit_reader_can_have_is_told_in_one_line(
+def test_invalid_settings_of_a_digit_reader_are_one_error_line(
     refusal: Callable[..., str], drawn: list[Path | None], tmp_path: Path
 ) -> None:
     run = ["digits", "chapter", "--run", tmp_path / "run"]

@@ -149,7 +149,7 @@ command_line.main()
 """
 
 
-def test_a_process_killed_for_real_is_resumed(source: Source, corpus: Corpus, shrunk: Shrink, tmp_path: Path) -> None:
+def test_a_killed_process_is_resumed(source: Source, corpus: Corpus, shrunk: Shrink, tmp_path: Path) -> None:
     config = replace(shrunk("chapter"), epochs=40)
     sizes = {
         "embedding-size": [12],
@@ -200,7 +200,7 @@ def test_a_run_leaves_its_configuration_its_data_and_its_environment(
     assert not list(finished.folder.glob("*.partial"))
 
 
-def test_metrics_are_told_epoch_by_epoch(finished: Run) -> None:
+def test_metrics_are_recorded_epoch_by_epoch(finished: Run) -> None:
     assert [entry["epoch"] for entry in finished.metrics()] == [1, 2]
     assert finished.metrics()[0].keys() == {"epoch", "train_perplexity", "valid_perplexity", "learning_rate", *TIMINGS}
     assert finished.read("result.json").keys() == {"test_perplexity"}
@@ -213,14 +213,14 @@ def copied(finished: Run, tmp_path: Path) -> Run:
     return Run(tmp_path / "copied")
 
 
-def test_starting_over_an_existing_run_is_refused(copied: Run, corpus: Corpus, shrunk: Shrink) -> None:
+def test_starting_over_an_existing_run_is_rejected(copied: Run, corpus: Corpus, shrunk: Shrink) -> None:
     before = {path.name: path.read_bytes() for path in copied.folder.iterdir() if path.is_file()}
     with pytest.raises(RunError, match=f"{copied.folder}: holds a run already; go on with --resume"):
         train(shrunk("cpu"), corpus, copied)
     assert {path.name: path.read_bytes() for path in copied.folder.iterdir() if path.is_file()} == before
 
 
-def test_resuming_with_another_configuration_is_refused_by_field(copied: Run, corpus: Corpus, shrunk: Shrink) -> None:
+def test_resuming_with_another_configuration_is_rejected_by_field(copied: Run, corpus: Corpus, shrunk: Shrink) -> None:
     other = replace(shrunk("cpu"), seed=5, hidden_sizes=(20, 12))
     with pytest.raises(RunError) as refusal:
         train(other, corpus, copied, resume=True)
@@ -230,7 +230,7 @@ def test_resuming_with_another_configuration_is_refused_by_field(copied: Run, co
     assert str(refusal.value) == message
 
 
-def test_resuming_on_other_texts_is_refused_by_split(copied: Run, corpus: Corpus, shrunk: Shrink) -> None:
+def test_resuming_on_other_texts_is_rejected_by_split(copied: Run, corpus: Corpus, shrunk: Shrink) -> None:
     other = replace(corpus, sha256=corpus.sha256 | {"valid": "0" * 64})
     with pytest.raises(RunError) as refusal:
         train(shrunk("cpu"), other, copied, resume=True)
@@ -263,13 +263,13 @@ def test_a_checkpoint_is_saved_when_it_is_due(corpus: Corpus, shrunk: Shrink, tm
     assert saves == [1, 2, 3, 4, 0, 1, 2, 3, 4, 0]
 
 
-def test_the_folder_of_no_run_is_refused_by_name(tmp_path: Path) -> None:
+def test_the_folder_of_no_run_is_rejected_by_name(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"{tmp_path}/config.json: no such file: is {tmp_path} the folder of a run?"):
         Run(tmp_path).read("config.json")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"epochs": ', b"\xff"])
-def test_a_file_that_is_no_json_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_json_is_rejected_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(RunError, match=f"^{tmp_path}/config.json: expected JSON, found invalid content: .+$"):
         Run(tmp_path).read("config.json")

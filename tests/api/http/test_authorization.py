@@ -18,7 +18,7 @@ from app.api.http import keys
 from app.api.http.endpoints import required_scopes
 from app.api.http.keys import Keys
 from app.errors import SettingsError
-from tests.api.conftest import FakeServed, connect, service, talk
+from tests.api.conftest import Clock, FakeServed, connect, service, talk
 
 TODAY = datetime.now(UTC)
 SECRETS = {name: f"seqserve_{name}" for name in ("reader", "operator", "late", "revoked")}
@@ -252,14 +252,6 @@ async def test_a_service_without_keys_logs_its_exposure(
     assert [record.levelno for record in caplog.records if reported in record.getMessage()] == [level]
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.time = 100.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
 def test_keys_are_revoked_and_added_without_a_restart(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     found = Keys(file, now=clock)
@@ -388,7 +380,7 @@ def test_an_expired_key_is_not_created(tmp_path: Path, expires: datetime) -> Non
 
 
 @pytest.mark.parametrize("name", ["", "two words", "#a", "a" * 65, "\u00e9", "-"])
-def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_none_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="expected a name"):
         keys.create(tmp_path / "keys", name, "predict", None)
 

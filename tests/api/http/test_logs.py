@@ -113,7 +113,7 @@ async def test_what_a_loop_that_ended_left_is_written_with_the_next_loops() -> N
 
 
 @pytest.mark.anyio
-async def test_a_stream_that_is_gone_harms_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_closed_log_stream_affects_no_request(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     handler = logs.handler("text", stream)
     handler.handle(record("lost"))
@@ -161,13 +161,13 @@ def test_an_exception_is_in_its_line() -> None:
     assert reported["exception"].endswith("ValueError: why")
 
 
-def test_text_tells_the_fields_after_the_message() -> None:
+def test_text_has_the_fields_after_the_message() -> None:
     assert written("text", io.StringIO(), record(id="x", status=200)).endswith(
         "INFO app.api: request id=x status=200\n"
     )
 
 
-def test_what_is_told_without_its_caller_is_as_any_other_line() -> None:
+def test_a_log_line_without_a_request_is_like_any_other() -> None:
     stream = io.StringIO()
     log = logging.getLogger("tests.api.informed")
     log.addHandler(logs.handler("json", stream))

@@ -86,7 +86,7 @@ async def test_errors_of_middleware_have_the_format_of_the_dialect(
 )
 @pytest.mark.parametrize(("path", "body"), [("/next-word", {"text": "a"}), ("/perplexity", {"text": "a"})])
 @pytest.mark.anyio
-async def test_an_error_of_the_model_is_told_with_its_status(
+async def test_an_error_of_the_model_has_its_status(
     served: FakeServed, error: SeqserveError, status: int, headers: dict[str, str], path: str, body: dict[str, object]
 ) -> None:
     async def failing(payload: object, deadline: float | None) -> object:
@@ -104,7 +104,7 @@ async def test_an_error_of_the_model_is_told_with_its_status(
 
 
 @pytest.mark.anyio
-async def test_an_unexpected_error_is_logged_under_the_request_id_and_not_told(
+async def test_an_unexpected_error_is_logged_under_the_request_id_and_not_shown(
     served: FakeServed, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def failing(payload: object, deadline: float | None) -> object:

@@ -11,20 +11,12 @@ from starlette.datastructures import QueryParams
 from app.api.http import costs, rate_limits
 from app.api.http.rate_limits import Charge, Memory, Quota, RateLimiter
 from app.errors import RateLimited, SettingsError
-from tests.api.conftest import FakeServed, connect, service
+from tests.api.conftest import Clock, FakeServed, connect, service
 from tests.api.http.test_authorization import bearer, from_afar, line
 
 pytestmark = pytest.mark.anyio
 
 ASK = {"text": "a"}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def __call__(self) -> float:
-        return self.time
 
 
 class Watching:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(("method", "path"), [row[:2] for row in REQUESTS])
-async def test_every_response_tells_browsers_to_be_careful(served: FakeServed, method: str, path: str) -> None:
+async def test_every_response_has_security_headers(served: FakeServed, method: str, path: str) -> None:
     async with connect(service(served)) as client:
         headers = (await client.request(method, path)).headers
     assert headers["x-content-type-options"] == "nosniff"
@@ -42,7 +42,7 @@ async def test_the_documentation_allows_its_own_scripts_by_their_hash(served: Fa
 
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/models", "/models/ptb", "/docs", "/openapi.json", "/metrics"])
-async def test_head_tells_what_get_does_without_the_content(served: FakeServed, path: str) -> None:
+async def test_head_returns_the_headers_of_get_without_the_content(served: FakeServed, path: str) -> None:
     async with connect(service(served)) as client:
         got, head = await client.get(path), await client.head(path)
     assert (head.status_code, head.content) == (got.status_code, b"")

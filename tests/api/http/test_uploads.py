@@ -82,7 +82,7 @@ async def test_a_form_may_be_announced_in_many_ways(content_type: str) -> None:
 
 
 @pytest.mark.parametrize("content_type", [None, "", "png", "application/json", "multipart/mixed; boundary=x"])
-def test_another_type_is_refused(content_type: str | None) -> None:
+def test_another_type_is_rejected(content_type: str | None) -> None:
     with pytest.raises(UnsupportedType, match=r"expected multipart/form-data or image/\*, found "):
         is_form(content_type)
 
@@ -113,7 +113,7 @@ def test_another_type_is_refused(content_type: str | None) -> None:
         ("image/png", b"", Malformed, "image: expected an image, found nothing"),
     ],
 )
-async def test_what_can_not_be_taken_is_told_by_its_name(
+async def test_an_invalid_part_is_rejected_by_name(
     content_type: str, body: bytes, error: type[SeqserveError], reported: str
 ) -> None:
     with ExitStack() as files, pytest.raises(error, match=reported):

@@ -14,7 +14,7 @@ from app.api.native.schemas import NextWord, NextWordAnswer, PerplexityAnswer
 from app.errors import InvalidField, Overloaded
 from app.runtime.families.language_model import HISTORY_BYTES, Score
 from app.runtime.scores import Alternative, TextScore
-from tests.api.conftest import FakeServed, connect, plausible, service
+from tests.api.conftest import BoundedQueue, FakeServed, connect, plausible, service
 
 pytestmark = pytest.mark.anyio
 
@@ -210,34 +210,8 @@ async def test_a_client_can_lower_the_deadline(served: FakeServed, sent: str | N
     assert all(before + expected <= deadline <= after + expected for deadline in deadlines)
 
 
-@pytest.mark.parametrize("sent", ["0", "-1", "soon", "nan", "inf", ""])
-async def test_an_invalid_deadline_is_an_invalid_field(served: FakeServed, sent: str) -> None:
-    async with connect(service(served)) as client:
-        response = await client.post("/next-word", json={"text": "a"}, headers={"X-Request-Timeout": sent})
-    assert response.status_code == 422
-    assert response.json()["errors"][0]["field"] == "X-Request-Timeout"
-
-
-class Queue:
-    """A model with room for so many texts, each of which takes as long as the others need to come in."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.waiting = 0
-        self.most = 0
-
-    async def answer(self, payload: Any, deadline: float | None) -> Any:
-        if self.waiting >= self.room:
-            raise Overloaded("full")
-        self.waiting += 1
-        self.most = max(self.most, self.waiting)
-        await asyncio.sleep(0)
-        self.waiting -= 1
-        return await plausible(payload, deadline)
-
-
 async def test_a_request_submits_a_limited_number_of_texts_at_once(served: FakeServed) -> None:
-    queue = Queue(room=256)
+    queue = BoundedQueue(256, plausible)
     served.answering = queue.answer
     async with connect(service(served)) as client:
         response = await client.post("/perplexity", json={"texts": ["a"] * 256})
@@ -247,7 +221,7 @@ async def test_a_request_submits_a_limited_number_of_texts_at_once(served: FakeS
 
 @pytest.mark.parametrize("room", [1, 3])
 async def test_many_texts_fit_any_queue(served: FakeServed, room: int) -> None:
-    queue = Queue(room)
+    queue = BoundedQueue(room, plausible)
     served.answering = queue.answer
     async with connect(service(served)) as client:
         response = await client.post("/perplexity", json={"texts": ["a"] * 50})
@@ -256,10 +230,10 @@ async def test_many_texts_fit_any_queue(served: FakeServed, room: int) -> None:
 
 
 async def test_a_request_rejected_midway_by_a_full_queue_waits(served: FakeServed) -> None:
-    turns = iter([True, False, True])
+    free = iter([True, False, True])
 
     async def answering(payload: Any, deadline: float | None) -> Any:
-        if not next(turns):
+        if not next(free):
             raise Overloaded("others came first")
         return await plausible(payload, deadline)
 
@@ -270,7 +244,7 @@ async def test_a_request_rejected_midway_by_a_full_queue_waits(served: FakeServe
 
 
 async def test_a_request_that_never_enters_the_queue_is_rejected(served: FakeServed) -> None:
-    served.answering = Queue(room=0).answer
+    served.answering = BoundedQueue(0, plausible).answer
     async with connect(service(served)) as client:
         response = await client.post("/perplexity", json={"texts": ["a"] * 256})
     assert response.status_code == 503

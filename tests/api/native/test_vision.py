@@ -26,7 +26,7 @@ from app.runtime.families.captions import Describe, Description, OtherCaption
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.numbers import Number, NumberDigit, ReadNumber
 from app.runtime.predictor import Partial
-from tests.api.conftest import FakeServed, connect, listening, service
+from tests.api.conftest import BoundedQueue, FakeServed, connect, listening, service
 
 pytestmark = pytest.mark.anyio
 
@@ -162,9 +162,9 @@ async def test_the_input_of_the_model_is_returned_on_request(vision: FakeVision)
     TypeAdapter(DigitsAnswer).validate_json(response.content, strict=True, extra="forbid")
     for digit, result in enumerate(response.json()["results"], 1):
         reported = result["framed"].removeprefix("data:image/png;base64,")
-        picture = np.asarray(Image.open(io.BytesIO(b64decode(reported, validate=True))))
-        assert picture.shape == (28, 28)
-        assert (picture == digit).all()
+        image = np.asarray(Image.open(io.BytesIO(b64decode(reported, validate=True))))
+        assert image.shape == (28, 28)
+        assert (image == digit).all()
     for query in ("", "?framed=false", "?frame=true"):
         response = await post(vision, f"/digits{query}", **body)
         assert all("framed" not in result for result in response.json()["results"])
@@ -286,10 +286,10 @@ async def test_the_file_name_of_an_image_does_not_matter(vision: FakeVision, for
 
 
 async def test_an_invalid_image_fails_its_request_and_the_others_are_cancelled(vision: FakeVision) -> None:
-    begun, given_up = [], []
+    started, given_up = [], []
 
     async def endless(payload: Any, deadline: float | None) -> Any:
-        begun.append(payload.name)
+        started.append(payload.name)
         try:
             await asyncio.get_running_loop().create_future()
         finally:
@@ -298,30 +298,12 @@ async def test_an_invalid_image_fails_its_request_and_the_others_are_cancelled(v
     vision.answering = endless
     response = await post(vision, "/digits", files=parts(png(), png(), b"bad", png()))
     assert response.status_code == 400
-    assert sorted(begun) == sorted(given_up)
-
-
-class Queue:
-    """A model with room for so many images, each of which takes as long as the others need to come in."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.waiting = 0
-        self.most = 0
-
-    async def answer(self, payload: Any, deadline: float | None) -> Any:
-        if self.waiting >= self.room:
-            raise Overloaded("full")
-        self.waiting += 1
-        self.most = max(self.most, self.waiting)
-        await asyncio.sleep(0)
-        self.waiting -= 1
-        return await seen(payload, deadline)
+    assert sorted(started) == sorted(given_up)
 
 
 @pytest.mark.parametrize("room", [1, 3, FAN_OUT])
 async def test_many_images_fit_any_queue_and_each_is_decoded_once(vision: FakeVision, room: int) -> None:
-    queue = Queue(room)
+    queue = BoundedQueue(room, seen)
     vision.answering = queue.answer
     response = await post(vision, "/digits", files=parts(*[png()] * 32))
     assert len(response.json()["results"]) == 32
@@ -335,7 +317,7 @@ async def test_one_request_does_not_fill_the_preprocessing_queue(vision: FakeVis
 
 
 async def test_a_request_that_never_enters_the_queue_is_rejected(vision: FakeVision) -> None:
-    vision.answering = Queue(room=0).answer
+    vision.answering = BoundedQueue(0, seen).answer
     response = await post(vision, "/digits", files=parts(png(), png()))
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
@@ -488,10 +470,10 @@ def request(path: str, body: bytes, *headers: str) -> bytes:
     [("/digits", "*/*", 0), ("/captions", "*/*", 0), ("/captions", EVENT_STREAM, 0), ("/captions", EVENT_STREAM, 1)],
 )
 def test_a_disconnect_cancels_the_work(vision: FakeVision, path: str, accept: str, words: int) -> None:
-    begun, cancelled = threading.Event(), threading.Event()
+    started, cancelled = threading.Event(), threading.Event()
 
     async def endless(payload: Any, deadline: float | None) -> Any:
-        begun.set()
+        started.set()
         try:
             await asyncio.get_running_loop().create_future()
         finally:
@@ -505,7 +487,7 @@ def test_a_disconnect_cancels_the_work(vision: FakeVision, path: str, accept: st
     vision.answering, vision.streaming = endless, streamed
     with listening(service(vision)) as connection, connection.makefile("rb") as received:
         connection.sendall(request(path, png(), "Content-Type: image/png", f"Accept: {accept}"))
-        assert begun.wait(30)
+        assert started.wait(30)
         if words:
             assert received.readline() == b"HTTP/1.1 200 OK\r\n"
         received.close()

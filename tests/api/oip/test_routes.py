@@ -1,6 +1,5 @@
 """Health, metadata, configuration, statistics and the repository of the Open Inference Protocol."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -59,8 +58,7 @@ def test_statistics_are_those_of_the_metrics(client: Client) -> None:
     assert [model["name"] for model in everything] == ["captions", "digits", "ptb"]
 
 
-async def test_a_load_serves_the_version_that_current_names(two_versions: Path, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(two_versions, tmp_path / "store"))
+async def test_a_load_serves_the_version_that_current_names(store: Path) -> None:
     app = create_app(Settings(store=store))
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert state

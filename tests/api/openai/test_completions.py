@@ -81,10 +81,10 @@ def test_a_text_its_ids_and_a_batch_are_the_same_prompt(client: Client) -> None:
     batch = complete(client, [ids, ids[:2]], **options)["choices"]
     assert of_ids["logprobs"]["token_logprobs"] == expected["logprobs"]["token_logprobs"]
     assert batch[0] == of_ids
-    begun = complete(client, [[2, *ids]], **options)["choices"][0]["logprobs"]
-    assert begun["tokens"][0] == "<eos>"
-    assert (begun["token_logprobs"][0], begun["top_logprobs"][0]) == (None, None)
-    assert begun["token_logprobs"][1:] == expected["logprobs"]["token_logprobs"]
+    started = complete(client, [[2, *ids]], **options)["choices"][0]["logprobs"]
+    assert started["tokens"][0] == "<eos>"
+    assert (started["token_logprobs"][0], started["top_logprobs"][0]) == (None, None)
+    assert started["token_logprobs"][1:] == expected["logprobs"]["token_logprobs"]
 
 
 def test_a_greedy_token_is_the_first_of_its_likeliest_with_the_same_float(client: Client) -> None:

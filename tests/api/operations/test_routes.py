@@ -125,7 +125,7 @@ async def test_models_lists_what_a_client_chooses_by(served: FakeServed) -> None
     ]
 
 
-async def test_a_model_tells_all_that_its_bundle_says(served: FakeServed) -> None:
+async def test_a_model_has_all_fields_of_its_manifest(served: FakeServed) -> None:
     async with connect(service(served)) as client:
         reported = (await client.get("/models/ptb")).json()
     assert reported["config"] == {"hidden": 200}

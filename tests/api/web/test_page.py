@@ -11,14 +11,14 @@ from tests.api.http.test_authorization import bearer, line
 
 pytestmark = pytest.mark.anyio
 
-PNG = b"\x89PNG picture"
+PNG = b"\x89PNG image"
 NAMES = sorted(path.name for path in FOLDER.iterdir())
 TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 @pytest.fixture
-def pictured(served: FakeServed) -> FakeServed:
-    """A model with a picture."""
+def with_image(served: FakeServed) -> FakeServed:
+    """A model with a image."""
     entry = served.manifest.files["step.onnx"].model_copy(update={"sha256": "a" * 64, "bytes": len(PNG)})
     served.manifest.files["curves.png"] = entry
     (served.bundle.folder / "curves.png").write_bytes(PNG)
@@ -45,8 +45,8 @@ async def test_the_page_may_load_nothing_from_elsewhere_and_run_nothing_inline(s
 
 
 @pytest.mark.parametrize("path", ["/", "/web/main.js", "/models/ptb/files/curves.png"])
-async def test_who_has_it_already_is_told_so_and_sent_nothing(pictured: FakeServed, path: str) -> None:
-    async with connect(service(pictured)) as client:
+async def test_a_client_with_the_current_file_gets_304_without_content(with_image: FakeServed, path: str) -> None:
+    async with connect(service(with_image)) as client:
         first = await client.get(path)
         etag = first.headers["etag"]
         again = await client.get(path, headers={"If-None-Match": f'"other", W/{etag}'})
@@ -57,16 +57,16 @@ async def test_who_has_it_already_is_told_so_and_sent_nothing(pictured: FakeServ
 
 
 @pytest.mark.parametrize("path", ["/", "/web/style.css", "/models/ptb/files/curves.png"])
-async def test_head_has_the_headers_alone(pictured: FakeServed, path: str) -> None:
-    async with connect(service(pictured)) as client:
+async def test_head_has_the_headers_alone(with_image: FakeServed, path: str) -> None:
+    async with connect(service(with_image)) as client:
         whole, head = await client.get(path), await client.head(path)
     assert (head.status_code, head.content) == (200, b"")
     for name in ("content-type", "content-length", "etag"):
         assert head.headers[name] == whole.headers[name]
 
 
-async def test_a_card_s_picture_is_sent_as_one(pictured: FakeServed) -> None:
-    async with connect(service(pictured)) as client:
+async def test_an_image_of_a_card_has_its_media_type(with_image: FakeServed) -> None:
+    async with connect(service(with_image)) as client:
         response = await client.get("/models/ptb/files/curves.png")
     assert (response.status_code, response.content) == (200, PNG)
     assert response.headers["content-type"] == "image/png"
@@ -79,16 +79,14 @@ async def test_no_other_file_is_part_of_the_page(served: FakeServed, path: str) 
 
 
 @pytest.mark.parametrize("path", ["ptb/files/step.onnx", "ptb/files/manifest.json", "ptb/files/a.png", "x/files/a.png"])
-async def test_nothing_of_a_bundle_but_its_pictures_is_sent(pictured: FakeServed, path: str) -> None:
-    async with connect(service(pictured)) as client:
+async def test_nothing_of_a_bundle_but_its_images_is_sent(with_image: FakeServed, path: str) -> None:
+    async with connect(service(with_image)) as client:
         response = await client.get(f"/models/{path}")
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
 
 
-async def test_the_page_knows_an_expired_key_by_the_words_that_the_server_tells(
-    served: FakeServed, tmp_path: Path
-) -> None:
+async def test_the_page_recognises_an_expired_key_by_the_servers_message(served: FakeServed, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(line("late", "predict", "2020-01-01"))
     async with connect(service(served, api_keys_file=file)) as client:

@@ -33,14 +33,14 @@ END, UNKNOWN = 0, 1
 LENGTH = 8
 
 
-def picture(seed: int, size: tuple[int, int] = (30, 40)) -> bytes:
+def photograph(seed: int, size: tuple[int, int] = (30, 40)) -> bytes:
     stream = io.BytesIO()
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST).save(stream, "PNG")
     return stream.getvalue()
 
 
-PHOTOGRAPHS = [picture(seed) for seed in range(12)]
+PHOTOGRAPHS = [photograph(seed) for seed in range(12)]
 
 
 class Colours(nn.Module):
@@ -164,7 +164,7 @@ def ids(caption: str) -> list[int]:
 def test_a_beam_of_1_is_greedy(predictor: CaptionsPredictor) -> None:
     found = described(predictor, *(Describe(content, beam=1) for content in PHOTOGRAPHS))
     assert [answer.caption for answer in found] == [words(greedy(predictor, content)) for content in PHOTOGRAPHS]
-    assert len({answer.caption for answer in found}) > 3  # the pictures do differ
+    assert len({answer.caption for answer in found}) > 3  # the photographs do differ
 
 
 def test_captions_are_of_known_words_and_end_in_time(int8: CaptionsPredictor) -> None:

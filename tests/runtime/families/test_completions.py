@@ -69,13 +69,13 @@ def test_ids_are_read_as_they_are_and_a_first_end_is_the_beginning(predictor: La
     ids = read_prompt(PROMPT, predictor.tokenizer).ids
     options: dict[str, Any] = {"max_tokens": 4, "temperature": 0, "echo": True, "logprobs": 1}
     of_text, of_ids = complete(predictor, **options), complete(predictor, ids, **options)
-    begun = complete(predictor, [predictor.tokenizer.end, *ids], **options)
+    started = complete(predictor, [predictor.tokenizer.end, *ids], **options)
     assert of_ids.parts == of_text.parts
-    assert [token.log_probability for part in begun.parts for token in part.tokens] == [
+    assert [token.log_probability for part in started.parts for token in part.tokens] == [
         None,
         *(token.log_probability for part in of_ids.parts for token in part.tokens),
     ]
-    assert begun.parts[0].text == f"\n{PROMPT}"
+    assert started.parts[0].text == f"\n{PROMPT}"
     with pytest.raises(InvalidField, match=r"prompt: expected ids from 0 to \d+, found 1000000 at 1"):
         complete(predictor, [0, 1_000_000])
 
@@ -162,12 +162,12 @@ def test_pieces_of_any_text_are_written_as_the_text(value: str) -> None:
     prompt = read_prompt(value, SUBWORD)
     assert (prompt.text, prompt.ids) == (value, ids)
     cut = len(ids) // 2
-    begun = read_prompt(ids[:cut], SUBWORD)
-    if begun.text.encode() == value.encode()[: len(begun.text.encode())]:
-        writer = Writer(SUBWORD, begun)
+    started = read_prompt(ids[:cut], SUBWORD)
+    if started.text.encode() == value.encode()[: len(started.text.encode())]:
+        writer = Writer(SUBWORD, started)
         for token in ids[cut:]:
             writer.write(token)
-        assert begun.text + writer.text + writer.rest() == value
+        assert started.text + writer.text + writer.rest() == value
 
 
 def test_a_character_is_written_once_its_bytes_are_complete() -> None:

@@ -237,7 +237,7 @@ def predictor(digits_bundle: Bundle) -> DigitsPredictor:
     return DigitsPredictor.open(digits_bundle, "int8", Resources())
 
 
-def test_a_picture_is_framed_as_it_is_prepared(predictor: DigitsPredictor) -> None:
+def test_an_image_is_framed_as_it_is_prepared(predictor: DigitsPredictor) -> None:
     found = predictor.prepare(Classify(png(255 - np.kron(seven(), np.ones((4, 4), np.uint8)))))
     assert found.reason is None
     assert np.corrcoef(found.pixels.ravel(), seven().ravel())[0, 1] > 0.9
@@ -263,7 +263,7 @@ def test_an_answer_does_not_depend_on_what_shares_its_step(predictor: DigitsPred
         np.testing.assert_array_equal(answer.framed, example.pixels)
 
 
-def test_a_blank_picture_is_rejected_beside_others(predictor: DigitsPredictor) -> None:
+def test_a_blank_image_is_rejected_beside_others(predictor: DigitsPredictor) -> None:
     blank = predictor.prepare(Classify(png(np.full((40, 60), 255, np.uint8))))
     seen = predictor.prepare(Classify(png(seven())))
     found, other = answer_all(predictor, [blank, seen])

@@ -358,7 +358,7 @@ def test_all_words_but_unk_and_the_end_of_a_sentence_are_suggested(
 
 @pytest.mark.parametrize("words", [1, 3])
 @pytest.mark.parametrize("complete", [False, True])
-def test_the_likeliest_come_first_and_no_more_than_asked_for(
+def test_the_likeliest_come_first_and_no_more_than_top_k(
     int8: LanguageModelPredictor, words: int, complete: bool
 ) -> None:
     ten = suggest(int8, "the company s", top_k=10, words=words, complete=complete)
@@ -524,7 +524,7 @@ def test_the_typed_prefix_is_kept_as_typed(int8: LanguageModelPredictor, typed: 
         assert suggestion.text.startswith(typed)
 
 
-# Turns
+# Steps
 
 
 def test_a_text_is_read_a_chunk_a_step_and_others_are_answered_in_between(

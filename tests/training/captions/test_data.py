@@ -193,7 +193,7 @@ def test_coco_without_splits_is_split_by_name(tmp_path: Path) -> None:
     assert Counter(photo.split for photo in photos(source(tmp_path))) == {"train": 4, "val": 1, "test": 1}
 
 
-def test_photographs_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_photographs_are_read_in_the_given_order(tmp_path: Path) -> None:
     documented(tmp_path)
     found = photos(source(tmp_path))[::-2]
     assert [content.name for content in contents(found)] == [photo.name for photo in found]
@@ -402,7 +402,7 @@ def test_a_split_of_corrupt_photographs_alone_is_an_error(split: str, colours: B
         load(source(tmp_path), colours, views=1, min_count=1, cache=tmp_path / "cache")
 
 
-def test_what_a_run_writes_down_tells_changed_data(colours: Backbone, tmp_path: Path) -> None:
+def test_the_recorded_checksums_of_a_run_detect_changed_data(colours: Backbone, tmp_path: Path) -> None:
     documented_without_tars(tmp_path)
 
     def checksums(backbone: Backbone = colours) -> dict[str, str]:

@@ -156,7 +156,7 @@ def test_torchvision_s_networks_are_translated(name: str, photographs: npt.NDArr
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
-def test_a_layer_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_layer_that_is_not_known_is_rejected_by_name(tmp_path: Path) -> None:
     network = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Softplus()))
     with pytest.raises(SettingsError, match=r"backbone: expected layers of .*Conv2d.*; found .*Softplus.* at _1"):
         exported(captioner("rnn", "init"), network, tmp_path)

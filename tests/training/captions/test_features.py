@@ -193,24 +193,24 @@ def test_other_weights_have_another_checksum(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet1000", "lenet", "fcn_resnet50"])
-def test_a_backbone_that_is_no_classifier_of_torchvision_is_refused(name: str) -> None:
+def test_a_backbone_that_is_no_classifier_of_torchvision_is_rejected(name: str) -> None:
     with pytest.raises(SettingsError, match=f"^backbone: expected the name of a torchvision classifier, found {name}$"):
         backbone(name)
 
 
-def test_a_classifier_without_a_linear_layer_is_refused(tmp_path: Path) -> None:
+def test_a_classifier_without_a_linear_layer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"^backbone: expected .* linear layer, found squeezenet1_1$"):
         backbone("squeezenet1_1", saved("squeezenet1_1", tmp_path))
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_rejected(tmp_path: Path) -> None:
     path = saved("squeezenet1_1", tmp_path)
     with pytest.raises(CorpusError, match=r"weights\.safetensors: expected the weights of shufflenet_v2_x0_5"):
         backbone("shufflenet_v2_x0_5", path)
 
 
 @pytest.mark.parametrize("content", [None, b"no tensors"])
-def test_weights_that_cannot_be_read_are_refused(content: bytes | None, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_read_are_rejected(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     if content is not None:
         path.write_bytes(content)

@@ -160,13 +160,13 @@ def network() -> fx.GraphModule:
     return module
 
 
-def test_a_bundle_stands_in_the_store_as_the_current_version(published: Bundle, store: Path) -> None:
+def test_a_bundle_is_in_the_store_as_the_current_version(published: Bundle, store: Path) -> None:
     assert bundles.models(store) == ["captions"]
     assert bundles.current(store, "captions") == "v1"
     assert published.manifest.files.keys() == FILES
 
 
-def test_the_manifest_tells_where_the_model_comes_from(published: Bundle, finished: Run, corpus: CaptionCorpus) -> None:
+def test_the_manifest_records_the_origin_of_the_model(published: Bundle, finished: Run, corpus: CaptionCorpus) -> None:
     manifest = published.manifest
     assert (manifest.family, manifest.model, manifest.version) == ("captions", "captions", "v1")
     chosen = {"length_penalty": finished.read("result.json")["length_penalty"]}
@@ -240,7 +240,7 @@ def test_the_probe_is_a_drawing_that_the_server_answers_as_recorded(published: B
     assert value == pytest.approx(log_probability, abs=1e-5)
 
 
-def test_the_model_card_tells_terms_metrics_and_weaknesses(published: Bundle, corpus: CaptionCorpus) -> None:
+def test_the_model_card_has_terms_metrics_and_limits(published: Bundle, corpus: CaptionCorpus) -> None:
     card, metrics = published.text("README.md"), published.manifest.metrics
     assert card.startswith("# captions v1\n")
     for expected in (
@@ -266,7 +266,7 @@ def test_the_model_card_tells_terms_metrics_and_weaknesses(published: Bundle, co
     )
 
 
-def test_a_version_that_is_there_is_refused_before_any_measuring(
+def test_a_version_that_is_there_is_rejected_before_any_measuring(
     store: Path, finished: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -276,7 +276,7 @@ def test_a_version_that_is_there_is_refused_before_any_measuring(
         publish(finished, store, version="v1")
 
 
-def test_an_unfinished_run_is_refused(copied: Run, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_rejected(copied: Run, tmp_path: Path) -> None:
     state = torch.load(copied.checkpoint)
     state["progress"]["epoch"] = 5
     torch.save(state, copied.checkpoint)
@@ -288,7 +288,7 @@ def test_an_unfinished_run_is_refused(copied: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_a_photograph_that_changed_since_the_training_is_refused(
+def test_a_photograph_that_changed_since_the_training_is_rejected(
     split: str, copied: Run, folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(folder, tmp_path / "plates")

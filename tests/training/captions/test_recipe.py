@@ -119,14 +119,14 @@ def test_every_preset_can_be_built(preset: str, photographs: CaptionCorpus) -> N
         ("seed", [-1, 2**41], 2**40),
     ],
 )
-def test_a_field_out_of_its_range_is_refused_by_name(field: str, wrong: list[Any], right: Any) -> None:
+def test_a_field_out_of_its_range_is_rejected_by_name(field: str, wrong: list[Any], right: Any) -> None:
     for value in wrong:
         with pytest.raises(SettingsError, match=rf"^{field}: expected .+, found {re.escape(str(value))}$"):
             replace(TINY, **{field: value})
     assert getattr(replace(TINY, **{field: right}), field) == right
 
 
-def test_a_tied_layer_of_two_sizes_is_refused(photographs: CaptionCorpus) -> None:
+def test_a_tied_layer_of_two_sizes_is_rejected(photographs: CaptionCorpus) -> None:
     with pytest.raises(SettingsError, match=r"^tied: expected hidden_size"):
         build(replace(TINY, tied=True, hidden_size=8), photographs)
 
@@ -182,7 +182,7 @@ def test_a_photograph_is_seen_in_all_its_views(photographs: CaptionCorpus) -> No
 # learning
 
 
-def test_a_captioner_learns_to_tell_what_it_sees(photographs: CaptionCorpus, tmp_path: Path) -> None:
+def test_a_captioner_learns_to_caption(photographs: CaptionCorpus, tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert train(replace(TINY, epochs=30, learning_rate=1e-2), photographs, run)
     metrics = run.metrics()

@@ -74,7 +74,7 @@ def test_counting_builds_nothing_and_counts_right(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("length", [4, 7, 100])
-def test_two_numbers_are_marked_one_in_each_half_and_their_sum_is_asked_for(length: int) -> None:
+def test_two_numbers_are_marked_one_in_each_half_and_their_sum_is_the_target(length: int) -> None:
     inputs, sums = sequences(50, length, seed=3)
     values, marks = inputs.unbind(-1)
     assert inputs.shape == (length, 50, 2)
@@ -204,7 +204,7 @@ def test_welchs_test_gives_the_textbooks_probabilities() -> None:
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
-def test_means_as_far_apart_as_the_least_difference_have_the_chance_asked_for(p: float) -> None:
+def test_means_as_far_apart_as_the_least_difference_have_the_given_p_value(p: float) -> None:
     first, second = Sample((1, 2, 4)), Sample((3, 5, 6.5, 7))
     least = least_difference(first, second, p)
     moved = Sample(tuple(value - second.mean + first.mean + least for value in second.values))
@@ -378,13 +378,13 @@ def test_runs_side_by_side_measure_what_they_do_one_after_the_other(tmp_path: Pa
         assert alone["curve"] == beside["curve"]
 
 
-def test_figures_of_another_configuration_are_refused(tmp_path: Path) -> None:
+def test_figures_of_another_configuration_are_rejected(tmp_path: Path) -> None:
     measure(only_adding(), tmp_path, Corpora(), ["adding"])
     with pytest.raises(RunError, match=r"rnn/length-6/figures.json: measured with another configuration"):
         measure(only_adding(seed=2), tmp_path, Corpora(), ["adding"])
 
 
-def test_what_is_not_trained_is_not_looked_at(tmp_path: Path) -> None:
+def test_gradients_need_a_trained_model(tmp_path: Path) -> None:
     job = plan(only_adding(), "gradients")[0]
     with pytest.raises(RunError, match=f"{job.name}: expected adding/rnn/length-6 to be measured first"):
         perform(job, tmp_path, Corpora())
@@ -414,7 +414,7 @@ def test_each_cell_trains_with_its_own_best_rate() -> None:
                 assert job.config.epochs == comparison.language_model.epochs
 
 
-def test_a_run_that_diverged_is_chosen_last_wherever_it_stands() -> None:
+def test_a_diverged_run_is_chosen_last_in_any_order() -> None:
     comparison = Comparison(cells=("rnn",), rates=(0.1, 0.2, 0.3))
     assert best_rates(tried(comparison, {("rnn", 0.1): math.nan, ("rnn", 0.2): 9e9})) == {"rnn": 0.2}
 
@@ -428,7 +428,7 @@ def test_the_search_has_the_recipe_and_the_first_seed_and_one_epoch() -> None:
 
 
 @pytest.mark.parametrize("part", ["ptb", "gradients", "latency"])
-def test_no_language_model_is_trained_or_looked_at_before_the_search_is_done(part: Part, tmp_path: Path) -> None:
+def test_no_language_model_is_trained_before_the_search_is_done(part: Part, tmp_path: Path) -> None:
     comparison = Comparison(cells=("gru",), rates=(0.1, 0.2))
     done = tmp_path / "rates" / "gru" / "rate-0.1" / "figures.json"
     done.parent.mkdir(parents=True)

@@ -60,7 +60,7 @@ def test_a_model_of_any_cell_answers_what_its_module_computes(
     assert len(suggestions.suggestions) == 5
 
 
-async def test_the_service_tells_the_cell_of_a_model(cell: Cell, store: Path) -> None:
+async def test_the_service_returns_the_cell_of_a_model(cell: Cell, store: Path) -> None:
     app = create_app(Settings(store=store))
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert state is not None

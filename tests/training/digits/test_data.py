@@ -85,7 +85,7 @@ def test_what_a_run_writes_down_states_the_files_and_their_terms(folder: Path, t
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_another_file_is_refused_by_name_with_both_checksums(folder: Path, tmp_path: Path, name: str) -> None:
+def test_another_file_is_rejected_by_name_with_both_checksums(folder: Path, tmp_path: Path, name: str) -> None:
     path = folder / "MNIST" / "raw" / name
     path.write_bytes(b"something else")
     found = hashlib.sha256(b"something else").hexdigest()

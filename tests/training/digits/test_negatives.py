@@ -148,7 +148,7 @@ def test_a_glyph_shows_and_stays_on_its_canvas(rng: np.random.Generator) -> None
         assert not ink[:, -1].any()
 
 
-def test_print_is_of_the_characters_asked_for(rng: np.random.Generator) -> None:
+def test_print_is_of_the_given_characters(rng: np.random.Generator) -> None:
     images = [print_of(" ", ["cmr10"], rng, bold=0.1) for _ in range(20)]
     assert all(np.ptp(image) < 100 for image in images)  # paper and its grain
     assert all(np.ptp(print_of("8", ["cmr10"], rng, bold=0.1)) > 40 for _ in range(20))

@@ -263,14 +263,14 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "parity", parity)
 
 
-def test_a_version_that_is_there_is_refused_before_any_measuring(
+def test_a_version_that_is_there_is_rejected_before_any_measuring(
     published: Bundle, finished: Run, photographs: Path, unmeasured: None
 ) -> None:
     with pytest.raises(BundleError, match=f"{published.folder}: expected an unpublished version"):
         publish(finished, published.folder.parents[1], version="v1", photographs=photographs)
 
 
-def test_photographs_that_are_not_there_are_refused_before_any_measuring(
+def test_photographs_that_are_not_there_are_rejected_before_any_measuring(
     finished: Run, tmp_path: Path, unmeasured: None
 ) -> None:
     with pytest.raises(CorpusError, match=f"{tmp_path}/nowhere: expected a folder or a tar of photographs"):
@@ -278,7 +278,9 @@ def test_photographs_that_are_not_there_are_refused_before_any_measuring(
     assert not (tmp_path / "store").exists()
 
 
-def test_an_unfinished_run_is_refused(corpus: DigitCorpus, photographs: Path, tmp_path: Path, unmeasured: None) -> None:
+def test_an_unfinished_run_is_rejected(
+    corpus: DigitCorpus, photographs: Path, tmp_path: Path, unmeasured: None
+) -> None:
     run, store = Run(tmp_path / "run"), tmp_path / "store"
     train(CONFIG, corpus, run, minutes=0)
     with pytest.raises(RunError, match=f"{run.folder}: expected 800 samples seen, found 20; go on with --resume"):
@@ -286,7 +288,7 @@ def test_an_unfinished_run_is_refused(corpus: DigitCorpus, photographs: Path, tm
     assert not store.exists()
 
 
-def test_a_run_without_a_checkpoint_is_refused(
+def test_a_run_without_a_checkpoint_is_rejected(
     finished: Run, photographs: Path, tmp_path: Path, unmeasured: None
 ) -> None:
     shutil.copytree(finished.folder, tmp_path / "copied")

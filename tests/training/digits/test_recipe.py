@@ -1,11 +1,7 @@
 """The digit recipe: presets, batches, stopped and killed runs."""
 
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -146,7 +142,7 @@ def test_the_best_preset_has_what_was_found_to_help() -> None:
         ("seed", [-1, 2**41], 2**40),
     ],
 )
-def test_a_field_out_of_its_range_is_refused_by_name(field: str, wrong: list[Any], right: Any) -> None:
+def test_a_field_out_of_its_range_is_rejected_by_name(field: str, wrong: list[Any], right: Any) -> None:
     for value in wrong:
         with pytest.raises(SettingsError, match=rf"(^|; ){field}: expected .+, found {re.escape(str(value))}(;|$)"):
             replace(PRESETS["chapter"], **{field: value})
@@ -162,7 +158,7 @@ def test_all_faults_are_reported_together() -> None:
     )
 
 
-def test_patches_that_do_not_fill_the_image_are_refused_before_anything_is_written(
+def test_patches_that_do_not_fill_the_image_are_rejected_before_anything_is_written(
     corpus: DigitCorpus, tmp_path: Path
 ) -> None:
     config = replace(shrunk("best"), patches=(3, 7))
@@ -261,7 +257,7 @@ def test_printed_digits_stand_in_for_their_share_with_the_label_that_is_printed(
     ],
     ids=str,
 )
-def test_so_many_are_changed_as_are_asked_for_and_keep_their_labels(
+def test_the_given_share_is_changed_and_keeps_its_labels(
     shares: dict[str, Any], changed: range, shown: Shown, corpus: DigitCorpus, tmp_path: Path
 ) -> None:
     train(replace(shrunk("chapter"), **shares), corpus, Run(tmp_path))
@@ -287,7 +283,7 @@ def test_what_the_framing_refuses_is_drawn_again_but_not_for_ever() -> None:
     assert len(calls) == MAX_DRAWS
 
 
-def test_labels_are_smoothed_as_asked(shown: Shown, corpus: DigitCorpus, tmp_path: Path) -> None:
+def test_labels_are_smoothed_as_configured(shown: Shown, corpus: DigitCorpus, tmp_path: Path) -> None:
     train(replace(shrunk("chapter"), label_smoothing=0.25), corpus, Run(tmp_path))
     assert shown.smoothing == {0.25}
 
@@ -488,7 +484,7 @@ def test_resuming_a_finished_run_changes_nothing(
     assert_same_run(finished(), run)
 
 
-def test_resuming_with_another_configuration_is_refused_by_field(
+def test_resuming_with_another_configuration_is_rejected_by_field(
     finished: Callable[[], Run], corpus: DigitCorpus
 ) -> None:
     run = finished()
@@ -507,44 +503,9 @@ def test_a_run_with_the_field_names_of_older_versions_is_not_resumed(corpus: Dig
         train(shrunk("chapter"), corpus, run, resume=True)
 
 
-def test_starting_over_an_existing_run_is_refused(finished: Callable[[], Run], corpus: DigitCorpus) -> None:
+def test_starting_over_an_existing_run_is_rejected(finished: Callable[[], Run], corpus: DigitCorpus) -> None:
     with pytest.raises(RunError, match=f"{finished().folder}: holds a run already; go on with --resume"):
         train(shrunk("chapter"), corpus, finished())
-
-
-SAVES_EVERY_STEP = """
-import training.__main__ as command_line
-from tests.drawn_digits import corpus
-command_line.mnist.load = lambda folder: corpus()
-from training.run import Run
-command_line.Run = lambda folder, saved_every: Run(folder, saved_every=0)
-command_line.main()
-"""
-
-
-def test_a_process_killed_for_real_is_resumed(corpus: DigitCorpus, tmp_path: Path) -> None:
-    config = replace(shrunk("chapter"), samples=20 * 3 * 40)
-    sizes = ["--hidden-sizes", "8", "--batch-size", "20", "--samples", str(config.samples)]
-    command = [sys.executable, "-c", SAVES_EVERY_STEP, "digits", "chapter", "--run", str(tmp_path / "killed"), *sizes]
-    with subprocess.Popen(
-        command,
-        cwd=Path(__file__).parents[3],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as child:
-        assert child.stdout is not None
-        reached = any(line.startswith("epoch 3:") for line in child.stdout)
-        child.kill()
-    assert reached
-    assert child.returncode == -signal.SIGKILL
-
-    killed, whole = Run(tmp_path / "killed"), Run(tmp_path / "whole")
-    assert torch.load(killed.checkpoint)["progress"]["step"] < 120
-    assert train(config, corpus, killed, resume=True)
-    train(config, corpus, whole)
-    assert_same_run(whole, killed)
 
 
 def test_every_step_calls_the_module_that_fabric_wraps(

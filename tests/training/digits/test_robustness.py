@@ -137,7 +137,7 @@ def test_a_metric_does_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch)
     assert list(map(content, part.shown)) == expected
 
 
-def test_no_digits_are_refused() -> None:
+def test_no_digits_are_rejected() -> None:
     with pytest.raises(CorpusError, match="images: expected digits to measure with, found 0 and a limit of None"):
         measured(Reader(3), count=0)
     with pytest.raises(CorpusError, match="found 10 and a limit of 0"):

@@ -82,7 +82,7 @@ def test_a_vocabulary_keeps_the_most_frequent_tokens_and_reads_the_others_as_unk
 
 
 @pytest.mark.parametrize("size", [1, 0, -3])
-def test_a_vocabulary_without_room_for_the_special_tokens_is_refused(load: Load, size: int) -> None:
+def test_a_vocabulary_without_room_for_the_special_tokens_is_rejected(load: Load, size: int) -> None:
     with pytest.raises(CorpusError, match=f"vocabulary_size: expected at least 2, found {size}"):
         load(size)
 
@@ -166,7 +166,7 @@ def test_checksums_are_those_of_the_raw_files(load: Load) -> None:
         ("train", gzip.compress(b"a b\n")[:10] + b"\xff" * 20, ".gz", "expected gzip"),
     ],
 )
-def test_a_file_that_is_no_text_is_refused_by_name_and_leaves_nothing(
+def test_a_file_that_is_no_text_is_rejected_by_name_and_leaves_nothing(
     load: Load, tmp_path: Path, split: str, content: bytes, ending: str, message: str
 ) -> None:
     others = {name: gzip.compress(text.encode()) for name, text in TEXTS.items()} if ending == ".gz" else {}
@@ -176,7 +176,7 @@ def test_a_file_that_is_no_text_is_refused_by_name_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_missing_file_is_refused_by_name(tmp_path: Path, split: str) -> None:
+def test_a_missing_file_is_rejected_by_name(tmp_path: Path, split: str) -> None:
     source = written(tmp_path, {})
     source.files[split].unlink()
     with pytest.raises(CorpusError, match=f"{re.escape(str(tmp_path / split))}.txt: can't be read: No such file"):
@@ -213,7 +213,7 @@ def test_the_penn_treebank_names_its_terms_and_its_conventions(treebank: Path) -
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_penn_treebank_with_one_other_byte_is_refused(treebank: Path, split: str) -> None:
+def test_a_penn_treebank_with_one_other_byte_is_rejected(treebank: Path, split: str) -> None:
     path = treebank / f"ptb.{split}.txt"
     expected = texts.PTB_SHA256[path.name]
     content = bytearray(path.read_bytes())
@@ -252,7 +252,7 @@ def test_the_penn_treebank_is_downloaded_once(downloads: Path) -> None:
     assert texts.penn_treebank(None).files == files
 
 
-def test_a_download_of_other_bytes_is_refused(downloads: Path) -> None:
+def test_a_download_of_other_bytes_is_rejected(downloads: Path) -> None:
     (downloads / "ptb.valid.txt").write_text("something else")
     with pytest.raises(CorpusError, match=r"ptb\.valid\.txt"):
         texts.penn_treebank(None)

@@ -170,7 +170,7 @@ def test_the_int8_product_is_the_one_that_is_promised(tiny_model: LanguageModel,
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_softmax_tells_no_more_of_its_distribution_than_is_asked_for(folder: Path, precision: Precision) -> None:
+def test_the_softmax_returns_no_more_of_its_distribution_than_requested(folder: Path, precision: Precision) -> None:
     size = session(folder / f"softmax.{precision}.onnx", 1).get_inputs()[0].shape[1]
     hidden = np.random.default_rng(5).uniform(-1, 1, (4, size)).astype(np.float32)
     whole, *nothing = softmax(folder, precision, hidden)

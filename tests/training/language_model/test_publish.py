@@ -54,7 +54,7 @@ def published(finished: Run, tmp_path: Path) -> Bundle:
     return bundles.read(publish(finished, tmp_path / "store", version="v1"))
 
 
-def test_a_bundle_stands_in_the_store_as_the_current_version(published: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_is_in_the_store_as_the_current_version(published: Bundle, tmp_path: Path) -> None:
     store = tmp_path / "store"
     assert published.folder == store / "tiny" / "v1"
     assert bundles.models(store) == ["tiny"]
@@ -63,7 +63,7 @@ def test_a_bundle_stands_in_the_store_as_the_current_version(published: Bundle, 
     assert {path.name for path in published.folder.iterdir()} == FILES | {"manifest.json", "manifest.sha256"}
 
 
-def test_the_manifest_tells_where_the_model_comes_from(
+def test_the_manifest_records_the_origin_of_the_model(
     published: Bundle, finished: Run, config: LanguageModelConfig, corpus: Corpus
 ) -> None:
     manifest = published.manifest
@@ -124,7 +124,7 @@ def test_the_probe_is_replayed_by_the_server(published: Bundle, corpus: Corpus) 
         assert value == pytest.approx(recorded_value, abs=1e-5)
 
 
-def test_the_model_card_tells_terms_figures_and_weaknesses(published: Bundle) -> None:
+def test_the_model_card_has_terms_metrics_and_limits(published: Bundle) -> None:
     card, manifest = published.text("README.md"), published.manifest
     assert card.startswith("# tiny v1\n")
     for reported in (
@@ -188,7 +188,7 @@ def test_a_version_is_the_day_unless_it_is_named(
     assert publish(finished, tmp_path).name == "20310203"
 
 
-def test_a_version_that_is_there_is_refused_before_any_measuring(
+def test_a_version_that_is_there_is_rejected_before_any_measuring(
     published: Bundle, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in published.folder.iterdir()}
@@ -202,7 +202,7 @@ def test_a_version_that_is_there_is_refused_before_any_measuring(
     assert {path: path.stat().st_mtime_ns for path in published.folder.iterdir()} == before
 
 
-def test_an_unfinished_run_is_refused(config: LanguageModelConfig, corpus: Corpus, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_rejected(config: LanguageModelConfig, corpus: Corpus, tmp_path: Path) -> None:
     run, store = Run(tmp_path / "run"), tmp_path / "store"
     train(config, corpus, run, minutes=0)
     with pytest.raises(RunError, match=f"{run.folder}: expected 2 finished epochs, found 0; go on with --resume"):
@@ -210,20 +210,20 @@ def test_an_unfinished_run_is_refused(config: LanguageModelConfig, corpus: Corpu
     assert not store.exists()
 
 
-def test_a_run_without_a_checkpoint_is_refused(copied: Run, tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_is_rejected(copied: Run, tmp_path: Path) -> None:
     copied.checkpoint.unlink()
     with pytest.raises(RunError, match=f"{copied.checkpoint}: expected a checkpoint, found none"):
         publish(copied, tmp_path / "store")
 
 
-def test_a_missing_run_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_run_is_rejected_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "nothing"
     with pytest.raises(RunError, match=f"{folder}/config.json: no such file: is {folder} the folder of a run?"):
         publish(Run(folder), tmp_path / "store")
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_a_text_that_changed_since_the_training_is_refused(copied: Run, tmp_path: Path, split: str) -> None:
+def test_a_text_that_changed_since_the_training_is_rejected(copied: Run, tmp_path: Path, split: str) -> None:
     described = copied.read("source.json")
     text = Path(described["files"][split])
     other = tmp_path / text.name
@@ -234,7 +234,7 @@ def test_a_text_that_changed_since_the_training_is_refused(copied: Run, tmp_path
         publish(copied, tmp_path / "store")
 
 
-def test_a_text_that_is_gone_is_refused_by_name(copied: Run, tmp_path: Path) -> None:
+def test_a_text_that_is_gone_is_rejected_by_name(copied: Run, tmp_path: Path) -> None:
     described = copied.read("source.json")
     described["files"]["valid"] = str(tmp_path / "gone.txt")
     (copied.folder / "source.json").write_text(json.dumps(described))

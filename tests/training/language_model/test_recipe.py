@@ -133,14 +133,14 @@ def test_the_chapter_model_has_two_separate_layers_and_a_softmax_layer_with_bias
         ("seed", [-1, 2**41], 2**40),
     ],
 )
-def test_a_field_out_of_its_range_is_refused_by_name(field: str, wrong: list[Any], right: Any) -> None:
+def test_a_field_out_of_its_range_is_rejected_by_name(field: str, wrong: list[Any], right: Any) -> None:
     for value in wrong:
         with pytest.raises(SettingsError, match=rf"^{field}: expected .+, found {re.escape(str(value))}$"):
             replace(PRESETS["chapter"], **{field: value})
     assert getattr(replace(PRESETS["chapter"], **{field: right}), field) == right
 
 
-def test_all_fields_out_of_their_range_are_told_together() -> None:
+def test_all_fields_out_of_their_range_are_reported_together() -> None:
     with pytest.raises(SettingsError) as refusal:
         LanguageModelConfig(batch_size=0, clip=-1.0)
     assert str(refusal.value) == "batch_size: expected 1 or more, found 0; clip: expected a number above 0, found -1.0"
@@ -272,7 +272,7 @@ def test_shifted_windows_are_cut_elsewhere_in_each_epoch(
 
 
 @pytest.mark.parametrize("tokens", [2, 24])
-def test_a_text_shorter_than_one_window_is_refused_before_anything_is_written(
+def test_a_text_shorter_than_one_window_is_rejected_before_anything_is_written(
     tokens: int, shrunk: Shrink, tmp_path: Path
 ) -> None:
     config = replace(shrunk("chapter"), vocabulary_size=tokens)

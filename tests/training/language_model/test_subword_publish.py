@@ -143,7 +143,7 @@ def test_an_unfinished_run_is_published_only_when_that_is_wanted(
     load_predictor(bundle)
 
 
-def test_texts_that_changed_since_the_training_are_refused(
+def test_texts_that_changed_since_the_training_are_rejected(
     subword_run: Run, documents_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(documents_folder, tmp_path / documents_folder.name)

@@ -1,4 +1,4 @@
-"""A digit is framed as MNIST frames it, whatever picture it comes in."""
+"""A digit is framed as MNIST frames it, whatever image it comes in."""
 
 import gzip
 import io
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from app import images
 from app.images import Bytes, decoded, framed, framed_array, png
 
-MNIST = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mnist" / "MNIST" / "raw"
+MNIST = Path(os.environ.get("TEST_DATA", Path(__file__).parents[4] / "shared" / "data")) / "mnist" / "MNIST" / "raw"
 
 # Strokes in a unit square.
 FOUR = [[(0.45, 0.0), (0.1, 0.6), (0.8, 0.6)], [(0.62, 0.25), (0.58, 1.0)]]
@@ -79,8 +79,8 @@ def inked(ground: Bytes, ink: Bytes, strength: float = 0.7) -> Bytes:
     return mixed
 
 
-def turned(picture: Bytes, degrees: float, outside: int = 0) -> Bytes:
-    return np.asarray(Image.fromarray(picture).rotate(degrees, Image.Resampling.BICUBIC, fillcolor=outside))
+def turned(image: Bytes, degrees: float, outside: int = 0) -> Bytes:
+    return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BICUBIC, fillcolor=outside))
 
 
 def desk(kind: str, height: int = 450, width: int = 600) -> Bytes:
@@ -136,8 +136,8 @@ def test_size_and_place_change_little(strokes: Sequence[Stroke], size: float, mo
 
 @pytest.mark.parametrize("strokes", DIGITS)
 def test_dark_on_light_is_framed_as_light_on_dark(strokes: Sequence[Stroke]) -> None:
-    picture = drawn(strokes)
-    assert distance(framed_array(255 - picture).pixels, framed_array(picture).pixels) < 2
+    image = drawn(strokes)
+    assert distance(framed_array(255 - image).pixels, framed_array(image).pixels) < 2
 
 
 @pytest.mark.parametrize("strokes", DIGITS)
@@ -167,10 +167,10 @@ def test_a_digit_moved_by_whole_pixels_comes_back_unharmed(down: int, right: int
 )
 def test_any_colour_is_read_on_any_other(ink: tuple[int, int, int], ground: tuple[int, int, int]) -> None:
     shape = drawn(FIVE)
-    picture = Image.composite(
+    image = Image.composite(
         Image.new("RGB", (400, 400), ink), Image.new("RGB", (400, 400), ground), Image.fromarray(shape)
     )
-    assert distance(framed(picture).pixels, framed_array(shape).pixels) < 12
+    assert distance(framed(image).pixels, framed_array(shape).pixels) < 12
 
 
 @pytest.mark.parametrize("strokes", DIGITS)
@@ -186,17 +186,17 @@ def test_shade_noise_and_ruled_lines_of_a_photograph_are_taken_away(
 
 def test_the_dark_edge_of_a_table_is_not_taken_for_the_digit() -> None:
     ink = drawn(SEVEN, canvas=(600, 400), at=(250, 100), width=14)
-    picture = inked(paper(400, 600, shade=0.2), ink)
-    picture[:, :40] = 30
-    assert distance(framed_array(picture).pixels, framed_array(ink).pixels) < 30
+    image = inked(paper(400, 600, shade=0.2), ink)
+    image[:, :40] = 30
+    assert distance(framed_array(image).pixels, framed_array(ink).pixels) < 30
 
 
 @pytest.mark.parametrize("kind", ["dark", "grey", "wood", "cloth"])
 @pytest.mark.parametrize("tilt", [0, 8, -14])
 def test_the_digit_is_framed_and_not_the_sheet_that_lies_on_a_desk(kind: str, tilt: float) -> None:
     ink = drawn(FIVE, 120, canvas=(300, 320), at=(90, 100), width=12)
-    picture = on_desk(inked(paper(320, 300, shade=0.2), ink), kind, tilt=tilt)
-    assert distance(framed_array(picture).pixels, framed_array(turned(ink, tilt)).pixels) < 30
+    image = on_desk(inked(paper(320, 300, shade=0.2), ink), kind, tilt=tilt)
+    assert distance(framed_array(image).pixels, framed_array(turned(ink, tilt)).pixels) < 30
 
 
 def test_a_sheet_may_be_darker_than_the_desk() -> None:
@@ -211,17 +211,17 @@ def test_a_blackboard_is_a_sheet() -> None:
     assert distance(framed_array(on_desk(board, "wood", tilt=-4)).pixels, framed_array(turned(ink, -4)).pixels) < 30
 
 
-def test_a_sheet_may_run_out_of_the_picture() -> None:
+def test_a_sheet_may_run_out_of_the_image() -> None:
     ink = drawn(FIVE, 150, canvas=(500, 420), at=(120, 130), width=14)
-    picture = on_desk(inked(paper(420, 500, shade=0.2), ink), "dark", tilt=6, at=(200, 90))
-    assert distance(framed_array(picture).pixels, framed_array(turned(ink, 6)).pixels) < 30
+    image = on_desk(inked(paper(420, 500, shade=0.2), ink), "dark", tilt=6, at=(200, 90))
+    assert distance(framed_array(image).pixels, framed_array(turned(ink, 6)).pixels) < 30
 
 
 def test_a_thick_ring_is_no_sheet() -> None:
     y, x = np.mgrid[:200, :200] - 100
     reach = np.hypot(y / 75, x / 60)
-    picture = np.where((reach < 1) & (reach > 0.4), 200, 40) + np.random.default_rng(0).normal(0, 2, (200, 200))
-    found = framed_array(picture.astype(np.uint8)).pixels
+    image = np.where((reach < 1) & (reach > 0.4), 200, 40) + np.random.default_rng(0).normal(0, 2, (200, 200))
+    found = framed_array(image.astype(np.uint8)).pixels
     assert found[14, 14] < 30
     assert np.count_nonzero(found > 128) > 150
 
@@ -247,7 +247,7 @@ def test_a_ruled_sheet_may_lie_on_a_desk() -> None:
 @pytest.mark.parametrize(
     "strokes", [*DIGITS, [[(0.5, 0.0), (0.5, 1.0)]], [[(0.0, 0.0), (0.8, 0.0), (0.0, 1.0), (0.8, 1.0)]]]
 )
-def test_long_thin_strokes_of_a_digit_that_fills_the_picture_are_no_rules(strokes: Sequence[Stroke]) -> None:
+def test_long_thin_strokes_of_a_digit_that_fills_the_image_are_no_rules(strokes: Sequence[Stroke]) -> None:
     ink = drawn(strokes, 190, canvas=(190, 200), at=(8, 5), width=4)
     assert distance(framed_array(inked(paper(200, 190, shade=0.1), ink)).pixels, framed_array(ink).pixels) < 40
 
@@ -260,11 +260,11 @@ def test_the_ground_may_be_striped() -> None:
 
 
 def test_specks_are_not_part_of_the_digit() -> None:
-    picture = drawn(FIVE)
-    specked = picture.copy()
+    image = drawn(FIVE)
+    specked = image.copy()
     for y, x in ((10, 10), (390, 20), (30, 380), (200, 385)):
         specked[y : y + 6, x : x + 6] = 255
-    assert distance(framed_array(specked).pixels, framed_array(picture).pixels) < 2
+    assert distance(framed_array(specked).pixels, framed_array(image).pixels) < 2
 
 
 def test_salt_and_pepper_are_wiped_off() -> None:
@@ -292,9 +292,9 @@ def test_a_thin_line_is_not_lost_when_it_is_shrunk(width: float) -> None:
 
 @pytest.mark.parametrize("width", [1, 4, 60])
 def test_a_bare_upright_line_stays_upright(width: int) -> None:
-    picture = np.zeros((400, 400), np.uint8)
-    picture[60:340, 180 : 180 + width] = 255
-    found = framed_array(picture).pixels
+    image = np.zeros((400, 400), np.uint8)
+    image[60:340, 180 : 180 + width] = 255
+    found = framed_array(image).pixels
     assert 19 <= np.count_nonzero(found.max(1) > 100) <= 21
     assert np.count_nonzero(found.max(0) > 100) <= 6
 
@@ -306,7 +306,7 @@ def test_eight_pixels_are_enough() -> None:
 
 @pytest.mark.parametrize("grey", [0, 127, 255])
 @pytest.mark.parametrize("size", [(1, 1), (28, 28), (300, 200), (1, 5000)])
-def test_an_even_picture_is_blank(grey: int, size: tuple[int, int]) -> None:
+def test_an_even_image_is_blank(grey: int, size: tuple[int, int]) -> None:
     found = framed_array(np.full(size, grey, np.uint8))
     assert found.reason == "blank image"
     assert not found.pixels.any()
@@ -323,15 +323,15 @@ def test_noise_is_no_digit(size: tuple[int, int]) -> None:
 
 
 def test_a_dot_is_no_digit() -> None:
-    picture = np.zeros((28, 28), np.uint8)
-    picture[9:12, 9:12] = 255
-    assert framed_array(picture).reason == "ink too small for a digit"
+    image = np.zeros((28, 28), np.uint8)
+    image[9:12, 9:12] = 255
+    assert framed_array(image).reason == "ink too small for a digit"
 
 
 def test_a_filled_square_is_no_digit() -> None:
-    picture = np.zeros((100, 100), np.uint8)
-    picture[20:80, 20:80] = 255
-    assert framed_array(picture).reason == "ink covers too much"
+    image = np.zeros((100, 100), np.uint8)
+    image[20:80, 20:80] = 255
+    assert framed_array(image).reason == "ink covers too much"
 
 
 def test_the_channels_of_a_jpeg_change_little() -> None:
@@ -344,7 +344,7 @@ def test_the_channels_of_a_jpeg_change_little() -> None:
 
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40))))
-def test_any_picture_has_a_frame(grey: Bytes) -> None:
+def test_any_image_has_a_frame(grey: Bytes) -> None:
     found = framed_array(grey)
     assert found.pixels.shape == (28, 28)
     assert found.pixels.any() == (found.reason is None)
@@ -363,7 +363,7 @@ def test_mnist_passes_bit_for_bit_light_or_dark(part: str, count: int) -> None:
         assert np.array_equal(dark.pixels, digit)
 
 
-def test_what_stands_on_no_even_ground_is_refused() -> None:
+def test_a_digit_on_an_uneven_background_is_rejected() -> None:
     rng = np.random.default_rng(1)
     tiles = np.kron(rng.integers(0, 256, (9, 9), np.uint8), np.ones((20, 20), np.uint8))
     assert framed_array(tiles).reason == "no even ground around a shape"
@@ -385,9 +385,9 @@ def test_a_turned_digit_keeps_its_middle_and_comes_back() -> None:
 
 def test_a_strip_as_thin_as_a_sheet_s_edge_is_framed_as_anything() -> None:
     for height, width, down, across in ((96, 512, 18, 480), (111, 461, 12, 400), (512, 96, 480, 18)):
-        picture = np.full((height, width), 30, np.uint8)
-        picture[10 : 10 + down, :across] = 220
-        assert framed_array(picture).pixels.shape == (28, 28)
+        image = np.full((height, width), 30, np.uint8)
+        image[10 : 10 + down, :across] = 220
+        assert framed_array(image).pixels.shape == (28, 28)
 
 
 # what surrounds a digit in life

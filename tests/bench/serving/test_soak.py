@@ -7,10 +7,9 @@ import pytest
 from tests.bench.serving.soak import Options, soaked
 from tests.bench.serving.workloads import workloads
 
-DATA = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 pytestmark = [
-    pytest.mark.serial,
     pytest.mark.skipif(which("wrk") is None, reason="wrk is not installed"),
     pytest.mark.skipif(
         not (DATA / "ptb").is_dir(), reason="the Penn Treebank is not here: TEST_DATA names no folder with it"

@@ -13,7 +13,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from app.settings import PREFIX, Settings
-from tests.box.dockerfile import ROOT, environment, stages
+from tests.docker.dockerfile import ROOT, environment, stages
 
 FILE = ROOT / "docker-compose.yml"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))

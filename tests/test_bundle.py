@@ -15,7 +15,7 @@ from app.bundle import CorpusEntry, FileEntry, Manifest
 from app.errors import BundleError
 from tests.bench import flipped_bits
 
-SHIPPED = Path(__file__).parents[2] / "models_store"
+SHIPPED = Path(__file__).parents[1] / "models_store"
 Damage = Callable[[Path], object]
 CONTENTS: dict[str, bytes | Path] = {
     "weights.safetensors": bytes(range(256)) * 40,

@@ -14,7 +14,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.box.dockerfile import ROOT
+from tests.docker.dockerfile import ROOT
 from tests.e2e.conftest import serving
 
 PROMETHEUS, GRAFANA = ROOT / "docker" / "prometheus", ROOT / "docker" / "grafana"

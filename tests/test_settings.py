@@ -24,7 +24,7 @@ def test_the_environment_is_read_and_a_value_given_goes_before_it(monkeypatch: p
 
 
 @pytest.mark.parametrize(("workers", "max_inline_batch"), [(1, MAX_INLINE_BATCH), (2, 40), (3, 40)])
-def test_event_loops_give_all_light_turns_where_each_processor_has_a_worker(
+def test_all_cheap_steps_run_inline_if_each_processor_has_a_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, max_inline_batch: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
@@ -53,7 +53,7 @@ def test_event_loops_give_all_light_turns_where_each_processor_has_a_worker(
         ("SEQSERVE_CORS_ORIGINS", "https://example.org/", "expected origins like https://example.org"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_variable(
+def test_a_wrong_value_is_reported_with_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -1,6 +1,6 @@
 """Build the server image without Docker, and serve from it like a container.
 
-    python -m tests.box.rehearsal [--python python3.11]
+    python -m tests.docker.rehearsal [--python python3.11]
 
 The steps of docker/Dockerfile run in an empty folder, as an unprivileged user if root calls. The result is made
 read-only, the image's command serves and its health check runs. Sizes are printed without the base image. The
@@ -21,8 +21,8 @@ from typing import Any, TypeAlias
 
 import httpx
 
-from tests.box import dockerfile
-from tests.box.dockerfile import ROOT
+from tests.docker import dockerfile
+from tests.docker.dockerfile import ROOT
 
 NOBODY = 65534
 PORT = 8765

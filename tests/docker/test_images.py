@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.box.dockerfile import ROOT, Step, build_context, copied, environment, one, stages
+from tests.docker.dockerfile import ROOT, Step, build_context, copied, environment, one, stages
 
 SERVER, TRAINING = ROOT / "docker" / "Dockerfile", ROOT / "docker" / "training.Dockerfile"
 IMAGES = pytest.mark.parametrize("file", [SERVER, TRAINING], ids=lambda file: file.name)
