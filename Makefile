@@ -31,7 +31,7 @@ install: $(SERVING) ## install the server into .venv, without torch
 serve: $(SERVING) ## start the server
 	$(BIN)/seqserve serve
 
-test: $(DEVELOPMENT) ## run all tests: in parallel (WORKERS=2), then the serial ones; ARGS=pytest options
+test: $(DEVELOPMENT) ## run all tests: in parallel (WORKERS=3), then the serial ones; ARGS=pytest options
 	$(PARALLEL) $(ARGS)
 	$(BIN)/python -m pytest -m serial $$(grep -rl mark.serial tests) $(ARGS)
 
@@ -42,8 +42,8 @@ test-fast: $(DEVELOPMENT) ## run the tests without end-to-end, training and seri
 coverage: $(DEVELOPMENT) ## run the tests without end-to-end and serial ones, and fail below the least coverage of app/ and training/
 	$(PARALLEL) --ignore tests/e2e --cov --cov-report term $(ARGS)
 
-# A file's tests share a worker, and so the fixtures of its module.
-PARALLEL = $(BIN)/python -m pytest -m 'not serial' --numprocesses $(or $(WORKERS),2) --dist loadfile
+# A file's tests share a worker, and so the fixtures of its module. On two cores a third worker runs while others wait for servers.
+PARALLEL = $(BIN)/python -m pytest -m 'not serial' --numprocesses $(or $(WORKERS),3) --dist loadfile
 
 test-deploy: $(DEVELOPMENT) ## run the tests of deploy/; they need nginx (Debian package nginx-light) and kubectl
 	$(BIN)/python -m pytest tests/deploy $(ARGS)

@@ -14,8 +14,8 @@ from app.errors import SettingsError
 from tests.training import ranks
 from tests.training.test_run import assert_same_run
 from training.language_model.data import SPLITS, Source
-from training.run import Run
-from training.session import Session
+from training.run import Run, RunError
+from training.session import Session, launch
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -60,33 +60,33 @@ def test_processes_stopped_after_every_step_end_as_undisturbed_ones(two: Path) -
     assert_same_run(Run(two / "whole"), Run(two / "pieces"))
 
 
-@pytest.mark.timeout(600)  # twice three processes import torch
-def test_a_killed_process_ends_the_run_with_an_error_and_is_resumed(source: Source, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # three processes import torch
+def test_sigterm_stops_all_processes_after_a_checkpoint(source: Source, tmp_path: Path) -> None:
     texts = [str(part) for split in SPLITS for part in (f"--{split}", source.files[split])]
     sizes = ["--embedding-size", "12", "--hidden-sizes", "12", "--batch-size", "4", "--steps", "6"]
     command = [sys.executable, "-m", "training", "language-model", "chapter", "--run", str(tmp_path), *texts, *sizes]
+    command += ["--processes", "2", "--epochs", "10000"]
     environment = os.environ | ONE_THREAD | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        whole = [*command, "--processes", "2", *arguments]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(whole, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-    with start("--epochs", "10000") as training:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True) as training:
         assert training.stdout is not None
         assert any(line.startswith("epoch 2:") for line in training.stdout)
-        os.kill(process_of_rank(1, training.pid), signal.SIGKILL)
-        _, errors = training.communicate()
-    assert training.returncode == 1
-    assert errors.splitlines()[-1] == "error: process 1 of 2 ended with SIGKILL; go on with --resume"
-
-    with start("--epochs", "10000", "--resume") as training:
-        assert training.stdout is not None
-        assert any(line.startswith("epoch 4:") for line in training.stdout)
         training.terminate()
         output, errors = training.communicate()
     assert training.returncode == 0, errors
     assert output.splitlines()[-1] == f"{tmp_path}: stopped after 0 minutes; go on with --resume"
+    assert torch.load(tmp_path / "checkpoint.pt")["progress"]["epoch"] >= 1
+
+
+def test_a_killed_process_ends_the_run_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else signal.pause()"
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", script])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RunError, match=r"^process 1 of 2 ended with SIGKILL; go on with --resume$"):
+            launch(2)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def test_the_number_of_processes_divides_the_batch(tmp_path: Path) -> None:
@@ -95,11 +95,3 @@ def test_the_number_of_processes_divides_the_batch(tmp_path: Path) -> None:
     assert session.share(12) == slice(4, 8)
     with pytest.raises(SettingsError, match=r"^batch_size: expected a multiple of the 3 processes, found 10$"):
         session.share(10)
-
-
-def process_of_rank(rank: int, parent: int) -> int:
-    """Return the process of a rank among a process's children."""
-    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
-            return int(child)
-    raise AssertionError(f"expected a process of rank {rank}, found none")
