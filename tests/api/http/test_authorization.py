@@ -227,9 +227,9 @@ def from_afar(app: FastAPI, state: object, address: str) -> httpx.AsyncClient:
 )
 @pytest.mark.anyio
 async def test_without_keys_admin_endpoints_are_local_and_predictions_public(
-    served: FakeServed, address: str, headers: dict[str, str], status: int
+    shared: FastAPI, address: str, headers: dict[str, str], status: int
 ) -> None:
-    app = service(served)
+    app = shared
     async with app.router.lifespan_context(app) as state, from_afar(app, state, address) as client:
         assert (await client.get("/metrics", headers=headers)).status_code == status
         assert (await client.post("/next-word", json={"text": "a"}, headers=headers)).status_code == 200

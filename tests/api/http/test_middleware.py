@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api.conftest import FakeServed, connect, service
@@ -31,9 +32,9 @@ REQUESTS = [
 
 @pytest.mark.parametrize(("method", "path", "status"), REQUESTS)
 async def test_every_response_has_the_request_id_of_the_client(
-    served: FakeServed, method: str, path: str, status: int
+    shared: FastAPI, method: str, path: str, status: int
 ) -> None:
-    async with connect(service(served)) as client:
+    async with connect(shared) as client:
         response = await client.request(method, path, headers={"X-Request-Id": "mine/42"})
     assert (response.status_code, response.headers["x-request-id"]) == (status, "mine/42")
     if status >= 400:
@@ -53,9 +54,9 @@ async def test_a_request_cancelled_by_the_shutdown_gets_a_503(served: FakeServed
 
 
 @pytest.mark.parametrize("sent", [b"", b"x" * 129, b"two words", "\u00e9".encode("latin-1"), b"tab\there", None])
-async def test_an_invalid_request_id_is_replaced(served: FakeServed, sent: bytes | None) -> None:
+async def test_an_invalid_request_id_is_replaced(shared: FastAPI, sent: bytes | None) -> None:
     headers = [] if sent is None else [(b"X-Request-Id", sent)]
-    async with connect(service(served)) as client:
+    async with connect(shared) as client:
         first, second = [(await client.get("/livez", headers=headers)).headers["x-request-id"] for _ in "ab"]
     assert len(first) == 32
     assert first != second
@@ -71,8 +72,8 @@ async def test_request_ids_are_unique_within_and_across_processes(served: FakeSe
 
 
 @pytest.mark.parametrize("sent", ["x" * 128, "!", "~"])
-async def test_valid_request_ids_are_kept(served: FakeServed, sent: str) -> None:
-    async with connect(service(served)) as client:
+async def test_valid_request_ids_are_kept(shared: FastAPI, sent: str) -> None:
+    async with connect(shared) as client:
         assert (await client.get("/livez", headers={"X-Request-Id": sent})).headers["x-request-id"] == sent
 
 

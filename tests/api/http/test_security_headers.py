@@ -5,6 +5,7 @@ import re
 from base64 import b64encode
 
 import pytest
+from fastapi import FastAPI
 
 from tests.api.conftest import FakeServed, connect, service
 from tests.api.http.test_middleware import REQUESTS
@@ -13,8 +14,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(("method", "path"), [row[:2] for row in REQUESTS])
-async def test_every_response_has_security_headers(served: FakeServed, method: str, path: str) -> None:
-    async with connect(service(served)) as client:
+async def test_every_response_has_security_headers(shared: FastAPI, method: str, path: str) -> None:
+    async with connect(shared) as client:
         headers = (await client.request(method, path)).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
@@ -42,8 +43,8 @@ async def test_the_documentation_allows_its_own_scripts_by_their_hash(served: Fa
 
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/models", "/models/ptb", "/docs", "/openapi.json", "/metrics"])
-async def test_head_returns_the_headers_of_get_without_the_content(served: FakeServed, path: str) -> None:
-    async with connect(service(served)) as client:
+async def test_head_returns_the_headers_of_get_without_the_content(shared: FastAPI, path: str) -> None:
+    async with connect(shared) as client:
         got, head = await client.get(path), await client.head(path)
     assert (head.status_code, head.content) == (got.status_code, b"")
     assert head.headers["content-type"] == got.headers["content-type"]

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from app.api.http.fan_out import FAN_OUT
@@ -155,8 +156,8 @@ async def test_an_undefined_number_is_null(served: FakeServed) -> None:
         ("/perplexity", {"text": "a", "alternatives": -1}, "alternatives"),
     ],
 )
-async def test_an_invalid_field_is_named(served: FakeServed, path: str, body: Any, field: str) -> None:
-    async with connect(service(served)) as client:
+async def test_an_invalid_field_is_named(shared: FastAPI, path: str, body: Any, field: str) -> None:
+    async with connect(shared) as client:
         response = await client.post(path, json=body)
     reported = response.json()
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
@@ -175,8 +176,8 @@ async def test_an_invalid_field_is_named(served: FakeServed, path: str, body: An
         ("/next-word", b"null", "body"),
     ],
 )
-async def test_unusual_json_values_are_invalid_fields(served: FakeServed, path: str, body: bytes, field: str) -> None:
-    async with connect(service(served)) as client:
+async def test_unusual_json_values_are_invalid_fields(shared: FastAPI, path: str, body: bytes, field: str) -> None:
+    async with connect(shared) as client:
         response = await client.post(path, content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 422
     assert [error["field"] for error in response.json()["errors"]] == [field]
@@ -283,6 +284,6 @@ async def test_a_text_without_words_among_others_has_a_score_of_its_own(served: 
 
 
 @pytest.mark.parametrize(("top_k", "status"), [(2, 200), (2.0, 200), (2.5, 422), ("2", 422), (True, 422)])
-async def test_a_float_with_a_whole_value_is_an_integer(served: FakeServed, top_k: object, status: int) -> None:
-    async with connect(service(served)) as client:
+async def test_a_float_with_a_whole_value_is_an_integer(shared: FastAPI, top_k: object, status: int) -> None:
+    async with connect(shared) as client:
         assert (await client.post("/next-word", json={"text": "a", "top_k": top_k})).status_code == status

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
 from app.api.web.page import FOLDER
 from tests.api.conftest import FakeServed, connect, service
@@ -26,8 +27,8 @@ def with_image(served: FakeServed) -> FakeServed:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_each_file_has_its_type(served: FakeServed, name: str) -> None:
-    async with connect(service(served)) as client:
+async def test_each_file_has_its_type(shared: FastAPI, name: str) -> None:
+    async with connect(shared) as client:
         response = await client.get(f"/web/{name}")
     assert response.status_code == 200
     assert response.content == (FOLDER / name).read_bytes()
@@ -73,8 +74,8 @@ async def test_an_image_of_a_card_has_its_media_type(with_image: FakeServed) -> 
 
 
 @pytest.mark.parametrize("path", ["/web/other.js", "/web/..%2Fpage.py", "/web/"])
-async def test_no_other_file_is_part_of_the_page(served: FakeServed, path: str) -> None:
-    async with connect(service(served)) as client:
+async def test_no_other_file_is_part_of_the_page(shared: FastAPI, path: str) -> None:
+    async with connect(shared) as client:
         assert (await client.get(path)).status_code == 404
 
 
