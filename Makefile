@@ -39,7 +39,7 @@ test-fast: $(DEVELOPMENT) ## run the tests without end-to-end, training and seri
 	$(PARALLEL) --ignore tests/e2e --ignore tests/training $(ARGS)
 
 .PHONY: coverage
-coverage: $(DEVELOPMENT) ## run the tests without end-to-end and serial ones, and fail below the least coverage of app/ and training/
+coverage: $(DEVELOPMENT) ## run the tests without end-to-end and serial ones; print the coverage of app/ and training/
 	$(PARALLEL) --ignore tests/e2e --cov --cov-report term $(ARGS)
 
 # A file's tests share a worker, and so the fixtures of its module. On two cores a third worker runs while others wait for servers.
