@@ -260,6 +260,7 @@ def typing(
     store: Path = Path("models_store"),
     model: tuple[str, ...] = ("ptb",),
     plot: Path | None = None,
+    adapt: bool = False,
 ) -> None:
     """Measure language models on validation texts of everyday English, by register, with 95 % bootstrap intervals.
 
@@ -275,13 +276,14 @@ def typing(
         store: The folder of all models.
         model: The models' names.
         plot: A PNG of the results by register.
+        adapt: Adapt the suggestions to the words of each document, which are not to be compared with static ones.
     """
     predictors = {name: _language_model(store, name, typing_evaluation.CACHE_BYTES) for name in model}
     texts = typing_evaluation.validation_sample(data, words or None, source)
     english = contrast.english_lines(texts, lines, random.Random(1))  # noqa: S311 - no secret
     reports, separations = {}, {}
     for name, predictor in predictors.items():
-        reports[name] = typing_evaluation.evaluate_typing(predictor, texts)
+        reports[name] = typing_evaluation.evaluate_typing(predictor, texts, adapt=adapt)
         separations[name] = contrast.evaluate(typing_evaluation.bits_a_byte(predictor), english)
         print(f"\n{name}\n\n{typing_report.table(reports[name])}")
     print(f"\n{contrast.table(separations)}\n")

@@ -31,13 +31,14 @@ LETTERS: Final = (
 )
 _WORD = re.compile(f"[{LETTERS}0-9](?:'?[{LETTERS}0-9])*")
 _TYPED = re.compile(f"[{LETTERS}0-9](?:[{APOSTROPHES}]?[{LETTERS}0-9])*[{APOSTROPHES}]?$")
-_INNER_APOSTROPHE = re.compile(f"(?<=[{LETTERS}])[{APOSTROPHES}](?=[{LETTERS}]|$)")
+_INNER_APOSTROPHE = re.compile(f"[{APOSTROPHES}](?<=[{LETTERS}][{APOSTROPHES}])(?=[{LETTERS}]|$)")
 _PARTED = re.compile(f"(?<=[^\\s{SEPARATORS}])[{SEPARATORS}]+(?=[^\\s{SEPARATORS}]|$)")
 _PLAIN = str.maketrans(
     dict.fromkeys(f"\u00ad\u2060\ufeff{SEPARATORS}")
     | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
     | {"\u00a0": " ", "\u202f": " ", "\u2018": "'", "\u2019": "'", "\u2026": "...", "\r": "\n"}
 )
+_SEPARATORS = frozenset(SEPARATORS)
 _ODD = frozenset("&`\r")  # in ASCII text, not as the corpora have it
 _GLUED = re.compile(f"[.,;!?](?=[{LETTERS}])")
 _ADDRESS = re.compile(r"://|@|\bwww\.", re.I)
@@ -229,8 +230,10 @@ def _plain(text: str) -> str:
     and of line breaks, and with the spaces that are missing between sentences or after a comma.
     """
     if not (text.isascii() and _ODD.isdisjoint(text)):
-        text = _PARTED.sub(" ", unicodedata.normalize("NFC", unescaped(text))).replace("\r\n", "\n").translate(_PLAIN)
-        text = _INNER_APOSTROPHE.sub("'", text)
+        text = unicodedata.normalize("NFC", unescaped(text))
+        if not _SEPARATORS.isdisjoint(text):
+            text = _PARTED.sub(" ", text)
+        text = _INNER_APOSTROPHE.sub("'", text.replace("\r\n", "\n").translate(_PLAIN))
         if "``" in text:
             text = text.replace("``", '"').replace("''", '"')
     return _GLUED.sub(lambda match: match[0] + " " * _ends_part(text, match.start()), text)

@@ -22,11 +22,16 @@ Texts = Mapping[str, Sequence[str]]
 """The documents of each source."""
 
 
-def suggest_with(predictor: LanguageModelPredictor) -> Suggest:
-    """Return a function that answers queries with the model's suggestions, as POST /next-word does."""
+def suggest_with(predictor: LanguageModelPredictor, *, adapt: bool = False) -> Suggest:
+    """Return a function that answers queries with the model's suggestions, as POST /next-word does.
+
+    `adapt`: words written before in the same document are likelier.
+    """
 
     def suggest(queries: Sequence[Query]) -> list[list[str]]:
-        payloads = [Payload(query.context + query.typed, OFFERED, complete=bool(query.typed)) for query in queries]
+        payloads = [
+            Payload(query.context + query.typed, OFFERED, complete=bool(query.typed), adapt=adapt) for query in queries
+        ]
         answers = answer_all(predictor, [predictor.prepare(payload) for payload in payloads])
         return [
             [_word(query, suggestion.text) for suggestion in answer.suggestions]
@@ -77,12 +82,13 @@ def thinned(texts: Sequence[str], most_words: int | None) -> Sequence[str]:
     return texts if most_words is None else texts[:: max(1, sum(len(text.split()) for text in texts) // most_words)]
 
 
-def evaluate_typing(predictor: LanguageModelPredictor, texts: Texts) -> TypingReport:
+def evaluate_typing(predictor: LanguageModelPredictor, texts: Texts, *, adapt: bool = False) -> TypingReport:
     """Let simulated writers type the texts, and score each of them as a document of its own.
 
-    A closed vocabulary's scores are left out: its `<unk>` stands for many words, so they are no likelihood of a text.
+    `adapt`: the suggestions, not the scores, are adapted to each document's own words. A closed vocabulary's scores are
+    left out: its `<unk>` stands for many words, so they are no likelihood of a text.
     """
-    suggest = suggest_with(predictor)
+    suggest = suggest_with(predictor, adapt=adapt)
     named = [(name, text) for name, some in texts.items() for text in some]
     every = [text for _, text in named]
     with tqdm(total=sum(map(len, every)), desc="typing", unit="character", disable=None) as bar:

@@ -53,6 +53,13 @@ def test_a_served_model_suggests_next_words_and_completes_typed_ones(predictor: 
     assert [suggest([query])[0] for query in queries] == [following, *completions]
 
 
+def test_suggestions_are_static_unless_they_are_to_be_adapted(predictor: LanguageModelPredictor) -> None:
+    query = Query("profits rose " * 20 + "profits ", "")
+    (static,), (adapted,) = suggest_with(predictor)([query]), suggest_with(predictor, adapt=True)([query])
+    assert static[0] != "rose"
+    assert adapted[0] == "rose"
+
+
 def test_writers_type_every_document_and_a_closed_vocabulary_has_no_bits(
     predictor: LanguageModelPredictor, folder: Path
 ) -> None:
