@@ -174,7 +174,7 @@ def test_a_preset_can_be_changed_field_by_field(command: Command, texts: list[ob
         ("missing.txt", None, "can't be read: No such file or directory"),
         ("empty.txt", b"", "expected text, found none"),
         ("latin.txt", b"caf\xe9\n", "expected UTF-8, found byte 0xe9"),
-        ("cut.txt.gz", gzip.compress(b"a b c\n" * 99)[:-9], "expected gzip: Compressed file ended before"),
+        ("cut.txt.gz", gzip.compress(b"a b c\n" * 99, mtime=0)[:-9], "expected gzip: Compressed file ended before"),
     ],
 )
 def test_a_text_that_cannot_be_used_is_named(

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.api.native.language import NEXT_WORD_BYTES
 from tests.api.conftest import FakeServed, connect, listening, plausible, service
 
 JSON = {"Content-Type": "application/json"}
@@ -168,12 +169,12 @@ async def test_the_connection_stays_open_after_a_slightly_too_large_body(
     assert (response.status_code, response.headers.get("connection")) == (413, close)
 
 
-@pytest.mark.parametrize(("path", "limit"), [("/next-word", 64), ("/perplexity", 100)])
+@pytest.mark.parametrize(("path", "limit"), [("/next-word", NEXT_WORD_BYTES // 1024), ("/perplexity", 100)])
 @pytest.mark.anyio
 async def test_a_body_of_unknown_size_is_not_read_without_end(served: FakeServed, path: str, limit: int) -> None:
     sent: list[int] = []
     async with connect(service(served, max_body_bytes=100 * 1024)) as client:
-        response = await client.post(path, content=chunks(2000, sent), headers=JSON)
+        response = await client.post(path, content=chunks(18 * limit, sent), headers=JSON)
     assert response.status_code == 413
     assert limit < len(sent) <= 17 * limit + 1
     assert response.headers["connection"] == "close"
@@ -182,8 +183,8 @@ async def test_a_body_of_unknown_size_is_not_read_without_end(served: FakeServed
 @pytest.mark.anyio
 async def test_a_too_large_body_of_unknown_size_is_drained_before_it_is_rejected(served: FakeServed) -> None:
     sent: list[int] = []
-    async with connect(service(served)) as client:
-        response = await client.post("/next-word", content=chunks(200, sent), headers=JSON)
+    async with connect(service(served, max_body_bytes=64 * 1024)) as client:
+        response = await client.post("/perplexity", content=chunks(200, sent), headers=JSON)
     assert (response.status_code, len(sent)) == (413, 200)
     assert "connection" not in response.headers
 
@@ -242,9 +243,9 @@ async def test_an_upload_is_limited_while_it_arrives(served: FakeServed, content
 @pytest.mark.anyio
 async def test_a_body_declared_far_too_large_is_not_read(served: FakeServed) -> None:
     sent: list[int] = []
-    async with connect(service(served)) as client:
+    async with connect(service(served, max_body_bytes=64 * 1024)) as client:
         response = await client.post(
-            "/next-word", content=chunks(9, sent), headers={**JSON, "Content-Length": "1048577"}
+            "/perplexity", content=chunks(9, sent), headers={**JSON, "Content-Length": "1048577"}
         )
     assert response.status_code == 413
     assert not sent
@@ -374,8 +375,9 @@ def test_a_connection_serves_several_requests(served: FakeServed) -> None:
 
 def test_an_endless_body_is_rejected_and_its_connection_closed(served: FakeServed) -> None:
     chunk = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
-    with listening(service(served)) as connection, connection.makefile("rb") as received:
-        connection.sendall(request("/next-word", chunk * 17, "Transfer-Encoding: chunked"))
+    app = service(served, max_body_bytes=64 * 1024)
+    with listening(app) as connection, connection.makefile("rb") as received:
+        connection.sendall(request("/perplexity", chunk * 17, "Transfer-Encoding: chunked"))
         answer = received.read()  # to the end of the connection
     head, _, reported = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 413 ")
