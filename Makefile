@@ -39,8 +39,10 @@ test-fast: $(DEVELOPMENT) ## run the tests without end-to-end, training and seri
 	$(PARALLEL) --ignore tests/e2e --ignore tests/training $(ARGS)
 
 .PHONY: coverage
-coverage: $(DEVELOPMENT) ## run the tests without end-to-end and serial ones; print the coverage of app/ and training/
-	$(PARALLEL) --ignore tests/e2e --cov --cov-report term $(ARGS)
+coverage: $(DEVELOPMENT) ## run the tests without end-to-end and serial ones; fail below the least coverage of app/ and training/
+	$(PARALLEL) --ignore tests/e2e --cov --cov-report= $(ARGS)
+	$(BIN)/coverage report --include 'app/*' --fail-under 94
+	$(BIN)/coverage report --include 'training/*' --fail-under 98
 
 # A file's tests share a worker, and so the fixtures of its module. On two cores a third worker runs while others wait for servers.
 PARALLEL = $(BIN)/python -m pytest -m 'not serial' --numprocesses $(or $(WORKERS),3) --dist loadfile
