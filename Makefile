@@ -33,7 +33,7 @@ serve: $(SERVING) ## start the server
 
 test: $(DEVELOPMENT) ## run all tests: in parallel (WORKERS=3), then the serial ones; ARGS=pytest options
 	$(PARALLEL) $(ARGS)
-	$(BIN)/python -m pytest -m serial $$(grep -rl mark.serial tests) $(ARGS)
+	$(BIN)/python -m pytest -m serial $$(grep -rl --include='test_*.py' mark.serial tests) $(ARGS)
 
 test-fast: $(DEVELOPMENT) ## run the tests without end-to-end, training and serial ones
 	$(PARALLEL) --ignore tests/e2e --ignore tests/training $(ARGS)
