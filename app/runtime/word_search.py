@@ -6,6 +6,7 @@ them with others.
 """
 
 import math
+from array import array
 from collections.abc import Collection, Generator, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import islice
@@ -67,7 +68,7 @@ def next_words(
     following = prefix.following(())
     if following.whole:
         return _whole_words(prefix, reading, criteria, context)
-    search = _Search(prefix, criteria, context)
+    search, before = _Search(prefix, criteria, context), array("i", context)
     assert reading.candidates is not None
     search.extend(_Node((), 0.0, 0.0, reading.state), following, reading.state, reading.candidates)
     for _ in range(MAX_ROUNDS):
@@ -75,7 +76,8 @@ def next_words(
         if not nodes:
             break
         followings = [prefix.following(node.tokens) for node in nodes]
-        found = [_known(cache.get([*context, *nodes[at].tokens]), followings[at]) for at in range(len(nodes))]
+        keys = [before + array("i", node.tokens) for node in nodes]
+        found = [_known(cache.get(key), following) for key, following in zip(keys, followings, strict=True)]
         unread = [at for at, known in enumerate(found) if known is None]
         if unread:
             readings = yield [
@@ -85,7 +87,7 @@ def next_words(
                 assert reading.candidates is not None
                 found[at] = reading.state, reading.candidates
                 entry = Entry(reading.state, followings[at].ids, reading.candidates)
-                cache.put([*context, *nodes[at].tokens], entry)
+                cache.put(keys[at], entry)
         for node, after, known in zip(nodes, followings, found, strict=True):
             assert known is not None
             search.extend(node, after, *known)
@@ -162,6 +164,7 @@ class _Search:
         self._criteria = criteria
         self._written = criteria.writer.after(context) if criteria.writer else None
         self._open: list[tuple[float, tuple[int, ...], _Node, bool]] = []  # a heap; True: something typed is left
+        self._unfinished = 0  # nodes of the heap for which something typed is left
         self._words: dict[str, Word] = {}  # by text, in small letters if it is typed
         self._fits = -math.inf  # log-probability that the text goes on as typed
 
@@ -177,17 +180,17 @@ class _Search:
         if self._prefix.typed and not following.ends:
             covered = values if covers is None else values[covers]
             self._fits = float(np.logaddexp(self._fits, log_sum_exp(covered)))
-        chosen = likeliest(values, BRANCHES if node.tokens else POOL)
+        chosen, most = np.flatnonzero(values > self._bound()), BRANCHES if node.tokens else POOL
+        if len(chosen) > most:
+            chosen = chosen[likeliest(values[chosen], most)]
         if covers is not None:
             chosen = np.union1d(chosen, np.flatnonzero(~covers))
-        least = self._bound()
         for at in chosen.tolist():
-            log_probability = float(values[at])
+            log_probability, tokens = float(values[at]), (*node.tokens, int(ids[at]))
             left = covers is not None and not bool(covers[at])
-            if log_probability > least or left:
-                tokens = (*node.tokens, int(ids[at]))
-                child = _Node(tokens, log_probability, float(network[at]), state)
-                heappush(self._open, (-log_probability, tokens, child, left))
+            self._unfinished += left
+            child = _Node(tokens, log_probability, float(network[at]), state)
+            heappush(self._open, (-log_probability, tokens, child, left))
 
     def likeliest_open(self) -> list[_Node]:
         """Return the nodes to read next, none when the words wanted are found."""
@@ -195,12 +198,12 @@ class _Search:
         while self._open and len(nodes) < self._criteria.width + BATCH:
             _, _, node, left = self._open[0]
             if node.log_probability <= least and not (left and node.log_probability > self._fits + NEGLIGIBLE):
-                if not any(left for *_, left in self._open):
+                if not self._unfinished:
                     break
-                heappop(self._open)
-                continue
+            else:
+                nodes.append(node)
             heappop(self._open)
-            nodes.append(node)
+            self._unfinished -= left
         return nodes
 
     def found(self) -> list[Word]:

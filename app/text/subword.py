@@ -11,14 +11,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from app.errors import BundleError
 from app.text.tokenizer import Flags, Ids, Token
-from app.text.word_pieces import LETTERS, SubwordPrefix, WordPieces, read_prefix
+from app.text.word_pieces import LETTERS, WORD, SubwordPrefix, WordPieces, read_prefix
 from app.text.words import lines
 
 DOCUMENT: Final = "<doc>"  # starts a document; no text is encoded as it
@@ -68,6 +68,7 @@ class SubwordTokenizer:
         self._ranks = {(left, right): (rank, merged) for rank, (left, right, merged) in enumerate(merges)}
         self._specials = {text: (number,) for number, text in enumerate(SPECIALS)}
         self._cache: dict[str, tuple[int, ...]] = {}
+        self.words = lru_cache(_CACHED)(self._words)  # the search finds the same words at each keystroke
         self.newline = index[b"\n"]
         self.document = self.end = 0
         self.unknown: int | None = None
@@ -169,6 +170,15 @@ class SubwordTokenizer:
                 yield self.encode(line, offset, ended=True)
             elif number % _BLANK_LINES == 0:
                 yield iter([None])
+
+    def _words(self, tokens: tuple[int, ...]) -> tuple[str, ...]:
+        """Return a word or a run of words; the first is empty for bytes that are no word or have other pieces."""
+        first, *others = self.decode(tokens, inside_line=True).removeprefix(" ").split(" ")
+        spaced = self.pieces[tokens[0]][:1] == b" "
+        whole = WORD.fullmatch(first) and (
+            others or self.ids(f" {first}" if spaced else first, inside_line=True) == list(tokens)
+        )
+        return (first if whole else "", *others)
 
     def begins(self, ids: Ids) -> Flags:
         """Return for each token of a text (N,) whether it goes on in no word; see `Tokenizer`."""

@@ -29,7 +29,7 @@ LETTERS: Final = (
     "\u2c00-\u2dff\u2e80-\u2fff\u3005-\u3007\u3041-\ud7ff\uf900-\ufdff\ufe20-\ufe2f\ufe70-\ufefc"
     "\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc\U00010000-\U0001efff\U00020000-\U0003ffff"
 )
-_WORD = re.compile(f"[{LETTERS}0-9](?:'?[{LETTERS}0-9])*")
+WORD: Final = re.compile(f"[{LETTERS}0-9](?:'?[{LETTERS}0-9])*")
 _TYPED = re.compile(f"[{LETTERS}0-9](?:[{APOSTROPHES}]?[{LETTERS}0-9])*[{APOSTROPHES}]?$")
 _INNER_APOSTROPHE = re.compile(f"[{APOSTROPHES}](?<=[{LETTERS}][{APOSTROPHES}])(?=[{LETTERS}]|$)")
 _PARTED = re.compile(f"(?<=[^\\s{SEPARATORS}])[{SEPARATORS}]+(?=[^\\s{SEPARATORS}]|$)")
@@ -57,9 +57,9 @@ class WordPieces:
         """`pieces`: the bytes of each id; the first `specials` are none of words."""
         whole = [_decoded(piece) for piece in pieces]
         places = range(specials, len(pieces))
-        spaced = [at for at in places if whole[at][:1] == " " and _WORD.match(whole[at], 1)]
-        glued = [at for at in places if _WORD.match(whole[at])]
-        after_apostrophe = [at for at in places if whole[at][:1] == "'" and _WORD.match(whole[at], 1)]
+        spaced = [at for at in places if whole[at][:1] == " " and WORD.match(whole[at], 1)]
+        glued = [at for at in places if WORD.match(whole[at])]
+        after_apostrophe = [at for at in places if whole[at][:1] == "'" and WORD.match(whole[at], 1)]
         inside_character = [at for at in places if not whole[at] and pieces[at][0] >= 0x80]
         first_bytes = [at for at in places if pieces[at] == b" " or (pieces[at][:1] == b" " and not whole[at])]
         ends = [0, *(at for at in places if whole[at] in (".", "!", "?", "...", "\n"))]
@@ -176,12 +176,10 @@ class SubwordPrefix:
 
     def text(self, tokens: Sequence[int]) -> str | None:
         """Return the words as a person would type them; None for bytes that are no word or have other pieces."""
-        first, *others = self.tokenizer.decode(tokens, inside_line=True).removeprefix(" ").split(" ")
+        first, *others = self.tokenizer.words(tuple(tokens))
+        if not first:
+            return None
         spaced = self.tokenizer.pieces[tokens[0]][:1] == b" "
-        if not _WORD.fullmatch(first):
-            return None
-        if not others and self.tokenizer.ids(f" {first}" if spaced else first, inside_line=True) != list(tokens):
-            return None
         if self.typed:
             gap = " " if spaced and self.before and not self.word else ""
             first = self.before + gap + _as_typed(self.word, first)
