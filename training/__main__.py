@@ -21,10 +21,9 @@ from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.loading import load_predictor
 from app.text.subword import SubwordTokenizer
 from training import plots
-from training.captions import config as captions_config
-from training.captions import data as photographs_data
-from training.captions import recipe as captions_recipe
-from training.captions.features import backbone
+from training.captions.attentive.publish import is_attentive
+from training.captions.attentive.publish import publish as publish_attentive
+from training.captions.commands import attentive_captions, captions
 from training.captions.publish import publish as publish_captions
 from training.cells.comparison import Corpora, measure
 from training.cells.plan import PARTS, Comparison, Part
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
     SubwordPreset = subword_recipe.SubwordLanguageModelConfig
     DigitsPreset = digits_recipe.DigitsConfig
     NumbersPreset = number_recipe.NumbersConfig
-    CaptionsPreset = captions_config.CaptionsConfig
 else:
     LanguageModelPreset = tyro.extras.subcommand_type_from_defaults(
         language_model_recipe.PRESETS, sort_subcommands=False
@@ -62,7 +60,6 @@ else:
     SubwordPreset = tyro.extras.subcommand_type_from_defaults(subword_recipe.PRESETS, sort_subcommands=False)
     DigitsPreset = tyro.extras.subcommand_type_from_defaults(digits_recipe.PRESETS, sort_subcommands=False)
     NumbersPreset = tyro.extras.subcommand_type_from_defaults(number_recipe.PRESETS, sort_subcommands=False)
-    CaptionsPreset = tyro.extras.subcommand_type_from_defaults(captions_config.PRESETS, sort_subcommands=False)
 
 PUBLISH: dict[str, Callable[..., Path]] = {  # by family
     "language_model": publish_language_model,
@@ -179,28 +176,6 @@ def numbers(
     job.train(number_recipe.train, config, mnist.load(data_folder))
 
 
-def captions(
-    config: tyro.conf.OmitArgPrefixes[CaptionsPreset],
-    job: tyro.conf.OmitArgPrefixes[Job],
-    data_folder: Annotated[Path, tyro.conf.arg(name="data")],
-    weights: Path | None = None,
-    terms: str = "not stated",
-) -> None:
-    """Train a captioner of photographs; the features of a CNN are computed once and cached.
-
-    Args:
-        config: What to train; every field of a preset can be set.
-        job: Folder and length of the run.
-        data_folder: Photographs with captions: captions.json, COCO's captions_*.json, dataset*.json or captions.txt.
-        weights: The CNN's weights, a safetensors file; left out, torchvision downloads its own once.
-        terms: Terms of use of your own photographs, for the model card.
-    """
-    source = photographs_data.source(data_folder, terms)
-    seen_by = backbone(config.backbone, weights)
-    corpus = photographs_data.load(source, seen_by, views=config.views, min_count=config.min_count)
-    job.train(captions_recipe.train, config, corpus)
-
-
 def publish(
     run: tyro.conf.Positional[Path],
     store: Path = Path("models_store"),
@@ -228,6 +203,9 @@ def publish(
         raise RunError(f"{path}: expected the family {' or '.join(PUBLISH)}, found {family!r}")
     if is_subword(finished):
         print(publish_subword(finished, store, name=name, version=version, data=data, unfinished=unfinished))
+        return
+    if family == "captions" and is_attentive(finished):
+        print(publish_attentive(finished, store, name=name, version=version))
         return
     more = {} if photographs is None else {"photographs": photographs}
     print(PUBLISH[family](finished, store, name=name, version=version, **more))
@@ -356,6 +334,7 @@ def main() -> None:
                 "digits": digits,
                 "numbers": numbers,
                 "captions": captions,
+                "attentive-captions": attentive_captions,
                 "cells": cells,
                 "publish": publish,
                 "evaluate": evaluate,

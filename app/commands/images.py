@@ -69,7 +69,7 @@ def caption(
     widths = _print_heading(files, "log-probability", "caption")
 
     def show(file: Path, answer: "Description") -> None:
-        print_row([str(file), f"{answer.log_probability:.4f}", answer.caption], widths)
+        print_row([str(file), f"{answer.log_probability:.4f}", answer.text], widths)
         for other in answer.alternatives:
             print_row(["", f"{other.log_probability:.4f}", other.caption], widths)
 

@@ -82,6 +82,14 @@ def decoded(
         return flat if turn is None else flat.transpose(turn)
 
 
+def upright_size(content: bytes) -> tuple[int, int]:
+    """Return width and height of an image that `decoded` accepts, upright and not reduced."""
+    form = next(form for form, (accepts, _) in _FORMATS.items() if accepts(content[:12]))
+    image = _FORMATS[form][1](content)
+    width, height = image.size
+    return (height, width) if _orientation(image.info.get("exif", b"")) >= 5 else (width, height)
+
+
 def is_small(content: bytes) -> bool:
     """Return whether the header is that of a PNG of at most SMALL_SIDE x SMALL_SIDE pixels and SMALL_BYTES bytes.
 

@@ -51,7 +51,7 @@ def require_ranges(payload: Any, *, capped: bool = True) -> None:
     """Raise InvalidField for a number outside the limits of its field; only below them unless `capped`."""
     for name, (least, most, _) in limits(type(payload)).items():  # type: ignore[arg-type]  # a class is hashable
         value = getattr(payload, name)
-        if value < least or (capped and value > most):
+        if value is not None and (value < least or (capped and value > most)):
             expected = f"{least} to {most}" if capped else f"at least {least}"
             raise InvalidField(name, f"expected {expected}, found {value}")
 

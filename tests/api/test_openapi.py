@@ -86,7 +86,20 @@ async def test_images_are_documented_as_a_form_and_as_a_raw_body(
     ("path", "names"),
     [
         ("/digits", {"framed", "number", "model", "X-Request-Timeout", "X-Session-Id"}),
-        ("/captions", {"beam", "alternatives", "model", "X-Request-Timeout", "X-Session-Id"}),
+        (
+            "/captions",
+            {
+                "beam",
+                "alternatives",
+                "tags",
+                "people",
+                "attention",
+                "threshold",
+                "model",
+                "X-Request-Timeout",
+                "X-Session-Id",
+            },
+        ),
     ],
 )
 async def test_every_parameter_is_documented(document: dict[str, Any], path: str, names: set[str]) -> None:

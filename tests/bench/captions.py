@@ -28,7 +28,7 @@ from app.runtime.loading import load_predictor
 from app.runtime.predictor import answer_all
 from app.text.words import Vocabulary
 from tests.bench.serving.peers.eager import captioner_of, network_of
-from training.captions.decoding import beam_search
+from training.captions.decoding import beam_search, seen
 
 STORE, MODEL = Path("models_store"), "captions"
 ROUNDS = 60
@@ -53,7 +53,7 @@ class Eager:
         image = torch.from_numpy(normalised(pixels[None])).to(memory_format=torch.channels_last)
         penalty, length = self._config["length_penalty"], self._config["length"]
         features = self._network(image)
-        (found,) = beam_search(self._captioner, features, self._vocabulary, BEAM, length, length_penalty=penalty)
+        (found,) = beam_search(seen(self._captioner, features), self._vocabulary, BEAM, length, length_penalty=penalty)
         return " ".join(self._vocabulary.tokens[token] for token in found.tokens)
 
 

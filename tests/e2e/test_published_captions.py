@@ -95,7 +95,7 @@ def test_posted_test_photographs_get_the_captions_and_scores_of_the_evaluation(
         answer = published.post("/captions", files=files)
         assert answer.status_code == 200, answer.text
         posted += [result["caption"] for result in answer.json()["results"]]
-    same = [caption == answer.caption for caption, answer in zip(posted[:SOME], offline, strict=True)]
+    same = [caption == answer.text for caption, answer in zip(posted[:SOME], offline, strict=True)]
     assert sum(same) >= 0.99 * len(same)
     found, metrics = score(posted, [photo.captions for photo in test_photos]), bundle.manifest.metrics
     assert found.cider == pytest.approx(metrics["test_cider"], abs=0.3)
@@ -114,7 +114,7 @@ def test_a_beam_of_3_ranks_no_worse_than_greedy_search(
     config = bundle.manifest.config
 
     def rank(answer: Description) -> float:
-        count = len(words(answer.caption))
+        count = len(words(answer.text))
         return answer.log_probability / float((count + (count < config["length"])) ** config["length_penalty"])
 
     greedy = captioned(predictor, contents[:SOME], beam=1)

@@ -31,6 +31,17 @@ FLICKR8K_CAVEATS = (
         " sees such scenes in other photographs as well, and guesses at age and sex from looks."
     ),
 )
+CAPTIONS2_SHA256 = "013888381770ef317250c5e4aa375b37c99cbffb3bdeed7b220551827880c6c8"  # likewise
+CAPTIONS2_TERMS = (
+    "COCO captions (X. Chen et al. 2015; T.-Y. Lin et al., ECCV 2014), CC BY 4.0; each photograph belongs to its Flickr"
+    " author under the Creative Commons licence that COCO lists for it, some of them non-commercial: research"
+)
+CAPTIONS2_CAVEATS = (
+    (
+        "About 90 % of its COCO photographs are of val2014: scores on COCO's Karpathy splits or on val2017 would be of"
+        " photographs it may have seen."
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -74,10 +85,13 @@ class CaptionCorpus:
 
 
 def source(folder: Path, terms: str = "not stated") -> Source:
-    """Return the corpus in a folder; Flickr8k is recognised by its captions, any other is named after the folder."""
+    """Return the corpus in a folder; Flickr8k and captions2 are recognised, any other is named after the folder."""
     path = folder / "captions.json"
-    if path.exists() and sha256(path) == FLICKR8K_SHA256:
+    checksum = sha256(path) if path.exists() else None
+    if checksum == FLICKR8K_SHA256:
         return Source("flickr8k", folder, FLICKR8K_TERMS, FLICKR8K_CAVEATS)
+    if checksum == CAPTIONS2_SHA256:
+        return Source("captions2", folder, CAPTIONS2_TERMS, CAPTIONS2_CAVEATS)
     return Source(folder.resolve().name, folder, terms)
 
 
@@ -86,7 +100,7 @@ def photos(source: Source) -> list[Photo]:
 
     Raise CorpusError if there are none for training or validation.
     """
-    return _listed(source).photos
+    return listed(source).photos
 
 
 def contents(photos: Iterable[Photo]) -> Iterator[Content]:
@@ -108,7 +122,7 @@ def load(source: Source, backbone: Backbone, *, views: int, min_count: int, cach
     The vocabulary holds the words with `min_count` occurrences in the training captions, `<eos>` and `<unk>`.
     Photographs that can't be decoded are skipped and listed in `corrupt`. Raise CorpusError as `photos` does.
     """
-    found, corrupt = _listed(source)
+    found, corrupt = listed(source)
     splits: dict[str, Split] = {}
     checksums = {"captions": _digest(sha256(path) for path, _ in caption_files(source.folder))}
     for name in SPLITS:
@@ -129,7 +143,8 @@ def load(source: Source, backbone: Backbone, *, views: int, min_count: int, cach
     return CaptionCorpus(source, vocabulary, backbone.name, splits, corrupt, checksums, backbone.weights)
 
 
-def _listed(source: Source) -> Listing:
+def listed(source: Source) -> Listing:
+    """Return the photographs of a corpus and what was skipped; raise CorpusError as `photos` does."""
     listing = read(source.folder)
     for split in ("train", "val"):
         if not any(photo.split == split for photo in listing.photos):

@@ -1,5 +1,6 @@
 """The training split as tensors, and the batches of an epoch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -37,23 +38,13 @@ class TrainingSet:
         split, vocabulary = corpus.splits["train"], corpus.vocabulary
         ids = [[[*vocabulary.ids(words(caption)), vocabulary.end] for caption in group] for group in split.captions]
         owners = [number for number, group in enumerate(ids) for _ in group]
-        cut = [caption[: config.length + 1] for group in ids for caption in group]
-        captions = torch.full((len(cut), config.length + 2), IGNORED)
-        captions[:, 0] = vocabulary.end
-        for row, caption in zip(captions, cut, strict=True):
-            row[1 : len(caption) + 1] = torch.tensor(caption)
-        lengths = np.array([len(caption) for caption in cut])
+        captions, lengths = padded([caption for group in ids for caption in group], config.length, vocabulary.end)
         reward = CiderD(ids)
         return cls(torch.from_numpy(split.features), captions, torch.tensor(owners), lengths, reward, vocabulary)
 
     def caption_batches(self, config: CaptionsConfig, epoch: int) -> list[Order]:
         """Batches of caption indices, shuffled by epoch; the captions of a batch have similar lengths."""
-        draw = np.random.default_rng([config.seed, epoch])
-        order = draw.permutation(len(self.captions))
-        pools = _parts(order, POOL * config.batch_size)
-        ranked = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
-        batches = _parts(ranked, config.batch_size)
-        return [batches[index] for index in draw.permutation(len(batches))]
+        return by_length(self.lengths, config.batch_size, np.random.default_rng([config.seed, epoch]))
 
     def photograph_batches(self, config: CaptionsConfig, epoch: int) -> list[Order]:
         """Batches of photograph indices, shuffled by epoch."""
@@ -63,6 +54,23 @@ class TrainingSet:
     def sample_features(self, photographs: Tensor) -> Tensor:
         """Features (B, F) of photographs, each of a random view."""
         return self.features[photographs, torch.randint(self.features.shape[1], photographs.shape)]
+
+
+def padded(captions: Sequence[Sequence[int]], length: int, end: int) -> tuple[Tensor, Order]:
+    """Return captions (C, length + 2) as of `TrainingSet`, cut after `length` words, and their lengths (C,)."""
+    rows = np.full((len(captions), length + 2), IGNORED)
+    rows[:, 0] = end
+    for row, caption in zip(rows, captions, strict=True):
+        row[1 : len(caption) + 1] = caption[: length + 1]
+    return torch.from_numpy(rows), (rows[:, 1:] != IGNORED).sum(1)
+
+
+def by_length(lengths: Order, size: int, draw: np.random.Generator) -> list[Order]:
+    """Return shuffled batches of indices, each of captions of similar lengths."""
+    pools = _parts(draw.permutation(len(lengths)), POOL * size)
+    ranked = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
+    batches = _parts(ranked, size)
+    return [batches[index] for index in draw.permutation(len(batches))]
 
 
 def _parts(order: Order, size: int) -> list[Order]:

@@ -1,7 +1,8 @@
 """Captions of a captioner: beam search and sampling, in batches."""
 
 import math
-from itertools import chain, takewhile
+from collections.abc import Callable
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -19,30 +20,37 @@ class Caption(NamedTuple):
     log_probability: float  # the end's included, if there is one
 
 
+class Decoder(NamedTuple):
+    """A captioner that has seen N photographs."""
+
+    state: Tensor  # (N, S) before the first word
+    step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    """Word ids (B,), states (B, S), photographs (B,) -> log-probabilities (B, V) of the next word, states (B, S)."""
+
+
+def seen(model: Captioner, features: Tensor) -> Decoder:
+    """Return the decoder of photographs with features (N, F)."""
+    return Decoder(model.begin(features), lambda tokens, state, photographs: model.step(tokens, state))
+
+
 @torch.inference_mode()
 def beam_search(
-    model: Captioner, features: Tensor, vocabulary: Vocabulary, width: int, length: int, *, length_penalty: float
+    decoder: Decoder, vocabulary: Vocabulary, width: int, length: int, *, length_penalty: float
 ) -> list[Caption]:
-    """Return the best caption of each of the photographs (N, F), by a batched form of `app.runtime.beam_search`.
+    """Return the best caption of each photograph, by a batched form of `app.runtime.beam_search`.
 
     The `width` best finished and unfinished captions are kept at each word, ranked by log-probability /
     n**length_penalty, where n counts the end; `<unk>` is never chosen, nor the end as the first word.
     """
-    parts = torch.split(features, 256)
-    found = [_beam_search(model, part, vocabulary, width, length, length_penalty) for part in parts]
-    return list(chain.from_iterable(found))
-
-
-def _beam_search(
-    model: Captioner, features: Tensor, vocabulary: Vocabulary, width: int, length: int, length_penalty: float
-) -> list[Caption]:
-    count = len(features)
+    count = len(decoder.state)
+    rows = torch.arange(count)[:, None]
     tokens = torch.full((count, 1, 1), vocabulary.end)  # (N, W, words so far), started by <eos>
     scores, ranks = torch.zeros(count, 1), torch.zeros(count, 1)
     ended = torch.zeros(count, 1, dtype=torch.bool)
-    state = model.begin(features)[:, None]  # (N, W, S)
+    state = decoder.state[:, None]  # (N, W, S)
     for words_now in range(1, length + 1):
-        log_probs, after = model.step(tokens[..., -1].flatten(), state.flatten(0, 1))
+        owners = rows.expand(-1, tokens.shape[1]).flatten()
+        log_probs, after = decoder.step(tokens[..., -1].flatten(), state.flatten(0, 1), owners)
         log_probs = _mask_forbidden(log_probs, vocabulary, first=words_now == 1).view(count, tokens.shape[1], -1)
         grown = scores[..., None] + log_probs.masked_fill(ended[..., None], -math.inf)  # (N, W, V)
         ranked = grown / words_now**length_penalty
@@ -51,7 +59,6 @@ def _beam_search(
         ranks, chosen = ranked.flatten(1).topk(width)
         parents, words = chosen // log_probs.shape[-1], chosen % log_probs.shape[-1]
         scores = grown.flatten(1).gather(1, chosen)
-        rows = torch.arange(count)[:, None]
         tokens = torch.cat([tokens[rows, parents], words[..., None]], -1)
         state = after.view(count, -1, after.shape[-1])[rows, parents]
         ended = words == vocabulary.end
@@ -63,17 +70,18 @@ def _beam_search(
     ]
 
 
-def sample(model: Captioner, features: Tensor, vocabulary: Vocabulary, length: int) -> tuple[Tensor, Tensor]:
-    """Sample captions (B, length + 2), in the form of `TrainingSet`, for features (B, F).
+def sample(decoder: Decoder, vocabulary: Vocabulary, length: int) -> tuple[Tensor, Tensor]:
+    """Sample captions (B, length + 2), in the form of `TrainingSet`, one for each photograph.
 
     Also return their log-likelihoods (B,), with a gradient. `<unk>` is never drawn, nor the end as the first word.
     """
-    captions = torch.full((len(features), length + 2), IGNORED)
+    count = len(decoder.state)
+    captions = torch.full((count, length + 2), IGNORED)
     captions[:, 0] = vocabulary.end
-    likelihoods = torch.zeros(len(features))
-    growing, state = torch.arange(len(features)), model.begin(features)
+    likelihoods = torch.zeros(count)
+    growing, state = torch.arange(count), decoder.state
     for position in range(length):
-        log_probs, state = model.step(captions[growing, position], state)
+        log_probs, state = decoder.step(captions[growing, position], state, growing)
         log_probs = _mask_forbidden(log_probs, vocabulary, first=position == 0).log_softmax(-1)
         drawn = (log_probs.detach() - torch.empty_like(log_probs).exponential_().log_()).argmax(-1)  # the Gumbel trick
         likelihoods = likelihoods.index_add(0, growing, log_probs.gather(1, drawn[:, None]).squeeze(1))

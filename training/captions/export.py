@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.numpy import save
 from torch import fx, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from app.errors import SettingsError
 from app.images import PHOTO_SIZE, normalised
 from app.models.captioner import Captioner
+from app.models.recurrent import Cell
 from app.runtime.onnx_session import Precision
 from app.runtime.recurrent_engine import WEIGHTS
 from training.onnx.cells import hidden_product, state_parts, step
@@ -30,7 +32,7 @@ def export_captions(model: Captioner, network: fx.GraphModule) -> dict[str, byte
 
     `network` takes the output of `app.images.normalised`. Raise SettingsError for an unknown layer.
     """
-    weights = _halves(model) | {f"{CNN}{name}": value for name, value in _halves(network).items()}
+    weights = halves(model) | cnn_weights(network)
     if model.output.weight is model.embedding.weight:
         del weights["output.weight"]
     stored = save(weights)
@@ -42,8 +44,14 @@ def export_captions(model: Captioner, network: fx.GraphModule) -> dict[str, byte
     return files
 
 
-def _halves(module: nn.Module) -> dict[str, Array]:
+def halves(module: nn.Module) -> dict[str, Array]:
+    """Return a module's weights in float16."""
     return {name: tensor.detach().contiguous().half().numpy() for name, tensor in module.state_dict().items()}
+
+
+def cnn_weights(network: fx.GraphModule) -> dict[str, Array]:
+    """Return a CNN's weights in float16, by their names in a bundle."""
+    return {f"{CNN}{name}": value for name, value in halves(network).items()}
 
 
 # the CNN
@@ -52,7 +60,19 @@ def _halves(module: nn.Module) -> dict[str, Array]:
 def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], extents: Mapping[str, Extent]) -> bytes:
     """The graph of pixels (B, 224, 224, 3) uint8 -> features (B, F)."""
     graph = Graph("fp32", weights)
-    black, white = (normalised(np.full((1, 1, 3), level, np.uint8))[:, 0, 0] for level in (0, 255))
+    (features,) = translate_cnn(graph, network, normalised)
+    graph.lines.append(f"features = Identity ({features})")
+    with torch.inference_mode():
+        size = network(torch.zeros(1, 3, PHOTO_SIZE, PHOTO_SIZE)).shape[-1]
+    signature = f"cnn (uint8[B,{PHOTO_SIZE},{PHOTO_SIZE},3] pixels) => (float[B,{size}] features)"
+    return graph.model(signature, extents)
+
+
+def translate_cnn(
+    graph: Graph, network: fx.GraphModule, preprocess: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+) -> list[str]:
+    """Add a CNN applied to `pixels` (B, H, W, 3) uint8, preprocessed channel by channel; return its outputs' names."""
+    black, white = (preprocess(np.full((1, 1, 3), level, np.uint8))[:, 0, 0] for level in (0, 255))
     graph.constant("contrast", (white - black) / np.float32(255))
     graph.constant("black", black)
     graph.lines += [
@@ -61,12 +81,7 @@ def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], extents: Mapping
         "normal = Add (scaled, black)",
         "photograph = Transpose <perm = [0, 3, 1, 2]> (normal)",
     ]
-    features = _Translation(graph).of(network)
-    graph.lines.append(f"features = Identity ({features})")
-    with torch.inference_mode():
-        size = network(torch.zeros(1, 3, PHOTO_SIZE, PHOTO_SIZE)).shape[-1]
-    signature = f"cnn (uint8[B,{PHOTO_SIZE},{PHOTO_SIZE},3] pixels) => (float[B,{size}] features)"
-    return graph.model(signature, extents)
+    return _Translation(graph).of(network)
 
 
 class _Translation:
@@ -75,14 +90,15 @@ class _Translation:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
 
-    def of(self, network: fx.GraphModule) -> str:
-        """Translate the network applied to `photograph`; return its output's name."""
+    def of(self, network: fx.GraphModule) -> list[str]:
+        """Translate the network applied to `photograph`; return its outputs' names."""
         names: dict[fx.Node, str] = {}
         for node in network.graph.nodes:
             if node.op == "placeholder":
                 names[node] = "photograph"
             elif node.op == "output":
-                return names[node.args[0]]
+                (outputs,) = node.args
+                return [names[each] for each in (outputs if isinstance(outputs, tuple) else (outputs,))]
             else:
                 names[node] = self._node(network, node, [names[arg] for arg in node.args if isinstance(arg, fx.Node)])
         raise AssertionError("a traced module returns something")
@@ -112,6 +128,12 @@ class _Translation:
             self._graph.lines.append(f"{inputs[-1]} = Cast <to = 1> ({self._graph.outside(weight)})")
         return f"Conv <{listed}> ({', '.join(inputs)})"
 
+    def pad(self, inputs: list[str], layer: nn.ZeroPad2d) -> str:
+        left, right, top, bottom = layer.padding
+        name = f"pads_{left}_{right}_{top}_{bottom}"
+        pads = self._graph.constant(name, np.array([0, 0, top, left, 0, 0, bottom, right]))
+        return f"Pad ({inputs[0]}, {pads})"
+
     def clip(self, inputs: list[str], most: float) -> str:
         low = self._graph.constant("none", np.array(0, np.float32))
         high = self._graph.constant("most", np.array(most, np.float32))
@@ -122,6 +144,8 @@ class _Translation:
 LAYERS: dict[Any, Callable[[_Translation, Any, str, list[str]], str]] = {
     nn.Conv2d: lambda to, layer, name, x: to.conv(layer, name, x),
     nn.ReLU6: lambda to, layer, name, x: to.clip(x, 6),
+    F.relu6: lambda to, layer, name, x: to.clip(x, 6),
+    nn.ZeroPad2d: lambda to, layer, name, x: to.pad(x, layer),
     nn.ReLU: lambda to, layer, name, x: f"Relu ({x[0]})",
     nn.MaxPool2d: lambda to, layer, name, x: (
         f"MaxPool <kernel_shape = [{layer.kernel_size}, {layer.kernel_size}],"
@@ -144,7 +168,7 @@ def _begin(
 ) -> bytes:
     """The graph of features (B, F) -> state (B, S) before the first word."""
     graph = Graph(precision, weights)
-    _biased(graph, "image", graph.linear("features", "image.weight"), weights.get("image.bias"))
+    biased(graph, "image", graph.linear("features", "image.weight"), weights.get("image.bias"))
     match model.inject:
         case "chapter":
             _zeros(graph, "features", model.state_width)
@@ -153,7 +177,7 @@ def _begin(
             graph.lines.append("state = Tanh (image)")
         case "pre":
             _zeros(graph, "features", model.hidden_size)
-            after = _advance(graph, model, "image", ["zeros"] * len(state_parts(model.cell)), None)
+            after = advance(graph, model.cell, "image", ["zeros"] * len(state_parts(model.cell)), None)
             graph.lines.append(f"state = Concat <axis = 1> ({', '.join(after)})")
     seen = weights["image.weight"].shape[1]
     return graph.model(f"begin (float[B,{seen}] features) => (float[B,{model.state_size}] state)", extents)
@@ -174,10 +198,10 @@ def _step(model: Captioner, weights: Mapping[str, Array], extents: Mapping[str, 
         "word = Cast <to = 1> (rows)",
         f"{', '.join(parts)} = Split <axis = 1> (state, {sizes})",
     ]
-    after = _advance(graph, model, "word", state_parts(model.cell), "term" if term else None)
+    after = advance(graph, model.cell, "word", state_parts(model.cell), "term" if term else None)
     if term:
         _zeros(graph, "state", term)
-    _biased(graph, "logits", product, weights["output.bias"])
+    biased(graph, "logits", product, weights["output.bias"])
     graph.lines += [
         "log_probabilities = LogSoftmax <axis = 1> (logits)",
         f"state_after = Concat <axis = 1> ({', '.join(['zeros', *after] if term else after)})",
@@ -190,24 +214,24 @@ def _step(model: Captioner, weights: Mapping[str, Array], extents: Mapping[str, 
     return graph.model(signature, extents)
 
 
-def _advance(graph: Graph, model: Captioner, x: str, parts: list[str], term: str | None) -> list[str]:
-    """Write one step of Captioner after the input `x`; return the names of [c] h.
+def advance(graph: Graph, cell: Cell, x: str, parts: list[str], term: str | None = None) -> list[str]:
+    """Write one step of a captioner's cell after the input `x`; return the names of [c] h.
 
     `term` is V X, if it is still to be added.
     """
-    layer, after = "recurrent.layers.0", [f"{part}_next" for part in state_parts(model.cell)]
-    read = _biased(graph, "read", graph.linear(x, f"{layer}.weight_ih"), graph.weights[f"{layer}.bias"])
+    layer, after = "recurrent.layers.0", [f"{part}_next" for part in state_parts(cell)]
+    read = biased(graph, "read", graph.linear(x, f"{layer}.weight_ih"), graph.weights[f"{layer}.bias"])
     if term:
         graph.lines.append(f"read_seen = Add ({read}, {term})")
         read = "read_seen"
     graph.lines += [
-        hidden_product(graph, model.cell, layer, parts[-1]),
-        f"{', '.join(after)} = {step(graph, model.cell, layer, read, 'hidden_gates', parts)}",
+        hidden_product(graph, cell, layer, parts[-1]),
+        f"{', '.join(after)} = {step(graph, cell, layer, read, 'hidden_gates', parts)}",
     ]
     return after
 
 
-def _biased(graph: Graph, name: str, product: str, bias: Array | None) -> str:
+def biased(graph: Graph, name: str, product: str, bias: Array | None) -> str:
     """Write a product, with a bias added if there is one; return `name`."""
     if bias is None:
         graph.lines.append(f"{name} = {product}")

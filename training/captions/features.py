@@ -69,13 +69,13 @@ def backbone(name: str, weights: Path | None = None) -> Backbone:
     if name not in list_models(module=models):
         raise SettingsError(f"backbone: expected the name of a torchvision classifier, found {name}")
     network = (_downloaded(name) if weights is None else _loaded(name, weights)).eval().requires_grad_(False)
-    checksum = _checksum(network.state_dict())
+    digest = checksum(network.state_dict())
     layers = [path for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not layers:
         raise SettingsError(f"backbone: expected a classifier that ends with a linear layer, found {name}")
     size = int(network.get_submodule(layers[-1]).in_features)  # type: ignore[arg-type]
     network.set_submodule(layers[-1], nn.Identity())
-    return Backbone(name, fuse(network).to(memory_format=torch.channels_last), size, checksum, weights)
+    return Backbone(name, fuse(network).to(memory_format=torch.channels_last), size, digest, weights)
 
 
 def extract(contents: Iterable[Content], backbone: Backbone, views: int, cache: Path) -> Extracted:
@@ -103,12 +103,12 @@ def extract(contents: Iterable[Content], backbone: Backbone, views: int, cache: 
     return extracted
 
 
-def view(image: Image.Image, checksum: str, index: int) -> Pixels:
-    """Return view `index` of a photograph (224, 224, 3), see `extract`; `checksum` (hex) seeds the crops."""
+def view(image: Image.Image, checksum: str, index: int, side: int = PHOTO_SIZE) -> Pixels:
+    """Return view `index` of a photograph (side, side, 3), see `extract`; `checksum` (hex) seeds the crops."""
     if index >= 2:
         box = _crop(np.random.default_rng([int(checksum[:16], 16), index]), image.width, image.height)
-        image = image.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC, box=box)
-    pixels = photo(image)
+        image = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    pixels = photo(image, side)
     return pixels[:, ::-1] if index % 2 else pixels
 
 
@@ -188,7 +188,7 @@ def _downloaded(name: str) -> nn.Module:
     return network
 
 
-def _checksum(weights: Mapping[str, Tensor]) -> str:
+def checksum(weights: Mapping[str, Tensor]) -> str:
     """Sha256 of a network's weights: names and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(weights):

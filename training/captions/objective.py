@@ -1,6 +1,6 @@
 """The losses of both phases: cross-entropy, then self-critical sequence training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from app.models.captioner import Captioner
 from training.captions.config import CaptionsConfig
 from training.captions.dataset import IGNORED, Order, TrainingSet
-from training.captions.decoding import sample
+from training.captions.decoding import sample, seen
 
 
 class StepLoss(NamedTuple):
@@ -43,19 +43,10 @@ class Objective(nn.Module):
 
     def _cross_entropy(self, chosen: Tensor) -> StepLoss:
         """Cross-entropy of captions (B,), the mean over their words and ends."""
-        seen = self.training_set
-        captions = seen.captions[chosen, : seen.lengths[chosen.numpy()].max() + 1]
-        logits = self.model(seen.sample_features(seen.photographs[chosen]), captions[:, :-1].clamp(min=0))
-        targets = captions[:, 1:].flatten()
-        # In the logits' own precision, see training/LOG.md; sums are made in float32.
-        losses = F.cross_entropy(
-            logits.flatten(0, 1),
-            targets,
-            ignore_index=IGNORED,
-            label_smoothing=self.config.label_smoothing,
-            reduction="none",
-        )
-        loss = losses.float().sum() / self.mean((targets != IGNORED).sum())
+        known = self.training_set
+        captions = known.captions[chosen, : known.lengths[chosen.numpy()].max() + 1]
+        logits = self.model(known.sample_features(known.photographs[chosen]), captions[:, :-1].clamp(min=0))
+        loss = cost(logits, captions, self.config.label_smoothing) / self.mean((captions[:, 1:] != IGNORED).sum())
         return StepLoss(loss, loss)
 
     def _self_critical(self, photographs: Tensor) -> StepLoss:
@@ -63,13 +54,37 @@ class Objective(nn.Module):
 
         Samples are drawn and scored under the same dropout masks: the policy that learns is the one that sampled.
         """
-        seen, count = self.training_set, self.config.samples
-        features = seen.sample_features(photographs).repeat_interleave(count, 0)
-        samples, likelihoods = sample(self.model, features, seen.vocabulary, self.config.length)
-        owners = photographs.repeat_interleave(count).tolist()
-        sampled = [[token for token in row if token != IGNORED] for row in samples[:, 1:].tolist()]
-        rewards = torch.tensor([seen.reward(owner, caption) for owner, caption in zip(owners, sampled, strict=True)])
-        rewards = rewards.view(-1, count)  # (B, K)
-        advantage = (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1)
-        loss = -(likelihoods * advantage.flatten()).sum() / self.mean((samples[:, 1:] != IGNORED).sum())
-        return StepLoss(loss, rewards.mean())
+        known, count = self.training_set, self.config.samples
+        features = known.sample_features(photographs).repeat_interleave(count, 0)
+        samples, likelihoods = sample(seen(self.model, features), known.vocabulary, self.config.length)
+        rewards = rewarded(samples, photographs.repeat_interleave(count).tolist(), known.reward)
+        return scst_loss(samples, likelihoods, rewards, count, self.mean)
+
+
+def cost(logits: Tensor, captions: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy, summed over words and ends, of logits (B, T, V) for captions (B, T + 1)."""
+    # In the logits' own precision, see training/LOG.md; sums are made in float32.
+    losses = F.cross_entropy(
+        logits.flatten(0, 1),
+        captions[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="none",
+    )
+    return losses.float().sum()
+
+
+def rewarded(samples: Tensor, photographs: Sequence[int], reward: Callable[[int, list[int]], float]) -> Tensor:
+    """Return the rewards (B,) of samples (B, length + 2), from each one's photograph and words with the end."""
+    sampled = [[token for token in row if token != IGNORED] for row in samples[:, 1:].tolist()]
+    return torch.tensor([reward(owner, caption) for owner, caption in zip(photographs, sampled, strict=True)])
+
+
+def scst_loss(
+    samples: Tensor, likelihoods: Tensor, rewards: Tensor, count: int, mean: Callable[[Tensor], float]
+) -> StepLoss:
+    """Return the self-critical loss of `count` samples a photograph, each with the others' mean as its baseline."""
+    grouped = rewards.view(-1, count)  # (B, K)
+    advantage = (grouped - grouped.mean(1, keepdim=True)) * count / (count - 1)
+    loss = -(likelihoods * advantage.flatten()).sum() / mean((samples[:, 1:] != IGNORED).sum())
+    return StepLoss(loss, rewards.mean())

@@ -24,6 +24,7 @@ from app.images import PHOTO_SIZE, decoded, normalised, photo
 from app.models.captioner import Captioner
 from app.models.language_model import parameter_count
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
+from app.runtime.families.image_decoders import VectorDecoder
 from app.runtime.onnx_session import Precision
 from app.runtime.predictor import Resources, answer_all
 from training import plots
@@ -66,7 +67,7 @@ class CaptionedSplit:
 
     def metrics(self, split: str) -> dict[str, float]:
         """The standard scores in percent and the number of distinct captions; METEOR is missing without Java."""
-        captions = [answer.caption for answer in self.answers]
+        captions = [answer.text for answer in self.answers]
         scores = asdict(score(captions, [photo.captions for photo in self.photos]))
         measured = {f"{split}_{name}": value for name, value in scores.items() if isinstance(value, float)}
         return measured | {f"{split}_distinct": float(len(set(captions)))}
@@ -185,15 +186,16 @@ def torch_difference(
 
     It is measured on one caption of each of PARITY validation photographs.
     """
-    largest, end = 0.0, corpus.vocabulary.end
+    decoder, largest, end = predictor.decoder, 0.0, corpus.vocabulary.end
+    assert isinstance(decoder, VectorDecoder)
     photos = _photos(corpus, "val")[:PARITY]
     for photograph, pixels in zip(photos, preprocessed(photos), strict=True):
         tokens = [end, *corpus.vocabulary.ids(words(photograph.captions[0]))]
         image = torch.from_numpy(normalised(pixels[None]))
         expected = model(network(image), torch.tensor([tokens])).log_softmax(-1)[0].numpy()  # (T, V)
-        state = predictor.begin(predictor.features(pixels[None]))
+        state = decoder.begin(decoder.features(pixels[None]))
         for token, row in zip(tokens, expected, strict=True):
-            output = predictor.decode([token], state)
+            output = decoder.decode([token], state)
             state = output.states
             largest = max(largest, float(np.abs(output.log_probabilities[0] - row).max()))
     return largest
@@ -209,7 +211,7 @@ def card_plots(run: Run, test: CaptionedSplit, title: str, folder: Path) -> dict
     curves, gallery = folder / "curves.png", folder / "gallery.png"
     plots.caption_curves(run.metrics(), curves, title)
     chosen = slice(0, GALLERY * GALLERY_EVERY, GALLERY_EVERY)
-    plots.gallery(list(preprocessed(test.photos[chosen])), [answer.caption for answer in test.answers[chosen]], gallery)
+    plots.gallery(list(preprocessed(test.photos[chosen])), [answer.text for answer in test.answers[chosen]], gallery)
     return {"curves.png": curves, "gallery.png": gallery}
 
 

@@ -12,10 +12,11 @@ from app.models.captioner import Captioner
 from app.text import Vocabulary
 from training.captions.config import CaptionsConfig
 from training.captions.data import CaptionCorpus
-from training.captions.decoding import beam_search
+from training.captions.decoding import Caption, beam_search, seen
 from training.captions.scores import CiderD, score
 from training.captions.vocabulary import words
 
+BATCH = 256  # photographs that are captioned together
 LENGTH_PENALTIES = (0.0, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5)  # tried after training
 
 
@@ -35,12 +36,16 @@ class Validation:
         cider_d = CiderD([[words(caption) for caption in group] for group in split.captions])
         return cls(torch.from_numpy(split.features[:, 0]), split.captions, cider_d, corpus.vocabulary)
 
+    @torch.inference_mode()
     def captions(self, model: Captioner, config: CaptionsConfig, length_penalty: float) -> list[str]:
         """Caption each photograph by beam search; words are separated by spaces."""
         model.eval()
-        found = beam_search(
-            model, self.features, self.vocabulary, config.beam_width, config.length, length_penalty=length_penalty
-        )
+        found = list[Caption]()
+        for part in torch.split(self.features, BATCH):
+            decoder = seen(model, part)
+            found += beam_search(
+                decoder, self.vocabulary, config.beam_width, config.length, length_penalty=length_penalty
+            )
         return [" ".join(self.vocabulary.tokens[token] for token in caption.tokens) for caption in found]
 
     def cider(self, captions: Sequence[str]) -> float:

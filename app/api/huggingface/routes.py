@@ -150,7 +150,7 @@ def _labels(found: Classification, top_k: int) -> Sequence[Label]:
 
 def _text(found: Description | Number) -> Sequence[Generated]:
     """Return the caption or the number; the latter is empty if there is none to be read."""
-    return [{"generated_text": found.caption if isinstance(found, Description) else found.number or ""}]
+    return [{"generated_text": found.text if isinstance(found, Description) else found.number or ""}]
 
 
 DIALECT: Final = Dialect(routes, re.compile(r"POST /models/[^/]+"), ERRORS)

@@ -27,7 +27,16 @@ from app.api.http.uploads import PART, Upload
 from app.api.native.language import head
 from app.api.native.schemas import CaptionsAnswer, CaptionWord, DigitsAnswer
 from app.errors import InvalidField, SeqserveError
-from app.runtime.families.captions import Beam, Describe, Description, OtherCaptions
+from app.runtime.families.captions import (
+    Attention,
+    Beam,
+    Describe,
+    Description,
+    OtherCaptions,
+    People,
+    Tags,
+    Threshold,
+)
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.numbers import Number, ReadNumber
 from app.runtime.registry import Served
@@ -102,6 +111,10 @@ async def captions(
     streamed: Streamed,
     beam: Beam = 3,
     alternatives: OtherCaptions = 0,
+    tags: Tags = True,
+    people: People = "any",
+    attention: Attention = False,
+    threshold: Threshold = None,
     model: ModelName = None,
 ) -> Response:
     """Caption each photograph.
@@ -109,7 +122,15 @@ async def captions(
     With `Accept: text/event-stream` and one image, each word is sent in an event `word` as soon as it is certain; then
     an event `caption` has the whole answer, or an event `error` a problem document.
     """
-    make = partial(Describe, beam=beam, alternatives=alternatives)
+    make = partial(
+        Describe,
+        beam=beam,
+        alternatives=alternatives,
+        tags=tags,
+        people=people,
+        attention=attention,
+        threshold=threshold,
+    )
     with registry.get(model, "captions") as served:
         if not streamed:
             return _response(served, CAPTIONS.dump_json(await image_answers(served, images, make, deadline)))

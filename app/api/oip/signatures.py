@@ -121,7 +121,7 @@ async def _captions(call: Call) -> Mapping[str, Values]:
     describe = partial(Describe, beam=call.request.parameters.beam)
     found: list[Description] = await _of_images(call, MAX_CAPTIONS, describe)
     return {
-        "caption": [one.caption for one in found],
+        "caption": [one.text for one in found],
         "log_probability": np.array([one.log_probability for one in found]),
     }
 

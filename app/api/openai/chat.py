@@ -39,7 +39,7 @@ async def chat(body: ChatRequest, registry: RegistryOf, deadline: Deadline, path
         if body.stream:
             return await EventStream.start(_events(served, body, images, head, deadline), error_event)
         found: list[Description] = await image_answers(served, images, Describe, deadline)
-    content = "\n".join(one.caption for one in found) if images else SENTENCE
+    content = "\n".join(one.text for one in found) if images else SENTENCE
     words = body.max_tokens or body.max_completion_tokens
     text = _cut(content, words)
     choice: ChatChoice = {
@@ -144,7 +144,10 @@ async def _texts(served: Served, images: Sequence[Upload], deadline: float) -> A
                     space = " " if caption else "\n" * (index > 0)
                     caption += f" {word}" if caption else word
                     yield space + word
-                if answer and (rest := answer.caption.removeprefix(caption)):
+                if answer is None:
+                    continue
+                text = f"{caption} ({answer.text})" if caption and answer.caption is None else answer.text
+                if rest := text.removeprefix(caption):
                     yield rest if caption else "\n" * (index > 0) + rest
 
 

@@ -1,29 +1,22 @@
-"""The captioner's predictor: photograph -> sentence, one word per scheduling step.
-
-Three graphs (made by `training.captions.export`), the first in float32 alone:
-
-    cnn     pixels (B, 224, 224, 3) uint8 -> features (B, F)
-    begin   features (B, F) -> state (B, S)
-    step    tokens (B,) int64, state (B, S) -> log_probabilities (B, V), state_after (B, S)
-"""
+"""The captioner's predictor: photograph -> sentence, one word per scheduling step."""
 
 import base64
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime as ort
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from app.bundle import Bundle
 from app.errors import BundleError
-from app.images import PHOTO_SIZE, decoded, photo
 from app.runtime.beam_search import Expansion, Hypothesis, beam_search
-from app.runtime.fields import LogProbability, require_ranges
-from app.runtime.onnx_session import Precision, session
+from app.runtime.families.confidence import UNSURE, Confidence, Signs, signs_of
+from app.runtime.families.image_decoders import CaptionTag, ImageDecoder, Sight, StepOutput, open_decoder
+from app.runtime.families.wording import Wording, WordStream
+from app.runtime.fields import ANSWER, LogProbability, Probability, require_ranges
+from app.runtime.onnx_session import Precision
 from app.runtime.predictor import Partial, Resources, answer_all
 from app.runtime.recurrent_engine import WEIGHTS, Floats
 from app.text import Tokenizer
@@ -34,6 +27,13 @@ MAX_STEP_ROWS: Final = 800  # hypotheses that one step extends: about 50 ms, sea
 
 Beam = Annotated[int, Field(ge=1, le=10, description="Beam width: captions kept at each step of the search.")]
 OtherCaptions = Annotated[int, Field(ge=0, le=9, description="Largest number of further captions per image.")]
+Tags = Annotated[bool, Field(description="Use the object detector, if the model has one.")]
+People = Annotated[Literal["any", "neutral"], Field(description="neutral: say person and people, and guess no gender.")]
+Attention = Annotated[bool, Field(description="Return where each word looked, if the model attends.")]
+Threshold = Annotated[
+    Annotated[float, Field(ge=0, le=1)] | None,
+    Field(description="Confidence below which there is no caption; by default the model's own."),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,10 @@ class Describe:
     name: str = "image"  # what errors call it
     beam: Beam = 3
     alternatives: OtherCaptions = 0
+    tags: Tags = True
+    people: People = "any"
+    attention: Attention = False
+    threshold: Threshold = None
     bulk: ClassVar[bool] = False
     slow: ClassVar[bool] = True  # a photograph takes long to decode
 
@@ -57,14 +61,47 @@ class OtherCaption:
 
 
 @dataclass(slots=True)
+class CaptionLook:
+    """A word of a caption, and where it looked."""
+
+    text: str
+    weights: Annotated[
+        list[list[float]], Field(description="Weights of the cells of a grid over the whole image, rows from the top.")
+    ]
+    language: Annotated[float, Field(description="Share of the words before it; the rest is that of tags.")]
+
+
+@dataclass(slots=True)
 class Description:
     """The answer to Describe: the best caption, and its alternatives."""
 
-    caption: str
+    __pydantic_config__: ClassVar[ConfigDict] = ANSWER
+
+    caption: Annotated[str | None, Field(description="Null below the threshold of confidence.")]
     log_probability: LogProbability
     alternatives: Annotated[
         list[OtherCaption], Field(description="In the order of the beam search's length-normalised score.")
     ]
+    confidence: Annotated[
+        Probability | None,
+        Field(description="Probability that people would call the caption right; null: not calibrated."),
+    ] = None
+    reason: Annotated[str | None, Field(description="Why there is no caption.")] = None
+    tags: Annotated[list[CaptionTag], Field(description="Detected objects, best first; none without a detector.")] = (
+        field(default_factory=list)
+    )
+    words: Annotated[list[CaptionLook] | None, Field(description="With attention=true, of a model that attends.")] = (
+        None
+    )
+    signs: Annotated[SkipJsonSchema[Signs | None], Field(exclude=True)] = None  # of the confidence
+
+    @property
+    def text(self) -> str:
+        """The caption or, without one, the reason and what may be seen."""
+        if self.caption is not None:
+            return self.caption
+        labels = dict.fromkeys(tag.label for tag in self.tags)
+        return f"{self.reason}; may show: {', '.join(labels)}" if labels else f"{self.reason}"
 
 
 class DecodeStep(NamedTuple):
@@ -74,20 +111,14 @@ class DecodeStep(NamedTuple):
     states: Floats  # (n, S) before it
 
 
-class StepOutput(NamedTuple):
-    """The decoder's output for a DecodeStep."""
-
-    log_probabilities: Floats  # (n, V) of the next word
-    states: Floats  # (n, S) after the last token
-
-
 Steps: TypeAlias = Generator[DecodeStep, StepOutput, Description]
 
 
 class Example:
     """An encoded photograph in decoding: the generator of its steps, the next one, and the words not yet returned."""
 
-    def __init__(self, steps: Steps, words: "_WordStream") -> None:
+    def __init__(self, sight: Sight, steps: Steps, words: WordStream) -> None:
+        self.sight = sight
         self._steps = steps
         self._words = words
         self.step = next(steps)
@@ -120,50 +151,57 @@ class CaptionsPredictor:
 
     def __init__(
         self,
-        cnn: ort.InferenceSession,
-        begin: ort.InferenceSession,
-        step: ort.InferenceSession,
+        decoder: ImageDecoder,
         tokenizer: Tokenizer,
         *,
         precision: Precision,
         length: int,
         length_penalty: float,
+        repeats: bool = True,
+        confidence: Confidence | None = None,
     ) -> None:
-        """`length`: the most words of a caption; `length_penalty`: see `app.runtime.beam_search`."""
+        """`length`: the most words of a caption; `length_penalty`: see `app.runtime.beam_search`.
+
+        Without `repeats` a caption has no pair of content words twice.
+        """
         self.precision = precision
-        self._cnn = cnn
-        self._begin = begin
-        self._step = step
+        self.decoder = decoder
         self._tokenizer = tokenizer
+        self._wording = Wording(tokenizer.strings)
         self._length = length
         self._length_penalty = length_penalty
+        self._repeats = repeats
+        self._confidence = confidence
 
     @classmethod
     def open(cls, bundle: Bundle, precision: Precision, resources: Resources) -> "CaptionsPredictor":
         """Open a bundle's graphs of this precision. Raise BundleError if they can't be run."""
         bundle.path(WEIGHTS)  # the graphs load it themselves, so it must be among the verified files
-        graphs = ("cnn.fp32.onnx", f"begin.{precision}.onnx", f"step.{precision}.onnx")
-        cnn, begin, step = (session(bundle.path(graph), resources.threads) for graph in graphs)
+        decoder, calibration = open_decoder(bundle, precision, resources), bundle.manifest.calibration
+        try:
+            confidence = Confidence(calibration) if calibration else None
+        except KeyError as error:
+            raise BundleError(f"{bundle.folder}: calibration: expected {error}, found none") from error
         return cls(
-            cnn,
-            begin,
-            step,
-            resources.tokenizer(bundle, step.get_outputs()[0].shape[1]),
+            decoder,
+            resources.tokenizer(bundle, decoder.words),
             precision=precision,
             length=int(_setting(bundle, "length", 1, MAX_LENGTH)),
             length_penalty=_setting(bundle, "length_penalty", 0, MAX_LENGTH_PENALTY),
+            repeats=not decoder.attends,
+            confidence=confidence,
         )
 
     def prepare(self, payload: Describe) -> Example:
-        """Decode a photograph and run the CNN; the words are left to the steps.
+        """Decode a photograph and run the CNN and the detector; the words are left to the steps.
 
         Batching photographs gains nothing in the CNN; several preprocessing threads do. Raise InvalidField for a number
         out of its range, Malformed for an undecodable image, TooLarge for too many pixels.
         """
         require_ranges(payload)
-        pixels = photo(decoded(payload.content, name=payload.name, least=PHOTO_SIZE))
-        words = _WordStream(self._word)
-        return Example(self._describe(self.begin(self.features(pixels[None])), payload, words), words)
+        sight = self.decoder.see(payload.content, payload.name, tags=payload.tags)
+        words = WordStream(self._word)
+        return Example(sight, self._describe(sight, payload, words), words)
 
     def step(self, examples: Sequence[Example]) -> list[Partial[str, Description] | None]:
         """Run one step; return per example the words that have become certain, and with the last ones the caption.
@@ -176,68 +214,91 @@ class CaptionsPredictor:
             if not active or example.cost <= room:
                 active.append(example)
                 room -= example.cost
-        steps = [example.step for example in active]
-        log_probabilities, states = self._decode_all(steps)
+        output = self._decode_all(active)
         end = 0
-        for example, step in zip(active, steps, strict=True):
-            start, end = end, end + len(step.tokens)
-            example.send(StepOutput(log_probabilities[start:end], states[start:end]))
+        for example in active:
+            start, end = end, end + example.cost
+            example.send(StepOutput(*(part[start:end] for part in output)))
         return [example.output() for example in examples]
-
-    def features(self, pixels: npt.NDArray[np.uint8]) -> Floats:
-        """Run the CNN: photographs (B, 224, 224, 3) -> features (B, F)."""
-        # One at a time: the activations stay in the processor's cache
-        return np.concatenate([self._cnn.run(None, {"pixels": one[None]})[0] for one in pixels])
-
-    def begin(self, features: Floats) -> Floats:
-        """Return the decoder's initial states (B, S) of features (B, F)."""
-        state: Floats = self._begin.run(None, {"features": features})[0]
-        return state
-
-    def decode(self, tokens: Sequence[int], states: Floats) -> StepOutput:
-        """Run the decoder on tokens (B,) in states (B, S)."""
-        return StepOutput(*self._step.run(None, {"tokens": np.array(tokens, np.int64), "state": states}))
 
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
         """Return [caption, log-probability] of the caption and its alternatives; `payload` has an `image` (base64)."""
-        settings = payload | {"content": base64.b64decode(payload["image"])}
+        settings = {"threshold": 0.0} | payload | {"content": base64.b64decode(payload["image"])}
         del settings["image"]
         (found,) = answer_all(self, [self.prepare(Describe(**settings))])
         return [[each.caption, each.log_probability] for each in (found, *found.alternatives)]
 
-    def _decode_all(self, steps: Sequence[DecodeStep]) -> StepOutput:
-        """Run all steps as one batch."""
-        tokens = list(chain.from_iterable(step.tokens for step in steps))
-        output = self.decode(tokens, np.concatenate([step.states for step in steps]))
+    def _decode_all(self, examples: Sequence[Example]) -> StepOutput:
+        """Run the next steps of all examples as one batch."""
+        steps = [example.step for example in examples]
+        tokens = [token for step in steps for token in step.tokens]
+        owners = [owner for owner, step in enumerate(steps) for _ in step.tokens]
+        states = np.concatenate([step.states for step in steps])
+        output = self.decoder.decode(tokens, states, [example.sight for example in examples], owners)
         if self._tokenizer.unknown is not None:
             output.log_probabilities[:, self._tokenizer.unknown] = -np.inf
         return output
 
-    def _describe(self, state: Floats, payload: Describe, words: "_WordStream") -> Steps:
-        """Search for the caption, and for alternatives, from the initial state (1, S); stream the caption's words.
+    def _describe(self, sight: Sight, payload: Describe, words: WordStream) -> Steps:
+        """Search for the caption and alternatives; stream the caption's words.
 
         The caption is the best of a search of width `beam`, whatever the number of alternatives. Alternatives are the
         other results of that search or, if these are too few, those of a second, wider search.
         """
-        first = yield DecodeStep([self._tokenizer.end], state)
-        best, *others = yield from self._search(first, payload.beam, words)
+        neutral = payload.people == "neutral"
+        first = yield DecodeStep([self._tokenizer.end], sight.state)
+        totals: dict[tuple[int, ...], float] = {}
+        best, *others = yield from self._search(first, payload.beam, words, neutral=neutral, totals=totals)
         words(best.tokens)
+        score = max((tag.score for tag in sight.tags), default=0.0)
+        signs = signs_of(best, others, totals, tag=score, flatness=sight.flatness, distance=sight.distance)
         if payload.alternatives >= payload.beam:
-            wider = yield from self._search(first, payload.alternatives + 1)
+            wider = yield from self._search(first, payload.alternatives + 1, neutral=neutral)
             others = [hypothesis for hypothesis in wider if hypothesis.tokens != best.tokens]
+        looks = None
+        if payload.attention and self.decoder.attends:
+            looks = yield from self._looks(first, best.tokens)
+        confidence, reason = None, None
+        if self._confidence:
+            confidence = self._confidence(signs)
+            reason = UNSURE if self._confidence.is_below(confidence, payload.threshold) else None
         return Description(
-            self._caption(best),
+            None if reason else self._caption(best),
             best.log_probability,
             [OtherCaption(self._caption(each), each.log_probability) for each in others[: payload.alternatives]],
+            confidence,
+            reason,
+            sight.tags,
+            looks,
+            signs,
         )
 
+    def _looks(self, first: StepOutput, tokens: Sequence[int]) -> Generator[DecodeStep, StepOutput, list[CaptionLook]]:
+        """Run the decoder over a caption again for the attention of each word."""
+        output, looks = first, list[CaptionLook]()
+        for position, token in enumerate(tokens):
+            if position:
+                output = yield DecodeStep([tokens[position - 1]], output.states)
+            weights, language = self.decoder.look(output.attention[0])
+            looks.append(CaptionLook(self._word(token), weights, language))
+        return looks
+
     def _search(
-        self, first: StepOutput, width: int, on_certain: Callable[[tuple[int, ...]], None] | None = None
+        self,
+        first: StepOutput,
+        width: int,
+        on_certain: Callable[[tuple[int, ...]], None] | None = None,
+        *,
+        neutral: bool,
+        totals: dict[tuple[int, ...], float] | None = None,
     ) -> Generator[DecodeStep, StepOutput, list[Hypothesis[int]]]:
-        """Run a beam search; a hypothesis's state is its row among the states of the last output."""
+        """Run a beam search; a hypothesis's state is its row among the states of the last output.
+
+        `totals` gets the log-probability of every unfinished hypothesis, by its tokens.
+        """
         output = first
         search = beam_search(
-            Expansion(output.log_probabilities[0], 0),
+            Expansion(self._allowed(output.log_probabilities, 0, (), neutral=neutral), 0),
             width=width,
             length=self._length,
             end=self._tokenizer.end,
@@ -247,14 +308,30 @@ class CaptionsPredictor:
         try:
             hypotheses = next(search)
             while True:
+                if totals is not None:
+                    totals.update({each.tokens: each.log_probability for each in hypotheses})
                 rows = [hypothesis.state for hypothesis in hypotheses]
                 output = yield DecodeStep([hypothesis.tokens[-1] for hypothesis in hypotheses], output.states[rows])
+                values = output.log_probabilities
                 hypotheses = search.send(
-                    [Expansion(values, row) for row, values in enumerate(output.log_probabilities)]
+                    [
+                        Expansion(self._allowed(values, row, hypothesis.tokens, neutral=neutral), row)
+                        for row, hypothesis in enumerate(hypotheses)
+                    ]
                 )
         except StopIteration as stop:
             found: list[Hypothesis[int]] = stop.value
             return found
+
+    def _allowed(self, log_probabilities: Floats, row: int, tokens: Sequence[int], *, neutral: bool) -> Floats:
+        """Return one row (V,) of log-probabilities with the words that may follow `tokens`."""
+        values: Floats = log_probabilities[row]
+        if neutral:
+            values = self._wording.neutral(values)
+        if not self._repeats and (barred := self._wording.repeating(tokens)):
+            values = values.copy()
+            values[barred] = -np.inf
+        return values
 
     def _caption(self, hypothesis: Hypothesis[int]) -> str:
         return self._tokenizer.decode(hypothesis.tokens)
@@ -266,25 +343,6 @@ class CaptionsPredictor:
 def usage(_: Description) -> dict[str, int]:
     """Return the images that an answer is about."""
     return {"images": 1}
-
-
-class _WordStream:
-    """The words of a growing caption, each once."""
-
-    def __init__(self, word: Callable[[int], str]) -> None:
-        self._word = word
-        self._added = 0
-        self._words: list[str] = []
-
-    def __call__(self, tokens: Sequence[int]) -> None:
-        """Add the words of these leading tokens that are new."""
-        self._words += map(self._word, tokens[self._added :])
-        self._added = len(tokens)
-
-    def take(self) -> list[str]:
-        """Return the words added since the last call."""
-        words, self._words = self._words, []
-        return words
 
 
 def _setting(bundle: Bundle, name: str, least: int, most: int) -> float:

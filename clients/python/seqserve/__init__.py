@@ -3,7 +3,9 @@
 from seqserve.answers import (
     Alternative,
     Caption,
+    CaptionLook,
     CaptionsAnswer,
+    CaptionTag,
     CaptionWord,
     Digit,
     DigitsAnswer,
@@ -42,6 +44,8 @@ __all__ = [
     "Alternative",
     "AsyncClient",
     "Caption",
+    "CaptionLook",
+    "CaptionTag",
     "CaptionWord",
     "CaptionsAnswer",
     "CaptionsOptions",

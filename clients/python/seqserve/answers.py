@@ -126,12 +126,37 @@ class OtherCaption:
 
 
 @dataclass(frozen=True)
-class Caption:
-    """The best caption of an image, and its alternatives."""
+class CaptionTag:
+    """A detected object; its box is left, top, width and height in pixels of the upright image."""
 
-    caption: str
+    label: str
+    score: float
+    box: list[int]
+
+
+@dataclass(frozen=True)
+class CaptionLook:
+    """A word of a caption: its weights over a grid of the whole image, and the share of the words before it."""
+
+    text: str
+    weights: list[list[float]]
+    language: float
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The best caption of an image, its alternatives and the objects in it; `words` with `attention`.
+
+    The caption is None below the threshold of `confidence`, with a `reason`; a model may have no confidence.
+    """
+
+    caption: str | None
     log_probability: float
     alternatives: list[OtherCaption]
+    confidence: float | None
+    reason: str | None
+    tags: list[CaptionTag]
+    words: list[CaptionLook] | None
 
 
 @dataclass(frozen=True)

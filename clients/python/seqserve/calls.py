@@ -56,6 +56,10 @@ class CaptionsOptions(TypedDict, total=False):
 
     beam: int  # beam width, 1..10
     alternatives: int  # largest number of further captions per image, 0..9
+    tags: bool  # use the object detector, the default
+    people: Literal["any", "neutral"]  # neutral: guess no gender
+    attention: bool  # return where each word looked
+    threshold: float  # confidence below which there is no caption, 0..1
     model: str
 
 

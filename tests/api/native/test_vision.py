@@ -22,8 +22,9 @@ from app.api.http.fan_out import FAN_OUT
 from app.api.http.image_answers import MAX_PREPROCESSING
 from app.api.native.schemas import CaptionsAnswer, DigitsAnswer
 from app.errors import DeadlineExceeded, InvalidField, NotReady, Overloaded
-from app.runtime.families.captions import Describe, Description, OtherCaption
+from app.runtime.families.captions import CaptionLook, Describe, Description, OtherCaption
 from app.runtime.families.digits import Classification, Classify
+from app.runtime.families.image_decoders import CaptionTag
 from app.runtime.families.numbers import Number, NumberDigit, ReadNumber
 from app.runtime.predictor import Partial
 from tests.api.conftest import BoundedQueue, FakeServed, connect, listening, service
@@ -91,7 +92,7 @@ class FakeVision(FakeServed):
 
     async def spoken(self, example: Any, deadline: float | None) -> AsyncGenerator[Partial[str, Description], None]:
         answer = await self.answering(example, deadline)
-        for word in answer.caption.split():
+        for word in answer.text.split():
             yield Partial([word])
         yield Partial((), answer)
 
@@ -193,10 +194,30 @@ async def test_captions_passes_its_parameters_to_the_model_and_returns_the_answe
     second = await post(vision, "/captions?beam=10&alternatives=2&model=eye&colour=red", files=parts(png(4)))
     assert asked == [Describe(png(3)), Describe(png(4), "image", 10, 2)]
     caption = {"caption": "a \u00e9t\u00e9 3", "log_probability": -4.5, "alternatives": []}
+    caption |= {"confidence": None, "reason": None, "tags": [], "words": None}
     assert first.json() == {"model": "eye", "version": "2", "results": [caption]}
     others = [{"caption": f"another {place}", "log_probability": -5.0 - place} for place in range(2)]
     assert second.json()["results"] == [caption | {"caption": "a \u00e9t\u00e9 4", "alternatives": others}]
     TypeAdapter(CaptionsAnswer).validate_json(second.content, strict=True, extra="forbid")
+
+
+async def test_captions_returns_tags_and_where_each_word_looked(vision: FakeVision) -> None:
+    asked: list[Describe] = []
+
+    async def answering(payload: Any, deadline: float | None) -> Any:
+        asked.append(payload)
+        looks = [CaptionLook("dog", [[0.25, 0.25], [0.0, 0.25]], 0.125)]
+        return Description(None, -1.0, [], 0.25, "unsure", [CaptionTag("dog", 0.75, [1, 2, 3, 4])], looks)
+
+    vision.answering = answering
+    query = "/captions?tags=false&people=neutral&attention=true&threshold=0.5"
+    response = await post(vision, query, content=png(3), headers={"Content-Type": "image/png"})
+    assert asked == [Describe(png(3), tags=False, people="neutral", attention=True, threshold=0.5)]
+    (result,) = response.json()["results"]
+    assert (result["caption"], result["confidence"], result["reason"]) == (None, 0.25, "unsure")
+    assert result["tags"] == [{"label": "dog", "score": 0.75, "box": [1, 2, 3, 4]}]
+    assert result["words"] == [{"text": "dog", "weights": [[0.25, 0.25], [0.0, 0.25]], "language": 0.125}]
+    TypeAdapter(CaptionsAnswer).validate_json(response.content, strict=True, extra="forbid")
 
 
 @pytest.mark.parametrize("readable", [True, False])

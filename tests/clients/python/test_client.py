@@ -18,7 +18,7 @@ EVENTS: Final = (
     ": a comment\n\n"
     'event: word\ndata: {"word":"dog"}\n\n'
     'event: caption\ndata: {"model":"m","version":"1","results":[{"caption":"a dog","log_probability":-1.5,'
-    '"alternatives":[]}]}\n\n'
+    '"alternatives":[],"confidence":null,"reason":null,"tags":[],"words":null}]}\n\n'
 )
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -164,7 +164,7 @@ def test_a_caption_is_streamed_word_by_word(call: Any) -> None:
     script = Script(httpx.Response(200, text=EVENTS))
     *words, answer = call(script, "stream_caption", b"image")
     assert words == [seqserve.CaptionWord("a"), seqserve.CaptionWord("dog")]
-    assert answer.results == [seqserve.Caption("a dog", -1.5, [])]
+    assert answer.results == [seqserve.Caption("a dog", -1.5, [], None, None, [], None)]
     assert script.requests[0].headers["Accept"] == "text/event-stream"
 
 

@@ -23,6 +23,7 @@ from app.images import decoded, photo
 from app.models.captioner import Captioner
 from app.runtime.families import captions as served
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
+from app.runtime.families.image_decoders import VectorDecoder
 from app.runtime.loading import load_predictor
 from app.runtime.predictor import Resources, answer_all
 from training.captions.export import export_captions
@@ -121,15 +122,16 @@ def described(predictor: CaptionsPredictor, *payloads: Describe) -> list[Descrip
 
 def said(answer: Description) -> list[tuple[str, float]]:
     """The caption and the alternatives, with their log-probabilities."""
-    return [(answer.caption, answer.log_probability), *((o.caption, o.log_probability) for o in answer.alternatives)]
+    return [(answer.text, answer.log_probability), *((o.caption, o.log_probability) for o in answer.alternatives)]
 
 
 def log_probabilities(predictor: CaptionsPredictor, content: bytes, tokens: list[int]) -> list[float]:
     """Return the log-probability of each of `tokens` after those before it."""
-    state = predictor.begin(predictor.features(photo(decoded(content))[None]))
+    assert isinstance(predictor.decoder, VectorDecoder)
+    state = predictor.decoder.begin(predictor.decoder.features(photo(decoded(content))[None]))
     values = []
     for before, token in itertools.pairwise([END, *tokens]):
-        step = predictor.decode([before], state)
+        step = predictor.decoder.decode([before], state)
         state = step.states
         values.append(float(step.log_probabilities[0, token]))
     return values
@@ -137,10 +139,11 @@ def log_probabilities(predictor: CaptionsPredictor, content: bytes, tokens: list
 
 def greedy(predictor: CaptionsPredictor, content: bytes) -> list[int]:
     """The likeliest word after each, up to LENGTH of them; the last is END if it came."""
-    state = predictor.begin(predictor.features(photo(decoded(content))[None]))
+    assert isinstance(predictor.decoder, VectorDecoder)
+    state = predictor.decoder.begin(predictor.decoder.features(photo(decoded(content))[None]))
     tokens: list[int] = []
     while len(tokens) < LENGTH and END not in tokens:
-        step = predictor.decode(tokens[-1:] or [END], state)
+        step = predictor.decoder.decode(tokens[-1:] or [END], state)
         state = step.states
         never = [UNKNOWN] if tokens else [UNKNOWN, END]
         step.log_probabilities[0, never] = -np.inf
@@ -163,8 +166,8 @@ def ids(caption: str) -> list[int]:
 
 def test_a_beam_of_1_is_greedy(predictor: CaptionsPredictor) -> None:
     found = described(predictor, *(Describe(content, beam=1) for content in PHOTOGRAPHS))
-    assert [answer.caption for answer in found] == [words(greedy(predictor, content)) for content in PHOTOGRAPHS]
-    assert len({answer.caption for answer in found}) > 3  # the photographs do differ
+    assert [answer.text for answer in found] == [words(greedy(predictor, content)) for content in PHOTOGRAPHS]
+    assert len({answer.text for answer in found}) > 3  # the photographs do differ
 
 
 def test_captions_are_of_known_words_and_end_in_time(int8: CaptionsPredictor) -> None:
@@ -202,11 +205,11 @@ def test_a_caption_does_not_depend_on_the_alternatives(beam: int, int8: Captions
     for content in PHOTOGRAPHS:
         few, more, most = described(int8, *(Describe(content, beam=beam, alternatives=n) for n in (0, 2, 9)))
         assert few.alternatives == []
-        assert (few.caption, few.log_probability) == (more.caption, more.log_probability)
-        assert (few.caption, few.log_probability) == (most.caption, most.log_probability)
+        assert (few.text, few.log_probability) == (more.text, more.log_probability)
+        assert (few.text, few.log_probability) == (most.text, most.log_probability)
         assert len(more.alternatives) == 2
         assert len(most.alternatives) == 9
-        captions = [few.caption, *(other.caption for other in most.alternatives)]
+        captions = [few.text, *(other.caption for other in most.alternatives)]
         assert len(set(captions)) == 10
         if beam > 2:  # they are of the same search
             (same,) = described(int8, Describe(content, beam=beam, alternatives=beam - 1))
@@ -288,7 +291,7 @@ def test_each_word_is_streamed_once_in_order_before_the_answer(int8: CaptionsPre
     for content in PHOTOGRAPHS:
         for asked in ({"beam": 1}, {"beam": 3}, {"beam": 2, "alternatives": 5}):
             steps, answer = words_by_step(int8, content, **asked)
-            assert " ".join(itertools.chain(*steps)).replace(" 's", "'s") == answer.caption
+            assert " ".join(itertools.chain(*steps)).replace(" 's", "'s") == answer.text
             early += asked == {"beam": 3} and any(steps[:-1])
     assert early > 0  # not all words are streamed at the end
 
@@ -296,7 +299,7 @@ def test_each_word_is_streamed_once_in_order_before_the_answer(int8: CaptionsPre
 def test_a_beam_of_1_streams_each_word_at_once(int8: CaptionsPredictor) -> None:
     for content in PHOTOGRAPHS:
         steps, answer = words_by_step(int8, content, beam=1)
-        spoken = steps if len(ids(answer.caption)) == LENGTH and END not in ids(answer.caption) else steps[:-1]
+        spoken = steps if len(ids(answer.text)) == LENGTH and END not in ids(answer.text) else steps[:-1]
         assert [len(step) for step in spoken] == [1] * len(spoken)
 
 

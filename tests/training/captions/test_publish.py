@@ -185,7 +185,7 @@ def test_the_metrics_are_those_of_the_captions_that_the_bundle_gives(
     for split, name in (("val", "valid"), ("test", "test")):
         photographs = [Describe((folder / file).read_bytes()) for file in corpus.splits[split].names]
         answers = answer_all(predictor, [predictor.prepare(each) for each in photographs])
-        captions = [answer.caption for answer in answers]
+        captions = [answer.text for answer in answers]
         expected = score(captions, corpus.splits[split].captions, java=None)
         metrics = published.manifest.metrics
         for figure in ("cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):

@@ -24,7 +24,7 @@ from training.captions import objective, recipe, validation
 from training.captions.config import PRESETS, CaptionsConfig
 from training.captions.data import CaptionCorpus, Source, Split
 from training.captions.dataset import IGNORED, TrainingSet
-from training.captions.decoding import beam_search, sample
+from training.captions.decoding import beam_search, sample, seen
 from training.captions.recipe import build, train
 from training.captions.scores import score
 from training.captions.vocabulary import count_vocabulary, words
@@ -421,7 +421,7 @@ def searched(
 @pytest.mark.parametrize("width", [1, 3, 5])
 def test_beam_search_is_the_served_one(width: int, alpha: float, talker: Captioner, photographs: CaptionCorpus) -> None:
     features = torch.rand(20, 10) * 4
-    found = beam_search(talker, features, photographs.vocabulary, width, 6, length_penalty=alpha)
+    found = beam_search(seen(talker, features), photographs.vocabulary, width, 6, length_penalty=alpha)
     for row, caption in zip(features, found, strict=True):
         tokens, log_probability = searched(talker, row, photographs.vocabulary, width, alpha)
         assert caption.tokens == tokens
@@ -441,15 +441,17 @@ def test_a_beam_of_one_is_greedy(talker: Captioner, photographs: CaptionCorpus) 
         if token == vocabulary.end:
             break
         expected.append(token)
-    (found,) = beam_search(talker, features, vocabulary, 1, 6, length_penalty=0.7)
+    (found,) = beam_search(seen(talker, features), vocabulary, 1, 6, length_penalty=0.7)
     assert found.tokens == expected
 
 
 def test_a_caption_does_not_depend_on_its_neighbours(talker: Captioner, photographs: CaptionCorpus) -> None:
     features = torch.rand(300, 10) * 4  # more than are searched at a time
-    together = beam_search(talker, features, photographs.vocabulary, 3, 6, length_penalty=0.7)
+    together = beam_search(seen(talker, features), photographs.vocabulary, 3, 6, length_penalty=0.7)
     for place in (0, 255, 256, 299):
-        (alone,) = beam_search(talker, features[place : place + 1], photographs.vocabulary, 3, 6, length_penalty=0.7)
+        (alone,) = beam_search(
+            seen(talker, features[place : place + 1]), photographs.vocabulary, 3, 6, length_penalty=0.7
+        )
         assert alone.tokens == together[place].tokens
 
 
@@ -458,7 +460,7 @@ def test_samples_are_drawn_as_often_as_the_model_says(talker: Captioner, photogr
     expected, _ = talker.step(torch.tensor([vocabulary.end]), talker.begin(features))
     expected = expected.detach()[0].exp()
     expected[[vocabulary.end, vocabulary.unknown]] = 0
-    captions, likelihoods = sample(talker, features.expand(20_000, -1), vocabulary, 1)
+    captions, likelihoods = sample(seen(talker, features.expand(20_000, -1)), vocabulary, 1)
     found = torch.bincount(captions[:, 1], minlength=len(vocabulary)) / len(captions)
     torch.testing.assert_close(found, expected / expected.sum(), rtol=0, atol=0.02)
     torch.testing.assert_close(likelihoods.exp(), (expected / expected.sum())[captions[:, 1]])
@@ -467,7 +469,7 @@ def test_samples_are_drawn_as_often_as_the_model_says(talker: Captioner, photogr
 def test_nothing_is_sampled_after_the_end_and_never_the_unknown_word(
     talker: Captioner, photographs: CaptionCorpus
 ) -> None:
-    samples, _ = sample(talker, torch.rand(500, 10), photographs.vocabulary, 6)
+    samples, _ = sample(seen(talker, torch.rand(500, 10)), photographs.vocabulary, 6)
     assert samples.shape == (500, 8)
     kinds = Counter(map(kind_of_ending, samples[:, 1:].tolist(), [photographs.vocabulary.end] * 500))
     assert set(kinds) == {"ended", "cut"}

@@ -51,7 +51,7 @@ async function described(file) {
 
 async function describe(file) {
   let started = 0;
-  const response = await request("captions?alternatives=4", async () => {
+  const response = await request("captions?alternatives=4&people=neutral", async () => {
     const upload = await toUploadable(file);
     started = performance.now();
     return uploadOptions(upload, { Accept: "text/event-stream" });
@@ -90,12 +90,14 @@ function add(word) {
 }
 
 function finish(result) {
-  if (sentence.textContent.trim() !== result.caption) {
+  const labels = [...new Set(result.tags.map((tag) => tag.label))].join(", ");
+  const text = result.caption ?? (labels ? `Unsure; may show: ${labels}` : "Unsure what this shows");
+  if (sentence.textContent.trim() !== text) {
     sentence.replaceChildren();
-    result.caption.split(" ").forEach(add);
+    text.split(" ").forEach(add);
   }
-  image.alt = result.caption;
-  at("caption-told").textContent = result.caption;
+  image.alt = text;
+  at("caption-told").textContent = text;
   at("caption-copy").hidden = false;
   at("others").hidden = !result.alternatives.length;
   at("others-list").replaceChildren(...result.alternatives.map(other));

@@ -20,6 +20,7 @@ from app.models.digits import ReNet, RowReader
 from app.models.language_model import LanguageModel
 from app.runtime.families.captions import CaptionsPredictor
 from app.runtime.families.digits import DigitsPredictor, calibration
+from app.runtime.families.image_decoders import VectorDecoder
 from app.runtime.scores import TextScore
 from app.text.penn_treebank import PennTreebank
 from app.text.words import Completion, Vocabulary, Word, context, lines, sentences
@@ -151,10 +152,13 @@ def captions(bundle: Bundle, threads: int) -> CaptionsPredictor:
     stored = {name: value.float() for name, value in load_file(bundle.path("weights.safetensors")).items()}
     cnn = {name.removeprefix("cnn."): value for name, value in stored.items() if name.startswith("cnn.")}
     network, captioner = network_of(config["backbone"], cnn), captioner_of(config, stored)
-    return CaptionsPredictor(
+    decoder = VectorDecoder(
         TorchGraph(lambda pixels: (network(_photographs(pixels)),)),
         TorchGraph(lambda features: (captioner.begin(features),)),
         TorchGraph(lambda tokens, state: captioner.step(tokens, state)),
+    )
+    return CaptionsPredictor(
+        decoder,
         PennTreebank.parse(bundle.text("vocabulary.txt")),
         precision="fp32",
         length=config["length"],

@@ -1,0 +1,1 @@
+"""The captioner that attends to an image grid and to the words of detected objects."""
