@@ -87,12 +87,8 @@ class Description:
         Field(description="Probability that people would call the caption right; null: not calibrated."),
     ] = None
     reason: Annotated[str | None, Field(description="Why there is no caption.")] = None
-    tags: Annotated[list[CaptionTag], Field(description="Detected objects, best first; none without a detector.")] = (
-        field(default_factory=list)
-    )
-    words: Annotated[list[CaptionLook] | None, Field(description="With attention=true, of a model that attends.")] = (
-        None
-    )
+    tags: Annotated[list[CaptionTag], Field(description="Detected objects, best first.")] = field(default_factory=list)
+    words: Annotated[list[CaptionLook] | None, Field(description="With attention=true.")] = None
     signs: Annotated[SkipJsonSchema[Signs | None], Field(exclude=True)] = None  # of the confidence
 
     @property

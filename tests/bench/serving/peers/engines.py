@@ -130,7 +130,7 @@ def _digit(found: Classification) -> dict[str, Any]:
 
 
 def _caption(found: Description) -> dict[str, Any]:
-    caption = {"caption": found.caption, "log_probability": found.log_probability, "alternatives": []}
+    caption: dict[str, Any] = {"caption": found.caption, "log_probability": found.log_probability, "alternatives": []}
     return {"results": [caption]}
 
 
