@@ -254,14 +254,15 @@ def typing(
         store: The folder of all models.
         model: The models' names.
         plot: A PNG of the results by register.
-        adapt: Adapt the suggestions to the words of each document, which are not to be compared with static ones.
+        adapt: Adapt the suggestions to each document's own words and, in mail, blogs and SMS, to documents before it.
     """
     predictors = {name: _language_model(store, name, typing_evaluation.CACHE_BYTES) for name in model}
     texts = typing_evaluation.validation_sample(data, words or None, source)
+    histories = typing_evaluation.earlier_texts(data, texts) if adapt else None
     english = contrast.english_lines(texts, lines, random.Random(1))  # noqa: S311 - no secret
     reports, separations = {}, {}
     for name, predictor in predictors.items():
-        reports[name] = typing_evaluation.evaluate_typing(predictor, texts, adapt=adapt)
+        reports[name] = typing_evaluation.evaluate_typing(predictor, texts, histories=histories)
         separations[name] = contrast.evaluate(typing_evaluation.bits_a_byte(predictor), english)
         print(f"\n{name}\n\n{typing_report.table(reports[name])}")
     print(f"\n{contrast.table(separations)}\n")

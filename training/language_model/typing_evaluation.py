@@ -16,6 +16,10 @@ from training.language_model.typing_metrics import OFFERED, Counts, Query, Sugge
 from training.language_model.typing_report import TypingReport
 
 CACHE_BYTES: Final = 1 << 28  # of the states of all writers
+PERSONAL: Final = frozenset({"aeslc", "blogs", "selfdialogue", "sms", "spamassassin"})
+"""Sources with several documents of a writer one after another."""
+DOCUMENTS: Final = 500  # most earlier documents of a history
+HISTORY: Final = 16_000  # its characters
 TOGETHER: Final = 64  # texts scored at the same time, writers who type
 
 Texts = Mapping[str, Sequence[str]]
@@ -25,12 +29,19 @@ Texts = Mapping[str, Sequence[str]]
 def suggest_with(predictor: LanguageModelPredictor, *, adapt: bool = False) -> Suggest:
     """Return a function that answers queries with the model's suggestions, as POST /next-word does.
 
-    `adapt`: words written before in the same document are likelier.
+    `adapt`: words that the writer has written before are likelier.
     """
 
     def suggest(queries: Sequence[Query]) -> list[list[str]]:
         payloads = [
-            Payload(query.context + query.typed, OFFERED, complete=bool(query.typed), adapt=adapt) for query in queries
+            Payload(
+                query.context + query.typed,
+                OFFERED,
+                complete=bool(query.typed),
+                history=query.history if adapt else "",
+                adapt=adapt,
+            )
+            for query in queries
         ]
         answers = answer_all(predictor, [predictor.prepare(payload) for payload in payloads])
         return [
@@ -82,17 +93,30 @@ def thinned(texts: Sequence[str], most_words: int | None) -> Sequence[str]:
     return texts if most_words is None else texts[:: max(1, sum(len(text.split()) for text in texts) // most_words)]
 
 
-def evaluate_typing(predictor: LanguageModelPredictor, texts: Texts, *, adapt: bool = False) -> TypingReport:
+def earlier_texts(folders: Sequence[Path], texts: Texts) -> Texts:
+    """Return for each text the HISTORY characters before it in its source, "" where writers differ."""
+    files = text_files(folders)["valid"]
+    found: dict[str, list[str]] = {}
+    for name, some in texts.items():
+        every = list(documents(name, files[name])) if name in PERSONAL else []
+        places = {text: place for place, text in enumerate(every)}
+        before = [every[max(places[text] - DOCUMENTS, 0) : places[text]] if every else [] for text in some]
+        found[name] = ["\n".join(earlier)[-HISTORY:] for earlier in before]
+    return found
+
+
+def evaluate_typing(predictor: LanguageModelPredictor, texts: Texts, *, histories: Texts | None = None) -> TypingReport:
     """Let simulated writers type the texts, and score each of them as a document of its own.
 
-    `adapt`: the suggestions, not the scores, are adapted to each document's own words. A closed vocabulary's scores are
-    left out: its `<unk>` stands for many words, so they are no likelihood of a text.
+    `histories`: of the texts' writers; the suggestions, not the scores, are adapted to them and to the text itself. A
+    closed vocabulary's scores are left out: its `<unk>` stands for many words, so they are no likelihood of a text.
     """
-    suggest = suggest_with(predictor, adapt=adapt)
+    suggest = suggest_with(predictor, adapt=histories is not None)
+    before = [text for some in histories.values() for text in some] if histories else None
     named = [(name, text) for name, some in texts.items() for text in some]
     every = [text for _, text in named]
     with tqdm(total=sum(map(len, every)), desc="typing", unit="character", disable=None) as bar:
-        typed = measure(every, suggest, batch_size=TOGETHER, progress=bar.update)
+        typed = measure(every, suggest, histories=before, batch_size=TOGETHER, progress=bar.update)
     if predictor.tokenizer.unknown is None:
         scored = zip(bits(predictor, every), every, strict=True)
         sizes = [Counts(bits=found, bytes=size(text), spaced_words=len(text.split())) for found, text in scored]

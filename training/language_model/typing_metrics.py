@@ -15,10 +15,11 @@ OFFERED: Final = 3
 
 
 class Query(NamedTuple):
-    """A request for suggestions: the text before the word, and the letters of the word typed so far."""
+    """A request for suggestions."""
 
-    context: str
-    typed: str
+    context: str  # before the word
+    typed: str  # letters of the word so far
+    history: str = ""  # earlier text of the same writer
 
 
 Suggest: TypeAlias = Callable[[Sequence[Query]], Sequence[Sequence[str]]]
@@ -45,7 +46,7 @@ class Counts:
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def write(document: str) -> Writer:
+def write(document: str, history: str = "") -> Writer:
     """Simulate a writer of `document`: yield a query, receive its suggestions; return the counts."""
     counts = Counts()
     position = 0
@@ -53,7 +54,7 @@ def write(document: str) -> Writer:
         word, start = match[0], match.start()
         signs = sum(not character.isspace() for character in document[position:start])
         position = match.end()
-        offered = yield Query(document[:start], "")
+        offered = yield Query(document[:start], "", history)
         folded = [suggestion.lower() for suggestion in offered[:OFFERED]]
         first = Counts(
             words=1,
@@ -66,7 +67,7 @@ def write(document: str) -> Writer:
         while typed < len(word) and word not in offered[:OFFERED]:
             typed += 1
             if typed < len(word):
-                offered = yield Query(document[:start], word[:typed])
+                offered = yield Query(document[:start], word[:typed], history)
         # The accepted suggestion inserts the space, which otherwise is a key.
         counts += first + Counts(characters=len(word) + 1 + signs, saved=len(word) - typed)
     return counts + Counts(characters=sum(not character.isspace() for character in document[position:]))
@@ -76,12 +77,13 @@ def measure(
     documents: Sequence[str],
     suggest: Suggest,
     *,
+    histories: Sequence[str] | None = None,
     batch_size: int = 64,
     progress: Callable[[int], object] = lambda _: None,
 ) -> list[Counts]:
     """Return the counts of each document; `batch_size` writers run in lockstep, those of the longest ones first.
 
-    `progress` is called with the characters of each finished document.
+    `histories`: of each document's writer. `progress` is called with the characters of each finished document.
     """
     waiting = sorted(range(len(documents)), key=lambda number: len(documents[number]))
     writers: dict[int, Writer] = {}
@@ -100,7 +102,7 @@ def measure(
     while waiting or writers:
         while waiting and len(writers) < batch_size:
             number = waiting.pop()
-            writers[number] = write(documents[number])
+            writers[number] = write(documents[number], histories[number] if histories else "")
             advance(number, None)
         numbers = list(queries)
         for number, offered in zip(numbers, suggest(list(queries.values())), strict=True):

@@ -8,7 +8,7 @@ from app import bundle as bundles
 from app.errors import CorpusError
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.loading import load_predictor
-from training.language_model.typing_evaluation import evaluate_typing, suggest_with, validation_sample
+from training.language_model.typing_evaluation import earlier_texts, evaluate_typing, suggest_with, validation_sample
 from training.language_model.typing_metrics import Query
 
 TEXTS = {"bbc": "the company said\n\nprofits rose", "aeslc": "does it do", "letters": "in the\n\nat\n\nin it"}
@@ -55,9 +55,16 @@ def test_a_served_model_suggests_next_words_and_completes_typed_ones(predictor: 
 
 def test_suggestions_are_static_unless_they_are_to_be_adapted(predictor: LanguageModelPredictor) -> None:
     query = Query("profits rose " * 20 + "profits ", "")
-    (static,), (adapted,) = suggest_with(predictor)([query]), suggest_with(predictor, adapt=True)([query])
-    assert static[0] != "rose"
-    assert adapted[0] == "rose"
+    later = Query("profits ", "", history="profits rose " * 20)
+    static, adapted = (suggest_with(predictor, adapt=adapt)([query, later]) for adapt in (False, True))
+    assert "rose" not in [first for first, *_ in static]
+    assert [first for first, *_ in adapted] == ["rose", "rose"]
+
+
+def test_the_history_of_a_text_is_what_stands_before_it_where_one_writer_wrote_both(folder: Path) -> None:
+    (folder / "sms.valid.txt").write_text("in the\n\nat\n\nin it")
+    texts = validation_sample([folder], None, ["sms", "letters"])
+    assert earlier_texts([folder], texts) == {"letters": ["", "", ""], "sms": ["", "in the", "in the\nat"]}
 
 
 def test_writers_type_every_document_and_a_closed_vocabulary_has_no_bits(
