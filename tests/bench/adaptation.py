@@ -35,7 +35,7 @@ Statistics = npt.NDArray[np.float64]
 
 
 class Row(NamedTuple):
-    """What the cache knew before a word of one or several tokens."""
+    """Counts before a word of one or several tokens."""
 
     network: float  # log-probability, nats
     second_half: bool
