@@ -131,7 +131,7 @@ def main() -> None:
     brute_force = BruteForce(engine, tokenizer, commonest(options.data, WORDS))
     different, largest = 0, 0.0
     for text in tqdm(positions(options.data, options.positions), total=options.positions, disable=None):
-        (answer,) = answer_all(predictor, [predictor.prepare(Suggest(text, top_k=OFFERED))])
+        (answer,) = answer_all(predictor, [predictor.prepare(Suggest(text, top_k=OFFERED, adapt=False))])
         offered = {one.text: one.probability for one in answer.suggestions}
         least = min(offered.values(), default=0) - TOLERANCE
         found = brute_force.likeliest(text, max(least, TOLERANCE), list(offered))
