@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.errors import CorpusError
-from app.runtime.families.language_model import LanguageModelPredictor, Score
+from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.predictor import answer_all
 from app.runtime.scores import TextScore
+from app.runtime.scoring import Score
 from training.corpora.files import open_text
 
 

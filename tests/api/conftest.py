@@ -20,12 +20,13 @@ from app.bundle import Bundle, CorpusEntry, FileEntry, Manifest
 from app.errors import Overloaded
 from app.main import create_app
 from app.runtime.families import FAMILIES
-from app.runtime.families.language_model import Score, Suggest, Suggestion, Suggestions
+from app.runtime.families.language_model import Suggest, Suggestion, Suggestions
 from app.runtime.loading import Loaded
 from app.runtime.metrics import Metrics
 from app.runtime.onnx_session import Precision
 from app.runtime.registry import Registry, Served
 from app.runtime.scores import Alternative, TextScore, TokenScore
+from app.runtime.scoring import Score
 from app.server import protocol
 from app.settings import Settings
 

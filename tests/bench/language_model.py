@@ -26,10 +26,11 @@ from safetensors.torch import load_file
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.models.language_model import LanguageModel
-from app.runtime.families.language_model import CHUNK, LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import CHUNK, LanguageModelPredictor, Suggest
 from app.runtime.onnx_session import session
 from app.runtime.predictor import answer_all
 from app.runtime.recurrent_engine import SOFTMAX_ROWS, TARGETS, RecurrentEngine
+from app.runtime.scoring import Score
 from app.runtime.state_cache import StateCache
 from app.text.penn_treebank import PennTreebank
 from app.text.words import Vocabulary

@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from app import bundle as bundles
-from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import LanguageModelPredictor, Suggest
 from app.runtime.predictor import Resources, answer_all
+from app.runtime.scoring import Score
 from tests.e2e.conftest import serving
 
 pytestmark = pytest.mark.anyio

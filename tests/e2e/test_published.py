@@ -13,9 +13,10 @@ import pytest
 
 from app import bundle as bundles
 from app.bundle import Bundle
-from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import LanguageModelPredictor, Suggest
 from app.runtime.predictor import Resources, answer_all
 from app.runtime.scores import TextScore
+from app.runtime.scoring import Score
 from tests.e2e.conftest import serving
 
 STORE = Path(__file__).parents[2] / "models_store"

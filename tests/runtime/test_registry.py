@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry
 from app import bundle as bundles
 from app.bundle import Bundle
 from app.errors import BundleError, InvalidField, NotReady, UnknownModel
-from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import LanguageModelPredictor, Suggest
 from app.runtime.loading import load_predictor
 from app.runtime.metrics import Metrics
 from app.runtime.predictor import Resources
 from app.runtime.registry import Registry
+from app.runtime.scoring import Score
 from tests.conftest import flip_a_bit
 
 pytestmark = pytest.mark.anyio

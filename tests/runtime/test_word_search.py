@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest, Suggestions
+from app.runtime.families.language_model import LanguageModelPredictor, Suggest, Suggestions
 from app.runtime.predictor import answer_all
 from app.runtime.recurrent_engine import Details, Floats, Likeliest, Reading, Segment, likeliest
+from app.runtime.scoring import Score
 from app.runtime.state_cache import StateCache
 from app.text.subword import SubwordTokenizer
 from tests.text.subwords import WORDS, subword_tokenizer

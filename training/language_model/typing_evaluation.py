@@ -8,9 +8,10 @@ from typing import Final
 from tqdm import tqdm
 
 from app.errors import CorpusError
-from app.runtime.families.language_model import LanguageModelPredictor, Score
+from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.families.language_model import Suggest as Payload
 from app.runtime.predictor import answer_all
+from app.runtime.scoring import Score
 from training.corpora.documents import documents, text_files
 from training.language_model.typing_metrics import OFFERED, Counts, Query, Suggest, measure
 from training.language_model.typing_report import TypingReport

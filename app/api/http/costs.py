@@ -8,8 +8,9 @@ from typing import Any, Final
 from starlette.datastructures import QueryParams
 
 from app.runtime.families.captions import Describe
-from app.runtime.families.language_model import Score, Suggest
+from app.runtime.families.language_model import Suggest
 from app.runtime.fields import Limits, limits
+from app.runtime.scoring import Score
 
 CHARACTERS: Final = 100  # of text per unit
 IMAGE: Final = 4  # units per image

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from app.api.http.fields import ModelName
 from app.errors import InvalidField
-from app.runtime import scores
+from app.runtime import scores, scoring
 from app.runtime.families import captions, digits, language_model
 from app.runtime.families.numbers import NumberDigit
 from app.runtime.fields import PAYLOAD, Probability, Text
@@ -34,7 +34,7 @@ class NextWord(language_model.Suggest):
 
 
 @dataclass(frozen=True, slots=True)
-class Perplexity(language_model.Score):
+class Perplexity(scoring.Score):
     """A request to score one text or several."""
 
     __pydantic_config__: ClassVar[ConfigDict] = PAYLOAD | ConfigDict(

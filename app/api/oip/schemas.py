@@ -8,8 +8,9 @@ from typing_extensions import TypedDict
 
 from app.api.http.fields import TolerantModel
 from app.runtime.families.captions import Beam
-from app.runtime.families.language_model import Mode, TopK
+from app.runtime.families.language_model import TopK
 from app.runtime.fields import WHOLE, Count, Text
+from app.runtime.scoring import Mode
 
 MAX_TENSORS = 16  # of one request
 

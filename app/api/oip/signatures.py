@@ -23,12 +23,13 @@ from app.api.oip.tensors import Spec, Values
 from app.errors import InvalidField
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
-from app.runtime.families.language_model import Score, Suggest, Suggestions
+from app.runtime.families.language_model import Suggest, Suggestions
 from app.runtime.families.numbers import MAX_DIGITS as MAX_LENGTH
 from app.runtime.families.numbers import Number, ReadNumber
 from app.runtime.preprocessing import Payload
 from app.runtime.registry import Served
 from app.runtime.scores import TextScore
+from app.runtime.scoring import Score
 
 MAX_TEXTS: Final = 256
 REJECTED: Final = -1  # in place of a digit

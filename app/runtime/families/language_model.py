@@ -1,10 +1,10 @@
 """The language model's predictor: next words and scores, one scheduling step at a time."""
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from collections.abc import Callable, Generator, Iterable, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import AfterValidator, ConfigDict, Field, StrictBool, StrictInt
 from pydantic_core import PydanticCustomError
@@ -14,28 +14,24 @@ from app.runtime.families.completions import Complete, Completer, Completion, Pa
 from app.runtime.fields import PAYLOAD, WHOLE, LogProbability, Probability, Text, require_ranges
 from app.runtime.onnx_session import Precision
 from app.runtime.predictor import ObserveCache, Partial, Resources, answer_all, ignore
-from app.runtime.recurrent_engine import Details, Floats, Reading, RecurrentEngine, Segment
-from app.runtime.scores import Alternative, TextScore, TokenScore
+from app.runtime.recurrent_engine import Reading, RecurrentEngine, Segment
+from app.runtime.scores import TextScore
+from app.runtime.scoring import Mode, Score, Scorer
 from app.runtime.state_cache import Entry, StateCache
 from app.runtime.word_search import Criteria, Word, next_words, request, runs_of_words
 from app.runtime.writer_cache import Histories, Weights, WriterCache
-from app.text import Following, Prefix, Token, Tokenizer
+from app.text import Following, Prefix, Tokenizer
 from app.text.blocked_words import BLOCKED_WORDS
-from app.text.spelling import Spelling
 
-Mode: TypeAlias = Literal["document", "sentence"]
 Steps: TypeAlias = Generator[list[Segment], list[Reading], Any]
 
 # Costs are in tokens read.
 CHUNK = 32  # tokens of one sequence per step: about 3 ms, a short wait for what shares the step with a document
-SENTENCES = 8  # sentences of one text read in parallel per step
 INLINE_COST = 64  # limit of a step that runs inline on the event loop: about 3 ms
 MAX_STEP_COST = 512  # limit of a step over all examples: about 25 ms; more would make no token cheaper
 SOFTMAX_COST = 1  # of finding the likeliest next tokens of the whole vocabulary
 BEAM = 10  # least width of the search for runs of several words of one token
 WORD_BEAM = 4  # the same for words of several tokens, each of which is a search
-LONG_TEXT = 10_000  # characters; a longer text is slow to prepare
-LONG_LINES = 1_000  # line breaks; more are slow to prepare: each line is searched for words
 SHORT_CONTEXT = 500  # tokens; a lookup of its prefixes in the state cache takes 0.2 ms at most
 HISTORY_BYTES = 64 * 1024  # of UTF-8, of all earlier texts of a writer
 HISTORIES_BYTES = 16 * 2**20  # of the histories whose tokens are remembered: 60 writers and more
@@ -88,31 +84,6 @@ class Suggest:
     def slow(self) -> bool:
         """True if preparing it would block the event loop for too long."""
         return len(self.text) + sum(map(len, self.history)) > LONG_CONTEXT
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A request to score one text."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = PAYLOAD
-    bulk: ClassVar[bool] = True
-
-    text: Text
-    mode: Annotated[
-        Mode,
-        Field(description="document: a sentence is scored given the sentences before it; sentence: each alone."),
-    ] = "document"
-    per_token: Annotated[StrictBool, Field(description="Return the score of each token.")] = False
-    alternatives: Annotated[
-        StrictInt,
-        Field(ge=0, le=10, description="With per_token: number of likeliest tokens returned at each position."),
-        WHOLE,
-    ] = 0
-
-    @property
-    def slow(self) -> bool:
-        """True if preparing it would block the event loop for too long."""
-        return len(self.text) > LONG_TEXT or self.text.count("\n") + self.text.count("\r") > LONG_LINES
 
 
 @dataclass(slots=True)
@@ -202,6 +173,7 @@ class LanguageModelPredictor:
         after_end = Segment(engine.initial_state(), [tokenizer.end])
         self._start = engine.run([after_end])[0].state
         self._completer = Completer(tokenizer, self._start, cache, chunk, self._lookups)
+        self._scorer = Scorer(tokenizer, self._start, chunk)
         self._blocked = blocked
         self._adaptation = adaptation
         self._histories = Histories(HISTORIES_BYTES, self._history_tokens)
@@ -209,8 +181,6 @@ class LanguageModelPredictor:
         if tokenizer.unknown is not None:  # of a closed vocabulary, in which each word is a token
             of_words = (token for token, text in enumerate(tokenizer.strings) if text.casefold() in blocked)
             self._never += [tokenizer.unknown, *of_words]
-            specials = (tokenizer.end, tokenizer.unknown)
-            self._spelling = Spelling(text for token, text in enumerate(tokenizer.strings) if token not in specials)
 
     @classmethod
     def open(
@@ -242,7 +212,7 @@ class LanguageModelPredictor:
             writer = self._writer(payload, prefix)
             steps = self._suggest(payload, prefix.listed() if writer else prefix, writer)
             return Example(steps, short=len(prefix.ids) <= SHORT_CONTEXT)
-        return Example(self._score(self._sequences(payload), payload, TextScore.unscored(payload.text)))
+        return Example(self._scorer.steps(payload))
 
     def step(self, examples: Sequence[Example]) -> list[Any]:
         """Run one step; return per example the answer, or None if it needs another step.
@@ -288,36 +258,8 @@ class LanguageModelPredictor:
 
         A document's line may be cut before a single space and a word.
         """
-        sizes = TextScore()
-
-        def counted() -> Iterator[tuple[str, int]]:
-            nonlocal sizes
-            for line, offset in text:
-                sizes += TextScore.unscored(line)
-                yield line, offset
-
-        tokens = (
-            iter([self._encoded(counted())])
-            if mode == "document"
-            else chain.from_iterable(self.tokenizer.sentences(line) for line, _ in counted())
-        )
-        score: TextScore = answer_all(self, [Example(self._score(tokens, Score("", mode), sizes))])[0]
-        return score + sizes
-
-    def _encoded(self, parts: Iterable[tuple[str, int]]) -> Iterator[Token | None]:
-        """Yield the tokens of a text's parts, each with its offset, and the end of the last."""
-        part, offset, count, inside, unfinished = "", 0, 0, False, False
-        for part, offset in parts:
-            count, inside, unfinished = 0, unfinished, not part.endswith("\n")
-            for count, token in enumerate(self.tokenizer.encode(part, offset, inside_line=inside), 1):  # noqa: B007
-                yield token
-        yield from islice(self.tokenizer.encode(part, offset, ended=True, inside_line=inside), count, None)
-
-    def _sequences(self, payload: Score) -> Iterator[Iterator[Token | None]]:
-        """Yield the token sequences to score, each from the start."""
-        if payload.mode == "sentence":
-            return self.tokenizer.sentences(payload.text)
-        return iter([self.tokenizer.encode(payload.text, ended=True)])
+        score: TextScore = answer_all(self, [Example(self._scorer.lines(text, mode))])[0]
+        return score
 
     def _writer(self, payload: Suggest, prefix: Prefix) -> WriterCache | None:
         """Return the cache model of what was written before the next word, None if it is not wanted."""
@@ -360,45 +302,6 @@ class LanguageModelPredictor:
             cached,
         )
 
-    def _score(self, streams: Iterator[Iterator[Token | None]], payload: Score, sizes: TextScore) -> Steps:
-        # None marks lines without tokens, so that a step may end among them
-        details = payload.alternatives if payload.per_token else None
-        total, kept = sizes, list[TokenScore]()
-        while group := [_Stream(tokens, self._start) for tokens in islice(streams, SENTENCES)]:
-            while taken := [(stream, some) for stream in group if (some := list(islice(stream.tokens, self._chunk)))]:
-                active = [(stream, tokens) for stream, some in taken if (tokens := [*filter(None, some)])]
-                ids = [[token.id for token in chunk] for _, chunk in active]
-                readings = yield [
-                    Segment(stream.state, chunk_ids, score=True, details=details)
-                    for (stream, _), chunk_ids in zip(active, ids, strict=True)
-                ]
-                for (stream, chunk), chunk_ids, reading in zip(active, ids, readings, strict=True):
-                    stream.state = reading.state
-                    stream.score += self._sums(chunk, chunk_ids, reading.scores)
-                    stream.kept += map(self._token_score, chunk, reading.scores, reading.details)
-            for stream in group:
-                total += stream.score
-                kept += stream.kept
-        return replace(total, token_scores=kept) if payload.per_token else total
-
-    def _sums(self, tokens: Sequence[Token], ids: Sequence[int], scores: Sequence[float]) -> TextScore:
-        unknown = self.tokenizer.unknown
-        lost = [at for at, token in enumerate(ids) if token == unknown] if unknown in ids else []
-        return TextScore(
-            log_likelihood=sum(scores),
-            log_likelihood_unknown=sum(scores[at] for at in lost),
-            log_likelihood_spelling=sum(self._spelling.log_probability(tokens[at].text) for at in lost),
-            tokens=len(ids),
-            sentences=ids.count(self.tokenizer.end),
-            unknown_tokens=len(lost),
-        )
-
-    def _token_score(self, token: Token, log_probability: float, details: Details) -> TokenScore:
-        others = zip(*details.alternatives, strict=True)
-        alternatives = [Alternative(self.tokenizer.strings[other], value) for other, value in others]
-        unknown = token.id == self.tokenizer.unknown
-        return TokenScore(token.text, token.start, token.end, log_probability, details.rank, unknown, alternatives)
-
 
 def usage(answer: Suggestions | TextScore | Completion) -> dict[str, int]:
     """Return the tokens read or generated for an answer and, of a context, those that were cached."""
@@ -407,16 +310,6 @@ def usage(answer: Suggestions | TextScore | Completion) -> dict[str, int]:
     if isinstance(answer, TextScore):
         return {"tokens": answer.tokens}
     return {"tokens": answer.context_tokens, "cached": answer.cached_tokens}
-
-
-@dataclass(eq=False, slots=True)
-class _Stream:
-    """A sequence being scored: its remaining tokens, the current state and the score so far."""
-
-    tokens: Iterator[Token | None]
-    state: Floats
-    score: TextScore = field(default_factory=TextScore)
-    kept: list[TokenScore] = field(default_factory=list)
 
 
 def _known(entry: Entry | None, following: Following) -> Reading | None:

@@ -13,8 +13,9 @@ from app.api.http.fan_out import FAN_OUT
 from app.api.native.language import PIECE, TEXT_BYTES
 from app.api.native.schemas import NextWord, NextWordAnswer, PerplexityAnswer
 from app.errors import InvalidField, Overloaded
-from app.runtime.families.language_model import HISTORY_BYTES, Score
+from app.runtime.families.language_model import HISTORY_BYTES
 from app.runtime.scores import Alternative, TextScore
+from app.runtime.scoring import Score
 from tests.api.conftest import BoundedQueue, FakeServed, connect, plausible, service
 
 pytestmark = pytest.mark.anyio

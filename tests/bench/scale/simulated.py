@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any, Final, cast
 
 from app.runtime import families
-from app.runtime.families.language_model import LanguageModelPredictor, Score
+from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.scores import TextScore
+from app.runtime.scoring import Score
 from app.server.serve import serve
 from app.settings import Settings
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from app.bundle import Bundle
-from app.runtime.families.language_model import Score, Suggest
+from app.runtime.families.language_model import Suggest
 from app.runtime.loading import load_predictor
 from app.runtime.predictor import answer_all
+from app.runtime.scoring import Score
 from tests.bench.serving.peers.engines import bundle_of
 from tests.bench.serving.workloads import long_document, workloads
 

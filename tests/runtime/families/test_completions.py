@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from app.bundle import Bundle
 from app.errors import InvalidField
 from app.runtime.families.completions import Complete, Completer, Completion, Part, Writer, read_prompt
-from app.runtime.families.language_model import CHUNK, LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import CHUNK, LanguageModelPredictor, Suggest
 from app.runtime.predictor import Partial, Resources, answer_all
 from app.runtime.recurrent_engine import Likeliest, Reading, Segment
+from app.runtime.scoring import Score
 from app.runtime.state_cache import StateCache
 from app.text.subword import SPECIALS, SubwordTokenizer
 

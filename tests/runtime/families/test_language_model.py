@@ -12,21 +12,11 @@ from hypothesis import strategies as st
 
 from app.bundle import Bundle
 from app.models.language_model import LanguageModel
-from app.runtime.families.language_model import (
-    CHUNK,
-    LONG_CONTEXT,
-    LONG_LINES,
-    LONG_TEXT,
-    SENTENCES,
-    LanguageModelPredictor,
-    Mode,
-    Score,
-    Suggest,
-    Suggestion,
-)
+from app.runtime.families.language_model import CHUNK, LONG_CONTEXT, LanguageModelPredictor, Suggest, Suggestion
 from app.runtime.predictor import Resources, answer_all
 from app.runtime.recurrent_engine import Reading, RecurrentEngine, Segment
 from app.runtime.scores import Alternative, TextScore, TokenScore, pooled
+from app.runtime.scoring import LONG_LINES, LONG_TEXT, SENTENCES, Mode, Score
 from app.runtime.state_cache import StateCache
 from app.text.penn_treebank import PennTreebank
 from app.text.words import Vocabulary, Word, WordTokenizer

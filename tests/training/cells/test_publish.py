@@ -10,9 +10,10 @@ import pytest
 from app import bundle as bundles
 from app.main import create_app
 from app.models.recurrent import CELLS, Cell
-from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest
+from app.runtime.families.language_model import LanguageModelPredictor, Suggest
 from app.runtime.loading import load_predictor
 from app.runtime.predictor import answer_all
+from app.runtime.scoring import Score
 from app.settings import Settings
 from tests.api.conftest import talk
 from training.language_model.data import Corpus

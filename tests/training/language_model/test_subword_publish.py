@@ -14,10 +14,11 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.main import create_app
 from app.models.gated_recurrence import GatedRecurrentLanguageModel
-from app.runtime.families.language_model import LanguageModelPredictor, Score, Suggest, Suggestions
+from app.runtime.families.language_model import LanguageModelPredictor, Suggest, Suggestions
 from app.runtime.loading import load_predictor
 from app.runtime.predictor import Resources, answer_all
 from app.runtime.scores import TextScore
+from app.runtime.scoring import Score
 from app.settings import Settings
 from tests.api.conftest import talk
 from training.__main__ import main

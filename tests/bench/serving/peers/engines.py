@@ -14,10 +14,11 @@ from app import bundle as bundles
 from app.bundle import Bundle, FamilyName
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
-from app.runtime.families.language_model import Score, Suggest, Suggestions
+from app.runtime.families.language_model import Suggest, Suggestions
 from app.runtime.loading import load_predictor
 from app.runtime.predictor import answer_all
 from app.runtime.scores import TextScore
+from app.runtime.scoring import Score
 from tests.bench.serving.peers.routes import Kind
 
 Answers: TypeAlias = Callable[[Sequence[Any]], list[dict[str, Any]]]
