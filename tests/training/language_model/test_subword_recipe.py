@@ -16,14 +16,8 @@ from training.__main__ import main
 from training.corpora import documents as data
 from training.corpora.documents import DocumentCorpus, load
 from training.language_model import subword_recipe as subword_language_model
-from training.language_model.subword_recipe import (
-    SubwordLanguageModelConfig,
-    bits_per_byte,
-    build,
-    evaluate,
-    rate,
-    train,
-)
+from training.language_model.bits_per_byte import bits_per_byte
+from training.language_model.subword_recipe import SubwordLanguageModelConfig, build, evaluate, rate, train
 from training.run import Run, RunError
 from training.session import Session
 
