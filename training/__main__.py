@@ -1,8 +1,6 @@
 """The command line of offline training: `python -m training digits best --run runs/best`."""
 
-import json
 import os
-import random
 import re
 import shutil
 import sys
@@ -14,33 +12,23 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from safetensors.torch import load_file
 
-from app import bundle as bundles
 from app.errors import CorpusError, SeqserveError
-from app.runtime.families.digits import DigitsPredictor
-from app.runtime.families.language_model import LanguageModelPredictor
-from app.runtime.loading import load_predictor
 from app.text.subword import SubwordTokenizer
-from training import plots
+from training import measurements, plots
 from training.captions.attentive.publish import is_attentive
 from training.captions.attentive.publish import publish as publish_attentive
 from training.captions.commands import attentive_captions, captions
 from training.captions.publish import publish as publish_captions
-from training.cells.comparison import Corpora, measure
-from training.cells.plan import PARTS, Comparison, Part
-from training.cells.report import write
 from training.corpora import documents
 from training.digits import data as mnist
 from training.digits import number_recipe
 from training.digits import recipe as digits_recipe
 from training.digits.negatives import photographs_in
 from training.digits.number_publish import publish as publish_numbers
-from training.digits.publish import benchmark
 from training.digits.publish import publish as publish_digits
-from training.digits.robustness import table
-from training.evaluate import score_files
-from training.language_model import contrast, subword_recipe, typing_evaluation, typing_report
 from training.language_model import data as texts
 from training.language_model import recipe as language_model_recipe
+from training.language_model import subword_recipe
 from training.language_model.publish import publish as publish_language_model
 from training.language_model.subword_publish import is_subword
 from training.language_model.subword_publish import publish as publish_subword
@@ -211,119 +199,6 @@ def publish(
     print(PUBLISH[family](finished, store, name=name, version=version, **more))
 
 
-def evaluate(
-    files: tyro.conf.Positional[tuple[Path, ...]], store: Path = Path("models_store"), model: str = "ptb"
-) -> None:
-    """Score text files, each as one document, with the model that the store serves: a line each, tab-separated.
-
-    Args:
-        files: Files in UTF-8, gzipped if they end in .gz, a sentence a line.
-        store: The folder of all models.
-        model: The model's name.
-    """
-    if not files:
-        raise CorpusError("evaluate: expected a file, found none")
-    scores = score_files(_language_model(store, model), files)
-    print("file", "tokens", "unknown", "perplexity", "perplexity excluding unknown", sep="\t")
-    for file, score in zip(files, scores, strict=True):
-        perplexities = (f"{score.perplexity:.2f}", f"{score.perplexity_excluding_unknown:.2f}")
-        print(file, score.tokens, score.unknown_tokens, *perplexities, sep="\t")
-
-
-def typing(
-    data: tuple[Path, ...],
-    words: int = 10_000,
-    lines: int = contrast.LINES,
-    source: tuple[str, ...] = (),
-    store: Path = Path("models_store"),
-    model: tuple[str, ...] = ("ptb",),
-    plot: Path | None = None,
-    adapt: bool = False,
-) -> None:
-    """Measure language models on validation texts of everyday English, by register, with 95 % bootstrap intervals.
-
-    Simulated writers take suggestions (top-1, top-3, keystroke savings), texts are scored (bits a byte, word
-    perplexity), and lines of English are compared with spoilt ones. The last line is
-    JSON.
-
-    Args:
-        data: Folders with NAME.valid.txt, plain, .gz or .xz, a blank line between documents.
-        words: Words of each source, about, in whole documents; 0 for all.
-        lines: Lines of each contrast set.
-        source: Names of the sources; left out, all of them.
-        store: The folder of all models.
-        model: The models' names.
-        plot: A PNG of the results by register.
-        adapt: Adapt the suggestions to each document's own words and, in mail, blogs and SMS, to documents before it.
-    """
-    predictors = {name: _language_model(store, name, typing_evaluation.CACHE_BYTES) for name in model}
-    texts = typing_evaluation.validation_sample(data, words or None, source)
-    histories = typing_evaluation.earlier_texts(data, texts) if adapt else None
-    english = contrast.english_lines(texts, lines, random.Random(1))  # noqa: S311 - no secret
-    reports, separations = {}, {}
-    for name, predictor in predictors.items():
-        reports[name] = typing_evaluation.evaluate_typing(predictor, texts, histories=histories)
-        separations[name] = contrast.evaluate(typing_evaluation.bits_a_byte(predictor), english)
-        print(f"\n{name}\n\n{typing_report.table(reports[name])}")
-    print(f"\n{contrast.table(separations)}\n")
-    if plot:
-        typing_report.plot(reports, plot, f"{', '.join(model)}: {words or 'all'} words a source")
-    aucs = {name: {kind: found.auc for kind, found in separations[name].items()} for name in model}
-    print(json.dumps({name: {"macro": reports[name].macro(), "auc": aucs[name]} for name in model}))
-
-
-def robustness(
-    data_folder: Annotated[Path | None, tyro.conf.arg(name="data")] = None,
-    photographs: Path | None = None,
-    limit: int | None = None,
-    store: Path = Path("models_store"),
-    model: str = "digits",
-) -> None:
-    """Test the robustness of the served digit reader: MNIST-C's corruptions, variants, images of no digit.
-
-    Args:
-        data_folder: Folder with MNIST/raw/*.gz; left out, they are downloaded once.
-        photographs: A folder or a tar of JPEG files that must be rejected.
-        limit: Use only this many test digits.
-        store: The folder of all models.
-        model: The model's name.
-    """
-    predictor = load_predictor(_current(store, model))
-    if not isinstance(predictor, DigitsPredictor):
-        raise CorpusError(f"robustness: expected a digit reader, found {model}")
-    shown = photographs_in(photographs) if photographs else ()
-    print(table(benchmark(predictor, mnist.load(data_folder).test, shown, limit)))
-
-
-def cells(
-    config: Annotated[Comparison, tyro.conf.arg(name="")] = Comparison(),  # noqa: B008 - frozen
-    run: Path = Path("runs/cells"),
-    report_folder: Annotated[Path | None, tyro.conf.arg(name="report")] = None,
-    ptb: Path | None = None,
-    mnist_folder: Annotated[Path | None, tyro.conf.arg(name="mnist")] = None,
-    part: tuple[Part, ...] = PARTS,
-    jobs: int = 1,
-) -> None:
-    """Compare the six cells on the Penn Treebank, on MNIST and on the adding problem, and write a report.
-
-    Finished measurements are not repeated: a stopped command continues when given again.
-
-    Args:
-        config: What to compare; every field can be set.
-        run: Folder for all runs and their results.
-        report_folder: Folder for README.md with its plots; left out, the folder `report` of the run.
-        ptb: Folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt; left out, they are downloaded once.
-        mnist_folder: Folder with MNIST/raw/*.gz; left out, they are downloaded once.
-        part: Measure these parts only; the report is of all that is measured.
-        jobs: Parallel runs, each on one thread.
-    """
-    measure(config, run, Corpora(ptb, mnist_folder), part, jobs)
-    folder = report_folder or run / "report"
-    for name in write(config, run, folder):
-        print(f"not measured: {name}")
-    print(folder / "README.md")
-
-
 def main() -> None:
     """Run the command that the arguments name; a SeqserveError becomes one line on stderr and exit status 1."""
     try:
@@ -336,11 +211,11 @@ def main() -> None:
                 "numbers": numbers,
                 "captions": captions,
                 "attentive-captions": attentive_captions,
-                "cells": cells,
+                "cells": measurements.cells,
                 "publish": publish,
-                "evaluate": evaluate,
-                "typing": typing,
-                "robustness": robustness,
+                "evaluate": measurements.evaluate,
+                "typing": measurements.typing,
+                "robustness": measurements.robustness,
             },
             prog="python -m training",
             sort_subcommands=False,
@@ -348,17 +223,6 @@ def main() -> None:
         )
     except SeqserveError as error:
         sys.exit(f"error: {error}")
-
-
-def _language_model(store: Path, model: str, cache_bytes: int = 0) -> LanguageModelPredictor:
-    predictor = load_predictor(_current(store, model), cache_bytes=cache_bytes)
-    if not isinstance(predictor, LanguageModelPredictor):
-        raise CorpusError(f"model: expected a language model, found {model}, which is none")
-    return predictor
-
-
-def _current(store: Path, model: str) -> bundles.Bundle:
-    return bundles.read(store / model / bundles.current(store, model))
 
 
 def _source(folder: Path | None, own: dict[str, Path | None], name: str, terms: str) -> texts.Source:
