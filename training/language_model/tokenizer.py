@@ -1,7 +1,8 @@
 """Training of the byte-level BPE tokenizer that `app.text.subword` encodes with."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer
@@ -50,9 +51,5 @@ def library_tokenizer() -> Tokenizer:
 def _texts(files: Files, every: int) -> Iterator[str]:
     """The spaced documents without their placeholders."""
     for name in sorted(files):
-        for document in _thinned(documents(name, files[name], lowered=0.1), every):
+        for document in islice(documents(name, files[name], lowered=0.1), 0, None, every):
             yield spaced(_PLACEHOLDER.sub("", document))
-
-
-def _thinned(texts: Iterable[str], every: int) -> Iterator[str]:
-    return (text for number, text in enumerate(texts) if number % every == 0)

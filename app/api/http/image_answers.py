@@ -42,13 +42,9 @@ class ImageExample:
         """Return the preprocessed image."""
         if self.preprocessed is None:
             async with self.slots:
-                inline = self._fits_inline()
+                inline = self.alone and self.image.in_memory and not self._payload().slow  # at most one a request
                 self.preprocessed = await self.served.prepared(self._payload, at_once=inline, deadline=self.deadline)
         return self.preprocessed
-
-    def _fits_inline(self) -> bool:
-        """Return whether preprocessing is cheap enough to run inline on the event loop: at most one image a request."""
-        return self.alone and self.image.in_memory and not self._payload().slow
 
     def _payload(self) -> Payload:
         return self.make(self.image.read(), self.image.name)

@@ -51,8 +51,13 @@ ZERO_WEIGHT: Final = re.compile(r"q=0(\.0{0,3})?")
 
 
 async def _streamed(request: Request) -> bool:
-    """Return whether the client accepts events; OpenAPI documents them as a media type of the answer."""
-    return _accepts_events(", ".join(request.headers.getlist("accept")))
+    """Return whether the client accepts events by name, not with weight 0, `not acceptable` (RFC 9110, 12.4.2).
+
+    OpenAPI documents them as a media type of the answer.
+    """
+    media = (each.lower().replace(" ", "") for line in request.headers.getlist("accept") for each in line.split(","))
+    accepted = (each.partition(";") for each in media)
+    return any(kind == EVENTS and not ZERO_WEIGHT.fullmatch(weight) for kind, _, weight in accepted)
 
 
 Streamed: TypeAlias = Annotated[bool, Depends(_streamed)]
@@ -158,12 +163,6 @@ def _error_event(error: SeqserveError) -> bytes:
 
 def _event(name: str, data: bytes) -> bytes:
     return format_sse_event(event=name, data_str=data.decode())
-
-
-def _accepts_events(accept: str) -> bool:
-    """Return whether events are accepted by name, and not with weight 0, `not acceptable` (RFC 9110, 12.4.2)."""
-    accepted = (media.lower().replace(" ", "").partition(";") for media in accept.split(","))
-    return any(kind == EVENTS and not ZERO_WEIGHT.fullmatch(weight) for kind, _, weight in accepted)
 
 
 def _digit(found: Classification, number: Number | None, *, framed: bool) -> dict[str, Any]:

@@ -202,7 +202,8 @@ class Completer:
     ) -> Generator[list[Segment], list[Reading], tuple[Reading, int, list[ScoredToken]]]:
         """Read the prompt: return the last reading, the number of cached tokens, and the scores if requested."""
         started = prompt.ids[:1] == [self._tokenizer.end] and not isinstance(payload.prompt, str)
-        ids = prompt.ids[1:] if started or self._is_end(payload.prompt) else prompt.ids
+        is_end = payload.prompt == self._tokenizer.strings[self._tokenizer.end]
+        ids = prompt.ids[1:] if started or is_end else prompt.ids
         skipped = len(prompt.ids) - len(ids)
         scored: list[ScoredToken] = []
         if payload.echo and payload.logprobs is not None:
@@ -228,9 +229,6 @@ class Completer:
         self._cache.put(ids, Entry(state))
         self._lookups.append((cached, len(ids) - cached))
         return reading, cached, scored
-
-    def _is_end(self, prompt: str | Sequence[int]) -> bool:
-        return prompt == self._tokenizer.strings[self._tokenizer.end]
 
     def _segment(self, state: Floats, tokens: Sequence[int], payload: Complete) -> Segment:
         """Return a segment with the outputs from which the next token is chosen and scored."""
