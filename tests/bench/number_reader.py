@@ -1,6 +1,6 @@
 """Benchmark of the number reader: numbers composed from MNIST's test digits, images without one, and the time of each.
 
-    python -m tests.bench.numbers --data DATA/mnist --store STORE --model numbers
+    python -m tests.bench.number_reader --data DATA/mnist --store STORE --model numbers
 
 Images go through decoding, the search for the row and the served graph, as in the server; a rejected number is wrong.
 `pasted` are MNIST's frames side by side, which is not how training composes them. The last line is JSON.
