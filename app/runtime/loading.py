@@ -4,8 +4,6 @@ probe.json holds `{"payload": ..., "answers": {"int8": ..., "fp32": ...}}`, and 
 `further`.
 """
 
-import ctypes
-import gc
 import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -120,18 +118,3 @@ def _difference(
         if not equal:
             return f"{bundle.folder}: {predictor.precision}: probe: expected {expected}, found {found}"
     return None
-
-
-def freeze_heap() -> None:
-    """Collect garbage, then exempt the rest from collection: the loaded models take 30 ms to traverse."""
-    gc.collect()
-    gc.freeze()
-
-
-def release_memory() -> None:
-    """Return freed memory to the system: after a few exchanges glibc would keep as much as another version takes."""
-    gc.unfreeze()
-    freeze_heap()  # a vocabulary is in a reference cycle
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc alone has it, and needs it
-        libc.malloc_trim(0)

@@ -15,7 +15,8 @@ from typing import Any, Final, Self, TypeVar
 from app import bundle as bundles
 from app.errors import BundleError, NotReady, UnknownModel, UnknownVersion
 from app.runtime.families import FAMILIES, Family
-from app.runtime.loading import Loaded, freeze_heap, load_predictor, release_memory
+from app.runtime.loading import Loaded, load_predictor
+from app.runtime.memory import freeze_heap, release_memory
 from app.runtime.metrics import REQUEST_USAGE, Metrics
 from app.runtime.onnx_session import Precision
 from app.runtime.predictor import Partial

@@ -21,7 +21,7 @@ from app.api.http.dialect import Dialect
 from app.errors import SettingsError
 from app.main import create_app, log_models, open_registry
 from app.runtime.families import FAMILIES, Family
-from app.runtime.loading import freeze_heap
+from app.runtime.memory import freeze_heap, limit_heap
 from app.runtime.metrics import Metrics, Shared
 from app.server import protocol, sockets
 from app.server.acceptor import ABSENT
@@ -43,6 +43,7 @@ def serve(
     dialects: Mapping[str, Dialect] = DIALECTS,
 ) -> int:
     """Serve until SIGTERM or SIGINT and return the exit status. Raise SettingsError for an unusable setting."""
+    limit_heap()
     logging.basicConfig(level=settings.log_level.upper(), handlers=[logs.handler(settings.log_format, sys.stderr)])
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # our log formats leave these out
     # It warns about each malformed form, and any client can send one
