@@ -38,6 +38,7 @@ _JPEG_MARKER = re.compile(rb"(?<=\xff)[^\x00\xff]")
 _JPEG_END = b"\xff\xd9"
 _MAX_PARTS = 100_000  # PNG chunks or GIF blocks: an encoder writes 65,000 in 16 MiB at most
 _MAX_SEGMENTS = 2_000  # of a JPEG before its image: of a colour profile and of metadata, 64 KiB each
+_SEARCHED = 2**16  # bytes searched for a marker at once: about a millisecond
 _MAX_SCANS = 100  # of a JPEG: encoders write about ten, and each is a pass over the whole image
 _MAX_FRAMES = 50  # of an animation: to find one that is not blank
 _BLANK = 8  # levels of each channel: a frame that varies no more is blank
@@ -210,7 +211,7 @@ def _jpeg(content: bytes) -> ImageFile.ImageFile:
     """Open with the segments that matter: tables, frame headers, JFIF, EXIF, colour profile and Adobe's transform."""
     kept, at, exif = [content[:2]], 2, False
     for _ in range(_MAX_SEGMENTS):
-        found = _JPEG_MARKER.search(content, at)
+        found = _marker(content, at)
         if found is None or found[0] == b"\xda":  # start of scan
             break
         marker, at = found[0][0], found.end()
@@ -229,6 +230,14 @@ def _jpeg(content: bytes) -> ImageFile.ImageFile:
     if scans > _MAX_SCANS:
         raise ValueError(f"expected at most {_MAX_SCANS} scans, found {scans}")
     return _Jpeg(io.BytesIO(b"".join((*kept, image))))
+
+
+def _marker(content: bytes, at: int) -> re.Match[bytes] | None:
+    """Find the next marker, in parts short enough for other threads to run in between: fill bytes have no limit."""
+    for start in range(at, len(content), _SEARCHED):
+        if found := _JPEG_MARKER.search(content, start, start + _SEARCHED):
+            return found
+    return None
 
 
 def _gif(content: bytes) -> ImageFile.ImageFile:

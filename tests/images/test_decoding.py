@@ -285,6 +285,14 @@ def test_a_broken_animation_neither_warns_nor_hides_the_image() -> None:
     assert (pixels(decoded(content)) == pixels(scene())).all()
 
 
+@pytest.mark.parametrize("fill", [1, *range(2**16 - 4, 2**16 + 3), 10**6])
+def test_a_jpeg_may_have_any_number_of_fill_bytes_before_a_marker(fill: int) -> None:
+    stream = io.BytesIO()
+    Image.linear_gradient("L").save(stream, "JPEG")
+    content = stream.getvalue()
+    assert decoded(content[:2] + b"\xff" * fill + content[2:]).tobytes() == decoded(content).tobytes()
+
+
 def test_a_jpeg_of_endless_scans_is_rejected() -> None:
     content = saved(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
     last = content[content.rindex(b"\xff\xda") : -2]
