@@ -16,10 +16,12 @@ from torch.nn import functional as F
 
 from app import bundle as bundles
 from app.bundle import Bundle, CorpusEntry, Manifest
+from app.errors import BundleError
 from app.images import ENCODER_SIZE, LABELS, decoded, encoder_input, photo
 from app.images.tags import KINDS, tag_slots
 from app.models.attentive_captioner import AttentiveCaptioner, Scene
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
+from app.runtime.families.confidence import Signs, squared
 from app.runtime.families.image_decoders import AttentiveDecoder, Sight
 from app.runtime.families.wording import NEUTRAL, Wording
 from app.runtime.predictor import Resources, answer_all
@@ -230,3 +232,20 @@ def test_a_probe_can_be_recorded(bundle: Bundle) -> None:
     opened = {p: CaptionsPredictor.open(bundle, p, Resources()) for p in PRECISIONS}
     found = probe(opened, {"image": base64.b64encode(PHOTOGRAPHS[0]).decode()})
     assert found["answers"]["int8"][0][0] == described(opened["int8"], Describe(PHOTOGRAPHS[0]))[0].text
+
+
+def test_below_the_threshold_there_is_no_caption_but_what_may_be_seen(bundle: Bundle) -> None:
+    names = (*Signs._fields, *map(squared, Signs._fields))
+    calibration = dict.fromkeys(names, 0.0) | {"bias": 0.0, "threshold": 0.4}
+    calibrated = replace(bundle, manifest=bundle.manifest.model_copy(update={"calibration": calibration}))
+    predictor = CaptionsPredictor.open(calibrated, "int8", Resources())
+    sure, unsure = described(predictor, Describe(PHOTOGRAPHS[0]), Describe(PHOTOGRAPHS[0], threshold=0.6))
+    assert (sure.confidence, sure.reason, sure.text) == (0.5, None, sure.caption)
+    assert (unsure.caption, unsure.confidence, unsure.log_probability) == (None, 0.5, sure.log_probability)
+    assert unsure.text.startswith(f"{unsure.reason}; may show: ")
+    assert "cat" in unsure.text
+    payload = {"image": base64.b64encode(PHOTOGRAPHS[0]).decode()}
+    assert predictor.probe(payload)[0] == [sure.caption, sure.log_probability]  # whatever the threshold
+    del calibration["worst"]
+    with pytest.raises(BundleError, match="calibration: expected 'worst'"):
+        CaptionsPredictor.open(calibrated, "int8", Resources())
