@@ -207,6 +207,17 @@ def test_a_partial_word_is_completed_and_tab_accepts_it(opened: Opened) -> None:
     expect(page.locator("#draft")).to_have_value("Shares of the comp")
 
 
+def test_the_ghost_text_moves_no_typed_word_to_the_next_line(opened: Opened) -> None:
+    page = opened("write", NARROW)
+    for width in range(320, 400, 16):
+        page.set_viewport_size({"width": width, "height": 640})
+        page.locator("#draft").fill("")
+        page.locator("#draft").fill("The company said it exp")
+        expect(page.locator("#ghost")).to_have_text("ects")
+        lines = "document.getElementById('typed').getClientRects().length"
+        assert page.evaluate(lines) == page.evaluate(f"(document.getElementById('ghost').textContent = '', {lines})")
+
+
 def test_clitics_and_full_stops_attach_to_the_word_before(opened: Opened) -> None:
     page = opened("write")
     page.locator("#draft").press_sequentially("the company does ")

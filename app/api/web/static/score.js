@@ -159,7 +159,7 @@ function closedTotals(total) {
     ["Perplexity", figure(total.perplexity), `as if each word were one of ${rounded(total.perplexity)}`],
     ["Unknown words spelled", figure(total.perplexity_open), `${unknown} unknown, by their letters`],
     ["Bits a word", total.cross_entropy.toFixed(2), `${total.bits_per_character.toFixed(2)} a character`],
-    ["Words", total.tokens.toLocaleString("en"), `${total.sentences.toLocaleString("en")} of them ends of lines`],
+    ["Words", total.tokens.toLocaleString("en"), `line ends among them: ${total.sentences.toLocaleString("en")}`],
   ];
 }
 
