@@ -336,7 +336,8 @@ class Registry:
             return self._served[name]
         if name in self._rejected:
             raise NotReady(f"{name}: {self._rejected[name]}")
-        raise UnknownModel(f"{name[:80]}: no such model")
+        known = ", ".join(sorted({*self._served, *self._rejected})) or "none"
+        raise UnknownModel(f"{name[:80]}: no such model; available: {known}")
 
     def spawn(self, change: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Start a task that `close` waits for."""

@@ -44,9 +44,27 @@ CLIENT_CLOSED_REQUEST: Final = 499  # the client disconnected before the respons
 NOT_READY_RETRY_S: Final = 2  # loading takes about a second
 MAX_FIELDS: Final = 20  # a body can have a million invalid fields; more are not reported
 MAX_SHOWN: Final = 80  # characters of what was found
-MESSAGES: Final = {  # of faults that pydantic words otherwise for dataclasses than for models
-    "dataclass_type": "Input should be a valid dictionary or object to extract fields from",
-    "unexpected_keyword_argument": "Extra inputs are not permitted",
+EXPECTED: Final = {  # by pydantic's type of fault, with the members of its context
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "dataclass_type": "expected an object",
+    "extra_forbidden": "expected no such field",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "greater_than": "expected more than {gt}",
+    "greater_than_equal": "expected {ge} or more",
+    "int_parsing": "expected an integer",
+    "int_type": "expected an integer",
+    "less_than_equal": "expected {le} or less",
+    "list_type": "expected an array",
+    "literal_error": "expected {expected}",
+    "missing": "expected a value, found none",
+    "model_attributes_type": "expected an object",
+    "string_too_long": "expected {max_length} or fewer characters",
+    "string_type": "expected a string",
+    "too_long": "expected {max_length} or fewer items",
+    "too_short": "expected {min_length} or more items",
+    "unexpected_keyword_argument": "expected no such field",
 }
 
 
@@ -218,7 +236,9 @@ def _headers(error: SeqserveError) -> dict[str, str]:
 def _field_error(fault: Mapping[str, Any]) -> FieldError:
     location, *path = fault["loc"]
     name = ".".join(str(part) for part in path) or str(location)
-    message = MESSAGES.get(fault["type"], fault["msg"])
+    message = fault["msg"]
+    if fault["type"] in EXPECTED and not message.startswith("expected "):  # as those of our own validators do
+        message = EXPECTED[fault["type"]].format(**fault.get("ctx", {}))
     if fault["type"] not in ("missing", "extra_forbidden", "unexpected_keyword_argument"):
         message += f", found {_shown(fault['input'])}"
     return {"field": name[:MAX_SHOWN], "message": message}
@@ -227,7 +247,7 @@ def _field_error(fault: Mapping[str, Any]) -> FieldError:
 def _shown(value: Any) -> str:
     match value:
         case list():
-            return "an array"
+            return f"an array of {len(value)}"
         case dict():
             return "an object"
         case str() if len(value) > MAX_SHOWN:

@@ -44,7 +44,7 @@ def test_a_digit_is_classified(client: Client) -> None:
         ("captions", {"content": b""}, 400, "image: expected an image, found nothing"),
         ("captions", {"json": {"inputs": "!"}}, 400, "inputs: expected an image in base64"),
         ("captions", {"json": {"inputs": 1}}, 400, "inputs"),
-        ("captions", {"json": {}}, 400, "inputs: Field required"),
+        ("captions", {"json": {}}, 400, "inputs: expected a value, found none"),
         ("digits", {"json": {"inputs": "", "parameters": {"top_k": 0}}}, 400, "parameters.top_k: "),
         ("ptb", {"content": IMAGE}, 400, "model: expected a model of images, found the language_model ptb: POST /v1/"),
         ("none", {"content": IMAGE}, 404, "none: no such model"),
