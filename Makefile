@@ -24,7 +24,7 @@ RAY = .venv-ray/.installed
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 32
 
 install: $(SERVING) ## install the server into .venv, without torch
 
