@@ -302,4 +302,4 @@ def _cost(document: Any) -> int:
     return units
 
 
-DIALECT: Final = Dialect(routes, re.compile(r"[A-Z]+ /v2(/.*)?", re.DOTALL), ERRORS)
+DIALECT: Final = Dialect(routes, re.compile(r"\S+ /v2(/.*)?", re.DOTALL), ERRORS)

@@ -90,8 +90,8 @@ def _images(messages: Sequence[Any]) -> list[Upload]:
 
 def _cut(text: str, words: int | None) -> str:
     """Return the first words of a text."""
-    match = re.match(rf"\s*(?:\S+\s+){{{words - 1}}}\S+", text) if words else None
-    return match[0] if match else text
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    return text[: ends[words - 1]] if words and words <= len(ends) else text
 
 
 def _usage(text: str) -> Usage:

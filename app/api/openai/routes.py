@@ -75,5 +75,5 @@ def _routes(limits: BodyLimits, prefix: str) -> list[Endpoint]:
 
 
 DIALECT: Final = Dialect(
-    routes, re.compile(r"[A-Z]+ (/models/[^/]+)?/(v1(/.*)?|tokenize|detokenize|tokenizer_info)", re.DOTALL), ERRORS
+    routes, re.compile(r"\S+ (/models/[^/]+)?/(v1(/.*)?|tokenize|detokenize|tokenizer_info)", re.DOTALL), ERRORS
 )

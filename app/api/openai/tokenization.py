@@ -18,7 +18,7 @@ from app.api.openai.schemas import (
     TokenizerInfo,
 )
 from app.errors import InvalidField
-from app.runtime.families.completions import LONG_PROMPT, read_prompt
+from app.runtime.families.completions import LONG_PROMPT, read_prompt, text_of
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.registry import Registry
 from app.text import Tokenizer
@@ -61,7 +61,7 @@ async def detokenize(body: DetokenizeRequest, registry: RegistryOf, path_model: 
         raise InvalidField("tokens", f"expected ids from 0 to {size - 1}, found {max(body.tokens)}")
     end = tokenizer.strings[tokenizer.end]
     answer: DetokenizeAnswer = {
-        "prompt": end if body.tokens == [tokenizer.end] else tokenizer.decode(body.tokens),
+        "prompt": end if body.tokens == [tokenizer.end] else text_of(body.tokens, tokenizer),
     }
     return Response(to_json(answer), media_type="application/json")
 

@@ -1,6 +1,6 @@
 """Completions of a prompt by a language model: choices of sampled tokens, with their text and log-probabilities."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, NamedTuple, TypeAlias
 
@@ -94,6 +94,11 @@ def read_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer) -> Prompt:
     return Prompt(writer.text + writer.rest(), list(prompt), offsets)
 
 
+def text_of(ids: Iterable[int], tokenizer: Tokenizer) -> str:
+    """Return the text of ids in Unicode; the bytes of an unpaired surrogate become U+FFFD, as others that are none."""
+    return tokenizer.decode(ids).encode(errors="surrogatepass").decode(errors="replace")
+
+
 class Writer:
     """The text of a growing sequence of tokens."""
 
@@ -103,7 +108,7 @@ class Writer:
         self._tokenizer = tokenizer
         self._breaks = prompt is not None  # an end is written as a line break
         self._tail = list(prompt.ids[-1:]) if prompt else []
-        self._written = tokenizer.decode(self._tail)
+        self._decoded = self._written = text_of(self._tail, tokenizer)
         self._spaced = not prompt or not prompt.text or prompt.text[-1].isspace()  # no space joins what comes next
         self._unread = bool(prompt) and not self._tail and not self._spaced  # text without tokens
 
@@ -111,28 +116,30 @@ class Writer:
         """Append a token; return the offset in `text` at which it starts."""
         tokenizer = self._tokenizer
         self._tail.append(token)
-        decoded = tokenizer.decode(self._tail)
+        decoded = text_of(self._tail, tokenizer)
         complete = decoded.removesuffix(INCOMPLETE)
+        appended = len(decoded) > len(self._decoded) and decoded.startswith(self._decoded)
+        rest = len(self.rest()) if appended else 0  # before this token, which doesn't complete it
         piece = "\n" if self._breaks and token == tokenizer.end else complete[len(self._written) :]
         joined = piece.startswith(" ") and not tokenizer.strings[token].startswith(" ")
         if joined and self._spaced:
             piece, joined = piece[1:], False
         elif self._unread and piece and not piece[0].isspace():
             piece, joined = f" {piece}", True
-        offset = len(self.text) + joined
+        offset = len(self.text) + rest + joined
         self.text += piece
         if complete == decoded:
             self._tail = [token]
-            self._written = tokenizer.decode(self._tail)
+            self._decoded = self._written = text_of(self._tail, tokenizer)
         else:
-            self._written = complete
+            self._decoded, self._written = decoded, complete
         if piece:
             self._spaced, self._unread = piece[-1].isspace(), False
         return offset
 
     def rest(self) -> str:
         """Return the characters that lack bytes at the end."""
-        return self._tokenizer.decode(self._tail)[len(self._written) :]
+        return self._decoded[len(self._written) :]
 
 
 @dataclass(eq=False)

@@ -73,6 +73,9 @@ def test_words_are_limited(client: Client) -> None:
     contents = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]]
     assert ("".join(contents), chunks[-2]["choices"][0]["finish_reason"]) == (expected, "length")
     assert chunks[-1]["usage"]["completion_tokens"] == 2
+    for many in (len(caption.split()), 10**6, 2**40):
+        choice = answer(client, chat(part(SCENES[0]), max_tokens=many))["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (caption, "stop")
 
 
 def test_words_alone_are_answered_with_what_it_can_do(client: Client) -> None:

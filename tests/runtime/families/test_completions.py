@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.bundle import Bundle
 from app.errors import InvalidField
-from app.runtime.families.completions import Complete, Completer, Completion, Part, Writer, read_prompt
+from app.runtime.families.completions import Complete, Completer, Completion, Part, Writer, read_prompt, text_of
 from app.runtime.families.language_model import CHUNK, LanguageModelPredictor, Suggest
 from app.runtime.predictor import Partial, Resources, answer_all
 from app.runtime.recurrent_engine import Likeliest, Reading, Segment
@@ -169,6 +169,20 @@ def test_pieces_of_any_text_are_written_as_the_text(value: str) -> None:
         for token in ids[cut:]:
             writer.write(token)
         assert started.text + writer.text + writer.rest() == value
+
+
+@given(st.lists(st.sampled_from([b"a", b" ", b"\n", b"\xed\xa0\x80", b"\xf0\x9f", b"\xe2\x82\xac", b"\xef\xbf\xbd"])))
+def test_bytes_that_are_no_text_are_replaced_and_what_follows_has_its_offset(contents: list[bytes]) -> None:
+    content = b"".join(contents)
+    ids = [SUBWORD.pieces.index(bytes([value])) for value in content]
+    found = read_prompt(ids, SUBWORD)
+    assert (found.text, found.text.encode()) == (text_of(ids, SUBWORD), found.text.encode())
+    lines = [line.removeprefix(b" ") for line in content.split(b"\n")]
+    assert found.text == b"\n".join(lines).decode(errors="replace")
+    assert found.offsets == sorted(found.offsets)
+    for token, offset in zip(ids, found.offsets, strict=True):
+        if SUBWORD.strings[token] in "a\n":
+            assert found.text[offset] == SUBWORD.strings[token]
 
 
 def test_a_character_is_written_once_its_bytes_are_complete() -> None:
