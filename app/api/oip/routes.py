@@ -60,7 +60,7 @@ def routes(limits: BodyLimits) -> list[BaseRoute]:
     of_model = ERRORS.documented(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE)
     options: dict[str, Any] = {"tags": TAGS, "scope": "predict"}
     return [
-        Endpoint("/v2", server, **options),
+        Endpoint("/v2", server, scope=None, tags=TAGS),  # clients send no key here
         Endpoint("/v2/health/live", live, scope=None, tags=TAGS),
         Endpoint(
             "/v2/health/ready",

@@ -69,6 +69,7 @@ KEYS = [NO_KEY, WRONG, bearer("late"), bearer("reader"), bearer("operator")]
 
 # The routes of other dialects whose scope is not `predict`.
 SCOPES = {
+    ("/v2", "GET"): None,
     ("/v2/health/live", "GET"): None,
     ("/v2/health/ready", "GET"): None,
     ("/v2/repository/models/{model}/load", "POST"): "admin",

@@ -37,7 +37,7 @@ def given(name: str, values: Any, datatype: str, *, binary: bool = True) -> Any:
 def test_the_server_and_its_models_are_described(client: Any, key: dict[str, str]) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
-    assert "binary_tensor_data" in client.get_server_metadata(headers={**key})["extensions"]
+    assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
     metadata = client.get_model_metadata("ptb", headers={**key})
     assert client.is_model_ready("ptb", metadata["versions"][0], headers={**key})
     assert not client.is_model_ready("none", headers={**key})
