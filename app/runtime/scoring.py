@@ -93,11 +93,10 @@ class Scorer:
         yield from islice(self._tokenizer.encode(part, offset, ended=True, inside_line=inside), count, None)
 
     def _score(self, streams: Iterator[Iterator[Token | None]], payload: Score, sizes: TextScore) -> Steps:
-        # None marks lines without tokens, so that a step may end among them
         details = payload.alternatives if payload.per_token else None
         total, kept = sizes, list[TokenScore]()
         while group := [_Stream(tokens, self._start) for tokens in islice(streams, SENTENCES)]:
-            while taken := [(stream, some) for stream in group if (some := list(islice(stream.tokens, self._chunk)))]:
+            while taken := [(stream, some) for stream in group if (some := _chunk(stream.tokens, self._chunk))]:
                 active = [(stream, tokens) for stream, some in taken if (tokens := [*filter(None, some)])]
                 ids = [[token.id for token in chunk] for _, chunk in active]
                 readings = yield [
@@ -130,6 +129,16 @@ class Scorer:
         alternatives = [Alternative(self._tokenizer.strings[other], value) for other, value in others]
         unknown = token.id == self._tokenizer.unknown
         return TokenScore(token.text, token.start, token.end, log_probability, details.rank, unknown, alternatives)
+
+
+def _chunk(tokens: Iterator[Token | None], most: int) -> list[Token | None]:
+    """Take the tokens of a step: `most`, or fewer up to a None, which stands for about a millisecond without one."""
+    chunk = []
+    for token in islice(tokens, most):
+        chunk.append(token)
+        if token is None:
+            break
+    return chunk
 
 
 @dataclass(eq=False, slots=True)

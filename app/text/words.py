@@ -15,11 +15,11 @@ from app.text.tokenizer import Flags, Following, Ids, Token
 
 END = "<eos>"
 UNKNOWN = "<unk>"
-WINDOW: Final = 4096  # characters: searched for words in about a millisecond at most
+WINDOW: Final = 1024  # characters: searched for words in about a millisecond at most
 _SPACE = re.compile(r"\s")
 _LINE = re.compile(r"([^\r\n]+)(?:\r\n?|\n)?|\r\n?|\n")
 _WRITTEN_LINE = re.compile(r"(\S[^\r\n]*)")  # from a line's first character that is no space: the last took its line
-_YIELD_EVERY = 16  # lines without tokens, about 1 us each, after which `sentences` yields BLANK
+_YIELD_EVERY = 64  # lines without tokens, about 1 us each, after which `sentences` yields BLANK
 
 
 class Vocabulary:
