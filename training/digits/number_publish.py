@@ -17,7 +17,7 @@ from app.images import number_strip
 from app.models.language_model import parameter_count
 from app.models.numbers import NumberReader
 from app.runtime import ctc
-from app.runtime.families.numbers import Number, NumbersPredictor
+from app.runtime.families.numbers import Number, NumbersPredictor, doubt
 from app.runtime.onnx_session import Precision, session
 from training import plots
 from training.digits import data as mnist
@@ -97,7 +97,7 @@ class NumbersPublisher(Publisher[DigitCorpus, NumberReader]):
         valid = {p: read_all(reader, data.valid, None) for p, reader in readers.items()}
         cost = exact(valid["fp32"]) - exact(valid["int8"])
         served: Precision = "int8" if cost <= INT8_MAY_COST else "fp32"
-        doubts = [1 - found.confidence for found, _ in valid[served]]
+        doubts = [doubt(found.confidence, len(found.digits)) for found, _ in valid[served] if found.digits]
         threshold = float(np.quantile(doubts, 1 - REJECTED_AT_MOST, method="higher"))
         readers = {p: open_predictor(draft, p, threshold) for p in PRECISIONS}
         test = read_all(readers[served], data.test, None)

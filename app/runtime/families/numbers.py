@@ -62,7 +62,7 @@ class NumbersPredictor:
     def __init__(self, reader: ort.InferenceSession, threshold: float, *, precision: Precision) -> None:
         """`reader`: the graph of pixels (28, W) uint8 -> logits (T, 11), see training.digits.number_export.
 
-        `threshold`: the largest 1 - confidence that is answered with a number.
+        `threshold`: the largest doubt that is answered with a number.
         """
         self.precision = precision
         self._reader = reader
@@ -93,7 +93,7 @@ class NumbersPredictor:
         logits = self.logits(strip)
         path = ctc.best_path(logits)
         confidence = ctc.probability(logits, path.digits)
-        if not 1 <= len(path.digits) <= MAX_DIGITS or 1 - confidence > self._threshold:
+        if not 1 <= len(path.digits) <= MAX_DIGITS or doubt(confidence, len(path.digits)) > self._threshold:
             return Number(None, confidence, [], NO_NUMBER)
         boxes = _boxes(strip, path.spans, strip.pixels.shape[1] // len(logits))
         digits = [NumberDigit(*each) for each in zip(path.digits, path.confidences, boxes, strict=True)]
@@ -108,6 +108,11 @@ class NumbersPredictor:
         """Return [number, confidence] for the `image` (base64) of `payload`."""
         found = self.read(self.prepare(ReadNumber(base64.b64decode(payload["image"]))))
         return [[found.number or "none", found.confidence]]
+
+
+def doubt(confidence: float, digits: int) -> float:
+    """Return 1 minus the mean probability (geometric) of a number's digits: a long number is no more doubtful."""
+    return float(1 - confidence ** (1 / digits))
 
 
 def usage(_: Number) -> dict[str, int]:
