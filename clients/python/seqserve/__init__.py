@@ -35,6 +35,7 @@ from seqserve.errors import (
     TooLarge,
     Unauthenticated,
     Unavailable,
+    UnexpectedAnswer,
     UnknownModel,
     UnsupportedType,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
+    "UnexpectedAnswer",
     "UnknownModel",
     "UnsupportedType",
 ]

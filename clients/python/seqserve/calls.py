@@ -6,12 +6,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar
 
+import httpx
+
+from seqserve import errors
 from seqserve.answers import (
     CaptionsAnswer,
     DigitsAnswer,
     ModelList,
     NextWordAnswer,
     PerplexityAnswer,
+    decode,
 )
 
 T = TypeVar("T")
@@ -79,6 +83,16 @@ class Call(Generic[T]):
     def files(self) -> list[tuple[str, tuple[str, bytes]]] | None:
         """The parts of the multipart body."""
         return [("image", (f"{index}", image)) for index, image in enumerate(self.images)] or None
+
+    def decoded(self, response: httpx.Response) -> T:
+        """Return the answer in a successful response. Raise UnexpectedAnswer if it is none."""
+        try:
+            return decode(self.answer, {**response.json()})
+        except (KeyError, TypeError, ValueError) as error:
+            found = response.text[:200]
+            raise errors.UnexpectedAnswer(
+                f"{response.url}: expected {self.answer.__name__}, found {found!r}"
+            ) from error
 
 
 def next_word(text: str, options: NextWordOptions) -> Call[NextWordAnswer]:

@@ -17,7 +17,6 @@ from seqserve.answers import (
     ModelSummary,
     NextWordAnswer,
     PerplexityAnswer,
-    decode,
 )
 from seqserve.calls import Call, CaptionsOptions, DigitsOptions, ImageFile, NextWordOptions, PerplexityOptions
 from seqserve.events import CaptionEvents
@@ -35,7 +34,7 @@ class Client:
     """A client that blocks. It is a context manager, and threads may share it.
 
     Every request has the client's own `X-Session-Id`, by which a proxy keeps it with one server and its state cache:
-    use one client per writer. Methods raise ConnectionFailed or a Problem; see `seqserve.errors`.
+    use one client per writer. Methods raise ConnectionFailed, UnexpectedAnswer or a Problem; see `seqserve.errors`.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class Client:
         self.close()
 
     def _answer(self, call: Call[T]) -> T:
-        return decode(call.answer, self._send(call).json())
+        return call.decoded(self._send(call))
 
     def _send(self, call: Call[Any], *, stream: bool = False) -> httpx.Response:
         """Return the successful response, with its content unless it is a stream."""
@@ -182,7 +181,7 @@ class AsyncClient:
         await self.aclose()
 
     async def _answer(self, call: Call[T]) -> T:
-        return decode(call.answer, (await self._send(call)).json())
+        return call.decoded(await self._send(call))
 
     async def _send(self, call: Call[Any], *, stream: bool = False) -> httpx.Response:
         """Return the successful response, with its content unless it is a stream."""

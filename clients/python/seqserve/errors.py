@@ -2,6 +2,7 @@
 
 SeqserveError
 |- ConnectionFailed        no complete response: the connection failed or timed out
+|- UnexpectedAnswer        a response of another server, such as a web page
 `- Problem                 an error response; its document is RFC 9457's
    |- InvalidField         422: `errors` names the fields
    |- Malformed            400
@@ -31,6 +32,10 @@ class SeqserveError(Exception):
 
 class ConnectionFailed(SeqserveError):
     """No complete response arrived; `__cause__` is httpx's exception, if there is one."""
+
+
+class UnexpectedAnswer(SeqserveError):
+    """A successful response whose content is not the answer: the address is that of something else."""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,6 @@ def _retry_after(response: httpx.Response, default: float) -> float:
         return float(value)
     try:
         wait = parsedate_to_datetime(value) - parsedate_to_datetime(response.headers["Date"])
-    except (KeyError, ValueError):  # missing or invalid
+    except (KeyError, TypeError, ValueError):  # missing, invalid, or one without a time zone
         return default
     return max(0.0, wait.total_seconds())

@@ -150,6 +150,13 @@ def test_a_wrong_field_is_named_and_not_retried(call: Any) -> None:
 
 
 @both
+@pytest.mark.parametrize("content", ["", "<html>", "null", "[1]", '{"models": 1}', '{"model": []}'])
+def test_a_response_of_another_server_is_unexpected(call: Any, content: str) -> None:
+    with pytest.raises(seqserve.UnexpectedAnswer, match="http://server/prefix/models: expected ModelList, found"):
+        call(Script(httpx.Response(200, text=content)), "models")
+
+
+@both
 def test_an_error_of_a_proxy_or_of_an_unknown_type_has_the_class_of_its_status(call: Any) -> None:
     with pytest.raises(seqserve.TooLarge, match="413 Request Entity Too Large: <html>"):
         call(Script(httpx.Response(413, text="<html>")), "models")

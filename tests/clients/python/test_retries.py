@@ -18,8 +18,9 @@ def test_retry_after_is_obeyed_in_seconds_and_as_a_date() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "soon", "-1", "Mon, 02 Mar 2026 10:00:04 GMT"])
-def test_without_a_usable_retry_after_waits_double(value: str) -> None:
-    waits = [STEADY.after_error(attempt, unavailable(Retry_After=value)) for attempt in (1, 2, 3)]
+@pytest.mark.parametrize("date", [{}, {"Date": "Mon, 02 Mar 2026 10:00:00 -0000"}])
+def test_without_a_usable_retry_after_waits_double(value: str, date: dict[str, str]) -> None:
+    waits = [STEADY.after_error(attempt, unavailable(Retry_After=value, **date)) for attempt in (1, 2, 3)]
     assert waits == pytest.approx([0.1, 0.2, 0.4])
 
 
