@@ -77,7 +77,7 @@ def _tokenizer(registry: Registry, path_model: str | None, model: str | None) ->
 
     Ids of another vocabulary would be scored without an error.
     """
-    if path_model is None and model is None:
+    if not (path_model or model):
         names = [served.name for served in registry.served() if served.manifest.family == LANGUAGE_MODEL]
         if len(names) > 1:
             addresses = ", ".join(f"/models/{name}" for name in names)

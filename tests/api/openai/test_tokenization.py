@@ -72,7 +72,11 @@ async def test_with_several_language_models_one_must_be_named(
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert state
         await state["registry"].opened()
-        bare = [await client.get("/tokenizer_info"), await client.post("/tokenize", json={"prompt": "a"})]
+        bare = [
+            await client.get("/tokenizer_info"),
+            await client.post("/tokenize", json={"prompt": "a"}),
+            await client.post("/detokenize", json={"tokens": [1], "model": ""}),
+        ]
         named = [
             await client.post("/models/ptb/tokenize", json={"prompt": "said"}),
             await client.post("/tokenize", json={"prompt": "said", "model": "ptb"}),
