@@ -100,10 +100,12 @@ def _batch(lane: Sequence[Job], room: int, *, blocked: bool) -> list[Job]:
     """Return the next jobs of a lane: at most half of them with few steps so far while there are long ones.
 
     A keystroke therefore never waits for long texts; of these the oldest come first, so that the first of many finishes
-    before the last. The very oldest is the first of the batch: a predictor may defer the last to the next step.
+    before the last. Among the others those with the fewest steps come first: a keystroke takes one, a search several.
+    The oldest job is the first of the batch, so that each gets its steps: a predictor may defer the others.
     """
     ready = lane if blocked else [job for job in lane if job.sent - job.read < MAX_UNREAD]
-    short = [job for job in ready if job.steps < MAX_SHORT_STEPS]
+    short = sorted((job for job in ready if job.steps < MAX_SHORT_STEPS), key=attrgetter("steps"))
     long = sorted((job for job in ready if job.steps >= MAX_SHORT_STEPS), key=attrgetter("accepted"))
     count = min(len(short), max(room // 2, room - len(long)))
-    return [*long[:1], *short[:count], *long[1 : room - count]]
+    first = long[:1] or ([min(short, key=attrgetter("accepted"))] if len(short) > room else [])
+    return [*first, *(job for job in short[:count] if job not in first), *long[1 : room - count]][:room]
