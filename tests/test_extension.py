@@ -162,7 +162,7 @@ async def test_the_service_speaks_an_added_dialect_for_an_added_family(store: Pa
         document = (await client.get("/openapi.json")).json()
     assert answer.text == "HELLO"
     assert (wrong.status_code, wrong.headers["content-type"]) == (400, "application/toy+json")
-    assert wrong.json() == {"complaint": "TEXT: INPUT SHOULD BE A VALID STRING, FOUND 1"}
+    assert wrong.json() == {"complaint": "TEXT: EXPECTED A STRING, FOUND 1"}
     assert (unknown.status_code, unknown.json()) == (404, {"complaint": "GET /TOY/NOTHING: NOT FOUND"})
     assert {model["name"]: model["family"] for model in listed} == {"loud": "shout", "tiny": "language_model"}
     responses = document["paths"]["/toy/shout"]["post"]["responses"]
