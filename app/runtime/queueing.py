@@ -89,9 +89,11 @@ class JobQueue:
     def take(self, room: int, *, blocked: bool) -> list[Job]:
         """Remove the next batch, of at most `room` jobs of one lane, also of `blocked` ones; empty if there is none."""
         for bulk in (self._bulk_next, not self._bulk_next):
-            if batch := _batch(self._lanes[bulk], room, blocked=blocked):
+            lane = self._lanes[bulk]
+            if lane and (batch := _batch(lane, room, blocked=blocked)):
                 self._bulk_next = not bulk
-                self.remove(batch)
+                taken = set(batch)
+                self._lanes[bulk] = [job for job in lane if job not in taken]
                 return batch
         return []
 
@@ -104,6 +106,8 @@ def _batch(lane: Sequence[Job], room: int, *, blocked: bool) -> list[Job]:
     The oldest job is the first of the batch, so that each gets its steps: a predictor may defer the others.
     """
     ready = lane if blocked else [job for job in lane if job.sent - job.read < MAX_UNREAD]
+    if len(ready) <= 1:  # as most often
+        return [*ready]
     short = sorted((job for job in ready if job.steps < MAX_SHORT_STEPS), key=attrgetter("steps"))
     long = sorted((job for job in ready if job.steps >= MAX_SHORT_STEPS), key=attrgetter("accepted"))
     count = min(len(short), max(room // 2, room - len(long)))
