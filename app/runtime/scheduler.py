@@ -197,14 +197,14 @@ class Scheduler:
         with self._changed:
             job.cancelled = True
             self._queue.remove((job,))
-            self._observer.set_queue(self._name, self.depth)
+            self._observer.set_queue(self._name, len(self._queue))
 
     def _schedule_poll(self, loop: asyncio.AbstractEventLoop) -> None:
         """Schedule `_poll` on the running event loop. The caller holds the lock.
 
         Jobs of several loops go to the thread: a loop may end before it polls.
         """
-        if self._polling is loop or not self.depth:
+        if self._polling is loop or not len(self._queue):
             return
         if self._polling or any(job.loop is not loop for job in self._queue):
             self._changed.notify()
@@ -292,7 +292,7 @@ class Scheduler:
         self._drop_expired()
         batch = self._queue.take(self._batch_size, blocked=self._closing)
         self._busy = bool(batch)
-        self._observer.set_queue(self._name, self.depth)
+        self._observer.set_queue(self._name, len(self._queue))
         return batch
 
     def _drop_expired(self) -> None:
