@@ -127,7 +127,7 @@ lock: ## update requirements/ from pyproject.toml, with uv; delete the files fir
 		uv pip compile $(LOCK) pyproject.toml --extra bench --constraints - --output-file requirements/bench.txt
 	printf '%s\n' httpx pytest pytest-timeout | \
 		uv pip compile $(LOCK) pyproject.toml - --extra ray --constraints requirements/development.txt --output-file requirements/ray.txt
-	uv pip compile $(LOCK) --group pyproject.toml:clients --output-file requirements/clients.txt
+	uv pip compile $(LOCK) --no-strip-extras --group pyproject.toml:clients --output-file requirements/clients.txt
 LOCK = --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
 
 # All packages are pinned with hashes; seqserve itself has none and is installed without dependencies.
@@ -150,9 +150,10 @@ $(RAY): requirements/ray.txt | $(BIN)/python
 	$(@D)/bin/python -m pip install --quiet --require-hashes --requirement requirements/ray.txt
 	touch $@
 
+# The list is complete; pip's resolver would look for other versions of packages with extras.
 $(CLIENTS): requirements/clients.txt | $(BIN)/python
 	$(BIN)/python -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --require-hashes --requirement requirements/clients.txt
+	$(@D)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/clients.txt
 	touch $@
 
 $(BIN)/python:
