@@ -500,7 +500,7 @@ def test_several_digits_are_read_as_a_number_each_in_its_box(
     draw(page, [(0.7, 0.2), (0.7, 0.8)])
     expect(page.locator("#digit")).to_have_text("11")
     expect(page.locator("#digit-words")).to_have_text("82 % sure")
-    expect(page.locator("#draw-told")).to_have_text("one one, 82 % sure")
+    expect(page.locator("#draw-announcement")).to_have_text("one one, 82 % sure")
     expect(page.locator("#number-help")).to_be_visible()
     board = page.locator("#board").bounding_box()
     assert board

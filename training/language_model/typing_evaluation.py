@@ -129,7 +129,7 @@ def evaluate_typing(predictor: LanguageModelPredictor, texts: Texts, *, historie
 
 
 def bits_a_byte(predictor: LanguageModelPredictor) -> Callable[[Sequence[str]], list[float]]:
-    """Return a function from texts to their bits a byte, by which POST /perplexity tells English from other texts."""
+    """Return a function from texts to their bits a byte: fewer for English than for other texts."""
 
     def found(texts: Sequence[str]) -> list[float]:
         return [value / len(text.encode()) for value, text in zip(bits(predictor, texts), texts, strict=True)]

@@ -19,18 +19,18 @@ def measures(answers: Sequence[Description], references: Sequence[Sequence[str]]
     that the detector sees or a reference mentions; repeats: captions with a pair of content words twice; distinct and
     commonest: shares of different captions and of the commonest one.
     """
-    sure = named = said = grounded = 0
+    sure = named = mentioned = grounded = 0
     for answer, group in zip(answers, references, strict=True):
         found = {LABELS[label] for label in mentions(words(answer.text))}
         seen = {tag.label for tag in answer.tags}
-        told = {LABELS[label] for caption in group for label in mentions(words(caption))}
+        described = {LABELS[label] for caption in group for label in mentions(words(caption))}
         strong = {tag.label for tag in answer.tags if tag.score > SURE}
         sure, named = sure + len(strong), named + len(strong & found)
-        said, grounded = said + len(found), grounded + len(found & (seen | told))
+        mentioned, grounded = mentioned + len(found), grounded + len(found & (seen | described))
     captions = [answer.text for answer in answers]
     return {
         "named": named / max(sure, 1),
-        "grounded": grounded / max(said, 1),
+        "grounded": grounded / max(mentioned, 1),
         "repeats": float(sum(map(repeats, captions))),
         "distinct": len(set(captions)) / len(captions),
         "commonest": max(Counter(captions).values()) / len(captions),

@@ -34,7 +34,7 @@ function shown(can) {
 
 function begin() {
   sentence.replaceChildren();
-  for (const id of ["caption-told", "caption-time"]) at(id).textContent = "";
+  for (const id of ["caption-announcement", "caption-time"]) at(id).textContent = "";
   for (const id of ["caption-copy", "others"]) at(id).hidden = true;
 }
 
@@ -97,7 +97,7 @@ function finish(result) {
     text.split(" ").forEach(add);
   }
   image.alt = text;
-  at("caption-told").textContent = text;
+  at("caption-announcement").textContent = text;
   at("caption-copy").hidden = false;
   at("others").hidden = !result.alternatives.length;
   at("others-list").replaceChildren(...result.alternatives.map(other));

@@ -313,5 +313,5 @@ function inWords(result) {
 
 function speak() {
   const digits = [...at("digit").textContent].map((digit) => NAMES[digit]).join(" ");
-  at("draw-told").textContent = [digits, at("digit-words").textContent].filter(Boolean).join(", ");
+  at("draw-announcement").textContent = [digits, at("digit-words").textContent].filter(Boolean).join(", ");
 }

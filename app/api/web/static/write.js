@@ -130,7 +130,7 @@ function showChips() {
 
 function speak() {
   const words = offers.map((one) => one.label).join(", ");
-  document.getElementById("write-told").textContent = words ? `Suggestions: ${words}` : "No suggestions";
+  document.getElementById("write-announcement").textContent = words ? `Suggestions: ${words}` : "No suggestions";
 }
 
 function pressed(event) {
