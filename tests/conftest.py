@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from app import bundle as bundles
-from app.bundle import Bundle, CorpusEntry, Manifest
+from app.bundle import Bundle
+from app.manifest import FORMAT, CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.predictor import Resources
@@ -96,7 +97,7 @@ def publish_tiny(store: Path, model: LanguageModel, version: str, drafts: Path) 
     contents: dict[str, bytes | Path] = {"vocabulary.txt": vocabulary, **export_language_model(model)}
     contents["README.md"] = b"# tiny\n\nRandom weights, for tests.\n"
     manifest = Manifest(
-        format=bundles.FORMAT,
+        format=FORMAT,
         family="language_model",
         model="tiny",
         version=version,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from app import bundle
-from app.bundle import CorpusEntry, FileEntry, Manifest
 from app.errors import BundleError
+from app.manifest import FORMAT, CorpusEntry, FileEntry, Manifest
 from tests.bench import flipped_bits
 
 SHIPPED = Path(__file__).parents[1] / "models_store"
@@ -26,7 +26,7 @@ CONTENTS: dict[str, bytes | Path] = {
 
 def manifest(model: str = "ptb", version: str = "v1", **fields: Any) -> Manifest:
     given = {
-        "format": bundle.FORMAT,
+        "format": FORMAT,
         "family": "language_model",
         "model": model,
         "version": version,

@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from app import bundle as bundles
-from app.bundle import Bundle, FamilyName, Manifest
+from app.bundle import Bundle
+from app.manifest import FORMAT, FamilyName, Manifest
 from app.runtime.onnx_session import Precision
 from app.runtime.predictor import BundlePredictor
 from training.run import Run, RunError
@@ -130,7 +131,7 @@ def _draft_manifest(run: Run, family: FamilyName, name: str, version: str, field
     """The manifest before measuring: no metrics yet, and int8 to be served."""
     return Manifest(
         **{
-            "format": bundles.FORMAT,
+            "format": FORMAT,
             "family": family,
             "model": name,
             "version": version,

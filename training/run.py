@@ -13,8 +13,8 @@ import torch
 from lightning.fabric import Fabric
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from app.bundle import FamilyName
 from app.errors import SeqserveError
+from app.manifest import FamilyName
 
 
 class RunError(SeqserveError):

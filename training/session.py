@@ -23,8 +23,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm import tqdm
 
-from app.bundle import FamilyName
 from app.errors import SettingsError
+from app.manifest import FamilyName
 from training.ranges import require_ranges
 from training.run import Run, RunError
 

@@ -1,4 +1,4 @@
-"""Loading of a bundle's predictor, verified by the recorded answers of its probes.
+"""Reading of a version and loading of its predictor, verified by the recorded answers of its probes.
 
 probe.json holds `{"payload": ..., "answers": {"int8": ..., "fp32": ...}}`, and further objects of this form in the list
 `further`.
@@ -8,10 +8,12 @@ import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
+from app import bundle as bundles
 from app.bundle import Bundle
-from app.errors import BundleError
+from app.errors import BundleError, UnknownModel, UnknownVersion
 from app.runtime.families import FAMILIES, Family
 from app.runtime.predictor import BundlePredictor, ObserveCache, Resources, ignore
 from app.text import TOKENIZERS, Tokenizer
@@ -33,6 +35,23 @@ class Loaded:
 
     bundle: Bundle
     predictor: BundlePredictor[Any, Any, Any]
+
+
+def read_version(store: Path, name: str, version: str, family: str | None) -> Bundle:
+    """Read and verify a version that may replace one of `family`, None if the model is not served.
+
+    Raise UnknownModel or UnknownVersion if the store lacks it, BundleError if it is invalid or of another family.
+    """
+    known = bundles.models(store)
+    if family is None and name not in known:
+        raise UnknownModel(f"{name[:80]!r}: no such model; available: {', '.join(known) or 'none'}")
+    versions = bundles.versions(store, name) if name in known else []
+    if version not in versions:
+        raise UnknownVersion(f"{name}: no version {version[:80]!r}; available: {', '.join(versions) or 'none'}")
+    bundle = bundles.read(store / name / version)
+    if family not in (None, found := bundle.manifest.family):
+        raise BundleError(f"{bundle.folder}: family: expected {family}, as served, found {found}")
+    return bundle
 
 
 def load_predictor(

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from app import bundle as bundles
-from app.errors import BundleError, NotReady, UnknownModel, UnknownVersion
+from app.errors import BundleError, NotReady, UnknownModel
 from app.runtime.families import FAMILIES, Family
-from app.runtime.loading import Loaded, load_predictor
+from app.runtime.loading import Loaded, load_predictor, read_version
 from app.runtime.memory import freeze_heap, release_memory
 from app.runtime.metrics import REQUEST_USAGE, Metrics
 from app.runtime.onnx_session import Precision
@@ -145,8 +145,7 @@ class Registry:
     ) -> None:
         """Open `store`, a folder of models; nothing is served before `load`. Raise BundleError if it is missing.
 
-        `families` and `tokenizers` are those that bundles may name; `default_models` are the models of requests that
-        name none, by family.
+        `families` and `tokenizers` may be named by bundles; `default_models` serve requests that name none, by family.
         """
         self.store = store
         self.metrics = metrics
@@ -166,11 +165,7 @@ class Registry:
             blocked=blocked,
         )
         self._scheduler = partial(
-            Scheduler,
-            observer=metrics,
-            queue_size=queue_size,
-            batch_size=batch_size,
-            max_inline_batch=max_inline_batch,
+            Scheduler, observer=metrics, queue_size=queue_size, batch_size=batch_size, max_inline_batch=max_inline_batch
         )
         self._preprocessor = Preprocessor(metrics, queue_size=queue_size)
         self._names = bundles.models(store)
@@ -236,16 +231,7 @@ class Registry:
         Raise UnknownModel or UnknownVersion if the store lacks it, BundleError if it can't be served.
         """
         serving = self._served.get(name)
-        known = bundles.models(self.store)
-        if serving is None and name not in known:
-            raise UnknownModel(f"{name[:80]!r}: no such model; available: {', '.join(known) or 'none'}")
-        versions = bundles.versions(self.store, name) if name in known else []
-        if version not in versions:
-            raise UnknownVersion(f"{name}: no version {version[:80]!r}; available: {', '.join(versions) or 'none'}")
-        bundle = bundles.read(self.store / name / version)
-        if serving and bundle.manifest.family != serving.manifest.family:
-            expected, found = serving.manifest.family, bundle.manifest.family
-            raise BundleError(f"{bundle.folder}: family: expected {expected}, as served, found {found}")
+        bundle = read_version(self.store, name, version, serving.manifest.family if serving else None)
         return Loaded(bundle, self._load_predictor(bundle, observe_cache=partial(self.metrics.observe_cache, name)))
 
     def serve(self, loaded: Loaded) -> str | None:
@@ -308,9 +294,7 @@ class Registry:
     def get(self, name: str | None, family: str) -> Served:
         """Return the named model, or the family's default. Raise UnknownModel, or NotReady for one that is not served.
 
-        The default is that of the settings, else the first by name.
-
-        Use it in a `with` block, which keeps this version open.
+        The default is that of the settings, else the first by name. A `with` block of it keeps this version open.
         """
         if self.unready:
             raise self.unready

@@ -16,9 +16,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
-from app.bundle import Bundle, CorpusEntry, FileEntry, Manifest
+from app.bundle import Bundle
 from app.errors import Overloaded
 from app.main import create_app
+from app.manifest import CorpusEntry, FileEntry, Manifest
 from app.runtime.families import FAMILIES
 from app.runtime.families.language_model import Suggest, Suggestion, Suggestions
 from app.runtime.loading import Loaded

@@ -19,8 +19,8 @@ from pathlib import Path
 import tyro
 
 from app import bundle as bundles
-from app.bundle import MANIFEST, SEAL
 from app.errors import BundleError
+from app.manifest import MANIFEST, SEAL
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from PIL import Image, ImageDraw
 from torch import fx
 from typing_extensions import override
 
-from app.bundle import Bundle, CorpusEntry, Manifest
+from app.bundle import Bundle
 from app.errors import CorpusError
 from app.images import PHOTO_SIZE, decoded, normalised, photo
+from app.manifest import CorpusEntry, Manifest
 from app.models.captioner import Captioner
 from app.models.language_model import parameter_count
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description

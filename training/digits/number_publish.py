@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from typing_extensions import override
 
-from app.bundle import Bundle, CorpusEntry, Manifest
+from app.bundle import Bundle
 from app.images import number_strip
+from app.manifest import CorpusEntry, Manifest
 from app.models.language_model import parameter_count
 from app.models.numbers import NumberReader
 from app.runtime import ctc

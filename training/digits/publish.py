@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from app.bundle import Bundle, CorpusEntry, Manifest
+from app.bundle import Bundle
 from app.images import framed_array, png
+from app.manifest import CorpusEntry, Manifest
 from app.models.digits import ReNet, RowReader
 from app.models.language_model import parameter_count
 from app.runtime.families.digits import DIGITS, Calibration, Classification, DigitsPredictor, confidences

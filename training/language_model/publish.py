@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from app.bundle import Bundle, CorpusEntry, Manifest
+from app.bundle import Bundle
+from app.manifest import CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.onnx_session import Precision

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from app.bundle import Bundle, CorpusEntry, Manifest
+from app.bundle import Bundle
+from app.manifest import CorpusEntry, Manifest
 from app.models.gated_recurrence import GatedRecurrentLanguageModel
 from app.models.language_model import parameter_count
 from app.runtime.families.language_model import LanguageModelPredictor

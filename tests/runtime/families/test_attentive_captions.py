@@ -15,10 +15,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from app import bundle as bundles
-from app.bundle import Bundle, CorpusEntry, Manifest
+from app.bundle import Bundle
 from app.errors import BundleError
 from app.images import ENCODER_SIZE, LABELS, decoded, encoder_input, photo
 from app.images.tags import KINDS, tag_slots
+from app.manifest import FORMAT, CorpusEntry, Manifest
 from app.models.attentive_captioner import AttentiveCaptioner, Scene
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
 from app.runtime.families.confidence import Signs, squared
@@ -87,7 +88,7 @@ def bundle(modules: tuple[AttentiveCaptioner, fx.GraphModule], tmp_path_factory:
     vocabulary = "\n".join(WORDS).encode()
     contents: dict[str, bytes | Path] = {"vocabulary.txt": vocabulary, **export_attentive(*modules, detector(), POOLED)}
     manifest = Manifest(
-        format=bundles.FORMAT,
+        format=FORMAT,
         family="captions",
         model="tiny",
         version="1",

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import fx, nn
 
 from app import bundle as bundles
-from app.bundle import Bundle, CorpusEntry, Manifest
+from app.bundle import Bundle
 from app.errors import BundleError, InvalidField, Malformed, TooLarge
 from app.images import decoded, photo
+from app.manifest import FORMAT, CorpusEntry, Manifest
 from app.models.captioner import Captioner
 from app.runtime.families import captions as served
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
@@ -77,7 +78,7 @@ def store(modules: tuple[Captioner, fx.GraphModule], tmp_path_factory: pytest.Te
     vocabulary = "\n".join(WORDS).encode()
     contents: dict[str, bytes | Path] = {"vocabulary.txt": vocabulary, **export_captions(*modules)}
     manifest = Manifest(
-        format=bundles.FORMAT,
+        format=FORMAT,
         family="captions",
         model="tiny",
         version="1",

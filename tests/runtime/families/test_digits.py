@@ -17,9 +17,10 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from app import bundle as bundles
-from app.bundle import Bundle, CorpusEntry, Manifest
+from app.bundle import Bundle
 from app.errors import BundleError, Malformed, TooLarge
 from app.images import MAX_PIXELS, Framed, framed_array, png, turned
+from app.manifest import FORMAT, CorpusEntry, Manifest
 from app.models.digits import ReNet, RowReader
 from app.models.language_model import parameter_count
 from app.runtime.families.digits import (
@@ -185,7 +186,7 @@ def test_an_image_that_framing_rejects_is_rejected_for_its_reason_whatever_the_l
 
 def manifest(model: RowReader | ReNet, **changes: Any) -> Manifest:
     described: dict[str, Any] = {
-        "format": bundles.FORMAT,
+        "format": FORMAT,
         "family": "digits",
         "model": "digits",
         "version": "1",

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from app.bundle import Bundle, CorpusEntry, Manifest
+from app.bundle import Bundle
 from app.errors import CorpusError
 from app.images import ENCODER_SIZE, decoded, photo
 from app.images.tags import tag_slots
+from app.manifest import CorpusEntry, Manifest
 from app.models.attentive_captioner import AttentiveCaptioner, Scene
 from app.models.language_model import parameter_count
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description

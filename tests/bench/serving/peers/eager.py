@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.models import get_model  # type: ignore[import-untyped]
 
-from app.bundle import Bundle, FamilyName
+from app.bundle import Bundle
 from app.images import normalised
+from app.manifest import FamilyName
 from app.models.captioner import Captioner
 from app.models.digits import ReNet, RowReader
 from app.models.language_model import LanguageModel

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from app import bundle as bundles
-from app.bundle import Bundle, FamilyName
+from app.bundle import Bundle
+from app.manifest import FamilyName
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.language_model import Suggest, Suggestions
