@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from app.errors import SettingsError
 from app.manifest import FamilyName
-from training.ranges import require_ranges
+from training.ranges import Count, require_ranges
 from training.run import Run, RunError
 
 Handler: TypeAlias = Callable[[int, FrameType | None], None] | signal.Handlers
@@ -42,11 +42,11 @@ class Job:
     """Continue from the run's checkpoint."""
     minutes: float = math.inf
     """Stop after so many minutes; go on with --resume."""
-    processes: int = 1
+    processes: Count = 1
     """Train in so many processes, on CPU cores or GPUs of this machine; torchrun starts them on several machines."""
 
     def __post_init__(self) -> None:
-        require_ranges(self, (("1 or more", lambda value: value >= 1, ("processes",)),))
+        require_ranges(self)
 
     def train(
         self, recipe: Callable[..., bool], config: Any, corpus: Any, saved_every: float = 60.0, **options: Any

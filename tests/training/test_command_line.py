@@ -120,7 +120,7 @@ def test_invalid_settings_of_a_run_are_one_error_line(
     reported = refusal(
         "language-model", "cpu", "--run", tmp_path / "run", *texts, "--batch-size", 0, "--input-dropout", 1
     )
-    expected = "batch_size: expected 1 or more, found 0; input_dropout: expected 0 or more and below 1, found 1.0"
+    expected = "input_dropout: expected 0 or more and below 1, found 1.0; batch_size: expected 1 or more, found 0"
     assert reported == f"error: {expected}"
     assert not (tmp_path / "run").exists()
 

@@ -5,9 +5,9 @@ one in each half of the sequence, and 0 at all others; the target after the last
 numbers. Always answering 1 has a mean squared error of 1/6.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from app.models.recurrent import Cell, Layer, Recurrent
-from training.ranges import Range, require_ranges
+from training.ranges import POSITIVE, Count, Counts, Positive, Seed, at_least, require_ranges
 
 BASELINE = 1 / 6  # mean squared error of the constant answer 1
 SOLVED = 0.01  # mean squared error below which the problem counts as solved
@@ -30,30 +30,18 @@ class AddingConfig:
     """
 
     cell: Cell = "lstm"
-    hidden_sizes: tuple[int, ...] = (64,)  # units of each layer
-    length: int = 400  # steps of a sequence
-    steps: int = 1_500  # of the optimiser, Adam
-    batch_size: int = 50  # new sequences a step
-    learning_rates: tuple[float, ...] = (5e-3, 1e-3)  # tried in order until one solves the problem
-    clip: float = 1.0  # global gradient norm
-    measured_every: int = 100  # steps
-    measured_on: int = 1_000  # sequences that are never trained on
-    seed: int = 1  # of weights and sequences
+    hidden_sizes: Counts = (64,)  # units of each layer
+    length: Annotated[int, at_least(4)] = 400  # steps of a sequence
+    steps: Count = 1_500  # of the optimiser, Adam
+    batch_size: Count = 50  # new sequences a step
+    learning_rates: Annotated[tuple[float, ...], POSITIVE] = (5e-3, 1e-3)  # tried in order until one solves the problem
+    clip: Positive = 1.0  # global gradient norm
+    measured_every: Count = 100  # steps
+    measured_on: Count = 1_000  # sequences that are never trained on
+    seed: Seed = 1  # of weights and sequences
 
     def __post_init__(self) -> None:
-        require_ranges(self, _RANGES)
-
-
-_RANGES: tuple[Range, ...] = (
-    ("4 or more", lambda value: value >= 4, ("length",)),
-    (
-        "1 or more",
-        lambda value: value >= 1,
-        ("hidden_sizes", "steps", "batch_size", "measured_every", "measured_on"),
-    ),
-    ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rates", "clip")),
-    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # torch accepts a million times as much as a seed
-)
+        require_ranges(self)
 
 
 class Adder(nn.Module):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from training.digits import recipe as digits
 from training.digits.recipe import DigitsConfig
 from training.language_model import recipe as language_model
 from training.language_model.recipe import LanguageModelConfig
-from training.ranges import Range, require_ranges
+from training.ranges import POSITIVE, SEED, Range, at_least, require_ranges
 
 Part: TypeAlias = Literal["rates", "ptb", "mnist", "adding", "gradients", "latency"]
 PARTS: tuple[Part, ...] = get_args(Part)  # in the order in which they can be measured
@@ -63,24 +63,16 @@ class Comparison:
     Raise SettingsError that names every field out of its range.
     """
 
-    cells: tuple[Cell, ...] = CELLS
-    seeds: tuple[int, ...] = (1, 2, 3)  # of the language models and the digit readers
-    rates: tuple[float, ...] = (3e-3, 9e-3, 2.7e-2)  # tried for each cell's language model
-    lengths: tuple[int, ...] = (400, 100)  # of the adding problem
+    cells: Annotated[tuple[Cell, ...], Range(f"some of {', '.join(CELLS)}", lambda value: value in CELLS)] = CELLS
+    seeds: Annotated[tuple[int, ...], SEED] = (1, 2, 3)  # of the language models and the digit readers
+    rates: Annotated[tuple[float, ...], POSITIVE] = (3e-3, 9e-3, 2.7e-2)  # tried for each cell's language model
+    lengths: Annotated[tuple[int, ...], at_least(4)] = (400, 100)  # of the adding problem
     language_model: LanguageModelConfig = LANGUAGE_MODEL
     digits: DigitsConfig = DIGITS
     adding: AddingConfig = ADDING
 
     def __post_init__(self) -> None:
-        require_ranges(self, _RANGES)
-
-
-_RANGES: tuple[Range, ...] = (
-    (f"some of {', '.join(CELLS)}", lambda value: value in CELLS, ("cells",)),
-    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seeds",)),
-    ("a number above 0", lambda value: 0 < value < math.inf, ("rates",)),
-    ("4 or more", lambda value: value >= 4, ("lengths",)),
-)
+        require_ranges(self)
 
 
 @dataclass(frozen=True)

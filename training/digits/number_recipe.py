@@ -21,7 +21,7 @@ from app.models.recurrent import Cell
 from app.runtime.ctc import best_path
 from training.digits.data import DigitCorpus, Digits
 from training.digits.numbers import MAX_DIGITS, NONE, training_strips
-from training.ranges import Range, require_ranges
+from training.ranges import BelowOne, Count, Counts, NotNegative, Positive, Seed, require_ranges
 from training.run import Run
 from training.session import Session
 
@@ -35,30 +35,22 @@ class NumbersConfig:
     """Hyperparameters of a run. Raise SettingsError that names every field out of its range."""
 
     cell: Cell = "lstm"
-    hidden_sizes: tuple[int, ...] = (64, 128)  # units a direction, of each layer
-    columns: int = 2  # pixels a step
-    dropout: float = 0.2  # before every layer but the first, and before the linear layer
+    hidden_sizes: Counts = (64, 128)  # units a direction, of each layer
+    columns: Count = 2  # pixels a step
+    dropout: BelowOne = 0.2  # before every layer but the first, and before the linear layer
 
-    samples: int = 512_000  # strings seen
-    batch_size: int = 64  # strings a step, all of one length
-    learning_rate: float = 4e-3  # peak of one cycle
-    weight_decay: float = 0.01
-    clip: float = 1.0  # global gradient norm
-    average: float = 0.995  # decay a step of the average of weights that is validated and published
+    samples: Count = 512_000  # strings seen
+    batch_size: Count = 64  # strings a step, all of one length
+    learning_rate: Positive = 4e-3  # peak of one cycle
+    weight_decay: NotNegative = 0.01
+    clip: Positive = 1.0  # global gradient norm
+    average: BelowOne = 0.995  # decay a step of the average of weights that is validated and published
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"  # of the products
-    seed: int = 1
+    seed: Seed = 1
 
     def __post_init__(self) -> None:
-        require_ranges(self, _RANGES)
+        require_ranges(self)
 
-
-_RANGES: tuple[Range, ...] = (
-    ("1 or more", lambda value: value >= 1, ("hidden_sizes", "columns", "samples", "batch_size")),
-    ("0 or more and below 1", lambda value: 0 <= value < 1, ("dropout", "average")),
-    ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate", "clip")),
-    ("a number from 0", lambda value: 0 <= value < math.inf, ("weight_decay",)),
-    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),
-)
 
 PRESETS = {"numbers": NumbersConfig()}
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from training.digits.data import DigitCorpus, Digits
 from training.digits.drawing import pick
 from training.digits.kinds import DIGIT_KINDS, crossed_out, garbled, slashed_zero, small_on_page, touching_digits
 from training.digits.negatives import TRAINING_FONTS, print_of, training_negative
-from training.ranges import Range, require_ranges
+from training.ranges import BelowOne, Count, Counts, NotNegative, Positive, Probability, Range, Seed, require_ranges
 from training.run import Run
 from training.session import Session
 
@@ -41,6 +41,7 @@ MAX_DRAWS = 8  # of an image that the framing rejects
 COMPOSED_KINDS = [kind for kind in DIGIT_KINDS.values() if kind not in (slashed_zero, small_on_page)]
 ZERO_KINDS = [*COMPOSED_KINDS, *[slashed_zero] * (len(COMPOSED_KINDS) // 2)]  # a third of the zeros are slashed
 ROBUSTNESS_IMAGES = 2_000  # validation images, and negatives, that measure each epoch's robustness
+_ABOVE_0 = Range("above 0", lambda value: value is None or value > 0)
 
 
 @dataclass(frozen=True)
@@ -52,53 +53,39 @@ class DigitsConfig:
 
     reader: Literal["rows", "renet"] = "rows"  # one sweep from top to bottom, or sweeps over the plane
     cell: Cell = "lstm"  # of the recurrent layers: see app.models.recurrent
-    hidden_sizes: tuple[int, ...] = (256,)  # units a direction, of each layer
-    patches: tuple[int, ...] = (1,)  # side of the patches of each renet layer's input
-    dropout: float = 0.0  # before the linear layer of a renet
+    hidden_sizes: Counts = (256,)  # units a direction, of each layer
+    patches: Counts = (1,)  # side of the patches of each renet layer's input
+    dropout: BelowOne = 0.0  # before the linear layer of a renet
 
-    samples: int = 400_000  # images seen
-    batch_size: int = 128  # images a step
-    p_elastic: float = 0.0  # share of digits with elastic and affine distortions
-    p_degraded: float = 0.0  # share of digits with the defects of paper and cameras
-    p_printed: float = 0.0  # share of digits printed in a font
-    p_composed: float = 0.0  # share of digits in images of DIGIT_KINDS, and of negatives that are of DOUBTFUL_KINDS
-    negatives: float = 0.0  # share of images without a digit; above 0, the reader has a class for them
-    label_smoothing: float = 0.0  # probability taken from the label and spread over all classes
+    samples: Count = 400_000  # images seen
+    batch_size: Count = 128  # images a step
+    p_elastic: Probability = 0.0  # share of digits with elastic and affine distortions
+    p_degraded: BelowOne = 0.0  # share of digits with the defects of paper and cameras
+    p_printed: BelowOne = 0.0  # share of digits printed in a font
+    p_composed: BelowOne = 0.0  # share of digits in images of DIGIT_KINDS, and of negatives that are of DOUBTFUL_KINDS
+    negatives: BelowOne = 0.0  # share of images without a digit; above 0, the reader has a class for them
+    label_smoothing: BelowOne = 0.0  # probability taken from the label and spread over all classes
 
     optimiser: Literal["adam", "adamw"] = "adam"  # adamw: betas 0.9 and 0.98
-    learning_rate: float = 0.01  # one-cycle: its peak
+    learning_rate: Positive = 0.01  # one-cycle: its peak
     schedule: Literal["constant", "one-cycle"] = "constant"  # of the learning rate
-    weight_decay: float = 0.0  # decoupled, for adamw
-    clip: float | None = None  # global gradient norm
-    average: float = 0.0  # decay a step of the average of weights that is validated and published; 0: none
+    weight_decay: NotNegative = 0.0  # decoupled, for adamw
+    clip: Annotated[float | None, _ABOVE_0] = None  # global gradient norm
+    average: BelowOne = 0.0  # decay a step of the average of weights that is validated and published; 0: none
     precision: Literal["32-true", "bf16-mixed"] = "32-true"  # of the products
-    seed: int = 1  # of weights, order, dropout and augmentation
+    seed: Seed = 1  # of weights, order, dropout and augmentation
 
     def __post_init__(self) -> None:
         further = []
         if len(self.patches) != len(self.hidden_sizes):
             further.append(f"patches: expected one a layer of hidden_sizes {self.hidden_sizes}, found {self.patches}")
-        require_ranges(self, _RANGES, *further)
+        require_ranges(self, *further)
 
     @property
     def outputs(self) -> int:
         """Number of classes: the digits, and NO_DIGIT if trained with negatives."""
         return NO_DIGIT + 1 if self.negatives else NO_DIGIT
 
-
-_RANGES: tuple[Range, ...] = (
-    ("1 or more", lambda value: value >= 1, ("hidden_sizes", "patches", "samples", "batch_size")),
-    (
-        "0 or more and below 1",
-        lambda value: 0 <= value < 1,
-        ("dropout", "p_degraded", "p_printed", "p_composed", "negatives", "label_smoothing", "average"),
-    ),
-    ("0 to 1", lambda value: 0 <= value <= 1, ("p_elastic",)),
-    ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate",)),
-    ("above 0", lambda value: value is None or value > 0, ("clip",)),
-    ("a number from 0", lambda value: 0 <= value < math.inf, ("weight_decay",)),
-    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
-)
 
 BEST = DigitsConfig(
     reader="renet",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,18 @@ from app.models.language_model import LanguageModel
 from app.models.recurrent import Cell
 from training.language_model.data import Corpus, Ids
 from training.language_model.objective import Objective
-from training.ranges import Range, require_ranges
+from training.ranges import (
+    BelowOne,
+    Count,
+    CountFrom0,
+    Counts,
+    Finite,
+    NotNegative,
+    Positive,
+    Seed,
+    at_least,
+    require_ranges,
+)
 from training.run import Run
 from training.session import Carried, Session
 
@@ -36,64 +47,42 @@ class LanguageModelConfig:
     Raise SettingsError that names every field out of its range.
     """
 
-    vocabulary_size: int = 10_000  # most frequent tokens, <eos> and <unk> among them
-    embedding_size: int = 200  # numbers of a token's embedding
+    vocabulary_size: Annotated[int, at_least(2)] = 10_000  # most frequent tokens, <eos> and <unk> among them
+    embedding_size: Count = 200  # numbers of a token's embedding
     cell: Cell = "lstm"  # of the recurrent layers: see app.models.recurrent
-    hidden_sizes: tuple[int, ...] = (200, 200)  # units of each layer
+    hidden_sizes: Counts = (200, 200)  # units of each layer
     tied: bool = False  # the output layer is the embedding
-    initial_range: float = 0.05  # weights uniform in ±this
-    forget_bias: float = 1.0  # of the forget gates, at the start; rnn and gru have none
+    initial_range: NotNegative = 0.05  # weights uniform in ±this
+    forget_bias: Finite = 1.0  # of the forget gates, at the start; rnn and gru have none
 
-    input_dropout: float = 0.5  # of the embedded input
-    hidden_dropout: float = 0.5  # between layers
-    output_dropout: float = 0.5  # before the output layer
-    weight_drop: float = 0.0  # of recurrent weights
-    embedding_dropout: float = 0.0  # of whole words
+    input_dropout: BelowOne = 0.5  # of the embedded input
+    hidden_dropout: BelowOne = 0.5  # between layers
+    output_dropout: BelowOne = 0.5  # before the output layer
+    weight_drop: BelowOne = 0.0  # of recurrent weights
+    embedding_dropout: BelowOne = 0.0  # of whole words
     locked: bool = False  # one dropout mask for all steps of a window
-    activation_penalty: float = 0.0  # AR of Merity et al. 2018
-    change_penalty: float = 0.0  # TAR of Merity et al. 2018
+    activation_penalty: NotNegative = 0.0  # AR of Merity et al. 2018
+    change_penalty: NotNegative = 0.0  # TAR of Merity et al. 2018
 
-    batch_size: int = 20  # parallel streams
-    steps: int = 35  # tokens of a window of truncated back-propagation
+    batch_size: Count = 20  # parallel streams
+    steps: Count = 35  # tokens of a window of truncated back-propagation
     shifted: bool = False  # shift the windows' offset each epoch
 
     cost: Literal["sum", "mean"] = "sum"  # over the steps of a window; always the mean over the batch
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"  # adam and adamw: betas 0.8 and 0.99
-    learning_rate: float = 1.0  # one-cycle: its peak
+    learning_rate: Positive = 1.0  # one-cycle: its peak
     schedule: Literal["constant", "halving", "one-cycle"] = "constant"  # of the learning rate
-    constant_epochs: int = 0  # halving begins after these
-    weight_decay: float = 0.0  # L2 for sgd and adam, decoupled for adamw
-    clip: float = 5.0  # global gradient norm
-    epochs: int = 2  # passes over the training text
+    constant_epochs: CountFrom0 = 0  # halving begins after these
+    weight_decay: NotNegative = 0.0  # L2 for sgd and adam, decoupled for adamw
+    clip: Positive = 5.0  # global gradient norm
+    epochs: Count = 2  # passes over the training text
     precision: Literal["32-true", "bf16-mixed"] = "32-true"  # of the products
-    seed: int = 1  # of weights and dropout
-    evaluation_batch: int = 1  # 1: exactly the whole text; more: faster, each stream starts without context
+    seed: Seed = 1  # of weights and dropout
+    evaluation_batch: Count = 1  # 1: exactly the whole text; more: faster, each stream starts without context
 
     def __post_init__(self) -> None:
-        require_ranges(self, _RANGES)
+        require_ranges(self)
 
-
-_RANGES: tuple[Range, ...] = (
-    ("2 or more", lambda value: value >= 2, ("vocabulary_size",)),
-    (
-        "1 or more",
-        lambda value: value >= 1,
-        ("embedding_size", "hidden_sizes", "batch_size", "steps", "epochs", "evaluation_batch"),
-    ),
-    (
-        "0 or more and below 1",
-        lambda value: 0 <= value < 1,
-        ("input_dropout", "hidden_dropout", "output_dropout", "weight_drop", "embedding_dropout"),
-    ),
-    ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate", "clip")),
-    (
-        "a number from 0",
-        lambda value: 0 <= value < math.inf,
-        ("initial_range", "activation_penalty", "change_penalty", "constant_epochs", "weight_decay"),
-    ),
-    ("a number", math.isfinite, ("forget_bias",)),
-    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # torch accepts a million times as much as a seed
-)
 
 PRESETS = {
     "chapter": LanguageModelConfig(),

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,18 @@ from app.models.gated_recurrence import Block, GatedRecurrentLanguageModel, deta
 from training.corpora.documents import DocumentCorpus, PieceIds, epoch_stream, register_means, repeats
 from training.language_model.bits_per_byte import bits_per_byte
 from training.language_model.sampled_softmax import NegativeSampler, full_costs, piece_counts, sampled_costs
-from training.ranges import Range, require_ranges
+from training.ranges import (
+    AT_LEAST_1,
+    BelowOne,
+    Count,
+    CountFrom0,
+    NotNegative,
+    Positive,
+    Probability,
+    Seed,
+    between,
+    require_ranges,
+)
 from training.run import Run
 from training.session import Carried, Session, update_average
 
@@ -31,64 +42,45 @@ from training.session import Carried, Session, update_average
 class SubwordLanguageModelConfig:
     """All that decides what a run learns. Raise SettingsError that names every field out of its range."""
 
-    vocabulary_size: int = 16_384  # pieces of the tokenizer
-    embedding_size: int = 320  # tied: of input and softmax
-    width: int = 384  # of the residual stream
-    layers: int = 6
-    hidden_size: int = 512  # of each recurrence
-    inner_size: int = 768  # of each gated MLP
-    kernel: int = 4  # steps that a convolution mixes before the gates; 1 for none
-    longest_memory: float = 4.0  # the bias of z is drawn from minus this to 0
-    dropout: float = 0.05  # of the embedded input and before the softmax, one mask a window
+    vocabulary_size: Annotated[int, between(2, 65_536)] = 16_384  # pieces of the tokenizer
+    embedding_size: Count = 320  # tied: of input and softmax
+    width: Count = 384  # of the residual stream
+    layers: Count = 6
+    hidden_size: Count = 512  # of each recurrence
+    inner_size: Count = 768  # of each gated MLP
+    kernel: Count = 4  # steps that a convolution mixes before the gates; 1 for none
+    longest_memory: NotNegative = 4.0  # the bias of z is drawn from minus this to 0
+    dropout: BelowOne = 0.05  # of the embedded input and before the softmax, one mask a window
 
-    batch_size: int = 128  # streams read side by side
-    window: int = 70  # pieces through which the gradient goes back
-    p_reset: float = 0.5  # a document starts from a zero state with this probability
-    source_power: float = 0.7  # sources are read in proportion to words^this
-    most_repeats: float = 2.0  # of a source in one pass
-    lowered: float = 0.1  # share of lines in lower case
+    batch_size: Count = 128  # streams read side by side
+    window: Count = 70  # pieces through which the gradient goes back
+    p_reset: Probability = 0.5  # a document starts from a zero state with this probability
+    source_power: Probability = 0.7  # sources are read in proportion to words^this
+    most_repeats: Annotated[float, AT_LEAST_1] = 2.0  # of a source in one pass
+    lowered: Probability = 0.1  # share of lines in lower case
 
-    steps: int = 21_000  # may change until the decay begins
-    warm_up: int = 500  # steps
-    decay: float = 0.2  # share of the steps
-    full_softmax: float = 0.1  # share of the steps, the last ones
-    negatives: int = 4_096  # of the sampled softmax before them
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05  # decoupled, of matrices
-    beta2: float = 0.98
-    clip: float = 1.0  # global gradient norm
-    average_every: int = 10  # steps between two updates of the weights' average
-    average_decay: float = 0.99  # of the average, an update
+    steps: Count = 21_000  # may change until the decay begins
+    warm_up: CountFrom0 = 500  # steps
+    decay: Probability = 0.2  # share of the steps
+    full_softmax: Probability = 0.1  # share of the steps, the last ones
+    negatives: Count = 4_096  # of the sampled softmax before them
+    learning_rate: Positive = 2e-3
+    weight_decay: NotNegative = 0.05  # decoupled, of matrices
+    beta2: BelowOne = 0.98
+    clip: Positive = 1.0  # global gradient norm
+    average_every: Count = 10  # steps between two updates of the weights' average
+    average_decay: BelowOne = 0.99  # of the average, an update
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"  # of the products
     compiled: bool = True  # blocks and softmax by torch.compile; needs a C++ compiler
 
-    validate_every: int = 1_000  # steps
-    validation_pieces: int = 8_000  # of each source during training; all at the end
-    seed: int = 1
+    validate_every: Count = 1_000  # steps
+    validation_pieces: Count = 8_000  # of each source during training; all at the end
+    seed: Seed = 1
 
     def __post_init__(self) -> None:
-        require_ranges(self, _RANGES)
+        require_ranges(self)
 
 
-_RANGES: tuple[Range, ...] = (
-    ("2 to 65536", lambda value: 2 <= value <= 65_536, ("vocabulary_size",)),
-    (
-        "1 or more",
-        lambda value: value >= 1,
-        ("embedding_size", "width", "layers", "hidden_size", "inner_size", "kernel", "batch_size", "window"),
-    ),
-    (
-        "1 or more",
-        lambda value: value >= 1,
-        ("steps", "negatives", "average_every", "validate_every", "validation_pieces"),
-    ),
-    ("0 or more and below 1", lambda value: 0 <= value < 1, ("dropout", "average_decay", "beta2")),
-    ("0 to 1", lambda value: 0 <= value <= 1, ("p_reset", "lowered", "decay", "full_softmax", "source_power")),
-    ("1 or more", lambda value: 1 <= value < math.inf, ("most_repeats",)),
-    ("a number above 0", lambda value: 0 < value < math.inf, ("learning_rate", "clip")),
-    ("a number from 0", lambda value: 0 <= value < math.inf, ("longest_memory", "warm_up", "weight_decay")),
-    ("0 to 2^40", lambda value: 0 <= value <= 2**40, ("seed",)),  # times a million it still seeds torch
-)
 EXTENDABLE = ("steps", "validate_every", "validation_pieces")
 """Fields that a resumed run may change."""
 
