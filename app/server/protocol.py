@@ -63,6 +63,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._recent_bytes = 0  # received since the timer started
         self._final_error: Rejection | None = None  # sent after the responses in flight, then the connection closes
         self._unparsed = b""  # received while the pipeline was full
+        self._body = list[bytes]()  # pieces parsed, not yet passed on
         self._running: RequestResponseCycle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -196,10 +197,15 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
         self._in_body = True
 
+    def on_body(self, body: bytes) -> None:
+        """Gather a piece of the request body: each chunk of its transfer coding, perhaps of one byte, is one."""
+        self._body.append(body)
+
     def on_message_complete(self) -> None:
         """Finish the request body."""
         if self.parser.should_upgrade():  # the body was not parsed
             return
+        self._pass_body_on()
         self._in_body = self._client.is_sending = False
         self._stop_timer()
         super().on_message_complete()
@@ -235,6 +241,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
+            self._pass_body_on()
         except httptools.HttpParserError as error:
             self.logger.warning("Invalid HTTP request received.")
             raised = error.__context__  # by one of the callbacks
@@ -242,6 +249,11 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             (rest,) = upgrade.args
             self._feed(self._without_upgrade() + data[rest:])
+
+    def _pass_body_on(self) -> None:
+        if self._body:
+            super().on_body(b"".join(self._body))
+            self._body.clear()
 
     def _is_responding(self) -> bool:
         return self._running is not None and not self._running.response_complete

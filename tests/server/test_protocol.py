@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.server.heads import MAX_HEAD_BYTES, MAX_HEADERS
 from app.server.protocol import CHUNK_BYTES, MAX_PIPELINED, limited
@@ -309,6 +310,24 @@ def test_a_request_needs_one_host_and_no_transfer_coding_but_chunked(
     with listening(service(served)) as connection:
         send(connection, head)
         assert only_response(connection)[0] == status
+
+
+def test_chunks_of_one_byte_are_passed_on_together(served: FakeServed, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = list[int]()
+    on_body = HttpToolsProtocol.on_body
+
+    def counted(protocol: HttpToolsProtocol, body: bytes) -> None:
+        sizes.append(len(body))
+        on_body(protocol, body)
+
+    monkeypatch.setattr(HttpToolsProtocol, "on_body", counted)
+    body = b'{"text": "' + b"a" * 5000 + b'"}'
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    with listening(service(served)) as connection, connection.makefile("rb") as received:
+        connection.sendall(CHUNKED + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + chunks)
+        assert received.readline() == b"HTTP/1.1 200 OK\r\n"
+    assert sum(sizes) == len(body)
+    assert len(sizes) < len(body) / 50
 
 
 def test_a_trailer_is_not_a_header(served: FakeServed) -> None:

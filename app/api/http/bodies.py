@@ -27,6 +27,7 @@ INLINE_BYTES: Final = 64 * 1024  # of JSON, decoded on the event loop in about a
 DRAIN_FACTOR: Final = 16  # a body up to so many times the limit is drained before it is rejected,
 DRAIN_S: Final = 1.0  # if it ends soon
 DRAIN_BYTES: Final = 2**20  # drained of a body whose request is rejected before it was read
+MAX_TYPE_BYTES: Final = 1024  # of Content-Type: reading its parameters takes time quadratic in their length
 UTF_8: Final = ("utf-8", "utf8", "us-ascii")
 
 Fields: TypeAlias = dict[bytes, bytes]
@@ -171,6 +172,14 @@ async def reject(error: SeqserveError, scope: Scope, receive: Receive, send: Sen
         if b"expect" in headers or not await _drain(receive, start, DRAIN_BYTES):
             answer.headers["Connection"] = "close"
     await answer(scope, receive, send)
+
+
+def content_type(fields: Fields) -> bytes | None:
+    """Return the Content-Type. Raise UnsupportedType for one of more than MAX_TYPE_BYTES bytes."""
+    found = fields.get(b"content-type")
+    if found and len(found) > MAX_TYPE_BYTES:
+        raise UnsupportedType(f"Content-Type: expected at most {MAX_TYPE_BYTES} bytes, found {len(found)}")
+    return found
 
 
 def fields(scope: Scope) -> Fields:

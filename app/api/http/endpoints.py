@@ -93,7 +93,7 @@ class Endpoint(APIRoute):
     async def _respond(self, body: Body, scope: Scope, receive: Receive, context: RequestContext) -> Response:
         """Return the handler's response. Raise RequestValidationError with the faults of head and body together."""
         fields = bodies.fields(scope)
-        body.require_type(fields.get(b"content-type"))
+        body.require_type(bodies.content_type(fields))
         values, errors = self._head(scope, fields)
         limit_s: float = scope["state"]["request_timeout_s"]
         context.timeout_s = min(limit_s, values.pop("timeout_s", None) or limit_s)

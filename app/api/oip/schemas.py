@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field, field_validator
+from pydantic import Field, StrictInt, field_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
@@ -13,12 +13,15 @@ from app.runtime.fields import WHOLE, Count, Text
 from app.runtime.scoring import Mode
 
 MAX_TENSORS = 16  # of one request
+MAX_SIZE = 2**63 - 1  # of a number of the protocol
+
+Size = Annotated[StrictInt, Field(ge=0, le=MAX_SIZE), WHOLE]
 
 
 class TensorParameters(TolerantModel):
     """Parameters of one tensor."""
 
-    binary_data_size: Count | None = Field(default=None, ge=0, description="Bytes of the tensor after the JSON.")
+    binary_data_size: Size | None = Field(default=None, description="Bytes of the tensor after the JSON.")
     binary_data: bool | None = Field(default=None, description="Return this output after the JSON, in binary.")
     classification: Count = Field(default=0, le=0, description="Not supported.")
     shared_memory_region: Annotated[str, Field(max_length=0, description="Not supported.")] = ""
@@ -28,7 +31,7 @@ class InputTensor(TolerantModel):
     """One input; its data is in JSON, or after it in binary."""
 
     name: Text
-    shape: list[Annotated[Count, Field(ge=0)]] = Field(max_length=8)
+    shape: list[Size] = Field(max_length=8)
     datatype: Text
     data: Any = Field(default=None, description="Values in row-major order, nested or flat. An image is in base64.")
     parameters: TensorParameters = TensorParameters()
@@ -48,7 +51,7 @@ class InferParameters(TolerantModel):
     complete: bool = Field(default=False, description="Complete the last, partly typed word of a text.")
     mode: Mode = Field(default="document", description="See /perplexity.")
     beam: Annotated[Beam, WHOLE] = Field(default=3, description="Beam width of captions.")
-    timeout: Count = Field(default=0, ge=0, description="Microseconds from arrival to deadline; 0: no other.")
+    timeout: Size = Field(default=0, description="Microseconds from arrival to deadline; 0: no other.")
     binary_data_output: bool = Field(default=False, description="Return all outputs after the JSON, in binary.")
     sequence_id: int | Text = Field(default=0, description="Not supported: a request has the whole text.")
 

@@ -46,6 +46,16 @@ async def test_a_json_body_needs_its_content_type(shared: FastAPI, path: str, se
     assert status == 200 or "expected application/json in UTF-8" in response.json()["detail"]
 
 
+@pytest.mark.parametrize(("path", "media"), [("/next-word", "application/json"), ("/digits", "multipart/form-data")])
+@pytest.mark.anyio
+async def test_a_content_type_of_many_parameters_is_not_read(shared: FastAPI, path: str, media: str) -> None:
+    sent = f'{media}; a="{";" * 30_000}'  # takes half a second
+    async with connect(shared) as client:
+        response = await client.post(path, content=b"{}", headers={"Content-Type": sent})
+    assert response.status_code == 415
+    assert response.json()["detail"] == f"Content-Type: expected at most 1024 bytes, found {len(sent)}"
+
+
 @pytest.mark.parametrize("query", ["", "?unknown=1"])
 @pytest.mark.anyio
 async def test_endpoints_with_a_fixed_path_bypass_the_router(served: FakeServed, query: str) -> None:

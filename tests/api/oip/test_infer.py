@@ -141,7 +141,8 @@ FAULTS: Final[list[tuple[dict[str, Any], str]]] = [
     ({"inputs": [INPUT | {"shape": [2]}]}, "text: data: expected 2 elements, as in its shape, found 1"),
     ({"inputs": [INPUT | {"shape": [-1]}]}, "inputs.0.shape.0: "),
     ({"inputs": [tensor("text", [])]}, "text: shape: expected a batch of 1 to 256, found 0"),
-    ({"inputs": [INPUT | {"shape": [10**30]}]}, "text: shape: expected a batch of 1 to 256, found 1"),
+    ({"inputs": [INPUT | {"shape": [10**18]}]}, "text: shape: expected a batch of 1 to 256, found 1"),
+    ({"inputs": [INPUT | {"shape": [10**4000]}]}, "inputs.0.shape.0: expected 9223372036854775807 or less"),
     ({"inputs": [INPUT | {"data": 1}]}, "text: data: expected 1 elements, as in its shape, found 0"),
     ({"inputs": [tensor("text", [1])]}, "text: data: expected strings"),
     ({"inputs": [tensor("text", ["\ud800"])]}, "text: expected a text in UTF-8"),
@@ -161,6 +162,10 @@ FAULTS: Final[list[tuple[dict[str, Any], str]]] = [
     ({"inputs": [INPUT], "parameters": {"top_k": 0}}, "parameters.top_k: "),
     ({"inputs": [INPUT], "parameters": {"mode": "words"}}, "parameters.mode: "),
     ({"inputs": [INPUT], "parameters": {"timeout": -1}}, "parameters.timeout: "),
+    (
+        {"inputs": [INPUT], "parameters": {"timeout": 10**400}},
+        "parameters.timeout: expected 9223372036854775807 or less",
+    ),
 ]
 
 
@@ -179,6 +184,7 @@ def test_a_fault_is_named(client: Client, fields: dict[str, Any], message: str) 
         (tensor("image", [[["a"]]], "UINT8"), "image: data: expected integers from 0 to 255"),
         (tensor("image", [[[0], [1, 2]]][:0], "UINT8") | {"shape": [1, 2, 2]}, "image: data: expected 4 values"),
         (tensor("image", [[]], "UINT8") | {"shape": [1, 0, 0]}, "image: shape: expected no empty dimension"),
+        (tensor("image", [[]], "UINT8") | {"shape": [1, 2**60, 2**60]}, "image: data: expected 13292279957849"),
         (tensor("image", [[[[1, 2]]]], "UINT8"), "image: shape: expected [-1, -1, -1] or [-1, -1, -1, 3]"),
         (tensor("image", [""] * 33), "image: shape: expected a batch of 1 to 32, found 33"),
     ],
