@@ -54,30 +54,33 @@ class _Work:
 class Preprocessor:
     """A bounded queue of payloads to prepare, for all models: THREADS at once, at most `queue_size` waiting.
 
-    Each model's payloads are prepared in order; models are served round-robin, so that one model's digits don't wait
-    for all of another's photographs.
+    Interactive payloads and bulk ones (documents, several images) have that bound each, so that no number of bulk ones
+    makes an interactive one rejected. Each model's payloads of one kind are prepared in order; models and kinds are
+    served round-robin, so that a digit waits neither for all photographs nor for all of 32 digits.
     """
 
     def __init__(self, observer: Observer, *, queue_size: int, now: Callable[[], float] = time.monotonic) -> None:
         self._observer = observer
-        self._room = queue_size + THREADS
+        self._room = dict.fromkeys((False, True), queue_size + THREADS)  # by bulk
         self._now = now
         self._closing = False
-        self._waiting: dict[str, deque[_Work]] = {}  # by model, the next model first; no deque is empty
+        self._waiting: dict[tuple[str, bool], deque[_Work]] = {}  # by model and bulk, the next first; none is empty
         self._waiting_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, "preprocessing", _lower_priority)
 
-    async def run(self, model: str, prepare: Callable[[], Example], deadline: float | None = None) -> Example:
+    async def run(
+        self, model: str, prepare: Callable[[], Example], deadline: float | None = None, *, bulk: bool = False
+    ) -> Example:
         """Run `prepare` in a thread and return its result. `deadline` is a time of the clock `now`.
 
         Raise its error, Overloaded if the queue is full, NotReady after `close`, or DeadlineExceeded once the deadline
         has passed. A payload that is cancelled or expires in the queue is not prepared.
         """
-        self._accept(model)
+        self._accept(model, bulk=bulk)
         accepted = self._now()
         try:
             async with asyncio.timeout(None if deadline is None else deadline - accepted):
-                example: Example = await asyncio.wrap_future(self._enqueue(model, prepare))
+                example: Example = await asyncio.wrap_future(self._enqueue((model, bulk), prepare))
             self._observer.observe_prepare(model, self._now() - accepted)
             return example
         except TimeoutError as error:
@@ -87,35 +90,35 @@ class Preprocessor:
             self._observer.count_refusal(model, "cancelled")
             raise
         finally:
-            self._room += 1
+            self._room[bulk] += 1
 
     async def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the threads."""
         self._closing = True
         await asyncio.to_thread(self._threads.shutdown)
 
-    def _accept(self, model: str) -> None:
+    def _accept(self, model: str, *, bulk: bool) -> None:
         if self._closing:
             raise NotReady(f"{model}: is shutting down")
-        if not self._room:
+        if not self._room[bulk]:
             self._observer.count_refusal(model, "overloaded")
             raise Overloaded(f"{model}: the preprocessing queue is full; retry later")
-        self._room -= 1
+        self._room[bulk] -= 1
 
-    def _enqueue(self, model: str, prepare: Callable[[], Example]) -> Future[Example]:
+    def _enqueue(self, kind: tuple[str, bool], prepare: Callable[[], Example]) -> Future[Example]:
         work = _Work(prepare)
         with self._waiting_lock:
-            self._waiting.setdefault(model, deque()).append(work)
+            self._waiting.setdefault(kind, deque()).append(work)
         self._threads.submit(self._run_next)  # once per payload; which one, is decided when a thread is free
         return work.outcome
 
     def _run_next(self) -> None:
         with self._waiting_lock:
-            model = next(iter(self._waiting))
-            queue = self._waiting.pop(model)
+            kind = next(iter(self._waiting))
+            queue = self._waiting.pop(kind)
             work = queue.popleft()
             if queue:
-                self._waiting[model] = queue  # now the last
+                self._waiting[kind] = queue  # now the last
         work.run()
 
 

@@ -84,14 +84,15 @@ class Served:
 
         `bulk`: one of several payloads of a request: no person waits for each of them.
         """
+        bulk = bulk or payload.bulk
         if payload.slow:
-            example = await self.prepared(lambda: payload, deadline=deadline)
+            example = await self.prepared(lambda: payload, deadline=deadline, bulk=bulk)
         else:
             example = self.predictor.prepare(payload)
-        return await self.submit(example, deadline=deadline, bulk=bulk or payload.bulk)
+        return await self.submit(example, deadline=deadline, bulk=bulk)
 
     async def prepared(
-        self, make: Callable[[], Payload], *, at_once: bool = False, deadline: float | None = None
+        self, make: Callable[[], Payload], *, at_once: bool = False, deadline: float | None = None, bulk: bool = False
     ) -> Any:
         """Make and prepare a payload in a thread when one is free, so that few payloads are in memory at once.
 
@@ -101,7 +102,7 @@ class Served:
             usage.model = self.name
         if at_once:
             return self.predictor.prepare(make())
-        return await self._preprocessor.run(self.name, lambda: self.predictor.prepare(make()), deadline)
+        return await self._preprocessor.run(self.name, lambda: self.predictor.prepare(make()), deadline, bulk=bulk)
 
     async def submit(self, example: Any, *, deadline: float | None = None, bulk: bool = False) -> Any:
         """Return the answer to a prepared example."""

@@ -118,6 +118,22 @@ async def test_models_are_served_round_robin_and_each_in_order(refusals: Refusal
     assert started == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
 
+async def test_bulk_payloads_neither_delay_nor_displace_interactive_ones(refusals: Refusals) -> None:
+    started = list[str]()
+    async with preprocessor(refusals, queue_size=2) as threads, busy(threads, THREADS - 1):
+        async with busy(threads, 1):
+            waiting = list[asyncio.Future[None]]()
+            for name in ("page 1", "page 2", "page 3", "page 4"):
+                waiting.append(asyncio.ensure_future(threads.run("a", partial(started.append, name), bulk=True)))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded):
+                await threads.run("a", lambda: None, bulk=True)
+            waiting.append(asyncio.ensure_future(threads.run("a", partial(started.append, "photograph"))))
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+    assert started == ["page 1", "photograph", "page 2", "page 3", "page 4"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 async def test_threads_run_at_lower_priority(refusals: Refusals) -> None:
     async with preprocessor(refusals) as threads:

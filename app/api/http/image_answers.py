@@ -43,7 +43,9 @@ class ImageExample:
         if self.preprocessed is None:
             async with self.slots:
                 inline = self.alone and self.image.in_memory and not self._payload().slow  # at most one a request
-                self.preprocessed = await self.served.prepared(self._payload, at_once=inline, deadline=self.deadline)
+                self.preprocessed = await self.served.prepared(
+                    self._payload, at_once=inline, deadline=self.deadline, bulk=not self.alone
+                )
         return self.preprocessed
 
     def _payload(self) -> Payload:

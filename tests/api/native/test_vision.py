@@ -70,7 +70,9 @@ class FakeVision(FakeServed):
     at_once: list[bool] = field(default_factory=list)
     bulk: list[bool] = field(default_factory=list)
 
-    async def prepared(self, make: Callable[[], Any], *, at_once: bool = False, deadline: float | None = None) -> Any:
+    async def prepared(
+        self, make: Callable[[], Any], *, at_once: bool = False, deadline: float | None = None, **_: bool
+    ) -> Any:
         assert deadline is not None
         self.at_once.append(at_once)
         self.preparing += 1
