@@ -104,18 +104,18 @@ def publish_run(publisher: Publisher[Data, Model], store: Path, name: str | None
         return bundles.publish(store, manifest, {**contents, **measured.plots, **files})
 
 
-def load_checkpoint(run: Run) -> dict[str, Any]:
-    """Load the run's checkpoint on the CPU; raise RunError if there is none."""
+def load_checkpoint(run: Run, key: str, expected: int, unit: str, *, each: int = 1) -> dict[str, Any]:
+    """Load the run's checkpoint on the CPU.
+
+    Raise RunError if there is none, or if its progress `key`, of which one is `each` units, is less than `expected`.
+    """
     if not run.checkpoint.exists():
         raise RunError(f"{run.checkpoint}: expected a checkpoint, found none")
     checkpoint: dict[str, Any] = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    return checkpoint
-
-
-def require_finished(run: Run, expected: int, found: int, unit: str) -> None:
-    """Raise RunError if fewer than the `expected` units of training are done."""
+    found = checkpoint["progress"][key] * each
     if found < expected:
         raise RunError(f"{run.folder}: expected {expected} {unit}, found {found}; go on with --resume")
+    return checkpoint
 
 
 def probe(

@@ -75,6 +75,11 @@ class CaptionCorpus:
     sha256: dict[str, str]  # of the captions, of each split's photographs, of the backbone's weights
     weights: Path | None = None  # the backbone's; None: torchvision's own
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The collections: one."""
+        return (self.source,)
+
     def describe(self) -> dict[str, Any]:
         """The data's source as a run records it: folder, terms, backbone, counts and checksums."""
         source = asdict(self.source) | {"folder": str(self.source.folder.resolve())}

@@ -10,10 +10,8 @@ After every epoch the averaged weights caption the validation photographs; the e
 
 import math
 import time
+from copy import deepcopy
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from app.errors import SettingsError
 from app.models.captioner import Captioner
@@ -21,12 +19,12 @@ from training.captions.config import CaptionsConfig
 from training.captions.data import CaptionCorpus
 from training.captions.dataset import TrainingSet
 from training.captions.objective import Objective
+from training.captions.phases import adamw, copy_weights, phase_rate, start_reward_phase
 from training.captions.validation import Validation
 from training.run import Run
 from training.session import Session, update_average
 
 SHOWN = 10  # skipped photographs that are printed
-WARM = 0.05  # share of a phase in which the learning rate rises to its peak; then it falls, in a straight line, to 0
 
 
 def train(
@@ -42,19 +40,16 @@ def train(
     fabric = session.fabric
     training_set = TrainingSet.of(corpus, config)
     valid = Validation.of(corpus)
-    model, average = build(config, corpus), build(config, corpus)
-    average.load_state_dict(model.state_dict())
-    optimiser: torch.optim.Optimizer = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    wrapped, optimiser = fabric.setup(Objective(model, training_set, config, session.mean), optimiser)
+    model = build(config, corpus)
+    average = deepcopy(model)
+    wrapped, optimiser = fabric.setup(Objective(model, training_set, config, session.mean), adamw(model, config))
     fabric.to_device(average)
     state: dict[str, Any] = {
         "model": model,
         "average": average,
         "optimiser": optimiser,
         "progress": {"epoch": 0, "batch": 0, "step": 0, "total": 0.0},
-        "best": {"epoch": 0, "cider": -1.0, "weights": _copy_weights(average)},
+        "best": {"epoch": 0, "cider": -1.0, "weights": copy_weights(average)},
     }
     progress = session.open("captions", config, corpus.describe(), state, resume=resume)
     for name, reason in [*corpus.corrupt.items()][:SHOWN]:
@@ -67,7 +62,7 @@ def train(
         metric = "train_reward" if rewarded else "train_cost"
         started, first = time.monotonic(), progress["batch"]
         if epoch == config.epochs and first == 0:
-            _start_reward_phase(model, average, optimiser, state["best"]["weights"], config.temperature)
+            start_reward_phase(model, average, optimiser, state["best"]["weights"], config.temperature)
         batches = (
             training_set.photograph_batches(config, epoch) if rewarded else training_set.caption_batches(config, epoch)
         )
@@ -76,7 +71,7 @@ def train(
         for index, batch in enumerate(bar, first):
             step = progress["step"]
             session.seed_step(step)
-            rate = _rate(config, epoch, index / len(batches))
+            rate = phase_rate(config, epoch + index / len(batches), config.epochs, config.reward_epochs)
             optimiser.param_groups[0]["lr"] = rate
             # Through Fabric's wrapper, which synchronises the gradients where there are several processes.
             loss = wrapped(batch[session.rank :: session.ranks], rewarded=rewarded)
@@ -104,7 +99,7 @@ def train(
         }
         session.record(metrics, progress["step"])
         if metrics["valid_cider"] > state["best"]["cider"]:
-            state["best"] = {"epoch": epoch + 1, "cider": metrics["valid_cider"], "weights": _copy_weights(average)}
+            state["best"] = {"epoch": epoch + 1, "cider": metrics["valid_cider"], "weights": copy_weights(average)}
         progress.update(epoch=epoch + 1, batch=0, total=0.0)
         session.save(state)
     average.load_state_dict(state["best"]["weights"])
@@ -129,29 +124,3 @@ def build(config: CaptionsConfig, corpus: CaptionCorpus) -> Captioner:
         )
     except ValueError as error:
         raise SettingsError(str(error)) from error
-
-
-def _start_reward_phase(
-    model: Captioner,
-    average: Captioner,
-    optimiser: torch.optim.Optimizer,
-    weights: dict[str, Tensor],
-    temperature: float,
-) -> None:
-    """Start the reward phase: load the best weights, sharpen them and reset the optimiser."""
-    for each in (model, average):
-        each.load_state_dict(weights)
-        each.sharpen(temperature)
-    optimiser.state.clear()
-
-
-def _copy_weights(model: Captioner) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
-def _rate(config: CaptionsConfig, epoch: int, share: float) -> float:
-    """Learning rate after `share` of an epoch: linear warm-up to the phase's peak, then linear decay to 0."""
-    rewarded = epoch >= config.epochs
-    peak = config.reward_rate if rewarded else config.learning_rate
-    done = (epoch - config.epochs + share) / config.reward_epochs if rewarded else (epoch + share) / config.epochs
-    return peak * min(done / WARM, (1 - done) / (1 - WARM))

@@ -26,16 +26,7 @@ from training.digits.data import DigitCorpus, Digits
 from training.digits.number_export import export_numbers
 from training.digits.number_recipe import NumbersConfig, build
 from training.digits.numbers import MAX_DIGITS, number_image
-from training.publishing import (
-    CELL_NAMES,
-    PRECISIONS,
-    Measurements,
-    Publisher,
-    load_checkpoint,
-    probe,
-    publish_run,
-    require_finished,
-)
+from training.publishing import CELL_NAMES, PRECISIONS, Measurements, Publisher, load_checkpoint, probe, publish_run
 from training.run import Run
 
 INT8_MAY_COST: Final = 0.002  # of the share of numbers read without a fault
@@ -71,9 +62,8 @@ class NumbersPublisher(Publisher[DigitCorpus, NumberReader]):
 
     @override
     def build(self, data: DigitCorpus) -> NumberReader:
-        checkpoint = load_checkpoint(self.run)
-        seen = checkpoint["progress"]["step"] * self.config.batch_size
-        require_finished(self.run, self.config.samples, seen, "strings seen")
+        samples, batch_size = self.config.samples, self.config.batch_size
+        checkpoint = load_checkpoint(self.run, "step", samples, "strings seen", each=batch_size)
         model, prefix = build(self.config), "module."
         weights = {k.removeprefix(prefix): v for k, v in checkpoint["averaged"].items() if k.startswith(prefix)}
         model.load_state_dict(weights)

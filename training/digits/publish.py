@@ -32,16 +32,7 @@ from training.digits.export import export_digits
 from training.digits.negatives import RawImage, photographs_in
 from training.digits.recipe import NO_DIGIT, DigitsConfig, as_input, build
 from training.digits.robustness import Robustness, framed_image
-from training.publishing import (
-    CELL_NAMES,
-    PRECISIONS,
-    Measurements,
-    Publisher,
-    load_checkpoint,
-    probe,
-    publish_run,
-    require_finished,
-)
+from training.publishing import CELL_NAMES, PRECISIONS, Measurements, Publisher, load_checkpoint, probe, publish_run
 from training.run import Run
 
 INT8_MAY_COST = 0.0005  # of the validation accuracy
@@ -134,8 +125,7 @@ def read_config(stored: Mapping[str, Any]) -> DigitsConfig:
 
 def trained(run: Run, config: DigitsConfig) -> RowReader | ReNet:
     """Return the run's model with its averaged weights; raise RunError if the run is not finished."""
-    checkpoint = load_checkpoint(run)
-    require_finished(run, config.samples, checkpoint["progress"]["step"] * config.batch_size, "samples seen")
+    checkpoint = load_checkpoint(run, "step", config.samples, "samples seen", each=config.batch_size)
     model = build(config)
     model.load_state_dict(
         {

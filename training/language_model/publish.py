@@ -26,16 +26,7 @@ from training.language_model import data as texts
 from training.language_model.data import Corpus, Source
 from training.language_model.export import export_language_model
 from training.language_model.recipe import LanguageModelConfig, build
-from training.publishing import (
-    CELL_NAMES,
-    PRECISIONS,
-    Measurements,
-    Publisher,
-    load_checkpoint,
-    probe,
-    publish_run,
-    require_finished,
-)
+from training.publishing import CELL_NAMES, PRECISIONS, Measurements, Publisher, load_checkpoint, probe, publish_run
 from training.run import Run
 
 INT8_MAY_COST = 0.005  # of the validation perplexity
@@ -113,8 +104,7 @@ def read_config(stored: dict[str, Any]) -> LanguageModelConfig:
 
 def trained(run: Run, config: LanguageModelConfig) -> LanguageModel:
     """Return the run's model in the bundle's float16 precision; raise RunError if the run is not finished."""
-    checkpoint = load_checkpoint(run)
-    require_finished(run, config.epochs, checkpoint["progress"]["epoch"], "finished epochs")
+    checkpoint = load_checkpoint(run, "epoch", config.epochs, "finished epochs")
     model = build(config)
     model.load_state_dict(checkpoint["model"])
     return model.half().float().eval()

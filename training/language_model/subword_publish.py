@@ -41,15 +41,7 @@ from training.language_model.typing_evaluation import (
     thinned,
 )
 from training.language_model.typing_report import TypingReport
-from training.publishing import (
-    PRECISIONS,
-    Measurements,
-    Publisher,
-    load_checkpoint,
-    probe,
-    publish_run,
-    require_finished,
-)
+from training.publishing import PRECISIONS, Measurements, Publisher, load_checkpoint, probe, publish_run
 from training.run import Run, RunError
 
 TOKENIZER = SubwordTokenizer.FILE
@@ -131,10 +123,8 @@ class SubwordLanguageModelPublisher(Publisher[ValidationTexts, GatedRecurrentLan
 
     @override
     def build(self, data: ValidationTexts) -> GatedRecurrentLanguageModel:
-        checkpoint = load_checkpoint(self.run)
+        checkpoint = load_checkpoint(self.run, "step", 0 if self._unfinished else self.config.steps, "finished steps")
         self.steps = checkpoint["progress"]["step"]
-        if not self._unfinished:
-            require_finished(self.run, self.config.steps, self.steps, "finished steps")
         model = build(self.config)
         model.load_state_dict(checkpoint["average"])
         return model.half().float().eval()

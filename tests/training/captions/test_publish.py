@@ -5,7 +5,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,21 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.errors import BundleError, CorpusError
 from app.models.language_model import parameter_count
-from app.runtime.families.captions import CaptionsPredictor, Describe
+from app.runtime.families.captions import CaptionsPredictor, Describe, Description
 from app.runtime.loading import load_predictor
 from app.runtime.predictor import answer_all
 from training.captions import data as data
 from training.captions import features
-from training.captions import publish as publishing
+from training.captions import publisher as publishing
 from training.captions.annotations import Photo
 from training.captions.config import CaptionsConfig
 from training.captions.data import CaptionCorpus
 from training.captions.features import Backbone
-from training.captions.publish import drawn_scene, model_card, publish, torch_difference, trained
+from training.captions.publish import CaptionsPublisher, publish
+from training.captions.publisher import drawn_scene
 from training.captions.recipe import train
 from training.captions.scores import score
+from training.publishing import Measurements
 from training.run import Run, RunError
 
 FILES = {
@@ -154,12 +156,6 @@ def published(store: Path) -> Bundle:
     return bundles.read(store / "captions" / "v1")
 
 
-def network() -> fx.GraphModule:
-    module = colours().module.half().float()
-    assert isinstance(module, fx.GraphModule)
-    return module
-
-
 def test_a_bundle_is_in_the_store_as_the_current_version(published: Bundle, store: Path) -> None:
     assert bundles.models(store) == ["captions"]
     assert bundles.current(store, "captions") == "v1"
@@ -174,7 +170,8 @@ def test_the_manifest_records_the_origin_of_the_model(published: Bundle, finishe
     assert manifest.vocabulary_sha256 == hashlib.sha256(published.path("vocabulary.txt").read_bytes()).hexdigest()
     assert published.text("vocabulary.txt").split("\n") == list(corpus.vocabulary.tokens)
     assert manifest.corpus.model_dump() == {"name": "plates", "terms": "free for all", "sha256": corpus.sha256}
-    assert manifest.parameters == parameter_count(trained(finished, CONFIG, corpus)) + parameter_count(network())
+    model = CaptionsPublisher(finished).build(corpus)
+    assert manifest.parameters == parameter_count(model) + parameter_count(colours().module)
 
 
 def test_the_metrics_are_those_of_the_captions_that_the_bundle_gives(
@@ -200,10 +197,11 @@ def test_the_metrics_are_those_of_the_captions_that_the_bundle_gives(
 def test_the_difference_from_torch_is_seen_where_there_is_one(
     published: Bundle, finished: Run, corpus: CaptionCorpus
 ) -> None:
-    model, predictor = trained(finished, CONFIG, corpus), load_predictor(published)
+    publisher, predictor = CaptionsPublisher(finished), load_predictor(published)
     assert isinstance(predictor, CaptionsPredictor)
+    model = publisher.build(corpus)
     model.output.bias.data[3] += 0.5
-    assert torch_difference(predictor, model, network(), corpus) == pytest.approx(0.5, abs=0.2)
+    assert publisher.torch_difference(predictor, corpus, model) == pytest.approx(0.5, abs=0.2)
 
 
 @pytest.mark.parametrize(("may_cost", "served"), [(math.inf, "int8"), (-math.inf, "fp32")])
@@ -217,16 +215,18 @@ def test_int8_serves_unless_it_costs_too_much(
 
 
 def test_the_test_photographs_are_scored_once(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scored: list[str] = []
-    caption = publishing.caption_photographs
+    captioned: list[str] = []
+    caption = CaptionsPublisher.caption
 
-    def watched(predictor: CaptionsPredictor, photos: list[Photo], beam: int) -> publishing.CaptionedSplit:
-        scored.extend({photo.split for photo in photos})
-        return caption(predictor, photos, beam)
+    def watched(
+        publisher: CaptionsPublisher, predictor: CaptionsPredictor, photos: Sequence[Photo]
+    ) -> list[Description]:
+        captioned.extend({photo.split for photo in photos})
+        return caption(publisher, predictor, photos)
 
-    monkeypatch.setattr(publishing, "caption_photographs", watched)
+    monkeypatch.setattr(CaptionsPublisher, "caption", watched)
     publish(finished, tmp_path)
-    assert scored == ["val", "val", "test"]
+    assert captioned == ["val", "val", "test"]
 
 
 def test_the_probe_is_a_drawing_that_the_server_answers_as_recorded(published: Bundle) -> None:
@@ -240,7 +240,7 @@ def test_the_probe_is_a_drawing_that_the_server_answers_as_recorded(published: B
     assert value == pytest.approx(log_probability, abs=1e-5)
 
 
-def test_the_model_card_has_terms_metrics_and_limits(published: Bundle, corpus: CaptionCorpus) -> None:
+def test_the_model_card_has_terms_metrics_and_limits(published: Bundle, finished: Run, corpus: CaptionCorpus) -> None:
     card, metrics = published.text("README.md"), published.manifest.metrics
     assert card.startswith("# captions v1\n")
     for expected in (
@@ -261,16 +261,15 @@ def test_the_model_card_has_terms_metrics_and_limits(published: Bundle, corpus: 
     for image in ("curves.png", "gallery.png"):
         assert published.path(image).read_bytes().startswith(b"\x89PNG\r\n")
     rewarded = published.manifest.model_copy(update={"config": published.manifest.config | {"reward_epochs": 3}})
-    assert "6 passes over the captions, then 3 over the photographs with CIDEr-D as reward." in model_card(
-        rewarded, corpus
-    )
+    again = CaptionsPublisher(finished).card(rewarded, corpus, Measurements({}, "int8", {}))
+    assert "6 passes over the captions, then 3 over the photographs with CIDEr-D as reward." in again
 
 
 def test_a_version_that_is_there_is_rejected_before_any_measuring(
     store: Path, finished: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        publishing, "compare_precisions", lambda *arguments: pytest.fail("minutes of measuring for nothing")
+        CaptionsPublisher, "measure", lambda *arguments: pytest.fail("minutes of measuring for nothing")
     )
     with pytest.raises(BundleError, match="expected an unpublished version"):
         publish(finished, store, version="v1")

@@ -11,10 +11,8 @@ the collections' validation photographs are kept.
 
 import math
 import time
+from copy import deepcopy
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from app.images import LABELS
 from app.images.tags import KINDS
@@ -24,10 +22,9 @@ from training.captions.attentive.data import AttentiveCorpus
 from training.captions.attentive.objective import Objective
 from training.captions.attentive.training_set import TrainingSet
 from training.captions.attentive.validation import Validation
+from training.captions.phases import adamw, copy_weights, phase_rate, start_reward_phase
 from training.run import Run
 from training.session import Session, update_average
-
-WARM = 0.05  # share of a phase in which the learning rate rises to its peak; then it falls, in a straight line, to 0
 
 
 def train(
@@ -42,19 +39,16 @@ def train(
     session = Session(run, config.precision, config.seed, minutes)
     fabric = session.fabric
     training_set, valid = TrainingSet.of(corpus, config), Validation.of(corpus)
-    model, average = build(config, corpus), build(config, corpus)
-    average.load_state_dict(model.state_dict())
-    optimiser: torch.optim.Optimizer = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    wrapped, optimiser = fabric.setup(Objective(model, training_set, session.mean), optimiser)
+    model = build(config, corpus)
+    average = deepcopy(model)
+    wrapped, optimiser = fabric.setup(Objective(model, training_set, session.mean), adamw(model, config))
     fabric.to_device(average)
     state: dict[str, Any] = {
         "model": model,
         "average": average,
         "optimiser": optimiser,
         "progress": {"step": 0, "total": 0.0},
-        "best": {"step": 0, "cider": -1.0, "weights": _copy_weights(average)},
+        "best": {"step": 0, "cider": -1.0, "weights": copy_weights(average)},
     }
     progress = session.open("captions", config, corpus.describe(), state, resume=resume)
     steps = config.steps + config.reward_steps
@@ -63,9 +57,9 @@ def train(
     for step in bar:
         reward = step >= config.steps
         if step == config.steps:
-            _start_reward_phase(model, average, optimiser, state["best"]["weights"], config.temperature)
+            start_reward_phase(model, average, optimiser, state["best"]["weights"], config.temperature)
         random = session.seed_step(step)
-        rate = _rate(config, step)
+        rate = phase_rate(config, step, config.steps, config.reward_steps, ahead=1e-3)
         optimiser.param_groups[0]["lr"] = rate
         # Through Fabric's wrapper, which synchronises the gradients where there are several processes.
         part = slice(session.rank, None, session.ranks)
@@ -89,7 +83,7 @@ def train(
             started = time.monotonic()
             progress["total"] = 0.0
             if measured["valid_cider"] > state["best"]["cider"]:
-                state["best"] = {"step": step + 1, "cider": measured["valid_cider"], "weights": _copy_weights(average)}
+                state["best"] = {"step": step + 1, "cider": measured["valid_cider"], "weights": copy_weights(average)}
         if session.stops(state):
             return False
     session.save(state)
@@ -112,29 +106,3 @@ def build(config: AttentiveConfig, corpus: AttentiveCorpus) -> AttentiveCaptione
         input_dropout=config.input_dropout,
         output_dropout=config.output_dropout,
     )
-
-
-def _start_reward_phase(
-    model: AttentiveCaptioner,
-    average: AttentiveCaptioner,
-    optimiser: torch.optim.Optimizer,
-    weights: dict[str, Tensor],
-    temperature: float,
-) -> None:
-    """Start the reward phase: load the best weights, sharpen them and reset the optimiser."""
-    for each in (model, average):
-        each.load_state_dict(weights)
-        each.sharpen(temperature)
-    optimiser.state.clear()
-
-
-def _copy_weights(model: AttentiveCaptioner) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
-def _rate(config: AttentiveConfig, step: int) -> float:
-    """Learning rate of a step: linear warm-up to the phase's peak, then linear decay to 0."""
-    reward = step >= config.steps
-    peak = config.reward_rate if reward else config.learning_rate
-    done = (step - config.steps) / config.reward_steps if reward else step / config.steps
-    return peak * min((done + 1e-3) / WARM, (1 - done) / (1 - WARM), 1.0)

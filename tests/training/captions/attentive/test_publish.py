@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from app.runtime.loading import load_predictor
 from app.runtime.predictor import answer_all
 from tests.detectors import detector
 from training.captions import data as collections
-from training.captions import publish as publishing
+from training.captions import publisher as publishing
 from training.captions.attentive import data, validation
 from training.captions.attentive import publish as attentive_publishing
-from training.captions.attentive.config import AttentiveConfig
+from training.captions.attentive.config import PRESETS
 from training.captions.attentive.measures import measures, repeats
 from training.captions.attentive.publish import is_attentive, publish
 from training.captions.attentive.recipe import train
@@ -32,7 +33,8 @@ from training.run import Run, RunError
 
 COLOURS = {"red": (220, 30, 30), "white": (240, 240, 240)}
 COUNTS = {"train": 4, "val": 2, "test": 2}
-CONFIG = AttentiveConfig(
+CONFIG = replace(
+    PRESETS["attentive"],
     views=1,
     min_count=1,
     embedding_size=8,

@@ -28,7 +28,8 @@ from training.run import Run
 AfterStep = Callable[[Callable[[dict[str, Any]], None]], None]
 BOX = (0.0, 0.0, 1.0, 1.0)
 OBJECTS = ("dog", "cat", "pizza", "horse")
-TINY = AttentiveConfig(
+TINY = replace(
+    PRESETS["attentive"],
     views=2,
     min_count=1,
     embedding_size=16,
