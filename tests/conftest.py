@@ -11,10 +11,10 @@ import torch
 
 from app import bundle as bundles
 from app.bundle import Bundle
-from app.manifest import FORMAT, CorpusEntry, Manifest
 from app.models.language_model import LanguageModel, parameter_count
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.predictor import Resources
+from tests.manifests import tiny_manifest
 from training.language_model.export import export_language_model
 from training.publishing import PRECISIONS, probe
 
@@ -96,21 +96,13 @@ def publish_tiny(store: Path, model: LanguageModel, version: str, drafts: Path) 
     vocabulary = "\n".join(WORDS).encode()
     contents: dict[str, bytes | Path] = {"vocabulary.txt": vocabulary, **export_language_model(model)}
     contents["README.md"] = b"# tiny\n\nRandom weights, for tests.\n"
-    manifest = Manifest(
-        format=FORMAT,
-        family="language_model",
-        model="tiny",
+    manifest = tiny_manifest(
+        "language_model",
         version=version,
-        created="2026-01-01T00:00:00Z",
-        commit=None,
         config={"cell": "lstm"},
         normalisation="ptb",
         vocabulary_sha256=hashlib.sha256(vocabulary).hexdigest(),
-        corpus=CorpusEntry(name="none", terms="none", sha256={}),
-        metrics={},
         parameters=parameter_count(model),
-        served="int8",
-        files={},
     )
     payload = {"text": "the company said profits", "top_k": 3}
     draft = bundles.read(bundles.publish(drafts, manifest, contents))

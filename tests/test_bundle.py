@@ -12,8 +12,9 @@ import pytest
 
 from app import bundle
 from app.errors import BundleError
-from app.manifest import FORMAT, CorpusEntry, FileEntry, Manifest
+from app.manifest import CorpusEntry, FileEntry, Manifest
 from tests.bench import flipped_bits
+from tests.manifests import tiny_manifest
 
 SHIPPED = Path(__file__).parents[1] / "models_store"
 Damage = Callable[[Path], object]
@@ -26,22 +27,11 @@ CONTENTS: dict[str, bytes | Path] = {
 
 def manifest(model: str = "ptb", version: str = "v1", **fields: Any) -> Manifest:
     given = {
-        "format": FORMAT,
-        "family": "language_model",
-        "model": model,
-        "version": version,
-        "created": "2026-01-02T03:04:05Z",
-        "commit": None,
         "config": {"hidden_sizes": [4, 2], "tied": True},
-        "normalisation": "ptb",
-        "vocabulary_sha256": None,
         "corpus": CorpusEntry(name="tiny", terms="free", sha256={"a.txt": "0" * 64}),
         "metrics": {"test_perplexity": 81.5},
-        "parameters": 12,
-        "served": "int8",
-        "files": {},
     }
-    return Manifest.model_validate(given | fields)
+    return tiny_manifest("language_model", model=model, version=version, **given | fields)
 
 
 @pytest.fixture

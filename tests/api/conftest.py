@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from app.bundle import Bundle
 from app.errors import Overloaded
 from app.main import create_app
-from app.manifest import CorpusEntry, FileEntry, Manifest
+from app.manifest import CorpusEntry, FileEntry
 from app.runtime.families import FAMILIES
 from app.runtime.families.language_model import Suggest, Suggestion, Suggestions
 from app.runtime.loading import Loaded
@@ -30,6 +30,7 @@ from app.runtime.scores import Alternative, TextScore, TokenScore
 from app.runtime.scoring import Score
 from app.server import protocol
 from app.settings import Settings
+from tests.manifests import tiny_manifest
 
 EMPTY_STORE = Path(__file__).parent  # it has no models
 
@@ -196,23 +197,18 @@ def model_in(folder: Path) -> FakeServed:
     """Return a language model `ptb` whose bundle is in this folder."""
     card = b"# A model\n"
     (folder / "README.md").write_bytes(card)
-    manifest = Manifest(
-        format=1,
-        family="language_model",
+    files = {"README.md": FileEntry(sha256="2" * 64, bytes=len(card)), "step.onnx": FileEntry(sha256="3" * 64, bytes=7)}
+    manifest = tiny_manifest(
+        "language_model",
         model="ptb",
         version="2",
         created="2024-01-01T00:00:00Z",
-        commit=None,
         config={"hidden": 200},
         normalisation="ptb",
         vocabulary_sha256="0" * 64,
         corpus=CorpusEntry(name="ptb", terms="none", sha256={"ptb.train.txt": "1" * 64}),
         metrics={"test_perplexity": 80.5},
         parameters=4_000_000,
-        served="int8",
-        files={
-            "README.md": FileEntry(sha256="2" * 64, bytes=len(card)),
-            "step.onnx": FileEntry(sha256="3" * 64, bytes=7),
-        },
+        files=files,
     )
     return FakeServed("ptb", Bundle(folder, manifest))

@@ -1,7 +1,6 @@
 """The predictor of attentive captioners: parity, batch invariance, tags, attention, gender, repeated phrases."""
 
 import base64
-import hashlib
 import io
 from dataclasses import replace
 from itertools import pairwise
@@ -19,14 +18,14 @@ from app.bundle import Bundle
 from app.errors import BundleError
 from app.images import ENCODER_SIZE, LABELS, decoded, encoder_input, photo
 from app.images.tags import KINDS, tag_slots
-from app.manifest import FORMAT, CorpusEntry, Manifest
 from app.models.attentive_captioner import AttentiveCaptioner, Scene
-from app.runtime.families.captions import CaptionsPredictor, Describe, Description
+from app.runtime.families.captions import CaptionsPredictor, Describe
 from app.runtime.families.confidence import Signs, squared
 from app.runtime.families.image_decoders import AttentiveDecoder, Sight
 from app.runtime.families.wording import NEUTRAL, Wording
-from app.runtime.predictor import Resources, answer_all
+from app.runtime.predictor import Resources
 from tests.detectors import detector
+from tests.runtime.families.captioners import captioner_manifest, described, photograph
 from training.captions.attentive.export import export_attentive
 from training.publishing import PRECISIONS, probe
 
@@ -35,15 +34,8 @@ END, UNKNOWN = 0, 1
 LENGTH = 12
 
 
-def picture(seed: int, size: tuple[int, int] = (120, 90)) -> bytes:
-    stream = io.BytesIO()
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST).save(stream, "PNG")
-    return stream.getvalue()
-
-
 POOLED = np.random.default_rng(1).normal(size=(9, 1280))
-PHOTOGRAPHS = [picture(seed) for seed in range(8)]
+PHOTOGRAPHS = [photograph(seed, (120, 90)) for seed in range(8)]
 
 
 class Colours(nn.Module):
@@ -87,22 +79,7 @@ def modules() -> tuple[AttentiveCaptioner, fx.GraphModule]:
 def bundle(modules: tuple[AttentiveCaptioner, fx.GraphModule], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     vocabulary = "\n".join(WORDS).encode()
     contents: dict[str, bytes | Path] = {"vocabulary.txt": vocabulary, **export_attentive(*modules, detector(), POOLED)}
-    manifest = Manifest(
-        format=FORMAT,
-        family="captions",
-        model="tiny",
-        version="1",
-        created="2026-01-01T00:00:00Z",
-        commit=None,
-        config={"length": LENGTH, "length_penalty": 0.7},
-        normalisation="ptb",
-        vocabulary_sha256=hashlib.sha256(vocabulary).hexdigest(),
-        corpus=CorpusEntry(name="none", terms="none", sha256={}),
-        metrics={},
-        parameters=1,
-        served="int8",
-        files={},
-    )
+    manifest = captioner_manifest(vocabulary, LENGTH)
     return bundles.read(bundles.publish(tmp_path_factory.mktemp("store"), manifest, contents))
 
 
@@ -114,10 +91,6 @@ def predictor(request: pytest.FixtureRequest, bundle: Bundle) -> CaptionsPredict
 @pytest.fixture(scope="module")
 def int8(bundle: Bundle) -> CaptionsPredictor:
     return CaptionsPredictor.open(bundle, "int8", Resources())
-
-
-def described(predictor: CaptionsPredictor, *payloads: Describe) -> list[Description]:
-    return answer_all(predictor, [predictor.prepare(payload) for payload in payloads])
 
 
 def test_the_graphs_compute_as_the_modules(bundle: Bundle, modules: tuple[AttentiveCaptioner, fx.GraphModule]) -> None:

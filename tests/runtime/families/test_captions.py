@@ -20,13 +20,13 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.errors import BundleError, InvalidField, Malformed, TooLarge
 from app.images import decoded, photo
-from app.manifest import FORMAT, CorpusEntry, Manifest
 from app.models.captioner import Captioner
 from app.runtime.families import captions as served
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
 from app.runtime.families.image_decoders import VectorDecoder
 from app.runtime.loading import load_predictor
 from app.runtime.predictor import Resources, answer_all
+from tests.runtime.families.captioners import captioner_manifest, described, photograph
 from training.captions.export import export_captions
 from training.publishing import PRECISIONS, probe
 
@@ -35,14 +35,7 @@ END, UNKNOWN = 0, 1
 LENGTH = 8
 
 
-def photograph(seed: int, size: tuple[int, int] = (30, 40)) -> bytes:
-    stream = io.BytesIO()
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST).save(stream, "PNG")
-    return stream.getvalue()
-
-
-PHOTOGRAPHS = [photograph(seed) for seed in range(12)]
+PHOTOGRAPHS = [photograph(seed, (30, 40)) for seed in range(12)]
 
 
 class Colours(nn.Module):
@@ -77,22 +70,7 @@ def store(modules: tuple[Captioner, fx.GraphModule], tmp_path_factory: pytest.Te
     """A store with the model `tiny`, read only."""
     vocabulary = "\n".join(WORDS).encode()
     contents: dict[str, bytes | Path] = {"vocabulary.txt": vocabulary, **export_captions(*modules)}
-    manifest = Manifest(
-        format=FORMAT,
-        family="captions",
-        model="tiny",
-        version="1",
-        created="2026-01-01T00:00:00Z",
-        commit=None,
-        config={"length": LENGTH, "length_penalty": 0.7},
-        normalisation="ptb",
-        vocabulary_sha256=hashlib.sha256(vocabulary).hexdigest(),
-        corpus=CorpusEntry(name="none", terms="none", sha256={}),
-        metrics={},
-        parameters=1,
-        served="int8",
-        files={},
-    )
+    manifest = captioner_manifest(vocabulary, LENGTH)
     draft = bundles.read(bundles.publish(tmp_path_factory.mktemp("draft"), manifest, contents))
     opened = {p: CaptionsPredictor.open(draft, p, Resources()) for p in PRECISIONS}
     payload = {"image": base64.b64encode(PHOTOGRAPHS[0]).decode(), "alternatives": 2}
@@ -115,10 +93,6 @@ def predictor(request: pytest.FixtureRequest, bundle: Bundle) -> CaptionsPredict
 @pytest.fixture(scope="module")
 def int8(bundle: Bundle) -> CaptionsPredictor:
     return CaptionsPredictor.open(bundle, "int8", Resources())
-
-
-def described(predictor: CaptionsPredictor, *payloads: Describe) -> list[Description]:
-    return answer_all(predictor, [predictor.prepare(payload) for payload in payloads])
 
 
 def said(answer: Description) -> list[tuple[str, float]]:

@@ -20,7 +20,7 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.errors import BundleError, Malformed, TooLarge
 from app.images import MAX_PIXELS, Framed, framed_array, png, turned
-from app.manifest import FORMAT, CorpusEntry, Manifest
+from app.manifest import Manifest
 from app.models.digits import ReNet, RowReader
 from app.models.language_model import parameter_count
 from app.runtime.families.digits import (
@@ -39,6 +39,7 @@ from app.runtime.predictor import Resources, answer_all
 from app.runtime.recurrent_engine import Floats
 from app.runtime.registry import Registry
 from tests.drawn_digits import digits
+from tests.manifests import tiny_manifest
 from training.digits.export import export_digits
 from training.publishing import PRECISIONS, probe
 
@@ -185,24 +186,8 @@ def test_an_image_that_framing_rejects_is_rejected_for_its_reason_whatever_the_l
 
 
 def manifest(model: RowReader | ReNet, **changes: Any) -> Manifest:
-    described: dict[str, Any] = {
-        "format": FORMAT,
-        "family": "digits",
-        "model": "digits",
-        "version": "1",
-        "created": "2026-01-01T00:00:00Z",
-        "commit": None,
-        "config": {},
-        "normalisation": None,
-        "vocabulary_sha256": None,
-        "corpus": CorpusEntry(name="none", terms="none", sha256={}),
-        "metrics": {},
-        "calibration": CALIBRATION,
-        "parameters": parameter_count(model),
-        "served": "int8",
-        "files": {},
-    }
-    return Manifest(**described | changes)
+    fields = {"model": "digits", "calibration": CALIBRATION, "parameters": parameter_count(model)}
+    return tiny_manifest("digits", **fields | changes)
 
 
 def seven() -> npt.NDArray[np.uint8]:
