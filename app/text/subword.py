@@ -102,11 +102,18 @@ class SubwordTokenizer:
     def __len__(self) -> int:
         return len(self.pieces)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return the parts of a pickle, without caches."""
+        return type(self), (self.pieces, self._merges)
+
+    @property
+    def _merges(self) -> list[tuple[int, int, int]]:
+        return [(*pair, merged) for pair, (_, merged) in self._ranks.items()]
+
     @cached_property
     def sha256(self) -> str:
         """Hex digest of the pieces and merge ranks: equal digests encode every text alike."""
-        merges = [[*pair, merged] for pair, (_, merged) in self._ranks.items()]
-        content = json.dumps([PATTERN, [piece.hex() for piece in self.pieces], merges])
+        content = json.dumps([PATTERN, [piece.hex() for piece in self.pieces], self._merges])
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Corpora of documents from many sources: files, registers, documents as pieces on disk, one shuffled stream an epoch.
+"""Corpora of documents from many sources: files, registers, and documents as pieces on disk.
 
 A folder holds `NAME.train.txt` and `NAME.valid.txt` (also .gz, .xz) of each source; a blank line ends a document. A
 document is `<doc>` and its lines, joined by line breaks; the `<doc>` of the next one ends it.
@@ -6,6 +6,7 @@ document is `<doc>` and its lines, joined by line breaks; the `<doc>` of the nex
 
 import hashlib
 import json
+import math
 import random
 import re
 import shutil
@@ -13,22 +14,28 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from app.errors import CorpusError
 from app.text.subword import SubwordTokenizer
 from training.corpora.files import CACHE, open_text, sha256
+from training.corpora.parallel import parallel
 
 PieceIds: TypeAlias = npt.NDArray[np.uint16]
 Files: TypeAlias = Mapping[str, Sequence[Path]]
 """The files of each source."""
+Part: TypeAlias = tuple[str, bool]
+"""Lines of a document, and whether they go on in the document of the part before."""
 
 _FILE = re.compile(r"(?P<name>[\w-]+)\.(?P<split>train|valid)\.txt(?:\.gz|\.xz)?")
 _VERSION = 1  # of the arrays on disk
+CHARACTERS: Final = 1 << 20  # of a chunk that is encoded at once
 
 REGISTERS: Final[dict[str, tuple[str, ...]]] = {
     "chat": ("selfdialogue", "chitchat", "topicalchat", "dream", "dailydialog", "esconv", "meld"),
@@ -53,7 +60,7 @@ class Documents:
     """One source's documents as pieces; document k is ids[starts[k] : starts[k + 1]], its `<doc>` first."""
 
     ids: PieceIds  # memory-mapped
-    starts: npt.NDArray[np.int64]  # (documents + 1,)
+    starts: npt.NDArray[np.int64]  # (documents + 1,), memory-mapped
     size: int  # bytes of UTF-8, a line end a line included
     words: int  # separated by white space
 
@@ -93,19 +100,23 @@ def documents(name: str, paths: Sequence[Path], lowered: float = 0.0) -> Iterato
 
     A share `lowered` of the lines is in lower case and without its final full stop, as people type in chats.
     """
+    return (text for text, _ in parts(name, paths, lowered, math.inf))
+
+
+def parts(name: str, paths: Sequence[Path], lowered: float, limit: float = CHARACTERS) -> Iterator[Part]:
+    """Yield the documents of one source; one of more than `limit` characters in several parts, cut between lines."""
     draw = random.Random(name).random  # noqa: S311 - no secret
-    lines: list[str] = []
     for path in paths:
+        lines, size, continued = list[str](), 0, False
         with open_text(path) as text:
-            for line in text:
-                if bare := line.rstrip("\n").strip():
+            for line in chain(text, [""]):
+                if bare := line.strip():
                     lines.append(_lowered(bare) if lowered and draw() < lowered else bare)
-                elif lines:
-                    yield "\n".join(lines)
-                    lines = []
-        if lines:
-            yield "\n".join(lines)
-            lines = []
+                    size += len(bare)
+                if lines and (not bare or size >= limit):
+                    yield "\n".join(lines), continued
+                    lines, size, continued = [], 0, True
+                continued = continued and bool(bare)
 
 
 def load(
@@ -119,54 +130,13 @@ def load(
     checksums = {str(path): sha256(path) for names in files.values() for paths in names.values() for path in paths}
     splits = {
         split: {
-            name: _encoded(name, files[split][name], tokenizer, lowered if split == "train" else 0.0, checksums, cache)
+            name: _mapped(name, files[split][name], tokenizer, lowered if split == "train" else 0.0, checksums, cache)
             for name in sorted(files[split])
         }
         for split in files
     }
     named = {f"{Path(path).parent.name}/{Path(path).name}": digest for path, digest in checksums.items()}
     return DocumentCorpus(tokenizer, splits["train"], splits["valid"], named)
-
-
-def repeats(sources: Mapping[str, Documents], power: float, most: float) -> dict[str, float]:
-    """Return how often an epoch repeats each source: in proportion to words^(power - 1), 1 on average over all pieces.
-
-    At most `most` times, and once at most where it is TEMPLATED.
-    """
-    bounds = {name: 1.0 if name in TEMPLATED else most for name in sources}
-    raw = {name: max(part.words, 1) ** (power - 1) for name, part in sources.items()}
-    sizes = {name: len(part.ids) for name, part in sources.items()}
-    total = sum(sizes.values())
-
-    def bounded(factor: float) -> dict[str, float]:
-        return {name: min(factor * raw[name], bounds[name]) for name in sources}
-
-    low, high = 0.0, most / min(raw.values())
-    for _ in range(100):
-        middle = (low + high) / 2
-        repeated = sum(sizes[name] * count for name, count in bounded(middle).items())
-        low, high = (middle, high) if repeated < total else (low, middle)
-    return bounded(high)
-
-
-def epoch_stream(sources: Mapping[str, Documents], counts: Mapping[str, float], seed: int, epoch: int) -> PieceIds:
-    """Return all documents of an epoch, shuffled, as one array; the draws depend on `seed` and `epoch` alone.
-
-    Source s is read counts[s] times: a fraction is that share of its documents.
-    """
-    names = sorted(sources)
-    chosen = []
-    for at, name in enumerate(names):
-        number = len(sources[name].starts) - 1
-        whole, rest = divmod(counts[name], 1.0)
-        part = np.random.default_rng([seed, epoch, at]).permutation(number)[: round(rest * number)]
-        drawn = np.concatenate([np.tile(np.arange(number), int(whole)), part])
-        chosen.append(np.stack([np.full(len(drawn), at), drawn], 1))  # (documents, 2): source, document
-    order = np.concatenate(chosen)
-    np.random.default_rng([seed, epoch]).shuffle(order)
-    starts = [sources[name].starts.tolist() for name in names]
-    texts = [np.asarray(sources[name].ids) for name in names]
-    return np.concatenate([texts[s][starts[s][d] : starts[s][d + 1]] for s, d in order.tolist()])
 
 
 def register_of(name: str) -> str:
@@ -189,7 +159,7 @@ def _lowered(line: str) -> str:
     return line[:-1] if line.endswith(".") and not line.endswith("..") and len(line) > 1 else line
 
 
-def _encoded(
+def _mapped(
     name: str,
     paths: Sequence[Path],
     tokenizer: SubwordTokenizer,
@@ -200,27 +170,64 @@ def _encoded(
     key = [_VERSION, name, [checksums[str(path)] for path in paths], tokenizer.sha256, lowered]
     folder = cache / "documents" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     if not folder.is_dir():
-        _write(folder, documents(name, paths, lowered), tokenizer)
+        encoded = parallel(_encode, tokenizer, _chunks(parts(name, paths, lowered)))
+        plain = all(path.suffix == ".txt" for path in paths)
+        total = sum(path.stat().st_size for path in paths) if plain else None
+        with tqdm(None, name, total, unit="B", unit_scale=True, mininterval=1, delay=1) as bar:
+            _write(folder, encoded, bar)
     counts = json.loads((folder / "counts.json").read_text())
-    starts = np.fromfile(folder / "starts.int64", np.int64)
+    starts = np.memmap(folder / "starts.int64", np.int64, "r")
     ids = np.memmap(folder / "ids.uint16", np.uint16, "r") if starts[-1] else np.empty(0, np.uint16)
     return Documents(ids, starts, **counts)
 
 
-def _write(folder: Path, texts: Iterable[str], tokenizer: SubwordTokenizer) -> None:
+def _chunks(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Yield lists of parts of more than CHARACTERS characters together."""
+    chunk, size = list[Part](), 0
+    for part in parts:
+        chunk.append(part)
+        size += len(part[0])
+        if size > CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+class _Encoded(NamedTuple):
+    """A chunk's pieces; `size` and `words` as in `Documents`."""
+
+    ids: "array[int]"
+    starts: "array[int]"  # of the documents that begin in it
+    size: int
+    words: int
+
+
+def _encode(tokenizer: SubwordTokenizer, chunk: Iterable[Part]) -> _Encoded:
+    ids, starts, size, words = array("H"), array("q"), 0, 0
+    for text, continued in chunk:
+        if not continued:
+            starts.append(len(ids))
+        ids.append(tokenizer.newline if continued else tokenizer.document)
+        ids.extend(tokenizer.ids(text))
+        size += len(text.encode()) + 1
+        words += len(text.split())
+    return _Encoded(ids, starts, size, words)
+
+
+def _write(folder: Path, chunks: Iterable[_Encoded], bar: "tqdm[None]") -> None:
     """Fill a new `folder`; it appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent))
-    starts, size, words = array("q", [0]), 0, 0
+    pieces = size = words = 0
     try:
-        with (staging / "ids.uint16").open("wb") as stream:
-            for text in texts:
-                ids = array("H", [tokenizer.document, *tokenizer.ids(text)])
-                ids.tofile(stream)
-                starts.append(starts[-1] + len(ids))
-                size += len(text.encode()) + 1
-                words += len(text.split())
-        (staging / "starts.int64").write_bytes(starts.tobytes())
+        with (staging / "ids.uint16").open("wb") as ids, (staging / "starts.int64").open("wb") as starts:
+            for chunk in chunks:
+                chunk.ids.tofile(ids)
+                starts.write((np.array(chunk.starts, np.int64) + pieces).tobytes())
+                pieces, size, words = pieces + len(chunk.ids), size + chunk.size, words + chunk.words
+                bar.update(chunk.size)
+            starts.write(np.int64(pieces).tobytes())
         (staging / "counts.json").write_text(json.dumps({"size": size, "words": words}))
         staging.rename(folder)
     except OSError:

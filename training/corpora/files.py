@@ -1,4 +1,4 @@
-"""Corpus files: the cache folder, checksums, and reading text that may be compressed."""
+"""Corpus files: the cache folder, checksums, reading text that may be compressed, and mapped arrays."""
 
 import gzip
 import hashlib
@@ -6,9 +6,12 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+import numpy.typing as npt
 import pooch  # type: ignore[import-untyped]
 
 from app.errors import CorpusError
@@ -41,3 +44,12 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise CorpusError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def release(array: npt.NDArray[Any]) -> None:
+    """Drop the pages of a memory-mapped array from this process; reading maps them again from the system's cache."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap):
+        owner.madvise(MADV_DONTNEED)

@@ -1,10 +1,17 @@
 """Sampled softmax: the cost of each target among one set of negatives that a batch shares."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from training.corpora.documents import PieceIds
+from training.corpora.files import release
+
+_READ: Final = 1 << 20  # pieces in memory at once
 
 
 class NegativeSampler:
@@ -74,9 +81,14 @@ def full_costs(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) ->
     return logits.float().logsumexp(1) - logits.gather(1, targets[:, None]).squeeze(1).float()
 
 
-def piece_counts(streams: Sequence[Tensor], size: int) -> Tensor:
-    """Return the number of occurrences of each id in all streams: (size,)."""
-    return torch.stack([torch.bincount(stream, minlength=size) for stream in streams]).sum(0)
+def piece_counts(sources: Iterable[PieceIds], size: int) -> Tensor:
+    """Return the number of occurrences of each id in all sources: (size,)."""
+    counts = np.zeros(size, np.int64)
+    for ids in sources:
+        for start in range(0, len(ids), _READ):
+            counts += np.bincount(ids[start : start + _READ], minlength=size)
+            release(ids)
+    return torch.from_numpy(counts)
 
 
 def _inclusion(rates: Tensor, expected: int) -> Tensor:

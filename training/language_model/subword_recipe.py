@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from app.errors import CorpusError
 from app.models.gated_recurrence import Block, GatedRecurrentLanguageModel, detached
-from training.corpora.documents import DocumentCorpus, PieceIds, epoch_stream, register_means, repeats
+from training.corpora.documents import DocumentCorpus, register_means
+from training.corpora.epochs import Epoch, repeats
 from training.language_model.bits_per_byte import bits_per_byte
 from training.language_model.sampled_softmax import NegativeSampler, full_costs, piece_counts, sampled_costs
 from training.ranges import (
@@ -165,8 +167,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.full_from = config.steps * (1 - config.full_softmax)
-        streams = [torch.from_numpy(np.asarray(part.ids).astype(np.int64)) for part in corpus.train.values()]
-        counts = piece_counts(streams, config.vocabulary_size)
+        counts = piece_counts([part.ids for part in corpus.train.values()], config.vocabulary_size)
         self.sampler = NegativeSampler(counts, min(config.negatives, config.vocabulary_size))
         self.sampled_costs, self.full_costs = sampled_costs, full_costs
         if config.compiled:
@@ -245,8 +246,8 @@ def _batches(
     """The windows of all epochs from `progress` on, which is moved on before each, until the last step is done."""
     counts = repeats(corpus.train, config.source_power, config.most_repeats)
     while progress["step"] < config.steps:
-        stream = epoch_stream(corpus.train, counts, config.seed, progress["epoch"])
-        for batch in _windows(stream, config, progress["window"], rows):
+        epoch = Epoch(corpus.train, counts, config.seed, progress["epoch"])
+        for batch in _windows(epoch, config, progress["window"], rows):
             progress["window"] += 1
             yield batch
             if progress["step"] == config.steps:
@@ -255,19 +256,14 @@ def _batches(
 
 
 def _windows(
-    stream: PieceIds, config: SubwordLanguageModelConfig, first: int, rows: slice
+    epoch: Epoch, config: SubwordLanguageModelConfig, first: int, rows: slice
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(inputs, targets), each (window, B), from window `first` on: the `rows` of batch_size contiguous streams."""
-    count = _window_count(len(stream), config)
-    length = count * config.window
-    inputs = stream[: config.batch_size * length].reshape(config.batch_size, length)[rows]
-    targets = stream[1 : config.batch_size * length + 1].reshape(config.batch_size, length)[rows]
-    for at in range(first, count):
-        part = slice(at * config.window, (at + 1) * config.window)
-        yield (
-            torch.from_numpy(inputs[:, part].T.astype(np.int64)),
-            torch.from_numpy(targets[:, part].T.astype(np.int64)),
-        )
+    count = _window_count(len(epoch), config)
+    positions = [(row * count + first) * config.window for row in range(rows.start, rows.stop)]
+    for pieces in islice(epoch.windows(positions, config.window), count - first):
+        window = torch.from_numpy(pieces.T.astype(np.int64))  # (window + 1, B)
+        yield window[:-1], window[1:]
 
 
 def _window_count(pieces: int, config: SubwordLanguageModelConfig) -> int:

@@ -1,14 +1,15 @@
-"""Documents are read whole from every folder, encoded once, weighted by source, and shuffled by seed and epoch."""
+"""Documents are read whole from every folder, encoded once and in chunks, and mapped."""
 
 import lzma
+import random
+from itertools import accumulate, chain
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from app.errors import CorpusError
 from app.text.subword import SubwordTokenizer
-from training.corpora.documents import Documents, documents, epoch_stream, load, register_of, repeats, text_files
+from training.corpora.documents import CHARACTERS, documents, load, parts, register_of, text_files
 from training.language_model.tokenizer import train_tokenizer
 
 
@@ -26,12 +27,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def tokenizer(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> SubwordTokenizer:
     return train_tokenizer(folders, tmp_path_factory.mktemp("tokenizer") / "tokenizer.json", pieces=280, every=1)
-
-
-def source(documents: int, length: int = 3, first: int = 0) -> Documents:
-    """Documents whose ids count up, so that an id is its index."""
-    ids = np.arange(first, first + documents * length, dtype=np.uint16)
-    return Documents(ids, np.arange(0, documents * length + 1, length, dtype=np.int64), 0, documents)
 
 
 def test_blank_lines_end_documents_and_folders_add_up(folders: list[Path]) -> None:
@@ -72,26 +67,36 @@ def test_documents_are_encoded_with_their_start_and_mapped_the_next_time(
     assert len(corpus.sha256) == 3
 
 
-def test_sources_repeat_in_proportion_but_bounded() -> None:
-    sources = {"large": source(4000), "small": source(400), "tiny": source(4), "sgd": source(40)}
-    counts = repeats(sources, 0.7, 2.0)
-    assert counts["small"] / counts["large"] == pytest.approx(10**0.3)
-    assert counts["tiny"] == 2.0
-    assert counts["sgd"] == 1.0
-    total = sum(len(part.ids) for part in sources.values())
-    assert sum(len(part.ids) * counts[name] for name, part in sources.items()) == pytest.approx(total)
-    assert repeats(sources, 1.0, 2.0) == pytest.approx(dict.fromkeys(sources, 1.0))
+def test_the_parts_of_a_long_document_are_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.train.txt"
+    path.write_text("aa\nbb\ncc\n\ndd\nee\n\n\nff\ngg\nhh")
+    assert list(parts("a", [path], 0.0, 4)) == [
+        ("aa\nbb", False),
+        ("cc", True),
+        ("dd\nee", False),
+        ("ff\ngg", False),
+        ("hh", True),
+    ]
+    assert list(documents("a", [path])) == ["aa\nbb\ncc", "dd\nee", "ff\ngg\nhh"]
 
 
-def test_an_epoch_reads_each_document_as_often_as_its_source_asks() -> None:
-    sources = {"a": source(10), "b": source(10, first=1000)}
-    stream = epoch_stream(sources, {"a": 2.0, "b": 0.5}, seed=1, epoch=0)
-    found = stream.reshape(-1, 3)
-    assert (np.diff(found.astype(int)) == 1).all()  # documents are whole
-    assert sorted(found[found[:, 0] < 1000][:, 0].tolist()) == sorted([3 * k for k in range(10)] * 2)
-    assert len(set(found[found[:, 0] >= 1000][:, 0].tolist())) == len(found) - 20 == 5
-    assert epoch_stream(sources, {"a": 2.0, "b": 0.5}, seed=1, epoch=0).tolist() == stream.tolist()
-    assert epoch_stream(sources, {"a": 2.0, "b": 0.5}, seed=1, epoch=1).tolist() != stream.tolist()
+def test_texts_of_many_chunks_are_encoded_by_processes_as_by_one_loop(
+    tokenizer: SubwordTokenizer, tmp_path: Path
+) -> None:
+    draw = random.Random(1)
+    with (tmp_path / "mine.train.txt").open("w", encoding="utf-8") as text:
+        for size in (20_000, 40, 3, 300_000, 1):  # lines of a document; the fourth is longer than a chunk
+            text.writelines(" ".join(draw.choices(["Hi.", "café", "OK", "<email>"], k=3)) + "\n" for _ in range(size))
+            text.write("\n")
+    corpus = load([tmp_path], tokenizer, lowered=0.1, cache=tmp_path / "cache")
+    whole = list(documents("mine", [tmp_path / "mine.train.txt"], lowered=0.1))
+    expected = [[tokenizer.document, *tokenizer.ids(document)] for document in whole]
+    part = corpus.train["mine"]
+    assert len(whole[3]) > 2 * CHARACTERS
+    assert part.ids.tolist() == list(chain.from_iterable(expected))
+    assert part.starts.tolist() == [0, *accumulate(map(len, expected))]
+    assert part.size == sum(len(document.encode()) + 1 for document in whole)
+    assert part.words == sum(len(document.split()) for document in whole)
 
 
 def test_registers() -> None:
