@@ -20,7 +20,7 @@ PEERS = .venv-bench/.installed
 CLIENTS = .venv-clients/.installed
 RAY = .venv-ray/.installed
 
-.PHONY: help install serve test test-fast test-clients test-deploy test-ray check bench bench-cells bench-neighbours bench-scale bench-typing fuzz audit train-language-model train-subword-language-model train-digits train-numbers train-captions publish lock
+.PHONY: help install serve test test-fast test-clients test-deploy test-ray check bench bench-cells bench-corpus bench-neighbours bench-scale bench-training bench-typing fuzz audit train-language-model train-subword-language-model train-digits train-numbers train-captions publish lock
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -76,6 +76,12 @@ bench-neighbours: $(DEVELOPMENT) ## measure a typist and a probe beside 30 hosti
 
 bench-cells: $(DEVELOPMENT) ## benchmark our LSTM variants against torch.nn.LSTM, in training
 	$(KEEP_MEMORY) $(BIN)/python tests/bench/cells.py
+
+bench-training: $(DEVELOPMENT) ## measure training in one process of two threads and two of one: a minute
+	$(KEEP_MEMORY) $(BIN)/python -m tests.bench.training
+
+bench-corpus: $(DEVELOPMENT) ## measure the memory of tokenizing and training on a large text: GIGABYTES=4 takes 15 minutes
+	$(BIN)/python -m tests.bench.large_corpus --gigabytes $(or $(GIGABYTES),4) $(ARGS)
 
 bench-typing: $(DEVELOPMENT) ## measure suggestions and scores of everyday English: DATA=corpora/everyday2 MODELS="everyday ptb" WORDS=10000
 	OMP_NUM_THREADS=1 $(BIN)/python -m training typing --data $(or $(DATA),$(TEST_DATA)/everyday2) \

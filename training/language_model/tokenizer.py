@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer
@@ -14,7 +13,7 @@ from tokenizers.trainers import BpeTrainer
 
 from app.errors import CorpusError
 from app.text.subword import PATTERN, PLACEHOLDERS, SPECIALS, SubwordTokenizer, spaced
-from training.corpora.documents import Files, documents, text_files
+from training.corpora.documents import Files, parts, text_files
 
 _PLACEHOLDER = re.compile(" ?(?:" + "|".join(map(re.escape, PLACEHOLDERS)) + ")")
 _FEWEST = len(SPECIALS) + 256
@@ -51,5 +50,8 @@ def library_tokenizer() -> Tokenizer:
 def _texts(files: Files, every: int) -> Iterator[str]:
     """The spaced documents without their placeholders."""
     for name in sorted(files):
-        for document in islice(documents(name, files[name], lowered=0.1), 0, None, every):
-            yield spaced(_PLACEHOLDER.sub("", document))
+        number = -1
+        for text, continued in parts(name, files[name], lowered=0.1):
+            number += not continued
+            if number % every == 0:
+                yield spaced(_PLACEHOLDER.sub("", text))
