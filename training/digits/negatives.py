@@ -24,6 +24,7 @@ from training.digits.drawing import (
     Grey,
     Points,
     Pose,
+    Stroke,
     canvas_side,
     font,
     grained,
@@ -34,7 +35,7 @@ from training.digits.drawing import (
     render_strokes,
     transformed,
 )
-from training.digits.shapes import BENCHMARK_SHAPES, TRAINING_SHAPES, Shape, glyph, handwritten, ring
+from training.digits.shapes import BENCHMARK_SHAPES, TRAINING_SHAPES, glyph, handwritten, ring
 
 Draw: TypeAlias = Callable[[np.random.Generator], Grey]
 RawImage: TypeAlias = Grey | bytes  # grey levels (H, W), or an encoded image
@@ -82,7 +83,12 @@ def benchmark_negatives(photographs: Sequence[bytes]) -> Mapping[str, Callable[[
 def photographs_in(path: Path) -> list[bytes]:
     """Return the JPEG files of a folder or a tar, encoded, by name; raise CorpusError if there are none."""
     try:
-        found = _in_folder(path) if path.is_dir() else _in_tar(path)
+        if path.is_dir():
+            found = {file.name: file.read_bytes() for file in path.glob("*.jpg")}
+        else:
+            with tarfile.open(path) as archive:
+                opened = {each.name: archive.extractfile(each) for each in archive if each.name.endswith(".jpg")}
+                found = {name: file.read() for name, file in opened.items() if file}
     except (OSError, tarfile.TarError) as error:
         raise CorpusError(f"{path}: expected a folder or a tar of photographs: {error}") from error
     if not found:
@@ -100,16 +106,6 @@ def photograph_part(image: Image.Image, rng: np.random.Generator) -> Grey:
     return np.asarray(ImageOps.mirror(part) if rng.random() < 0.5 else part)
 
 
-def _in_folder(path: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in path.glob("*.jpg")}
-
-
-def _in_tar(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as archive:
-        opened = {member.name: archive.extractfile(member) for member in archive if member.name.endswith(".jpg")}
-        return {name: file.read() for name, file in opened.items() if file}
-
-
 def _training_blank(rng: np.random.Generator) -> Grey:
     """Blank paper of one shade, or with a gradient of light to one side."""
     side = canvas_side(rng)
@@ -121,46 +117,37 @@ def _training_blank(rng: np.random.Generator) -> Grey:
 def _benchmark_blank(rng: np.random.Generator) -> Grey:
     """Blank paper of one shade, under a lamp, or with a shadow's soft edge, and with coarse grain."""
     side = canvas_side(rng)
-    light = pick((_flat, _lamp, _shadow), rng)(side, rng)
+    light: Points
+    match pick(("flat", "lamp", "shadow"), rng):
+        case "flat":
+            light = np.full((side, side), rng.uniform(0, 255))
+        case "lamp":
+            x, y = (np.linspace(-1, 1, side) - middle for middle in rng.uniform(-1, 1, 2))
+            light = rng.uniform(120, 255) - rng.uniform(5, 30) * (x**2 + y[:, None] ** 2)
+        case _:
+            edge = np.tanh(_slope(side, rng.uniform(0, math.tau)) * rng.uniform(0.5, 3))
+            light = rng.uniform(100, 200) + rng.uniform(10, 50) * edge
     grain = Image.fromarray(grained(np.full((side, side), 128.0), rng.uniform(0, 8), rng))
     coarse = np.asarray(grain.filter(ImageFilter.BoxBlur(pick((0, 1), rng))), np.float32) - 128
     return np.clip(light + coarse, 0, 255).astype(np.uint8)
 
 
-def _flat(side: int, rng: np.random.Generator) -> Points:
-    return np.full((side, side), rng.uniform(0, 255))
-
-
-def _lamp(side: int, rng: np.random.Generator) -> Points:
-    x, y = (np.linspace(-1, 1, side) - middle for middle in rng.uniform(-1, 1, 2))
-    light: Points = rng.uniform(120, 255) - rng.uniform(5, 30) * (x**2 + y[:, None] ** 2)
-    return light
-
-
-def _shadow(side: int, rng: np.random.Generator) -> Points:
-    edge = np.tanh(_slope(side, rng.uniform(0, math.tau)) * rng.uniform(0.5, 3))
-    return rng.uniform(100, 200) + rng.uniform(10, 50) * edge
-
-
 def _training_noise(rng: np.random.Generator) -> Grey:
     """Uniform, normal or binary pixel noise; blurred to clouds, thresholded to blots."""
     side = canvas_side(rng)
-    field = pick((_even, _normal, _on_and_off), rng)(side, rng)
+    field = pick(_FIELDS, rng)(side, rng)
     image = Image.fromarray(field).filter(ImageFilter.GaussianBlur(pick((0, 0, 1, 2, side / 12), rng)))
     levels = _stretched(np.asarray(image, np.float32))
-    return on_paper(_blots(levels) if rng.random() < 0.3 else levels, rng)
+    if rng.random() < 0.3:
+        levels = np.where(levels > 128, 255, 0).astype(np.uint8)
+    return on_paper(levels, rng)
 
 
-def _even(side: int, rng: np.random.Generator) -> Grey:
-    return rng.integers(0, 256, (side, side), np.uint8)
-
-
-def _normal(side: int, rng: np.random.Generator) -> Grey:
-    return grained(np.full((side, side), 128.0), rng.uniform(10, 90), rng)
-
-
-def _on_and_off(side: int, rng: np.random.Generator) -> Grey:
-    return np.where(rng.random((side, side), np.float32) < rng.uniform(0.02, 0.5), 255, 0).astype(np.uint8)
+_FIELDS: tuple[Callable[[int, np.random.Generator], Grey], ...] = (  # uniform, normal, binary
+    lambda side, rng: rng.integers(0, 256, (side, side), np.uint8),
+    lambda side, rng: grained(np.full((side, side), 128.0), rng.uniform(10, 90), rng),
+    lambda side, rng: np.where(rng.random((side, side), np.float32) < rng.uniform(0.02, 0.5), 255, 0).astype(np.uint8),
+)
 
 
 def _stretched(levels: npt.NDArray[np.float32]) -> Grey:
@@ -169,45 +156,32 @@ def _stretched(levels: npt.NDArray[np.float32]) -> Grey:
     return stretched
 
 
-def _blots(levels: Grey) -> Grey:
-    return np.where(levels > 128, 255, 0).astype(np.uint8)
-
-
 def _benchmark_noise(rng: np.random.Generator) -> Grey:
     """Poisson or Laplace noise, streaks, tiles, fractal noise, or drops."""
     side = canvas_side(rng)
-    return pick((_quanta, _tails, _rows, _tiles, _hills, _drops), rng)(side, rng)
-
-
-def _quanta(side: int, rng: np.random.Generator) -> Grey:
-    mean = rng.uniform(0.5, 20)
-    light = rng.poisson(mean, (side, side)).astype(np.float64) * (128 / mean)
-    return np.minimum(light, 255).astype(np.uint8)
-
-
-def _tails(side: int, rng: np.random.Generator) -> Grey:
-    return np.clip(rng.laplace(128, rng.uniform(15, 60), (side, side)), 0, 255).astype(np.uint8)
-
-
-def _rows(side: int, rng: np.random.Generator) -> Grey:
-    streaks = rng.uniform(40, 215, (side, 1)) + rng.normal(0, 15, (side, side))
-    return np.clip(streaks, 0, 255).astype(np.uint8)
-
-
-def _tiles(side: int, rng: np.random.Generator) -> Grey:
-    return _enlarged(int(rng.integers(4, 20)), side, Image.Resampling.NEAREST, rng)
-
-
-def _hills(side: int, rng: np.random.Generator) -> Grey:
-    octaves = [_enlarged(count, side, Image.Resampling.BICUBIC, rng) / share for count, share in _OCTAVES]
-    return _stretched(np.sum(octaves, axis=0, dtype=np.float32))
+    match pick(("poisson", "laplace", "streaks", "tiles", "fractal", "drops"), rng):
+        case "poisson":
+            mean = rng.uniform(0.5, 20)
+            levels = rng.poisson(mean, (side, side)).astype(np.float64) * (128 / mean)
+        case "laplace":
+            levels = rng.laplace(128, rng.uniform(15, 60), (side, side))
+        case "streaks":
+            levels = rng.uniform(40, 215, (side, 1)) + rng.normal(0, 15, (side, side))
+        case "tiles":
+            return _enlarged(int(rng.integers(4, 20)), side, Image.Resampling.NEAREST, rng)
+        case "fractal":
+            octaves = [_enlarged(count, side, Image.Resampling.BICUBIC, rng) / share for count, share in _OCTAVES]
+            return _stretched(np.sum(octaves, axis=0, dtype=np.float32))
+        case _:
+            return _drops(side, rng)
+    return np.clip(levels, 0, 255).astype(np.uint8)
 
 
 _OCTAVES = ((3, 2), (6, 3), (12, 5), (24, 9))  # knots a side, and what their heights are divided by
 
 
 def _enlarged(count: int, side: int, resampling: Image.Resampling, rng: np.random.Generator) -> Grey:
-    return np.asarray(Image.fromarray(_even(count, rng)).resize((side, side), resampling))
+    return np.asarray(Image.fromarray(rng.integers(0, 256, (count, count), np.uint8)).resize((side, side), resampling))
 
 
 def _drops(side: int, rng: np.random.Generator) -> Grey:
@@ -218,18 +192,6 @@ def _drops(side: int, rng: np.random.Generator) -> Grey:
     return np.asarray(image)
 
 
-def _training_letter(rng: np.random.Generator) -> Grey:
-    return on_paper(render_strokes(handwritten(rng), random_pose(rng, TILT), rng.uniform(0.08, 0.4)), rng)
-
-
-def _training_print(rng: np.random.Generator) -> Grey:
-    return print_of(TRAINING_PRINT, TRAINING_FONTS, rng, bold=0.1)
-
-
-def _benchmark_letter(rng: np.random.Generator) -> Grey:
-    return print_of(BENCHMARK_PRINT, BENCHMARK_FONTS, rng, bold=0.08)
-
-
 def print_of(characters: str, fonts: Sequence[str], rng: np.random.Generator, *, bold: float) -> Grey:
     """One of the characters in one of the fonts, tilted, on a canvas (H, W), thickened by up to `bold` of its reach."""
     pose = random_pose(rng, TILT)
@@ -237,22 +199,9 @@ def print_of(characters: str, fonts: Sequence[str], rng: np.random.Generator, *,
     return on_paper(render_character(pick(characters, rng), face, pose, rng.uniform(0, bold)), rng)
 
 
-def _training_shape(rng: np.random.Generator) -> Grey:
-    return _shape(rng, TRAINING_SHAPES)
-
-
-def _benchmark_shape(rng: np.random.Generator) -> Grey:
-    return _shape(rng, BENCHMARK_SHAPES)
-
-
-def _shape(rng: np.random.Generator, shapes: Mapping[str, Shape]) -> Grey:
-    strokes = pick(list(shapes.values()), rng)(rng)
-    return on_paper(render_strokes(strokes, random_pose(rng, math.pi), rng.uniform(0.08, 0.35)), rng)
-
-
-def _training_glyph(rng: np.random.Generator) -> Grey:
-    """Random strokes that are neither letter nor digit."""
-    return on_paper(render_strokes(glyph(rng), random_pose(rng, math.pi), rng.uniform(0.08, 0.35)), rng)
+def _drawn(strokes: Sequence[Stroke], rng: np.random.Generator, turn: float = math.pi, width: float = 0.35) -> Grey:
+    """Strokes of a random width up to `width`, turned by up to `turn`, on a canvas (H, W)."""
+    return on_paper(render_strokes(strokes, random_pose(rng, turn), rng.uniform(0.08, width)), rng)
 
 
 def _training_scene(rng: np.random.Generator) -> Grey:
@@ -267,10 +216,6 @@ def _training_scene(rng: np.random.Generator) -> Grey:
         pen.polygon([(x, y) for x, y in leaf.tolist()], int(rng.integers(256)))
     lit = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, side / 40))), np.float32)
     return grained(lit, rng.uniform(0, 12), rng)
-
-
-def _training_photograph(rng: np.random.Generator) -> Grey:
-    return photograph_part(pick(library_photographs(), rng), rng)
 
 
 @lru_cache(maxsize=1)
@@ -300,17 +245,17 @@ def _slope(side: int, turn: float) -> Points:
 TRAINING_NEGATIVES: dict[str, Draw] = {
     "blanks": _training_blank,
     "noise": _training_noise,
-    "letters": _training_letter,
-    "print": _training_print,
-    "shapes": _training_shape,
-    "glyphs": _training_glyph,
+    "letters": lambda rng: _drawn(handwritten(rng), rng, TILT, 0.4),
+    "print": lambda rng: print_of(TRAINING_PRINT, TRAINING_FONTS, rng, bold=0.1),
+    "shapes": lambda rng: _drawn(pick([*TRAINING_SHAPES.values()], rng)(rng), rng),
+    "glyphs": lambda rng: _drawn(glyph(rng), rng),
     "textures": _training_texture,
     "scenes": _training_scene,
-    "photographs": _training_photograph,
+    "photographs": lambda rng: photograph_part(pick(library_photographs(), rng), rng),
 }
 BENCHMARK_NEGATIVES: dict[str, Draw] = {
     "blanks": _benchmark_blank,
     "noise": _benchmark_noise,
-    "letters": _benchmark_letter,
-    "shapes": _benchmark_shape,
+    "letters": lambda rng: print_of(BENCHMARK_PRINT, BENCHMARK_FONTS, rng, bold=0.08),
+    "shapes": lambda rng: _drawn(pick([*BENCHMARK_SHAPES.values()], rng)(rng), rng),
 }

@@ -30,7 +30,11 @@ HANDWRITTEN = (
 def handwritten(rng: np.random.Generator) -> list[Stroke]:
     """A letter or sign of a random alphabet, as written by hand."""
     narrow = (rng.uniform(0.5, 1), 1)
-    return [Stroke(by_hand(_on_grid(line), rng) * narrow) for line in pick(HANDWRITTEN, rng).split("/")]
+    strokes = []
+    for line in pick(HANDWRITTEN, rng).split("/"):
+        path = np.array([((ord(square[0]) - ord("c")) / 2, (int(square[1]) - 3) / 2) for square in line.split()])
+        strokes.append(Stroke(by_hand(path, rng) * narrow))
+    return strokes
 
 
 def glyph(rng: np.random.Generator) -> list[Stroke]:
@@ -60,10 +64,6 @@ def _outline(rng: np.random.Generator) -> Points:
     return outline
 
 
-def _on_grid(line: str) -> Points:
-    return np.array([((ord(square[0]) - ord("c")) / 2, (int(square[1]) - 3) / 2) for square in line.split()])
-
-
 def ring(corners: int) -> Points:
     """A regular polygon in the unit circle, its first corner repeated so that it closes."""
     angles = np.linspace(0, math.tau, corners + 1)
@@ -78,10 +78,6 @@ def _polygon(rng: np.random.Generator) -> list[Stroke]:
     """Outlined, with at most five corners: a circle would be a zero; filled, with up to eight."""
     filled = bool(rng.integers(2))
     return [Stroke(ring(int(rng.integers(3, 9 if filled else 6))) * (1, rng.uniform(0.7, 1)), filled)]
-
-
-def _disc(rng: np.random.Generator) -> list[Stroke]:
-    return [Stroke(ring(24) * (1, rng.uniform(0.7, 1)), filled=True)]
 
 
 def _target(rng: np.random.Generator) -> list[Stroke]:
@@ -103,24 +99,10 @@ def _arrow(rng: np.random.Generator) -> list[Stroke]:
     return [Stroke(np.array([(-1, 0), (0.9, 0)])), *heads[: rng.integers(1, 3)]]
 
 
-def _scribble(rng: np.random.Generator) -> list[Stroke]:
-    return [Stroke(by_hand(rng.uniform(-1, 1, (rng.integers(9, 30), 2)), rng))]
-
-
 def _grid(rng: np.random.Generator) -> list[Stroke]:
     ticks = np.linspace(-1, 1, int(rng.integers(3, 6)))
     upright = [np.array([(x, -1), (x, 1)]) for x in ticks]
     return [Stroke(line) for line in (*upright, *(line[:, ::-1] for line in upright))]
-
-
-def _cross(rng: np.random.Generator) -> list[Stroke]:
-    return _spokes(int(rng.integers(3, 9)))
-
-
-def _heart(rng: np.random.Generator) -> list[Stroke]:
-    t = np.linspace(0, math.tau, 40)
-    y = 0.8 * np.cos(t) - 0.35 * np.cos(2 * t) - 0.15 * np.cos(3 * t)
-    return [Stroke(np.stack([np.sin(t) ** 3, -y], axis=1), filled=bool(rng.integers(2)))]
 
 
 def _house(rng: np.random.Generator) -> list[Stroke]:
@@ -134,12 +116,6 @@ def _spiral(rng: np.random.Generator) -> list[Stroke]:
     t = np.linspace(0.1, 1, 90)
     angle = t * math.tau * rng.uniform(2.5, 4)
     return [Stroke(np.stack([t * np.cos(angle), t * np.sin(angle)], axis=1))]
-
-
-def _envelope(rng: np.random.Generator) -> list[Stroke]:
-    high = rng.uniform(0.5, 0.9)
-    border = np.array([(-1, -high), (1, -high), (1, high), (-1, high), (-1, -high)])
-    return [Stroke(border), Stroke(np.array([(-1, -high), (0, 0.2 * high), (1, -high)]))]
 
 
 def _moon(rng: np.random.Generator) -> list[Stroke]:
@@ -162,20 +138,6 @@ def _ladder(rng: np.random.Generator) -> list[Stroke]:
     return [Stroke(line) for line in (np.array([(-half, -1), (-half, 1)]), np.array([(half, -1), (half, 1)]), *rungs)]
 
 
-def _tree(rng: np.random.Generator) -> list[Stroke]:
-    crowns = [np.array([(0, top - 0.3), (wide, top + 0.5), (-wide, top + 0.5)]) for top, wide in _TIERS]
-    return [*(Stroke(crown, filled=True) for crown in crowns), Stroke(np.array([(0, 0.6), (0, rng.uniform(0.8, 1))]))]
-
-
-_TIERS = ((-0.7, 0.5), (-0.3, 0.7), (0.2, 0.9))  # top and half the width of a fir's branches
-
-
-def _hourglass(rng: np.random.Generator) -> list[Stroke]:
-    """Filled: outlined it would be an angular 8."""
-    wide = rng.uniform(0.6, 1)
-    return [Stroke(np.array([(-wide, -1), (wide, -1), (-wide, 1), (wide, 1)]), filled=True)]
-
-
 def _face(rng: np.random.Generator) -> list[Stroke]:
     angles = np.linspace(0.1, 0.4, 12) * math.tau
     mouth = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 0.55
@@ -184,25 +146,34 @@ def _face(rng: np.random.Generator) -> list[Stroke]:
     return [Stroke(ring(30)), *eyes, Stroke(mouth)]
 
 
+_T = np.linspace(0, math.tau, 40)
+_HEART = np.stack([np.sin(_T) ** 3, -0.8 * np.cos(_T) + 0.35 * np.cos(2 * _T) + 0.15 * np.cos(3 * _T)], axis=1)
+_ENVELOPE = (np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]), np.array([(-1, -1), (0, 0.2), (1, -1)]))
+_HOURGLASS = np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)])  # filled: outlined it would be an angular 8
+_FIR = [  # its branches: top and half their width
+    Stroke(np.array([(0, top - 0.3), (wide, top + 0.5), (-wide, top + 0.5)]), filled=True)
+    for top, wide in ((-0.7, 0.5), (-0.3, 0.7), (0.2, 0.9))
+]
+
 TRAINING_SHAPES: dict[str, Shape] = {
     "polygon": _polygon,
-    "disc": _disc,
+    "disc": lambda rng: [Stroke(ring(24) * (1, rng.uniform(0.7, 1)), filled=True)],
     "target": _target,
     "star": _star,
     "arrow": _arrow,
-    "scribble": _scribble,
+    "scribble": lambda rng: [Stroke(by_hand(rng.uniform(-1, 1, (rng.integers(9, 30), 2)), rng))],
     "grid": _grid,
-    "cross": _cross,
+    "cross": lambda rng: _spokes(int(rng.integers(3, 9))),
 }
 BENCHMARK_SHAPES: dict[str, Shape] = {
-    "heart": _heart,
+    "heart": lambda rng: [Stroke(_HEART, filled=bool(rng.integers(2)))],
     "house": _house,
     "spiral": _spiral,
-    "envelope": _envelope,
+    "envelope": lambda rng: [Stroke(line * height) for height in [(1, rng.uniform(0.5, 0.9))] for line in _ENVELOPE],
     "moon": _moon,
     "waves": _waves,
     "ladder": _ladder,
-    "tree": _tree,
-    "hourglass": _hourglass,
+    "tree": lambda rng: [*_FIR, Stroke(np.array([(0, 0.6), (0, rng.uniform(0.8, 1))]))],
+    "hourglass": lambda rng: [Stroke(_HOURGLASS * (rng.uniform(0.6, 1), 1), filled=True)],
     "face": _face,
 }
