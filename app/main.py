@@ -166,6 +166,7 @@ def open_registry(
     With a worker for each processor, no inference thread has a processor to itself, so the event loops run all cheap
     steps inline.
     """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Registry(
         settings.store,
         workers=settings.workers,
@@ -173,18 +174,13 @@ def open_registry(
         threads=settings.threads,
         queue_size=settings.queue_size,
         batch_size=settings.batch_size,
-        max_inline_batch=MAX_INLINE_BATCH if settings.workers < _processors() else settings.batch_size,
+        max_inline_batch=MAX_INLINE_BATCH if settings.workers < processors else settings.batch_size,
         cache_bytes=settings.cache_mb * 2**20,
         blocked=BLOCKED_WORDS | blocked_words(*filter(None, [settings.blocked_words_file])),
         metrics=metrics,
         families=families,
         tokenizers=tokenizers,
     )
-
-
-def _processors() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 async def _open(settings: Settings, registry: Registry) -> None:

@@ -107,7 +107,11 @@ class Settings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError("; ".join(_message(detail) for detail in error.errors())) from error
+            faults = [
+                f"{PREFIX}{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}, found {str(each['input'])[:80]!r}"
+                for each in error.errors()
+            ]
+            raise SettingsError("; ".join(faults)) from error
 
     @field_validator("port", mode="before")
     @classmethod
@@ -205,8 +209,3 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     if services:
         warnings.append(f"{', '.join(services)}: ignored, set by Kubernetes for a Service")
     return warnings
-
-
-def _message(detail: Any) -> str:
-    name = ".".join(map(str, detail["loc"]))
-    return f"{PREFIX}{name.upper()}: {detail['msg']}, found {str(detail['input'])[:80]!r}"

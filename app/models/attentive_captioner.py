@@ -115,7 +115,8 @@ class AttentiveCaptioner(nn.Module):
 
         The first word of every caption is `<eos>`; the attention's last number is the sentinel's.
         """
-        layer, before = self._layer(), self._split_state(state)
+        (layer,), before = self.recurrent.layers, self._split_state(state)
+        assert isinstance(layer, Layer)
         input_gates = F.linear(self._embed(tokens), layer.weight_ih, layer.bias)  # (B, E) -> (B, gates * H)
         hidden_gates = F.linear(before[0], layer.weight_hh, hidden_bias(layer))  # (B, H) -> (B, gates * H)
         after = step(layer, input_gates, hidden_gates, before)
@@ -149,11 +150,6 @@ class AttentiveCaptioner(nn.Module):
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(tokens)
         return F.dropout(embedded, self.input_dropout, self.training)
-
-    def _layer(self) -> Layer:
-        (layer,) = self.recurrent.layers
-        assert isinstance(layer, Layer)
-        return layer
 
     def _split_state(self, state: Tensor) -> LayerState:
         """Split a state (B, S) into the cell's (h,) or (h, c), each (B, H)."""

@@ -63,7 +63,9 @@ class Captioner(nn.Module):
         accept_torch_weights(self.recurrent)
         self.output = nn.Linear(hidden_size, vocabulary_size)
         self.state_size = self.state_width + (injected if inject == "chapter" else 0)
-        self._reset()
+        # Torch's own start, but for small embeddings, biases of 0 and forget gates open (Jozefowicz et al. 2015)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        self.recurrent.reset(self.hidden_size**-0.5, forget_bias=1.0)
         if tied:
             self.output.weight = self.embedding.weight
 
@@ -107,11 +109,6 @@ class Captioner(nn.Module):
             if self.inject == "pre":
                 self.image.weight.div_(temperature)
                 self.image.bias.div_(temperature)
-
-    def _reset(self) -> None:
-        """Torch's own start, but for small embeddings, biases of 0 and forget gates open (Jozefowicz et al. 2015)."""
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        self.recurrent.reset(self.hidden_size**-0.5, forget_bias=1.0)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(tokens)

@@ -70,7 +70,8 @@ class MemoryCell(Function):
             values, weight_hh.contiguous(), seen, before, memory, d_outputs.contiguous(), d_h, d_c, ctx.sizes
         )
         wanted = ctx.needs_input_grad
-        by_gate = _by_column(d_gates).T  # (G*H, N), once for both products
+        # (G*H, N), once for both products; contiguous for oneDNN, which is faster there; torch.mm is indifferent
+        by_gate = d_gates.T.contiguous() if _by_onednn(d_gates) else d_gates.T
         return (
             _product(d_gates, weight_ih.T) if wanted[0] else None,
             _product(by_gate, rows.T) if wanted[1] else None,
@@ -182,11 +183,6 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         product: Tensor = linear(rows, weight, bias, "none", [], "")
         return product
     return F.linear(rows, weight, bias)
-
-
-def _by_column(matrix: Tensor) -> Tensor:
-    """Return the matrix, column-major for oneDNN, which is faster there; torch.mm is indifferent."""
-    return matrix.T.contiguous().T if _by_onednn(matrix) else matrix
 
 
 def _steps(sizes: Sequence[int]) -> Iterator[tuple[slice, int]]:

@@ -36,12 +36,16 @@ def loaded() -> bool:
     if capability not in VECTORS:
         return False
     try:
-        library = _folder() / f"{_name(capability)}.so"
+        builds = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+        content = "\n".join([SOURCE.read_text(), torch.__version__, *_flags(capability)])
+        library = Path(builds) / "seqserve" / f"memory_cells_{hashlib.sha256(content.encode()).hexdigest()[:16]}.so"
         if not library.exists() and not _built(capability, library):
             return False
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
-        log.warning("%s: not compiled; falling back to slower torch operations: %s", SOURCE.name, _reason(error))
+        output = error.stderr.splitlines() if isinstance(error, subprocess.CalledProcessError) else []
+        reason = next((line for line in output if "error" in line), error)
+        log.warning("%s: not compiled; falling back to slower torch operations: %s", SOURCE.name, reason)
         return False
     return True
 
@@ -73,23 +77,6 @@ def build(compiler: str, capability: str, library: Path) -> None:
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(library)
     log.info("%s: compiled in %.0f s into %s", SOURCE.name, time.monotonic() - started, library)
-
-
-def _reason(error: OSError | RuntimeError | subprocess.CalledProcessError) -> str:
-    """Return the reason in one line: the first error line of a compiler's output."""
-    output = error.stderr.splitlines() if isinstance(error, subprocess.CalledProcessError) else []
-    return next((line for line in output if "error" in line), str(error))
-
-
-def _folder() -> Path:
-    """Return the folder in which torch.utils.cpp_extension caches its builds."""
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions") / "seqserve"
-
-
-def _name(capability: str) -> str:
-    """Return the library's name, keyed by source, torch version and flags."""
-    content = "\n".join([SOURCE.read_text(), torch.__version__, *_flags(capability)])
-    return f"memory_cells_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def _flags(capability: str) -> list[str]:

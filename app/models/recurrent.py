@@ -219,7 +219,8 @@ class Recurrent(nn.Module):
         after = []
         for index, before in zip(range(len(self.layers)), state, strict=True):
             if index:
-                inputs = self._drop(inputs)
+                dropout = locked_dropout if self.locked else F.dropout
+                inputs = dropout(inputs, self.dropout, training=self.training)
             inputs, layer_after = self._read(index, inputs, before, lengths)
             after.append(layer_after)
         return inputs, after
@@ -237,11 +238,6 @@ class Recurrent(nn.Module):
         )
         after = tuple(torch.stack(pair) for pair in zip(forward_after, backward_after, strict=True))
         return torch.cat([forward, _reversed(backward, lengths)], -1), after
-
-    def _drop(self, outputs: Tensor) -> Tensor:
-        if self.locked:
-            return locked_dropout(outputs, self.dropout, training=self.training)
-        return F.dropout(outputs, self.dropout, training=self.training)
 
 
 def _check_lengths(lengths: Tensor, inputs: Tensor) -> None:

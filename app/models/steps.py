@@ -21,7 +21,9 @@ def step(layer: Layer, input_gates: Tensor, hidden_gates: Tensor, state: LayerSt
         case "rnn":
             return (torch.tanh(input_gates + hidden_gates),)
         case "gru":
-            return (_gru(input_gates, hidden_gates, state[0]),)
+            (r, z, n), (r_hidden, z_hidden, n_hidden) = input_gates.chunk(3, -1), hidden_gates.chunk(3, -1)
+            new = torch.tanh(n + torch.sigmoid(r + r_hidden) * n_hidden)
+            return (new + torch.sigmoid(z + z_hidden) * (state[0] - new),)
         case "lstm" | "peephole":
             return _lstm(input_gates + hidden_gates, state[1], layer.peephole)
         case "cifg" | "peephole-cifg":
@@ -31,12 +33,6 @@ def step(layer: Layer, input_gates: Tensor, hidden_gates: Tensor, state: LayerSt
 def hidden_bias(layer: Layer) -> Tensor | None:
     """Return the bias of W_hh h_{t-1}, (G * H,): zeros and the GRU's bias_hn; None for the other cells."""
     return None if layer.bias_hn is None else F.pad(layer.bias_hn, (2 * layer.hidden_size, 0))
-
-
-def _gru(input_gates: Tensor, hidden_gates: Tensor, h: Tensor) -> Tensor:
-    (r, z, n), (r_hidden, z_hidden, n_hidden) = input_gates.chunk(3, -1), hidden_gates.chunk(3, -1)
-    new = torch.tanh(n + torch.sigmoid(r + r_hidden) * n_hidden)
-    return new + torch.sigmoid(z + z_hidden) * (h - new)
 
 
 def _lstm(gates: Tensor, c: Tensor, peephole: Tensor | None) -> LayerState:

@@ -257,11 +257,7 @@ def spaced(text: str) -> str:
     return _LINE_START.sub(" ", text)
 
 
-def _bytes_as_characters() -> dict[str, int]:
-    """Return the printable character of each byte in a tokenizer.json (Radford et al. 2019, GPT-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in printable]
-    return {chr(value): value for value in printable} | {chr(256 + at): value for at, value in enumerate(others)}
-
-
-_BYTE_OF = _bytes_as_characters()
+# The byte of each printable character in a tokenizer.json (Radford et al. 2019, GPT-2).
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [value for value in range(256) if value not in _PRINTABLE]
+_BYTE_OF = {chr(value): value for value in _PRINTABLE} | {chr(256 + at): value for at, value in enumerate(_OTHERS)}

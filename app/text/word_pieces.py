@@ -203,6 +203,7 @@ def read_prefix(tokenizer: "SubwordTokenizer", text: str, *, complete: bool) -> 
     ends_part = bool(word) and open_end in ".,;!?" and _ends_part(context + word[0], len(context) - 1)
     spaced = not open_end or open_end == "\n" or len(stripped) < len(context) or ends_part
     glued = not spaced and not open_end.isalnum()
+    start = _SENTENCE_START.search(stripped[-200:] + " " * (len(stripped) < len(context)))
     return SubwordPrefix(
         tokenizer.ids(stripped),
         tokenizer,
@@ -211,14 +212,8 @@ def read_prefix(tokenizer: "SubwordTokenizer", text: str, *, complete: bool) -> 
         word,
         spaced=spaced,
         glued=glued,
-        capital=_begins_sentence(stripped[-200:] if stripped else "", len(stripped) < len(context)),
+        capital=start is not None and not (start["before"] and _ABBREVIATION.fullmatch(start["before"])),
     )
-
-
-def _begins_sentence(context: str, space: bool) -> bool:
-    """Return whether a word after this context begins a sentence; `space`: spaces at its end were taken off."""
-    match = _SENTENCE_START.search(context + " " * space)
-    return match is not None and not (match["before"] and _ABBREVIATION.fullmatch(match["before"]))
 
 
 def _plain(text: str) -> str:

@@ -118,7 +118,16 @@ def _entries(path: Path, split: str | None) -> list[_Entry]:
             return _coco(content, split, path)
         if any("sentences" in image for image in content["images"]):
             form = "Karpathy's"
-            return [_karpathy(image) for image in content["images"]]
+            # `restval` are COCO's photographs that Karpathy trained on besides
+            return [
+                _Entry(
+                    image["filename"],
+                    "train" if image["split"] == "restval" else image["split"],
+                    [said["raw"] for said in image["sentences"]],
+                    image.get("filepath", ""),
+                )
+                for image in content["images"]
+            ]
         return [
             _Entry(image["file"], image["split"], _as_list(image["captions"]), tar=image.get("tar"))
             for image in content["images"]
@@ -148,12 +157,6 @@ def _coco(content: Mapping[str, Any], split: str | None, path: Path) -> list[_En
         _Entry(image["file_name"], split or image.get("split"), captions[image["id"]], folder)
         for image in content["images"]
     ]
-
-
-def _karpathy(image: Mapping[str, Any]) -> _Entry:
-    """`restval` are COCO's photographs that Karpathy trained on besides."""
-    split = "train" if image["split"] == "restval" else image["split"]
-    return _Entry(image["filename"], split, [said["raw"] for said in image["sentences"]], image.get("filepath", ""))
 
 
 def _kaggle(lines: Iterable[str]) -> list[_Entry]:

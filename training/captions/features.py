@@ -128,20 +128,16 @@ def _extract(batch: Sequence[_Photograph], backbone: Backbone, views: int, folde
             extracted.corrupt[photograph.name] = str(error)
     if not images:
         return
-    by_view = [_features([view(images[p], p.sha256, index) for p in images], backbone) for index in range(views)]
+    by_view = []
+    for index in range(views):
+        pixels = normalised(np.stack([view(images[p], p.sha256, index) for p in images]))
+        with torch.inference_mode():
+            by_view.append(backbone.module(torch.from_numpy(pixels).to(memory_format=torch.channels_last)).numpy())
     for photograph, features in zip(images, np.stack(by_view, 1), strict=True):  # (B, views, F)
         partial = folder / f"{photograph.sha256}.partial.npy"
         np.save(partial, features)
         partial.replace(folder / f"{photograph.sha256}.npy")
         extracted.features[photograph.name] = features
-
-
-@torch.inference_mode()
-def _features(pixels: Sequence[Pixels], backbone: Backbone) -> Floats:
-    """Photographs (224, 224, 3) -> features (B, F)."""
-    batch = torch.from_numpy(normalised(np.stack(pixels))).to(memory_format=torch.channels_last)
-    features: Floats = backbone.module(batch).numpy()
-    return features
 
 
 def _crop(draw: np.random.Generator, width: int, height: int) -> tuple[float, float, float, float]:

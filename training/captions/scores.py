@@ -46,9 +46,8 @@ def score(
     """
     if not captions or len(captions) != len(references):
         raise CorpusError(f"scores: expected captions for {len(references)} photographs, found {len(captions)}")
-    tokenise = _ptb_tokenized if java else _own_tokenized
-    candidate = tokenise([[caption] for caption in captions])
-    expected = tokenise(references)
+    candidate = _tokenised([[caption] for caption in captions], standard=bool(java))
+    expected = _tokenised(references, standard=bool(java))
     bleu, _ = Bleu(ORDERS).compute_score(expected, candidate, verbose=0)
     rouge, _ = Rouge().compute_score(expected, candidate)
     cider, _ = Cider().compute_score(expected, candidate)
@@ -134,12 +133,10 @@ def _meteor(expected: Tokenised, candidate: Tokenised) -> float:
     return float(value)
 
 
-def _ptb_tokenized(captions: Sequence[Sequence[str]]) -> Tokenised:
-    """Captions tokenized by the standard tokenizer, which takes a caption a line."""
+def _tokenised(captions: Sequence[Sequence[str]], *, standard: bool) -> Tokenised:
+    """Captions tokenized by the standard tokenizer, which takes a caption a line, or by our own."""
+    if not standard:
+        return {number: [" ".join(words(caption)) for caption in group] for number, group in enumerate(captions)}
     lines = {number: [{"caption": " ".join(c.split())} for c in group] for number, group in enumerate(captions)}
     tokenised: Tokenised = PTBTokenizer().tokenize(lines)
     return tokenised
-
-
-def _own_tokenized(captions: Sequence[Sequence[str]]) -> Tokenised:
-    return {number: [" ".join(words(caption)) for caption in group] for number, group in enumerate(captions)}

@@ -160,11 +160,6 @@ def _measure_rates(job: Job, root: Path, corpora: Corpora) -> Results:
     }
 
 
-def _measure_ptb(job: Job, root: Path, corpora: Corpora) -> Results:
-    results = _measure_rates(job, root, corpora)
-    return {"test_perplexity": Run(root / job.name).read("result.json")["test_perplexity"], **results}
-
-
 def _measure_mnist(job: Job, root: Path, corpora: Corpora) -> Results:
     assert isinstance(job.config, DigitsConfig)
     run, corpus = Run(root / job.name), corpora.digits()
@@ -221,7 +216,10 @@ def _trained(job: Job, part: Part, root: Path) -> Path:
 
 MEASURES: dict[Part, Callable[[Job, Path, Corpora], Results]] = {
     "rates": _measure_rates,
-    "ptb": _measure_ptb,
+    "ptb": lambda job, root, corpora: (
+        _measure_rates(job, root, corpora)
+        | {"test_perplexity": Run(root / job.name).read("result.json")["test_perplexity"]}
+    ),
     "mnist": _measure_mnist,
     "adding": _measure_adding,
     "gradients": _measure_gradients,

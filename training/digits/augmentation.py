@@ -36,8 +36,13 @@ def elastic(images: Tensor) -> Tensor:
     Draws from torch's global generator.
     """
     grid = F.affine_grid(_affine(len(images)), [len(images), 1, *images.shape[1:]], align_corners=False)
-    bent = F.grid_sample(images.unsqueeze(1), grid + _displacement(images), align_corners=False)
-    return _sharpened(_restroked(bent)).squeeze(1)
+    strength = torch.empty(len(images), 1, 1, 1).uniform_(0, BEND)
+    knots = torch.randn(len(images), 2, KNOTS, KNOTS) * strength
+    displacement = F.interpolate(knots, images.shape[1:], mode="bicubic", align_corners=True)  # (B, 2, 28, 28)
+    bent = F.grid_sample(images.unsqueeze(1), grid + displacement.permute(0, 2, 3, 1), align_corners=False)
+    restroked = _restroked(bent)
+    gain = torch.empty(len(images), 1, 1, 1).uniform_(1, SHARPEN)  # soft edges would mark distorted digits
+    return (0.5 + gain * (restroked - 0.5)).clamp(0, 1).squeeze(1)
 
 
 def _affine(count: int) -> Tensor:
@@ -48,13 +53,6 @@ def _affine(count: int) -> Tensor:
     return torch.cat([torch.stack(rows, 1), torch.empty(count, 2, 1).uniform_(-SHIFT, SHIFT)], 2)
 
 
-def _displacement(images: Tensor) -> Tensor:
-    """A smooth random field of displacements, (B, 28, 28, 2)."""
-    strength = torch.empty(len(images), 1, 1, 1).uniform_(0, BEND)
-    knots = torch.randn(len(images), 2, KNOTS, KNOTS) * strength
-    return F.interpolate(knots, images.shape[1:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-
-
 def _restroked(images: Tensor) -> Tensor:
     """(B, 1, H, W) with randomly dilated or eroded strokes, in grey levels."""
     share = torch.empty(len(images), 1, 1, 1).uniform_(-STROKE, STROKE)
@@ -63,12 +61,6 @@ def _restroked(images: Tensor) -> Tensor:
     other = torch.where(share > 0, thick, thin)
     share = torch.where(share > 0, share, share * 0.5).abs()  # a thin stroke disappears quickly
     return images + share * (other - images)
-
-
-def _sharpened(images: Tensor) -> Tensor:
-    """Increase the contrast that resampling blurred: soft edges would otherwise mark distorted digits."""
-    gain = torch.empty(len(images), 1, 1, 1).uniform_(1, SHARPEN)
-    return (0.5 + gain * (images - 0.5)).clamp(0, 1)
 
 
 def degraded(image: Pixels, rng: np.random.Generator) -> Pixels:
@@ -82,7 +74,11 @@ def degraded(image: Pixels, rng: np.random.Generator) -> Pixels:
     if rng.random() < 0.3:
         grey = 1 - grey
     pixels = (grey * 255).astype(np.uint8)
-    return _compressed(pixels, rng) if rng.random() < 0.2 else pixels
+    if rng.random() >= 0.2:
+        return pixels
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=int(rng.integers(20, 80)))
+    return np.asarray(Image.open(stream))
 
 
 def _on_canvas(grey: Floats, rng: np.random.Generator) -> Floats:
@@ -98,12 +94,6 @@ def _on_canvas(grey: Floats, rng: np.random.Generator) -> Floats:
 
 
 _RESAMPLINGS = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.BOX)
-
-
-def _thinned(grey: Floats, rng: np.random.Generator) -> Floats:
-    """The outline alone, or the faint stroke of a dry pen."""
-    eroded = ndimage.grey_erosion(grey, 3)
-    return np.asarray(grey - rng.uniform(0.4, 1) * eroded, np.float32)
 
 
 def _banded(grey: Floats, rng: np.random.Generator) -> Floats:
@@ -193,14 +183,9 @@ def _noisy(grey: Floats, rng: np.random.Generator) -> Floats:
     return np.where(failed < share / 2, np.float32(0), np.where(failed > 1 - share / 2, np.float32(1), grey))
 
 
-def _compressed(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=int(rng.integers(20, 80)))
-    return np.asarray(Image.open(stream))
-
-
 _DEGRADATIONS: tuple[Callable[[Floats, np.random.Generator], Floats], ...] = (
-    _thinned,
+    # the outline alone, or the faint stroke of a dry pen
+    lambda grey, rng: np.asarray(grey - rng.uniform(0.4, 1) * ndimage.grey_erosion(grey, 3), np.float32),
     _scribbled,
     _splashed,
     _papered,

@@ -17,7 +17,6 @@ from app.images import number_strip
 from app.manifest import CorpusEntry, Manifest
 from app.models.language_model import parameter_count
 from app.models.numbers import NumberReader
-from app.runtime import ctc
 from app.runtime.families.numbers import Number, NumbersPredictor, doubt
 from app.runtime.onnx_session import Precision, session
 from training import plots
@@ -172,8 +171,5 @@ def _difference(model: NumberReader, reader: NumbersPredictor, valid: Digits) ->
     found = [number_strip(Image.fromarray(number_image(valid, length, rng)[0])) for length in range(1, MAX_DIGITS + 1)]
     inputs = [torch.from_numpy(strip.pixels)[None].float() / 255 for strip in found]
     outputs = [model(each)[:, 0].numpy() for each in inputs]
-    return max(_largest(output, reader.logits(strip)) for output, strip in zip(outputs, found, strict=True))
-
-
-def _largest(one: ctc.Floats, other: ctc.Floats) -> float:
-    return float(np.abs(one - other).max())
+    differences = [np.abs(output - reader.logits(strip)).max() for output, strip in zip(outputs, found, strict=True)]
+    return float(max(differences))

@@ -78,7 +78,9 @@ def training_strips(digits: Digits, length: int, count: int, rng: Rng) -> tuple[
             strip = number_strip(Image.fromarray(image))
             labels[index] = NONE if strip.reason else read
         elif kinds[index] < P_PAGE + P_NONE:
-            strip = _strip_of_none(min(length, 4), rng)
+            letters = int(rng.integers(1, min(length, 4) + 1))  # letters, scribbles, shapes or the like in a row
+            parts = [number_strip(Image.fromarray(training_negative(rng))).pixels for _ in range(letters)]
+            strip = Strip(np.concatenate(parts, axis=1)[:, :MAX_WIDTH])
             labels[index] = NONE
         else:
             strip = fitted_strip(_composed(row, rng, wide=wide))
@@ -112,9 +114,3 @@ def _composed(row: npt.NDArray[np.float32], rng: Rng, *, wide: bool) -> npt.NDAr
         ink = np.asarray(cv2.GaussianBlur(ink, (0, 0), rng.uniform(0.4, 1)), np.float32)
     ground, full = rng.uniform(0, 0.2), rng.uniform(0.5, 1)
     return np.asarray(np.clip((ink / ink.max() - ground) / (full - ground), 0, 1), np.float32)
-
-
-def _strip_of_none(most: int, rng: Rng) -> Strip:
-    """Return the strip of one to `most` letters, scribbles, shapes or the like in a row."""
-    parts = [number_strip(Image.fromarray(training_negative(rng))).pixels for _ in range(rng.integers(1, most + 1))]
-    return Strip(np.concatenate(parts, axis=1)[:, :MAX_WIDTH])

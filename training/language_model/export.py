@@ -21,9 +21,10 @@ def export_language_model(model: LanguageModel) -> dict[str, bytes]:
     stored = save(weights)
     extents = layout(stored)
     files = {WEIGHTS: stored}
+    output = "output.weight" if "output.weight" in weights else "embedding.weight"
     for precision in LINEAR:
         files[f"recurrent.{precision}.onnx"] = _recurrent(model, weights, extents, precision)
-        files[f"softmax.{precision}.onnx"] = softmax_graph(weights, extents, precision, *_output(weights))
+        files[f"softmax.{precision}.onnx"] = softmax_graph(weights, extents, precision, output, "output.bias")
     return files
 
 
@@ -106,8 +107,3 @@ def _layer(graph: Graph, cell: Cell, n: int, size_in: int, size: int) -> str:
                 {", ".join(f"{part}_next" for part in parts)} = {call}
                 output = Identity (h_next)
             }}> ({", ".join(f"{part}{n}" for part in parts)}, input_gates{n})"""
-
-
-def _output(weights: Mapping[str, Array]) -> tuple[str, str]:
-    """The names of the output layer's weight, which may be the embedding's, and bias."""
-    return "output.weight" if "output.weight" in weights else "embedding.weight", "output.bias"

@@ -45,19 +45,14 @@ def suggest_with(predictor: LanguageModelPredictor, *, adapt: bool = False) -> S
             for query in queries
         ]
         answers = answer_all(predictor, [predictor.prepare(payload) for payload in payloads])
-        return [
-            [_word(query, suggestion.text) for suggestion in answer.suggestions]
-            for query, answer in zip(queries, answers, strict=True)
-        ]
+        suggested = []
+        for query, answer in zip(queries, answers, strict=True):
+            within = query.typed and query.context and not query.context[-1].isspace()
+            repeated = query.context.split()[-1] if within else ""  # such as a bracket
+            suggested.append([suggestion.text.removeprefix(repeated) for suggestion in answer.suggestions])
+        return suggested
 
     return suggest
-
-
-def _word(query: Query, suggestion: str) -> str:
-    """Return the suggested word; a completion repeats the non-space characters before it, such as a bracket."""
-    if not query.typed or not query.context or query.context[-1].isspace():
-        return suggestion
-    return suggestion.removeprefix(query.context.split()[-1])
 
 
 def bits(predictor: LanguageModelPredictor, texts: Sequence[str]) -> list[float]:

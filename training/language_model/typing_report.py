@@ -129,12 +129,11 @@ def table(report: TypingReport) -> str:
     columns = {name: found for name in METRICS if (found := report.by_register(name))}
     rows = [["register", *columns], ["---"] * (1 + len(columns))]
     for register in next(iter(columns.values()), {}):
-        cells = [_cell(name, found, register) for name, found in columns.items()]
+        cells = []
+        for metric, found in columns.items():
+            digits, (value, low, high) = METRICS[metric].digits, found[register]
+            known = ngrams(metric, found).get(register)
+            behind = "" if known is None else f"; {known:{digits}}"
+            cells.append(f"{value:{digits}} ({low:{digits}} to {high:{digits}}){behind}")
         rows.append([f"**{register}**" if register == "macro" else register, *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _cell(metric: str, found: Mapping[str, Interval], register: str) -> str:
-    digits, (value, low, high) = METRICS[metric].digits, found[register]
-    known = ngrams(metric, found).get(register)
-    return f"{value:{digits}} ({low:{digits}} to {high:{digits}})" + ("" if known is None else f"; {known:{digits}}")

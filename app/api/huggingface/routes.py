@@ -29,7 +29,7 @@ from app.api.http.uploads import BASE64, PART
 from app.errors import InvalidField, Malformed, UnsupportedType
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
-from app.runtime.families.numbers import Number, ReadNumber
+from app.runtime.families.numbers import ReadNumber
 from app.runtime.fields import Count, Probability
 
 TAGS: Final[list[str | Enum]] = ["Hugging Face inference"]
@@ -137,7 +137,10 @@ async def infer(model: str, body: InferenceRequest, registry: RegistryOf, deadli
     image = uploads.of_bytes(PART, content)
     with served:
         (found,) = await image_answers(served, [image], make, deadline)
-    return JSONResponse(_labels(found, body.parameters.top_k) if isinstance(found, Classification) else _text(found))
+    if isinstance(found, Classification):
+        return JSONResponse(_labels(found, body.parameters.top_k))
+    text = found.text if isinstance(found, Description) else found.number or ""  # empty if there is no number
+    return JSONResponse([{"generated_text": text}])
 
 
 def _labels(found: Classification, top_k: int) -> Sequence[Label]:
@@ -146,11 +149,6 @@ def _labels(found: Classification, top_k: int) -> Sequence[Label]:
         return []
     labels: list[Label] = [{"label": str(digit), "score": score} for digit, score in enumerate(found.probabilities)]
     return sorted(labels, key=lambda label: -label["score"])[:top_k]
-
-
-def _text(found: Description | Number) -> Sequence[Generated]:
-    """Return the caption or the number; the latter is empty if there is none to be read."""
-    return [{"generated_text": found.text if isinstance(found, Description) else found.number or ""}]
 
 
 DIALECT: Final = Dialect(routes, re.compile(r"POST /models/[^/]+"), ERRORS)

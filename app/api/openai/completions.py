@@ -77,16 +77,14 @@ def _log_probs(tokens: Sequence[ScoredToken]) -> LogProbs:
     return {
         "tokens": [token.token for token in tokens],
         "token_logprobs": [token.log_probability for token in tokens],
-        "top_logprobs": [_likeliest(token) for token in tokens],
+        "top_logprobs": [  # always with the token itself
+            None
+            if token.log_probability is None or token.likeliest is None
+            else {**dict(token.likeliest), token.token: token.log_probability}
+            for token in tokens
+        ],
         "text_offset": [token.offset for token in tokens],
     }
-
-
-def _likeliest(token: ScoredToken) -> dict[str, float] | None:
-    """Return the likeliest tokens, and always the token itself."""
-    if token.log_probability is None or token.likeliest is None:
-        return None
-    return {**dict(token.likeliest), token.token: token.log_probability}
 
 
 def _encoded(

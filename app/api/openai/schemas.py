@@ -23,19 +23,18 @@ def _prompts(prompt: Any) -> list[str | list[int]]:
         raise PydanticCustomError("prompt", "expected a text, token ids, or a list of either")
     if len(prompts) > MAX_CHOICES:
         raise PydanticCustomError("prompt", f"expected at most {MAX_CHOICES} prompts, found {len(prompts)}")
+    if ids:
+        return [[int(token) for token in each] for each in prompts]
     try:
-        return [[int(token) for token in each] if ids else _unicode(each) for each in prompts]
+        for each in prompts:
+            each.encode()
     except UnicodeEncodeError as error:
         raise PydanticCustomError("unicode", "expected Unicode without unpaired surrogates") from error
+    return prompts
 
 
 def _is_id(value: Any) -> bool:
     return type(value) is int or (isinstance(value, float) and value.is_integer())
-
-
-def _unicode(text: str) -> str:
-    text.encode()
-    return text
 
 
 def _stops(stop: Any) -> list[str]:

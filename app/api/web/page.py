@@ -46,7 +46,11 @@ class StaticFile:
 
 def routes(folder: Path = FOLDER) -> list[BaseRoute]:
     """Return the page's routes; its files, some 100 kB, are read once and kept in memory."""
-    files = {path.name: _load(path) for path in sorted(folder.iterdir()) if path.suffix in TYPES}
+    contents = {path: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in TYPES}
+    files = {
+        path.name: StaticFile(content, TYPES[path.suffix], hashlib.sha256(content).hexdigest())
+        for path, content in contents.items()
+    }
 
     async def page(request: Request) -> Response:
         """Serve the page."""
@@ -62,11 +66,6 @@ def routes(folder: Path = FOLDER) -> list[BaseRoute]:
         Endpoint("/", page, scope=None, include_in_schema=False),
         Endpoint("/web/{name}", file, scope=None, include_in_schema=False),
     ]
-
-
-def _load(path: Path) -> StaticFile:
-    content = path.read_bytes()
-    return StaticFile(content, TYPES[path.suffix], hashlib.sha256(content).hexdigest())
 
 
 def _answer(request: Request, file: StaticFile) -> Response:

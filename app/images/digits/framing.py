@@ -13,7 +13,7 @@ from app.images.digits.ground import contrast, strongest, undecided
 from app.images.digits.parts import SEVERAL, digit_parts
 from app.images.digits.rules import without_rules
 from app.images.digits.sheet import sheets
-from app.images.pixels import Bytes, Floats, Mask, extent, neighbours, outermost
+from app.images.pixels import Bytes, Floats, extent, neighbours, outermost
 
 SIDE: Final = 28  # of a framed digit, in pixels
 BOX: Final = 20  # of its ink: the longer side
@@ -128,7 +128,8 @@ def _found(grey: Bytes) -> _Found:
     """Frame an image that shows nothing but ground and ink."""
     ink, noise = contrast(grey)
     strong = strongest(ink)
-    if strong > 4 * noise and _speckled(ink > _STROKE * strong):
+    mask = ink > _STROKE * strong
+    if strong > 4 * noise and np.count_nonzero(mask & (neighbours(mask) == 1)) > max(5, mask.size // 2000):  # speckles
         ink, noise = contrast(np.asarray(cv2.medianBlur(grey, 3), np.uint8))
         strong = strongest(ink)
     if strong < max(_LEAST_CONTRAST, 4 * noise):
@@ -191,11 +192,6 @@ def _centre(ink: npt.NDArray[Any]) -> tuple[float, float]:
     rows, columns = ink.sum(1, dtype=np.float64), ink.sum(0, dtype=np.float64)
     total = rows.sum()
     return float(rows @ np.arange(len(rows)) / total), float(columns @ np.arange(len(columns)) / total)
-
-
-def _speckled(mask: Mask) -> bool:
-    """Return whether many pixels are isolated."""
-    return int(np.count_nonzero(mask & (neighbours(mask) == 1))) > max(5, mask.size // 2000)
 
 
 def _fitted(ink: Floats, longer: int) -> Bytes:

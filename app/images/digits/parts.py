@@ -87,7 +87,8 @@ def digit_parts(ink: Floats, level: float) -> Digit:
     chosen = _cluster(parts, main, relevant, alike & dotted)
     several = not dotted and _several(parts, chosen, relevant)
     if not dotted:
-        chosen &= ~_underlines(parts, main)
+        flat = (parts.width >= 3 * parts.height) & (parts.height <= 0.2 * parts.height[main])
+        chosen &= ~(flat & (parts.top >= parts.bottom[main] - 1))  # underlines
     table = np.zeros(count, bool)
     table[parts.numbers[chosen]] = True
     strokes = table[labels]
@@ -159,13 +160,6 @@ def _several(parts: _Parts, chosen: Mask, relevant: Mask) -> bool:
     apart = np.abs(middles[:, None] - middles) >= _APART * height
     separate = across >= -0.25 * np.minimum(tall.width[:, None], tall.width)
     return bool((apart & separate & (down <= -0.5 * _TALL * height)).any())
-
-
-def _underlines(parts: _Parts, main: int) -> Mask:
-    """Return the long flat parts below the main part."""
-    flat = (parts.width >= 3 * parts.height) & (parts.height <= 0.2 * parts.height[main])
-    underlines: Mask = flat & (parts.top >= parts.bottom[main] - 1)
-    return underlines
 
 
 def _closed(ink: Floats, strokes: Mask) -> Floats:

@@ -33,7 +33,8 @@ def without_rules(grey: Bytes) -> Bytes:
     A rule is thin, straight, nearly level or upright, and seen on most of the picture: on 3/5 of its side if there are
     several, on nearly all if there is one, and to both ends. Where a stroke crosses it nothing is taken away.
     """
-    dark = _dark_on_light(grey)
+    low, middle, high = np.percentile(grey[::4, ::4], (1, 50, 99))
+    dark = middle - low >= high - middle  # on light
     ink = grey if dark else 255 - grey
     level = _level_rules_off(ink)
     clean = _level_rules_off(level.T).T
@@ -42,19 +43,16 @@ def without_rules(grey: Bytes) -> Bytes:
     return clean if dark else 255 - clean
 
 
-def _dark_on_light(grey: Bytes) -> bool:
-    low, middle, high = np.percentile(grey[::4, ::4], (1, 50, 99))
-    return bool(middle - low >= high - middle)
-
-
 def _level_rules_off(grey: Bytes) -> Bytes:
     """Without dark rules from side to side; itself if there are none."""
     reach = max(2, round(_THICKEST * max(grey.shape) / 2))
     if min(grey.shape) < 8 * reach:
         return grey
     blocks = np.asarray(Image.fromarray(grey).convert("F").reduce((_BLOCK, 1)))
-    depths = _depths(blocks, 2 * reach)
-    seen = depths > _least_depth(blocks)
+    away, depths = 2 * reach, np.zeros_like(blocks)  # how much darker than `away` rows above and below
+    depths[away:-away] = np.minimum(blocks[: -2 * away], blocks[2 * away :]) - blocks[away:-away]
+    noise = float(np.median(np.abs(np.diff(blocks, axis=0))))
+    seen = depths > max(_LEAST_DEPTH, 3 * noise)
     if seen.any(0).mean() < _LONG:
         return grey
     rules = list(_rules(depths, seen, reach))
@@ -62,21 +60,10 @@ def _level_rules_off(grey: Bytes) -> Bytes:
         return grey
     clean = grey.astype(np.float32)
     for rows in rules:
-        _take_off(clean, _along(rows, grey.shape[1]), reach)
+        middles = (np.arange(len(rows)) + 0.5) * _BLOCK - 0.5
+        columns = np.rint(np.interp(np.arange(grey.shape[1]), middles, rows)).astype(int)  # the row in each
+        _take_off(clean, columns, reach)
     return np.rint(clean).astype(np.uint8)
-
-
-def _depths(grey: Floats, away: int) -> Floats:
-    """Return how much darker each pixel is than those `away` rows above and below; 0 near the ends."""
-    depths = np.zeros_like(grey)
-    depths[away:-away] = np.minimum(grey[: -2 * away], grey[2 * away :]) - grey[away:-away]
-    return depths
-
-
-def _least_depth(blocks: Floats) -> float:
-    """Return a depth that noise does not reach."""
-    steps = np.abs(np.diff(blocks, axis=0))
-    return max(_LEAST_DEPTH, 3 * float(np.median(steps)))
 
 
 def _rules(depths: Floats, seen: Mask, reach: int) -> Iterator[Places]:
@@ -127,12 +114,6 @@ def _traced(depths: Floats, rows: Places) -> Places:
     return traced
 
 
-def _along(rows: Places, width: int) -> Places:
-    """From the row in each block to that in each column."""
-    middles = (np.arange(len(rows)) + 0.5) * _BLOCK - 0.5
-    return np.rint(np.interp(np.arange(width), middles, rows)).astype(int)
-
-
 def _take_off(grey: Floats, rows: Places, reach: int) -> None:
     """Paint a rule over with what is above and below it, but not where a stroke crosses it."""
     places = (rows + np.arange(-3 * reach, 3 * reach + 1)[:, None]).clip(0, len(grey) - 1)
@@ -148,7 +129,9 @@ def _take_off(grey: Floats, rows: Places, reach: int) -> None:
     ground = _ground(np.maximum(above, below))
     least = max(depth / 2, _STROKE * float((ground - np.minimum(above, below)).max()))
     inked_above, inked_below = (ground - side > least for side in (above, below))
-    kept = _both_near(inked_above, inked_below, last - first)
+    near = np.ones(2 * (last - first) + 1)  # a stroke may cross at a slant
+    near_above, near_below = (np.convolve(inked, near, "same") > 0.5 for inked in (inked_above, inked_below))
+    kept = inked_above & near_below | inked_below & near_above
     paint = np.where(inked_above, below, np.where(inked_below, above, (above + below) / 2))
     painted = np.arange(first, last + 1)
     off = painted[:, None] - 3 * reach
@@ -164,10 +147,3 @@ def _ground(values: Floats) -> Floats:
     light = [float(np.percentile(part, 75)) for part in parts]
     ground: Floats = np.interp(np.arange(len(values)), middles, light).astype(np.float32)
     return ground
-
-
-def _both_near(one: Mask, other: Mask, by: int) -> Mask:
-    """(W,) true where one is and, at most so far to a side, the other: a stroke may cross at a slant."""
-    near_one, near_other = (np.convolve(mask, np.ones(2 * by + 1), "same") > 0.5 for mask in (one, other))
-    both: Mask = one & near_other | other & near_one
-    return both

@@ -51,32 +51,25 @@ def _distinct(sheets: list[_Sheet]) -> list[_Sheet]:
     """Return the sheets that do not nearly cover an earlier one."""
     kept: list[_Sheet] = []
     for sheet in sheets:
-        if all(_overlap(sheet.hull, other.hull) < _SAME for other in kept):
+        shares = (np.count_nonzero(sheet.hull & e.hull) / np.count_nonzero(sheet.hull | e.hull) for e in kept)
+        if all(share < _SAME for share in shares):
             kept.append(sheet)
     return kept
-
-
-def _overlap(one: Mask, other: Mask) -> float:
-    return np.count_nonzero(one & other) / np.count_nonzero(one | other)
 
 
 def _candidates(coarse: Floats) -> Iterator[_Sheet]:
     low, high = np.percentile(coarse, (2, 98))
     light = np.log(coarse + _DARK)
     for lighter in (True, False):
-        plain = _without_lines(coarse, lighter)
+        # Without what is thin and dark on a lighter sheet, or light on a darker one: rules would part it.
+        operation = cv2.MORPH_CLOSE if lighter else cv2.MORPH_OPEN
+        plain = np.asarray(cv2.morphologyEx(coarse, operation, _SQUARE_OF_3), np.float32)
         for level in np.linspace(low, high, _LEVELS + 2)[1:-1]:
             hull = _hull_of_largest(plain > level if lighter else plain < level)
             if hull is not None:
                 step = _least_step(light if lighter else -light, hull)
                 if step > _LEAST_STEP:
                     yield _Sheet(hull, step, lighter)
-
-
-def _without_lines(coarse: Floats, lighter: bool) -> Floats:
-    """Without what is thin and dark on a lighter sheet, or light on a darker one: rules would part it."""
-    operation = cv2.MORPH_CLOSE if lighter else cv2.MORPH_OPEN
-    return np.asarray(cv2.morphologyEx(coarse, operation, _SQUARE_OF_3), np.float32)
 
 
 def _hull_of_largest(mask: Mask) -> Mask | None:

@@ -96,11 +96,14 @@ def load(
             splits[name] = _split(readable, seen.found)
         elif name != "test":
             raise CorpusError(f"{name}: expected photographs that can be decoded, found none")
-    sentences = tuple(chain.from_iterable(map(_sentences, texts)))
+    sentences = list[str]()
+    for path in texts:
+        with open_text(path) as lines:
+            sentences += (line.strip() for line in lines if words(line))
     worded = chain(chain.from_iterable(splits["train"].captions), sentences)
     vocabulary = count_vocabulary(worded, min_count)
     return AttentiveCorpus(
-        tuple(sources), tuple(texts), sentences, vocabulary, encoders, splits, corrupt, checksums, cache
+        tuple(sources), tuple(texts), tuple(sentences), vocabulary, encoders, splits, corrupt, checksums, cache
     )
 
 
@@ -116,12 +119,6 @@ def _split(members: Sequence[tuple[Photo, int]], found: dict[str, Sight]) -> Spl
         grids[index], pooled[index] = sight.grids, sight.pooled
         detections.append(sight.detections)
     return Split(photos, collections, grids, pooled, tuple(detections))
-
-
-def _sentences(path: Path) -> list[str]:
-    """The lines of a text that have words."""
-    with open_text(path) as lines:
-        return [line.strip() for line in lines if words(line)]
 
 
 def _digest(checksums: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -113,12 +113,13 @@ def extract(contents: Iterable[Content], encoders: Encoders, views: int, cache: 
 
 def _see(images: dict[_Photograph, Image.Image], encoders: Encoders, views: int, folder: Path, sights: Sights) -> None:
     """See a batch of photographs, keep the results and add them to `sights`."""
-    seen = [
-        _encoded([view(images[p], p.sha256, index, ENCODER_SIZE) for p in images], encoders.cnn)
-        for index in range(views)
-    ]
-    grids = np.stack([grid for grid, _ in seen], 1)  # (B, views, 81, 352)
-    pooled = np.stack([vector for _, vector in seen], 1)  # (B, views, 1280)
+    seen = list[tuple[Halves, Halves]]()
+    for index in range(views):
+        pixels = np.stack([view(images[p], p.sha256, index, ENCODER_SIZE) for p in images])
+        with torch.inference_mode():
+            grid, vector = encoders.cnn(torch.from_numpy(encoder_input(pixels)).to(memory_format=torch.channels_last))
+        seen.append((grid.flatten(2).transpose(1, 2).half().numpy(), vector.half().numpy()))
+    grids, pooled = (np.stack(parts, 1) for parts in zip(*seen, strict=True))  # (B, views, 81, 352), (B, views, 1280)
     for index, (photograph, image) in enumerate(images.items()):
         output = encoders.detector.run(None, {"images": letterboxed(image)})[0][0]
         sight = Sight(grids[index], pooled[index], detections(output, image))
@@ -127,14 +128,6 @@ def _see(images: dict[_Photograph, Image.Image], encoders: Encoders, views: int,
         np.savez(partial, grids=sight.grids, pooled=sight.pooled, detections=listed)
         partial.replace(folder / f"{photograph.sha256}.npz")
         sights.found[photograph.name] = sight
-
-
-@torch.inference_mode()
-def _encoded(pixels: Sequence[npt.NDArray[np.uint8]], cnn: fx.GraphModule) -> tuple[Halves, Halves]:
-    """Photographs (260, 260, 3) -> grids (B, 81, 352), pooled (B, 1280)."""
-    batch = torch.from_numpy(encoder_input(np.stack(pixels))).to(memory_format=torch.channels_last)
-    grid, pooled = cnn(batch)
-    return grid.flatten(2).transpose(1, 2).half().numpy(), pooled.half().numpy()
 
 
 def _read(path: Path, views: int) -> Sight | None:
