@@ -68,7 +68,7 @@ class ShoutPredictor:
         return [[payload["text"].upper(), 0.0]]
 
 
-SHOUT = Family("shout", ShoutPredictor, "test_loudness", lambda answer: {"tokens": len(answer)})
+SHOUT = Family("shout", ShoutPredictor, {"test_loudness": "{:.1f} dB"}, lambda answer: {"tokens": len(answer)})
 
 
 class Archaic(PennTreebank):

@@ -1,8 +1,8 @@
 """`seqserve models` and `seqserve keys`; the models of the other commands."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -10,13 +10,8 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.commands.console import print_error, print_row
 from app.errors import BundleError, SettingsError, UnknownModel
-
-HEADLINE_METRICS: Final = {  # the metric of the manifest shown for each family
-    "test_perplexity": "perplexity {:.2f}",
-    "valid_bits_per_byte": "{:.3f} bits a byte",
-    "test_accuracy": "accuracy {:.2%}",
-    "test_cider": "CIDEr {:.1f}",
-}
+from app.manifest import Manifest
+from app.runtime.families import FAMILIES
 
 
 def models(store: Path) -> None:
@@ -31,7 +26,7 @@ def models(store: Path) -> None:
         "family": lambda bundle: bundle.manifest.family,
         "parameters": lambda bundle: f"{bundle.manifest.parameters:,}",
         "served": lambda bundle: bundle.manifest.served,
-        "test": lambda bundle: _headline_metric(bundle.manifest.metrics),
+        "test": lambda bundle: _headline(bundle.manifest),
         "bytes": lambda bundle: f"{sum(entry.bytes for entry in bundle.manifest.files.values()):,}",
     }
     rows, damaged = [list(columns)], []
@@ -106,5 +101,9 @@ def current_bundle(store: Path, model: str) -> Bundle:
     return bundles.read(store / model / bundles.current(store, model))
 
 
-def _headline_metric(metrics: Mapping[str, float]) -> str:
-    return next((form.format(metrics[name]) for name, form in HEADLINE_METRICS.items() if name in metrics), "-")
+def _headline(manifest: Manifest) -> str:
+    """Return the headline metric of a model, `-` if it has none."""
+    formats = FAMILIES[manifest.family].headline_metrics if manifest.family in FAMILIES else {}
+    return next(
+        (form.format(manifest.metrics[name]) for name, form in formats.items() if name in manifest.metrics), "-"
+    )

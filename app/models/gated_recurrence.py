@@ -184,10 +184,6 @@ class GatedRecurrentLanguageModel(nn.Module):
         """(..., E) -> (..., V)."""
         return F.linear(hidden, self.embedding.weight, self.bias)
 
-    def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """The logits of some pieces alone: (N, E), ids (S,) -> (N, S)."""
-        return F.linear(hidden, self.embedding.weight[ids], self.bias[ids])
-
     def _drop(self, inputs: Tensor) -> Tensor:
         """Dropout with one mask for all steps of a window (Gal & Ghahramani 2016)."""
         if not self.training or self.dropout == 0:

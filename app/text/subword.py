@@ -117,11 +117,6 @@ class SubwordTokenizer:
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     @cached_property
-    def placeholders(self) -> frozenset[int]:
-        """The ids of the placeholders, with and without a space before them."""
-        return frozenset(range(1, len(SPECIALS)))
-
-    @cached_property
     def strings(self) -> Sequence[str]:
         """The text of each piece; bytes that are no UTF-8 are U+FFFD."""
         return [piece.decode("utf-8", "replace") for piece in self.pieces]

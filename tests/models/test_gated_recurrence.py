@@ -110,13 +110,6 @@ def test_after_a_reset_nothing_before_it_counts() -> None:
     assert not torch.allclose(carried[3:], fresh)
 
 
-def test_logits_of_some_pieces_are_a_part_of_all() -> None:
-    stack = model()
-    hidden = torch.randn(4, 6, dtype=torch.float64)
-    ids = torch.tensor([3, 1])
-    torch.testing.assert_close(stack.logits_of(hidden, ids), stack.logits(hidden)[:, ids])
-
-
 def test_a_kernel_of_none_is_rejected() -> None:
     with pytest.raises(ValueError, match="kernel: expected 1 or more"):
         model(0)

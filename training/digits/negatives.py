@@ -68,11 +68,6 @@ def training_negative(rng: np.random.Generator, photographs: Sequence[bytes] = (
     return pick(kinds, rng)(rng)
 
 
-def benchmark_negative(rng: np.random.Generator, photographs: Sequence[bytes]) -> RawImage:
-    """An image without a digit, of a random kind in `benchmark_negatives`."""
-    return pick(list(benchmark_negatives(photographs).values()), rng)(rng)
-
-
 def benchmark_negatives(photographs: Sequence[bytes]) -> Mapping[str, Callable[[np.random.Generator], RawImage]]:
     """Generators by kind: BENCHMARK_NEGATIVES and, if given, unchanged photographs (encoded images)."""
     if not photographs:

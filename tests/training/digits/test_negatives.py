@@ -23,7 +23,6 @@ from training.digits.negatives import (
     TRAINING_NEGATIVES,
     TRAINING_PRINT,
     Draw,
-    benchmark_negative,
     benchmark_negatives,
     photographs_in,
     print_of,
@@ -106,16 +105,6 @@ def test_kinds_are_drawn_evenly_and_photographs_among_them_where_there_are_some(
     assert having == dict.fromkeys((*kinds, 99), share(200))
 
 
-def test_the_benchmark_draws_five_kinds_evenly(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
-    number(BENCHMARK_NEGATIVES, monkeypatch)
-    photograph = jpeg(99)
-    counted = Counter(
-        "photograph" if isinstance(image, bytes) else int(image[0, 0])
-        for image in (benchmark_negative(rng, [photograph]) for _ in range(1000))
-    )
-    assert counted == dict.fromkeys((*range(4), "photograph"), share(200))
-
-
 def test_the_benchmark_sends_photographs_as_they_are(rng: np.random.Generator) -> None:
     photographs = [jpeg(10), jpeg(200)]
     assert {benchmark_negatives(photographs)["photographs"](rng) for _ in range(20)} == set(photographs)
@@ -123,6 +112,7 @@ def test_the_benchmark_sends_photographs_as_they_are(rng: np.random.Generator) -
 
 def test_a_benchmark_without_photographs_has_the_drawn_kinds_alone() -> None:
     assert benchmark_negatives([]) == BENCHMARK_NEGATIVES
+    assert [*benchmark_negatives([jpeg(99)])] == [*BENCHMARK_NEGATIVES, "photographs"]
 
 
 def test_the_families_share_no_typeface_and_no_shape() -> None:
