@@ -15,17 +15,17 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from app.errors import CorpusError
 from app.text.subword import SubwordTokenizer
 from training.corpora.files import CACHE, open_text, sha256
-from training.corpora.parallel import parallel
+from training.corpora.parallel import CHUNK, chunks, parallel
 
 PieceIds: TypeAlias = npt.NDArray[np.uint16]
 Files: TypeAlias = Mapping[str, Sequence[Path]]
@@ -35,7 +35,6 @@ Part: TypeAlias = tuple[str, bool]
 
 _FILE = re.compile(r"(?P<name>[\w-]+)\.(?P<split>train|valid)\.txt(?:\.gz|\.xz)?")
 _VERSION = 1  # of the arrays on disk
-CHARACTERS: Final = 1 << 20  # of a chunk that is encoded at once
 
 REGISTERS: Final[dict[str, tuple[str, ...]]] = {
     "chat": ("selfdialogue", "chitchat", "topicalchat", "dream", "dailydialog", "esconv", "meld"),
@@ -103,7 +102,7 @@ def documents(name: str, paths: Sequence[Path], lowered: float = 0.0) -> Iterato
     return (text for text, _ in parts(name, paths, lowered, math.inf))
 
 
-def parts(name: str, paths: Sequence[Path], lowered: float, limit: float = CHARACTERS) -> Iterator[Part]:
+def parts(name: str, paths: Sequence[Path], lowered: float, limit: float = CHUNK) -> Iterator[Part]:
     """Yield the documents of one source; one of more than `limit` characters in several parts, cut between lines."""
     draw = random.Random(name).random  # noqa: S311 - no secret
     for path in paths:
@@ -170,28 +169,12 @@ def _mapped(
     key = [_VERSION, name, [checksums[str(path)] for path in paths], tokenizer.sha256, lowered]
     folder = cache / "documents" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     if not folder.is_dir():
-        encoded = parallel(_encode, tokenizer, _chunks(parts(name, paths, lowered)))
-        plain = all(path.suffix == ".txt" for path in paths)
-        total = sum(path.stat().st_size for path in paths) if plain else None
-        with tqdm(None, name, total, unit="B", unit_scale=True, mininterval=1, delay=1) as bar:
-            _write(folder, encoded, bar)
+        texts = chunks(parts(name, paths, lowered), itemgetter(0), name, paths)
+        _write(folder, parallel(_encode, tokenizer, texts))
     counts = json.loads((folder / "counts.json").read_text())
     starts = np.memmap(folder / "starts.int64", np.int64, "r")
     ids = np.memmap(folder / "ids.uint16", np.uint16, "r") if starts[-1] else np.empty(0, np.uint16)
     return Documents(ids, starts, **counts)
-
-
-def _chunks(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Yield lists of parts of more than CHARACTERS characters together."""
-    chunk, size = list[Part](), 0
-    for part in parts:
-        chunk.append(part)
-        size += len(part[0])
-        if size > CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 class _Encoded(NamedTuple):
@@ -215,18 +198,17 @@ def _encode(tokenizer: SubwordTokenizer, chunk: Iterable[Part]) -> _Encoded:
     return _Encoded(ids, starts, size, words)
 
 
-def _write(folder: Path, chunks: Iterable[_Encoded], bar: "tqdm[None]") -> None:
+def _write(folder: Path, encoded: Iterable[_Encoded]) -> None:
     """Fill a new `folder`; it appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent))
     pieces = size = words = 0
     try:
         with (staging / "ids.uint16").open("wb") as ids, (staging / "starts.int64").open("wb") as starts:
-            for chunk in chunks:
+            for chunk in encoded:
                 chunk.ids.tofile(ids)
                 starts.write((np.array(chunk.starts, np.int64) + pieces).tobytes())
                 pieces, size, words = pieces + len(chunk.ids), size + chunk.size, words + chunk.words
-                bar.update(chunk.size)
             starts.write(np.int64(pieces).tobytes())
         (staging / "counts.json").write_text(json.dumps({"size": size, "words": words}))
         staging.rename(folder)

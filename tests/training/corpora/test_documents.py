@@ -9,7 +9,8 @@ import pytest
 
 from app.errors import CorpusError
 from app.text.subword import SubwordTokenizer
-from training.corpora.documents import CHARACTERS, documents, load, parts, register_of, text_files
+from training.corpora.documents import documents, load, parts, register_of, text_files
+from training.corpora.parallel import CHUNK
 from training.language_model.tokenizer import train_tokenizer
 
 
@@ -84,15 +85,15 @@ def test_texts_of_many_chunks_are_encoded_by_processes_as_by_one_loop(
     tokenizer: SubwordTokenizer, tmp_path: Path
 ) -> None:
     draw = random.Random(1)
+    lines = [" ".join(draw.choices(["Hi.", "café", "OK", "<email>"], k=12)) + "\n" for _ in range(999)]
     with (tmp_path / "mine.train.txt").open("w", encoding="utf-8") as text:
-        for size in (20_000, 40, 3, 300_000, 1):  # lines of a document; the fourth is longer than a chunk
-            text.writelines(" ".join(draw.choices(["Hi.", "café", "OK", "<email>"], k=3)) + "\n" for _ in range(size))
-            text.write("\n")
+        for size in (20_000, 40, 3, 180_000, 1):  # lines of a document; the fourth has several chunks
+            text.writelines([*draw.choices(lines, k=size), "\n"])
     corpus = load([tmp_path], tokenizer, lowered=0.1, cache=tmp_path / "cache")
     whole = list(documents("mine", [tmp_path / "mine.train.txt"], lowered=0.1))
     expected = [[tokenizer.document, *tokenizer.ids(document)] for document in whole]
     part = corpus.train["mine"]
-    assert len(whole[3]) > 2 * CHARACTERS
+    assert len(whole[3]) > 8 * CHUNK
     assert part.ids.tolist() == list(chain.from_iterable(expected))
     assert part.starts.tolist() == [0, *accumulate(map(len, expected))]
     assert part.size == sum(len(document.encode()) + 1 for document in whole)
