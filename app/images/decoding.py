@@ -5,8 +5,9 @@ Python, are counted and filtered first, and a row counts as several pixels.
 """
 
 import io
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 import cv2
@@ -19,6 +20,8 @@ from app.images.file_types import found_instead
 
 MAX_PIXELS: Final = 25_000_000
 MIN_ROW: Final = 8  # pixels that a row counts as at least: Pillow needs as many bytes for it
+LARGE_PIXELS: Final = MAX_PIXELS // 3  # more take up to 400 MB while they are decoded,
+ONE_LARGE: Final = threading.Lock()  # so one such image is at a time
 SMALL_SIDE: Final = 64  # pixels
 SMALL_BYTES: Final = 4096
 
@@ -57,8 +60,9 @@ def decoded(
                 + (f" (a row counts as {MIN_ROW})" if width < MIN_ROW else ""),
                 hopeless=False,
             )
-        frame = _with_content(form, _loaded(image, form, content, least), content)
-        flat = _srgb(_flat(frame, least), image.info.get("icc_profile"))
+        with ONE_LARGE if width * height > LARGE_PIXELS else nullcontext():
+            frame = _with_content(form, _loaded(image, form, content, least), content)
+            flat = _srgb(_flat(frame, least), image.info.get("icc_profile"))
         turn = _UPRIGHT.get(orientation(image.info.get("exif", b"")))
         return flat if turn is None else flat.transpose(turn)
 

@@ -94,11 +94,13 @@ class PennTreebank(WordTokenizer):
         self._known = vocabulary.index.keys() - {END}  # a typed `<eos>` ends no sentence
         words = {token: number for token, number in vocabulary.index.items() if token not in (END, UNKNOWN, NUMBER)}
         signs = {character for token in self._known if not _WORDED.search(token) for character in token}
-        worded = rf"(?:{_WORDED.pattern}|[{re.escape(''.join(signs))}{_MONEY}%&#']|[^\x00-\x7f\u2000-\u206f])"
+        worded = rf"{_WORDED.pattern}|[{re.escape(''.join(signs))}{_MONEY}%&#']"
         # Chunks that may contain a token, unlike those of ASCII's and Unicode's general punctuation, whose megabytes
         # would take seconds one by one. Atomic, so that each character of a long run of dashes is matched once (a
         # possessive quantifier loses chunks of one character on Python 3.11.2).
-        self._worded = re.compile(rf"(?<!\S)(?>(?:(?!{worded})\S)*){worded}\S*")
+        plain = (chr(code) for code in (*range(0x80), *range(0x2000, 0x2070)))
+        unworded = "".join(each for each in plain if not (each.isspace() or re.match(worded, each)))
+        self._worded = re.compile(rf"(?<!\S)(?>[{re.escape(unworded)}]*)\S+")
         self._words = WordList((_written(token).lower(), number) for token, number in words.items())
         self._clitics = WordList((token, number) for token, number in words.items() if token in CLITICS)
         self._cached = lru_cache(_CACHED)(lambda chunk: tuple(self._analysed(chunk)))

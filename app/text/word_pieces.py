@@ -42,7 +42,8 @@ _SEPARATORS = frozenset(SEPARATORS)
 _ODD = frozenset("&`\r")  # in ASCII text, not as the corpora have it
 _GLUED = re.compile(f"[.,;!?](?=[{LETTERS}])")
 _ADDRESS = re.compile(r"://|@|\bwww\.", re.I)
-_SPACE_END = re.compile(r"[^\S\n]+$")
+_SPACE_END = re.compile(r"(?<![^\S\n])[^\S\n]+$")  # starts at the first of several, else it takes quadratic time
+_STRETCH = re.compile(r".{1,1024}(?:\s|$)|.{1,1024}", re.DOTALL)
 _SENTENCE_START = re.compile(
     r"(?:^|\n|(?P<before>\S*)[.!?\u2026][\"'\u201d\u2019)\]]*\s)\s*[\"'\u201c\u2018(\[*\u2022-]*\s*$"
 )
@@ -223,13 +224,18 @@ def _plain(text: str) -> str:
     and of line breaks, and with the spaces that are missing between sentences or after a comma.
     """
     if not (text.isascii() and _ODD.isdisjoint(text)):
-        text = unicodedata.normalize("NFC", unescaped(text))
+        text = _composed(unescaped(text))
         if not _SEPARATORS.isdisjoint(text):
             text = _PARTED.sub(" ", text)
         text = _INNER_APOSTROPHE.sub("'", text.replace("\r\n", "\n").translate(_PLAIN))
         if "``" in text:
             text = text.replace("``", '"').replace("''", '"')
     return _GLUED.sub(lambda match: match[0] + " " * _ends_part(text, match.start()), text)
+
+
+def _composed(text: str) -> str:
+    """Return the text in NFC, made in stretches: ordering many combining marks in a row takes quadratic time."""
+    return "".join([unicodedata.normalize("NFC", stretch) for stretch in _STRETCH.findall(text)])
 
 
 def _ends_part(text: str, at: int) -> bool:

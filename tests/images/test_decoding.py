@@ -3,6 +3,7 @@
 import contextlib
 import io
 import struct
+import threading
 import time
 import tracemalloc
 import zlib
@@ -18,7 +19,7 @@ from PIL import Image, ImageCms
 
 from app.errors import Malformed, TooLarge
 from app.images import MAX_PIXELS, decoded, is_small
-from app.images.decoding import SMALL_BYTES, SMALL_SIDE
+from app.images.decoding import LARGE_PIXELS, ONE_LARGE, SMALL_BYTES, SMALL_SIDE
 
 settings.register_profile("images", deadline=None, derandomize=True, max_examples=300)
 anything = settings.get_profile("images")
@@ -560,3 +561,21 @@ def test_a_row_counts_as_several_pixels() -> None:
     assert decoded(content, max_pixels=80_000).size == (1, 10_000)
     with pytest.raises(TooLarge, match=r"at most 79999 pixels, found 1 x 10000 \(a row counts as 8\)"):
         decoded(content, max_pixels=79_999)
+
+
+def test_large_images_are_decoded_one_at_a_time() -> None:
+    ended = list[str]()
+    large = saved(Image.new("L", (LARGE_PIXELS // 1000 + 1, 1000)), "PNG")
+
+    def decode() -> None:
+        decoded(large)
+        ended.append("large")
+
+    with ONE_LARGE:
+        waiting = threading.Thread(target=decode)
+        waiting.start()
+        for _ in range(5):
+            decoded(saved(Image.new("L", (LARGE_PIXELS // 1000, 1000)), "PNG"))
+        ended.append("others")
+    waiting.join()
+    assert ended == ["others", "large"]

@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -114,6 +115,21 @@ def test_a_long_line_of_few_words_returns_control_between_them() -> None:
     assert found.count(PAUSE) == len(list(windows(line))) - 1 == 5
     assert [token and token.text for token in penn.encode(line) if token] == ["the", "company"]
     assert [word.text for word in context(line, penn)] == ["the", "company"]
+
+
+def test_a_long_run_of_signs_takes_little_memory() -> None:
+    penn = PennTreebank(Vocabulary(["<eos>", "<unk>", "the"]))
+    line = "the " + "-" * 2**20
+    tracemalloc.start()
+    assert list(penn.tokens(line)) == [Word("the", 0, 3)]
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("space", [" ", "\u00a0", "\u2009", "\u3000"])
+def test_any_space_ends_a_chunk(space: str) -> None:
+    penn = PennTreebank(Vocabulary(["<eos>", "<unk>", "'", "the"]))
+    assert list(penn.tokens(f"\u2019{space}the")) == [Word("the", 2, 5)]
 
 
 def test_a_long_line_without_words_is_no_sentence() -> None:

@@ -1,5 +1,6 @@
 """The context of the next word and the constraint of a partly typed one, over the pieces of a subword tokenizer."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,13 @@ def words(tokenizer: SubwordTokenizer, prefix: SubwordPrefix, tokens: tuple[int,
             yield text
         if covers is not None and len(longer) < 2:
             yield from words(tokenizer, prefix, longer)
+
+
+@pytest.mark.parametrize("text", [" " * 64_000 + "a", "e" + "\u0301\u0323" * 16_000], ids=["spaces", "marks"])
+def test_no_context_takes_quadratic_time(tokenizer: SubwordTokenizer, text: str) -> None:
+    started = time.process_time()
+    tokenizer.prefix(text, complete=False)
+    assert time.process_time() - started < 0.5  # seconds; it takes a twentieth, else twice as long
 
 
 @pytest.mark.parametrize(
