@@ -24,6 +24,7 @@ from app.api.http.keys import Keys
 from app.api.http.middleware import ErrorBoundary, HeadRequests, RequestLogging
 from app.api.http.problems import Formats
 from app.api.http.rate_limits import RateLimiting
+from app.api.http.rooms import DOCUMENTS_BYTES, IMAGES_BYTES, Room
 from app.api.http.root_path import RootPath
 from app.api.http.tracing import Traced
 from app.runtime import versions
@@ -90,6 +91,7 @@ def create_app(
             "registry": registry,
             "metrics": metrics,
             "processes": processes,
+            "rooms": {True: Room(DOCUMENTS_BYTES), False: Room(IMAGES_BYTES)},
             "request_timeout_s": settings.request_timeout_s,
         }
         watching.cancel()

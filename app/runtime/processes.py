@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from app.errors import NotReady, Overloaded, TooLarge
+from app.runtime.memory import limit_heap
 
 PROCESSES: Final = 2
 MAX_WAITING: Final = 64  # calls, those that run included
@@ -79,5 +80,6 @@ class Processes:
 def _limit(memory_bytes: int) -> None:
     """Limit a new process's memory and priority; leave Ctrl-C to the server."""
     os.nice(NICE)
+    limit_heap()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))

@@ -19,7 +19,8 @@ from app.api.http import problems, uploads
 from app.api.http.context import RequestContext, request_context
 from app.api.http.disconnects import is_complete, while_connected
 from app.api.http.json_documents import MAX_VALUES, decoded
-from app.errors import DeadlineExceeded, InvalidField, SeqserveError, TooLarge, UnsupportedType
+from app.api.http.rooms import Room
+from app.errors import DeadlineExceeded, InvalidField, Overloaded, SeqserveError, TooLarge, UnsupportedType
 from app.runtime.processes import Processes
 
 MAX_FIELDS: Final = 32  # more than any payload has
@@ -64,6 +65,7 @@ class JsonBody(Body):
     max_bytes: int
     cost: TextCost | None = None
     max_values: int = MAX_VALUES  # of a large document
+    bulk: bool = True  # of a large body: a document, no image
 
     def require_type(self, content_type: bytes | None) -> None:
         """Raise UnsupportedType unless it is JSON in UTF-8."""
@@ -73,7 +75,7 @@ class JsonBody(Body):
 
     async def read(self, scope: Scope, receive: Receive) -> Any:
         """Return the JSON document. Raise Malformed for another format, InvalidField for too many fields."""
-        return await document(await content(receive), scope, receive, max_values=self.max_values)
+        return await document(await content(scope, receive, bulk=self.bulk), scope, receive, max_values=self.max_values)
 
     def units(self, content: Any, _scope: Scope) -> int:
         """Return the document's cost."""
@@ -119,29 +121,46 @@ class ImageBody(Body):
 
 
 async def read(body: Body, scope: Scope, receive: Receive, context: RequestContext, length: int) -> Any:
-    """Return the decoded body, of `length` bytes if not 0. Raise DeadlineExceeded if it doesn't arrive in time."""
+    """Return the decoded body, of `length` bytes if not 0.
+
+    Raise DeadlineExceeded if it doesn't arrive in time, Overloaded if there is no room for it.
+    """
     arriving = body.read(scope, _limited(receive, body.max_bytes, length))
-    if is_complete(scope):  # no waiting, so no timer
-        return await arriving
     try:
+        if is_complete(scope):  # no waiting, so no timer
+            return await arriving
         async with asyncio.timeout(context.deadline - time.monotonic()):
             return await arriving
     except TimeoutError as error:
         message = f"body: expected within {context.timeout_s:g} s, it is still arriving"
         raise DeadlineExceeded(message) from error
+    except OSError as error:
+        raise Overloaded(f"body: can't be stored: {error.strerror}; retry later") from error
 
 
-async def content(receive: Receive) -> bytes:
-    """Return the whole body."""
-    pieces = []
-    more = True
-    while more:
+async def content(scope: Scope, receive: Receive, *, bulk: bool) -> bytes:
+    """Return the whole body. A large one is on disk until it has arrived, then it takes the memory of its kind's room.
+
+    Raise Overloaded if the room is full.
+    """
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        return bytes(message.get("body", b""))
+    files = request_context(scope).files = contextlib.ExitStack()
+    stored = uploads.spooled(files)
+    while message["type"] == "http.request":
+        await stored.write(message.get("body", b""))
+        if not message.get("more_body", False):
+            break
         message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        pieces.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(pieces)
+    else:
+        raise ClientDisconnect
+    if (size := stored.size or 0) > INLINE_BYTES:
+        room: Room = scope["state"]["rooms"][bulk]
+        room.take(size)
+        files.callback(room.give_back, size)
+    await stored.seek(0)
+    return await stored.read()
 
 
 async def document(content: bytes, scope: Scope, receive: Receive, *, max_values: int = MAX_VALUES) -> Any:

@@ -10,6 +10,7 @@ from starlette.types import Scope
 from typing_extensions import TypedDict
 
 from app.api.http.keys import KeyScope
+from app.api.http.rooms import Room
 from app.api.http.security_headers import Header
 from app.runtime.metrics import Metrics, RequestUsage
 from app.runtime.processes import Processes
@@ -40,7 +41,7 @@ class RequestContext:
     timeout_s: float = 0.0
     deadline: float = 0.0  # started + timeout_s
     content: Any = None  # of the body, decoded
-    files: ExitStack | None = None  # open files of the content
+    files: ExitStack | None = None  # open files of the content, and its memory
 
 
 def request_context(scope: Scope) -> RequestContext:
@@ -55,6 +56,7 @@ class State(TypedDict):
     registry: Registry
     metrics: Metrics
     processes: Processes
+    rooms: dict[bool, Room]  # of large JSON bodies, by bulk
     request_timeout_s: float
 
 

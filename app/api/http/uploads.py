@@ -1,5 +1,7 @@
 """Uploaded images: the parts of a multipart form, or one raw body. Large ones are spooled to disk."""
 
+import asyncio
+from base64 import b64decode
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ PART: Final = "image"
 BASE64: Final = 4 / 3  # of the content's size
 MAX_IMAGE_BYTES: Final = 16 * 2**20
 IN_MEMORY_BYTES: Final = 16 * 1024  # read without a thread
+STORED_BYTES: Final = 64 * 1024  # what is larger is on disk: many may arrive at once, and slowly
+BASE64_PIECE: Final = 2**20  # characters decoded at once: about 3 ms
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ async def received(request: Request, most: int, files: ExitStack, *, form: bool)
     InvalidField for a part of another name or no part, TooLarge for more than `most` parts or MAX_IMAGE_BYTES.
     """
     async with aclosing(request.stream()) as stream:
-        found = await _parts(request, stream, most) if form else [await _raw(stream, files)]
+        found = await _parts(request, stream, most, files) if form else [await _raw(stream, files)]
     for file in found:
         files.callback(file.file.close)
     if not found:
@@ -74,9 +78,11 @@ async def received(request: Request, most: int, files: ExitStack, *, form: bool)
     return uploads
 
 
-async def _parts(request: Request, stream: AsyncGenerator[bytes, None], most: int) -> list[UploadFile]:
+async def _parts(
+    request: Request, stream: AsyncGenerator[bytes, None], most: int, files: ExitStack
+) -> list[UploadFile]:
     try:
-        parts = await _Parts(request, stream, most).parse()
+        parts = await _Parts(request, stream, most, files).parse()
     except MultiPartException as error:
         raise Malformed(f"body: expected multipart/form-data, found otherwise: {error.message}") from error
     except ValueError as error:  # a charset whose codec can't decode the headers
@@ -85,16 +91,28 @@ async def _parts(request: Request, stream: AsyncGenerator[bytes, None], most: in
 
 
 async def _raw(stream: AsyncIterator[bytes], files: ExitStack) -> UploadFile:
-    file = _spooled()
-    files.callback(file.file.close)
+    file = spooled(files)
     async for chunk in stream:
         await file.write(chunk)
     return file
 
 
-def _spooled() -> UploadFile:
-    """Return an empty file, in memory while it is small."""
-    return UploadFile(cast(BinaryIO, SpooledTemporaryFile(MultiPartParser.spool_max_size)), size=0)
+def spooled(files: ExitStack) -> UploadFile:
+    """Return an empty file, in memory while it is small, which `files` closes."""
+    stored = UploadFile(cast(BinaryIO, SpooledTemporaryFile(STORED_BYTES)), size=0)  # noqa: SIM115  # see above
+    files.callback(stored.file.close)
+    return stored
+
+
+async def from_base64(text: str) -> bytes:
+    """Decode base64, in pieces between which other requests are served. Raise ValueError for another coding."""
+    if 0 <= text.find("=") < len(text) - 2:
+        raise ValueError("padding before the end")
+    pieces = []
+    for start in range(0, len(text), BASE64_PIECE):
+        pieces.append(b64decode(text[start : start + BASE64_PIECE], validate=True))
+        await asyncio.sleep(0)
+    return b"".join(pieces)
 
 
 def _require_size(upload: Upload) -> None:
@@ -108,9 +126,12 @@ def _require_size(upload: Upload) -> None:
 class _Parts(MultiPartParser):
     """Starlette's parser, which closes its files when it fails, for forms whose parts are all images."""
 
-    def __init__(self, request: Request, stream: AsyncGenerator[bytes, None], most: int) -> None:
+    spool_max_size = STORED_BYTES
+
+    def __init__(self, request: Request, stream: AsyncGenerator[bytes, None], most: int, files: ExitStack) -> None:
         super().__init__(request.headers, self._whole(stream), max_files=most, max_fields=most)
         self._most = most
+        self._files = files
         self._started = 0
         self._finished = False
 
@@ -135,8 +156,7 @@ class _Parts(MultiPartParser):
         if part.field_name != PART:
             raise InvalidField(part.field_name[:MAX_SHOWN], f"no such part; expected parts named {PART}")
         if part.file is None:
-            part.file = _spooled()
-            self._files_to_close_on_error.append(cast("SpooledTemporaryFile[bytes]", part.file.file))
+            part.file = spooled(self._files)
 
     def on_end(self) -> None:
         """Record that the form is complete."""

@@ -4,7 +4,6 @@ The client posts to the model's address itself: an image as it is, or in base64 
 """
 
 import re
-from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -25,7 +24,7 @@ from app.api.http.endpoints import STATUSES, Deadline, Endpoint
 from app.api.http.fields import TolerantModel
 from app.api.http.image_answers import image_answers
 from app.api.http.problems import MAX_SHOWN, ErrorFormat
-from app.api.http.uploads import BASE64, PART
+from app.api.http.uploads import BASE64, MAX_IMAGE_BYTES, PART
 from app.errors import InvalidField, Malformed, UnsupportedType
 from app.runtime.families.captions import Describe, Description
 from app.runtime.families.digits import Classification, Classify
@@ -34,6 +33,7 @@ from app.runtime.fields import Count, Probability
 
 TAGS: Final[list[str | Enum]] = ["Hugging Face inference"]
 JSON: Final = "application/json"
+PARAMETERS_BYTES: Final = 4096  # of JSON beside the image
 RAW: Final = re.compile(r"image/[^/]+|application/octet-stream|")
 
 
@@ -91,7 +91,7 @@ class InferenceBody(Body):
 
     async def read(self, scope: Scope, receive: Receive) -> Any:
         """Return the JSON document, or one made of an image."""
-        content = await bodies.content(receive)
+        content = await bodies.content(scope, receive, bulk=False)
         if media_type(bodies.fields(scope).get(b"content-type")) == JSON:
             return await bodies.document(content, scope, receive)
         return {"inputs": content}
@@ -113,7 +113,7 @@ def routes(limits: BodyLimits) -> list[BaseRoute]:
             "/models/{model}",
             infer,
             scope="predict",
-            body=InferenceBody(int(limits.uploads * BASE64)),
+            body=InferenceBody(int(min(limits.uploads, MAX_IMAGE_BYTES) * BASE64) + PARAMETERS_BYTES),
             response_model=list[Label] | list[Generated],
             responses=ERRORS.documented(*STATUSES),
             tags=TAGS,
@@ -131,7 +131,7 @@ async def infer(model: str, body: InferenceRequest, registry: RegistryOf, deadli
             f"expected a model of images, found the {served.manifest.family} {served.name}: POST /v1/completions",
         )
     try:
-        content = b64decode(body.inputs, validate=True) if isinstance(body.inputs, str) else body.inputs
+        content = await uploads.from_base64(body.inputs) if isinstance(body.inputs, str) else body.inputs
     except ValueError as error:
         raise Malformed(f"inputs: expected an image in base64: {error}") from error
     image = uploads.of_bytes(PART, content)

@@ -132,7 +132,7 @@ async def _of_images(call: Call, max_images: int, make: Callable[[bytes, str], P
     tensor = call.request.inputs[0]
     spec = tensors.require(tensor, IMAGES, max_images)
     if spec.datatype == "BYTES":
-        files = tensors.contents(tensor)
+        files = await tensors.contents(tensor)
     else:
         pixels = tensors.pixels(tensor)
         files = await asyncio.to_thread(lambda: [image_files.png(one) for one in pixels])

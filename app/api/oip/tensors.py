@@ -5,8 +5,6 @@ row-major; a BYTES element is four bytes of length and its content. The sizes mu
 """
 
 import struct
-from base64 import b64decode
-from binascii import Error as Base64Error
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +18,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from app.api.http import bodies
+from app.api.http import bodies, uploads
 from app.api.http.bodies import JsonBody
 from app.api.oip.schemas import InferAnswer, InferRequest, InputTensor, OutputTensor
 from app.errors import InvalidField, TooLarge
@@ -53,13 +51,15 @@ class LooseJson(JsonBody):
 
     async def read(self, scope: Scope, receive: Receive) -> Any:
         """Return the JSON document."""
-        content = await bodies.content(receive)
+        content = await bodies.content(scope, receive, bulk=self.bulk)
         return await bodies.document(content, scope, receive) if content else {}
 
 
 @dataclass(frozen=True)
 class TensorBody(LooseJson):
     """A request with tensors."""
+
+    bulk: bool = False
 
     def openapi(self) -> dict[str, Any]:
         """Return that the body is required."""
@@ -70,7 +70,7 @@ class TensorBody(LooseJson):
 
         Raise TooLarge, Malformed or InvalidField.
         """
-        content = await bodies.content(receive)
+        content = await bodies.content(scope, receive, bulk=self.bulk)
         length = Request(scope).headers.get(HEADER.lower())
         if length is None:
             size = len(content)
@@ -145,13 +145,13 @@ def texts(tensor: InputTensor) -> list[str]:
     return found
 
 
-def contents(tensor: InputTensor) -> list[bytes]:
+async def contents(tensor: InputTensor) -> list[bytes]:
     """Return the files of a BYTES tensor (N,), in base64 in JSON. Raise InvalidField for another coding."""
     found = []
     for index, element in enumerate(_elements(tensor)):
         try:
-            found.append(b64decode(element, validate=True) if isinstance(element, str) else element)
-        except (Base64Error, ValueError) as error:
+            found.append(await uploads.from_base64(element) if isinstance(element, str) else element)
+        except ValueError as error:
             raise InvalidField(element_name(tensor, index), f"expected a file in base64: {error}") from error
     return found
 

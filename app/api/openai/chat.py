@@ -2,7 +2,6 @@
 
 import re
 import time
-from base64 import b64decode
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
@@ -34,7 +33,7 @@ FIELD: Final = "messages"
 async def chat(body: ChatRequest, registry: RegistryOf, deadline: Deadline, path_model: PathModel) -> Response:
     """Caption the images of the user's messages, a line each. Nothing is fetched, and no text is read."""
     with _captioner(registry, path_model, body.model) as served:
-        images = _images(body.messages)
+        images = await _images(body.messages)
         head: dict[str, Any] = {"id": f"chatcmpl-{uuid4().hex}", **origin(served, time.time())}
         if body.stream:
             return await EventStream.start(_events(served, body, images, head, deadline), error_event)
@@ -70,7 +69,7 @@ def _urls(messages: Sequence[Any]) -> Iterator[Any]:
                 yield url.get("url") if isinstance(url, dict) else url
 
 
-def _images(messages: Sequence[Any]) -> list[Upload]:
+async def _images(messages: Sequence[Any]) -> list[Upload]:
     """Return the images. Raise InvalidField for an address, or for too many."""
     urls = list(_urls(messages))
     if len(urls) > MAX_CAPTIONS:
@@ -81,7 +80,7 @@ def _images(messages: Sequence[Any]) -> list[Upload]:
         if head is None:
             raise InvalidField(FIELD, "image_url: expected a data URL in base64: nothing is fetched")
         try:
-            content = b64decode(url[head.end() :], validate=True)
+            content = await uploads.from_base64(url[head.end() :])
         except ValueError as error:
             raise InvalidField(FIELD, f"image_url: expected a data URL in base64: {error}") from error
         images.append(uploads.of_bytes(f"{PART}.{index}" if len(urls) > 1 else PART, content))

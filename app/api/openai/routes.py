@@ -34,7 +34,7 @@ def _routes(limits: BodyLimits, prefix: str) -> list[Endpoint]:
     }
     errors = ERRORS.documented(*STATUSES)
     of_model = ERRORS.documented(HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE)
-    images = JsonBody(int(limits.uploads * BASE64), cost=chat.cost)
+    images = JsonBody(int(limits.uploads * BASE64), cost=chat.cost, bulk=False)
     return [
         Endpoint(f"{prefix}/v1/models", models.list_models, responses=of_model, **options),
         Endpoint(f"{prefix}/v1/models/{{name}}", models.retrieve_model, responses=of_model, **options),

@@ -1,7 +1,9 @@
 """Request bodies: type, size, arrival and decoding."""
 
 import asyncio
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.datastructures import UploadFile
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -268,6 +271,46 @@ async def test_a_body_of_exactly_the_limit_is_accepted(served: FakeServed) -> No
     async with connect(service(served, max_body_bytes=1024)) as client:
         assert (await client.post("/perplexity", content=body, headers=JSON)).status_code == 200
         assert (await client.post("/perplexity", content=body + b" ", headers=JSON)).status_code == 413
+
+
+@pytest.mark.anyio
+async def test_large_bodies_in_progress_take_a_bounded_memory(
+    served: FakeServed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.main.DOCUMENTS_BYTES", 150_000)
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def waiting(payload: Any, deadline: float | None) -> Any:
+        started.set()
+        await go.wait()
+        return await plausible(payload, deadline)
+
+    large = json.dumps({"text": "a" * 100_000}).encode()
+    async with connect(service(served)) as client:
+        served.answering = waiting
+        first = asyncio.ensure_future(client.post("/perplexity", content=large, headers=JSON))
+        await started.wait()
+        refused = await client.post("/perplexity", content=large, headers=JSON)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        go.set()
+        assert (await client.post("/perplexity", content=b'{"text": "a"}', headers=JSON)).status_code == 200
+        assert (await first).status_code == 200
+        assert (await client.post("/perplexity", content=large, headers=JSON)).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "content_type"), [("/perplexity", "application/json"), ("/digits", "image/png")])
+@pytest.mark.anyio
+async def test_a_body_for_which_the_disk_is_full_is_refused(
+    shared: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str, content_type: str
+) -> None:
+    async def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(UploadFile, "write", full)
+    async with connect(shared) as client:
+        response = await client.post(path, content=b" " * 100_000, headers={"Content-Type": content_type})
+    assert response.status_code == 503
+    assert response.json()["detail"] == "body: can't be stored: No space left on device; retry later"
 
 
 @pytest.mark.parametrize(
