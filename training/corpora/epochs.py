@@ -77,7 +77,7 @@ class Epoch:
 
         The last piece of a window is the first of the next.
         """
-        streams = [_windows(self._stream(position), size) for position in positions]
+        streams = [windows(self._stream(position), size) for position in positions]
         for rows in zip(*streams, strict=False):
             yield np.stack(rows)
             for part in self._sources:
@@ -108,8 +108,11 @@ class Epoch:
         return lengths
 
 
-def _windows(texts: Iterable[PieceIds], size: int) -> Iterator[PieceIds]:
-    """Yield windows (size + 1,) of texts one after another, all in the same array."""
+def windows(texts: Iterable[PieceIds], size: int) -> Iterator[PieceIds]:
+    """Yield windows (size + 1,) of texts one after another, all in the same array.
+
+    The last piece of a window is the first of the next.
+    """
     window, filled = np.empty(size + 1, np.uint16), 0
     for text in texts:
         at = 0

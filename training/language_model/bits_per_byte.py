@@ -2,13 +2,16 @@
 
 import heapq
 import math
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
 
 import numpy as np
 import torch
 
 from app.models.gated_recurrence import GatedRecurrentLanguageModel
 from training.corpora.documents import DocumentCorpus, Documents, PieceIds
+from training.corpora.epochs import windows
+from training.corpora.files import release
 from training.language_model.sampled_softmax import full_costs
 
 
@@ -30,18 +33,22 @@ def bits_per_byte(
     sizes, bits = np.zeros(len(names)), np.zeros(len(names))
     for at, ids in texts:
         sizes[at] += lengths[ids].sum()
-    inputs, targets, owners = _lanes(texts, document, lanes, window)  # (T, lanes) each
-    state = model.initial_state(inputs.shape[1])
-    for start in range(0, len(inputs), window):
-        before = torch.from_numpy(inputs[start : start + window])
-        owner = owners[start : start + window].ravel()
+    filled = _lanes(texts, lanes)
+    pieces = [_windows((ids for _, ids in lane), document, window) for lane in filled]
+    owners = [_windows((np.full(len(ids), at, np.uint16) for at, ids in lane), len(names), window) for lane in filled]
+    state = model.initial_state(lanes)
+    for _ in range(0, max(sum(len(ids) for _, ids in lane) for lane in filled), window):
+        stream = torch.from_numpy(np.stack([next(lane) for lane in pieces], 1).astype(np.int64))  # (window + 1, lanes)
+        owner = np.stack([next(lane) for lane in owners], 1)[:-1].ravel()
+        before, expected = stream[:-1], stream[1:].flatten()  # the next `<doc>` ends a document
         hidden, state = model(before, state, before == document)
-        expected = torch.from_numpy(targets[start : start + window]).flatten()
         for part in range(0, len(expected), 1024):
-            counted = np.flatnonzero(owner[part : part + 1024] >= 0)
+            counted = np.flatnonzero(owner[part : part + 1024] < len(names))
             rows = hidden.flatten(0, 1)[part : part + 1024][counted]
             costs = full_costs(rows, expected[part : part + 1024][counted], model.embedding.weight, model.bias)
             np.add.at(bits, owner[part : part + 1024][counted], costs.double().numpy() / math.log(2))
+        for name in names:
+            release(corpus.valid[name].ids)
     return dict(zip(names, (bits / sizes).tolist(), strict=True))
 
 
@@ -53,27 +60,17 @@ def _chosen(part: Documents, most: int | None) -> list[PieceIds]:
     return [np.asarray(part.ids[part.starts[k] : part.starts[k + 1]]) for k in chosen]
 
 
-def _lanes(
-    texts: list[tuple[int, PieceIds]], document: int, lanes: int, window: int
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Lay whole documents end to end in lanes of about equal length: inputs, targets and the source of each target.
-
-    (T, lanes) each, T a multiple of `window`; the source is -1 where a lane is over.
-    """
+def _lanes(texts: list[tuple[int, PieceIds]], lanes: int) -> list[list[tuple[int, PieceIds]]]:
+    """Lay whole documents, with their sources, end to end in lanes of about equal length."""
     heap = [(0, lane) for lane in range(lanes)]
     filled: list[list[tuple[int, PieceIds]]] = [[] for _ in range(lanes)]
     for owner, ids in sorted(texts, key=lambda text: -len(text[1])):
         length, lane = heap[0]
         filled[lane].append((owner, ids))
         heapq.heapreplace(heap, (length + len(ids), lane))
-    steps = -(-max(length for length, _ in heap) // window) * window
-    inputs = np.full((lanes, steps), document, np.int64)
-    targets, owners = inputs.copy(), np.full((lanes, steps), -1, np.int64)
-    for lane, parts in enumerate(filled):
-        at = 0
-        for owner, ids in parts:
-            inputs[lane, at : at + len(ids)] = ids
-            targets[lane, at : at + len(ids) - 1] = ids[1:]
-            owners[lane, at : at + len(ids)] = owner
-            at += len(ids)
-    return inputs.T.copy(), targets.T.copy(), owners.T.copy()
+    return filled
+
+
+def _windows(lane: Iterable[PieceIds], padding: int, size: int) -> Iterator[PieceIds]:
+    """Yield the windows of a lane, and of padding after it."""
+    return windows(chain(lane, repeat(np.full(size, padding, np.uint16))), size)

@@ -154,7 +154,7 @@ def train(
         if session.stops(state):
             return False
     session.save(state)
-    session.finish(_metrics(evaluate(model, average, corpus, None, config)))
+    session.finish(_metrics(evaluate(model, average, corpus, None, config)) if corpus.valid else {})
     return True
 
 

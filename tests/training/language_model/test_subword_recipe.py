@@ -96,6 +96,14 @@ def test_bits_per_byte_is_the_cost_of_each_document_alone(
     assert bits_per_byte(model, document_corpus, None, lanes=3, window=5)["sms"] == pytest.approx(bits / size, rel=1e-5)
 
 
+def test_a_corpus_without_validation_texts_is_trained_on(
+    document_corpus: DocumentCorpus, subword_config: SubwordLanguageModelConfig, tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    assert train(replace(subword_config, steps=2), replace(document_corpus, valid={}), run)
+    assert run.read("result.json") == {}
+
+
 def test_macro_is_the_mean_of_registers_assistant_tasks_apart(
     document_corpus: DocumentCorpus, subword_config: SubwordLanguageModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
