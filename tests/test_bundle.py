@@ -278,11 +278,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda folder: os.truncate(folder / "manifest.json", (1 << 20) + 1),
         r"manifest\.json: expected at most 1048576 bytes, found 1048577$",
     ),
-    "a figure that is none": (
+    "a metric that is no number": (
         lambda folder: edit_manifest(folder, metrics={"test_perplexity": float("nan")}),
         r"manifest\.json: expected JSON, found an error: expected a JSON number, found NaN$",
     ),
-    "an infinite figure": (
+    "an infinite metric": (
         lambda folder: replace_text(folder / "manifest.json", "81.5", "1e999"),
         r"manifest\.json: metrics\.test_perplexity: .*finite number, found inf$",
     ),

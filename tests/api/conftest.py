@@ -123,6 +123,20 @@ class FakeServed(Served):
         return await self.answering(payload, deadline)
 
 
+class Endless:
+    """An answer that never comes."""
+
+    def __init__(self) -> None:
+        self.started, self.cancelled = threading.Event(), threading.Event()
+
+    async def __call__(self, payload: Any, deadline: float | None) -> Any:  # noqa: ARG002  # as `answer`
+        self.started.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.cancelled.set()
+
+
 class FakeRegistry(Registry):
     """`Registry` of fakes, each of every family."""
 
@@ -180,6 +194,19 @@ def listening(app: FastAPI, http: type[asyncio.Protocol] | None = None) -> Itera
         finally:
             server.should_exit = True
             thread.join()
+
+
+@pytest.fixture
+def loading(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Registries load once this is set."""
+    load, go = Registry.load, threading.Event()
+
+    def slow(registry: Registry) -> Registry:
+        go.wait()
+        return load(registry)
+
+    monkeypatch.setattr(Registry, "load", slow)
+    return go
 
 
 @pytest.fixture

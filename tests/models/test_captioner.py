@@ -19,7 +19,7 @@ def captioner(cell: Cell = "lstm", inject: Inject = "chapter", **changes: Any) -
     model = Captioner(cell=cell, inject=inject, **(sizes | changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.uniform_(-0.8, 0.8)  # so that every weight tells
+            parameter.uniform_(-0.8, 0.8)  # so that every weight matters
     return model
 
 
@@ -62,7 +62,7 @@ def test_a_row_does_not_depend_on_its_neighbours(cell: Cell, inject: Inject) -> 
 
 @pytest.mark.parametrize("inject", MODES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_state_is_one_flat_row_that_ends_with_what_the_output_layer_sees(cell: Cell, inject: Inject) -> None:
+def test_a_state_is_one_flat_row_that_ends_with_the_input_of_the_output_layer(cell: Cell, inject: Inject) -> None:
     model = captioner(cell, inject)
     state = model.begin(torch.rand(2, 5))
     image = GATES[cell] * HIDDEN if inject == "chapter" else 0

@@ -15,7 +15,7 @@ STEPS, BATCH, SIZE_IN, SIZE = 6, 3, 5, 4
 @pytest.mark.parametrize("cell", CELLS)
 def test_steps_in_turn_are_a_sequence_read_at_once(cell: Cell) -> None:
     layer = Layer(SIZE_IN, SIZE, cell=cell).double()
-    for parameter in layer.parameters():  # biases too, so that each tells
+    for parameter in layer.parameters():  # biases too, so that each matters
         nn.init.uniform_(parameter, -0.8, 0.8)
     inputs = torch.randn(STEPS, BATCH, SIZE_IN, dtype=torch.float64)
     before = tuple(

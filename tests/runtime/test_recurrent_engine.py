@@ -192,7 +192,7 @@ def test_an_empty_segment_leaves_its_state_and_is_answered_from_it(int8: Recurre
     assert numbers(again).tobytes() == numbers(whole._replace(scores=[], details=[])).tobytes()
 
 
-def test_each_request_gets_what_it_asked_for_whatever_else_is_in_the_batch(int8: RecurrentEngine) -> None:
+def test_each_request_gets_its_own_answer_whatever_shares_the_batch(int8: RecurrentEngine) -> None:
     state, tokens = int8.initial_state(), [1, 2]
     likeliest = Segment(state, tokens, likeliest=2)
     wanted = (

@@ -387,7 +387,7 @@ async def test_each_model_has_its_own_cache_and_metrics(store: Path) -> None:
     registry = CollectorRegistry()
     models = load(store, Metrics(registry))
 
-    def figures(model: str) -> list[float]:
+    def values(model: str) -> list[float]:
         """The tokens cached, tokens read and steps run so far."""
         found = (
             registry.get_sample_value("seqserve_cache_tokens_total", {"model": model, "source": "hit"}),
@@ -396,12 +396,12 @@ async def test_each_model_has_its_own_cache_and_metrics(store: Path) -> None:
         )
         return [value or 0 for value in found]
 
-    before = {model: figures(model) for model in ("tiny", "other")}  # the probe has been answered
+    before = {model: values(model) for model in ("tiny", "other")}  # the probe has been answered
     for model, cached in (("tiny", 0), ("tiny", 5), ("other", 0)):
         answer = await models.get(model, "language_model").answer(Suggest("he said the market fell"))
         assert answer.cached_tokens == cached
     await models.close()
-    more = {model: [a - b for a, b in zip(figures(model), before[model], strict=True)] for model in before}
+    more = {model: [a - b for a, b in zip(values(model), before[model], strict=True)] for model in before}
     assert more == {"tiny": [5, 5, 2], "other": [0, 5, 1]}
 
 
@@ -409,9 +409,9 @@ async def test_the_metrics_name_the_served_and_the_rejected_version(store: Path)
     (store / "tiny" / "1" / "vocabulary.txt").unlink()
     metrics = Metrics(CollectorRegistry())
     await load(store, metrics).close()
-    figures = metrics.render().decode().splitlines()
-    assert 'seqserve_model_ready{model="other",version="1"} 1.0' in figures
-    assert 'seqserve_model_ready{model="tiny",version="1"} 0.0' in figures
-    reported = [line for line in figures if line.startswith("seqserve_model_info")]
+    rendered = metrics.render().decode().splitlines()
+    assert 'seqserve_model_ready{model="other",version="1"} 1.0' in rendered
+    assert 'seqserve_model_ready{model="tiny",version="1"} 0.0' in rendered
+    reported = [line for line in rendered if line.startswith("seqserve_model_info")]
     assert reported == ['seqserve_model_info{family="language_model",model="other",precision="int8",version="1"} 1.0']
-    assert 'seqserve_refusals_total{model="other",reason="overloaded"} 0.0' in figures
+    assert 'seqserve_refusals_total{model="other",reason="overloaded"} 0.0' in rendered

@@ -184,7 +184,7 @@ async def test_what_wants_another_step_is_never_rejected() -> None:
     assert bench.recorder.depths[-1] == 0
 
 
-async def test_what_is_under_way_counts_against_what_is_accepted() -> None:
+async def test_unfinished_jobs_count_against_the_queue_size() -> None:
     started, allowed = threading.Semaphore(0), threading.Semaphore(0)
 
     def step(batch: Sequence[Work]) -> list[str | None]:

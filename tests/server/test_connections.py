@@ -12,7 +12,7 @@ import pytest
 
 from app.server.connections import PROBE_PLACES, Places
 from app.server.protocol import limited
-from tests.api.conftest import FakeServed, listening, plausible, service
+from tests.api.conftest import Endless, FakeServed, listening, plausible, service
 from tests.e2e.conftest import serving
 from tests.server.test_protocol import GET, LAST, SUGGEST, only_response, read_all, send
 
@@ -125,23 +125,14 @@ def test_a_half_closed_client_gets_its_answers(served: FakeServed, requests: byt
 
 @pytest.mark.parametrize("linger", [True, False], ids=["reset", "closed"])
 def test_a_client_that_has_closed_both_ways_is_disconnected(served: FakeServed, linger: bool) -> None:
-    started, left = threading.Event(), threading.Event()
-
-    async def endless(payload: Any, deadline: float | None) -> Any:
-        started.set()
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            left.set()
-
-    served.answering = endless
+    served.answering = endless = Endless()
     with listening(service(served)) as connection:
         connection.sendall(SUGGEST)
-        assert started.wait(30)
+        assert endless.started.wait(30)
         if linger:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.close()
-        assert left.wait(30)
+        assert endless.cancelled.wait(30)
 
 
 @pytest.mark.parametrize("part", [GET, SUGGEST[:-3], POST + b"Transfer-Encoding: chunked\r\n\r\nd\r\n{"])

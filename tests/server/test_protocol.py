@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.server.heads import MAX_HEAD_BYTES, MAX_HEADERS
 from app.server.protocol import CHUNK_BYTES, MAX_PIPELINED, limited
-from tests.api.conftest import FakeServed, listening, service
+from tests.api.conftest import Endless, FakeServed, listening, service
 
 GET = b"GET /livez HTTP/1.1\r\nHost: service\r\n"
 NO_RESPONSE = "the connection was closed without a response"
@@ -340,22 +340,13 @@ def test_a_trailer_is_not_a_header(served: FakeServed) -> None:
 
 
 def test_a_malformed_request_is_not_answered_inside_another_response(served: FakeServed) -> None:
-    started, left = threading.Event(), threading.Event()
-
-    async def endless(payload: Any, deadline: float | None) -> Any:
-        started.set()
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            left.set()
-
-    served.answering = endless
+    served.answering = endless = Endless()
     with listening(service(served)) as connection:
         connection.sendall(SUGGEST + GET + b"\r\n")  # the second waits for the first
-        assert started.wait(30)
+        assert endless.started.wait(30)
         connection.sendall(b"nonsense\r\n\r\n")
         connection.settimeout(0.2)
         with pytest.raises(TimeoutError):
             connection.recv(1)
         connection.close()
-        assert left.wait(30)  # the disconnect still cancels the request
+        assert endless.cancelled.wait(30)  # the disconnect still cancels the request

@@ -77,7 +77,7 @@ def texts(penn: PennTreebank, line: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("text", "expected"), EVERYDAY)
-def test_everyday_text_becomes_what_the_corpus_would_have(penn: PennTreebank, text: str, expected: str) -> None:
+def test_everyday_text_follows_the_conventions_of_the_corpus(penn: PennTreebank, text: str, expected: str) -> None:
     assert texts(penn, text) == expected.split(" ")
 
 

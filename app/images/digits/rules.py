@@ -9,16 +9,16 @@ from PIL import Image
 
 from app.images.pixels import Bytes, Floats, Mask
 
-Places: TypeAlias = npt.NDArray[np.intp]
+Rows: TypeAlias = npt.NDArray[np.intp]
 
 _BLOCK: Final = 8  # columns that are averaged: along them a rule rises by less than its own width
-_THICKEST: Final = 1 / 60  # of the picture's longer side
+_THICKEST: Final = 1 / 60  # of the image's longer side
 _STEEPEST: Final = 0.07  # rows a column
 _SLOPES: Final = 29  # that are tried
 _LEAST_DEPTH: Final = 6.0  # grey levels
-_LONG: Final = 0.6  # least share of the picture's width that a rule is seen on, if there are several
+_LONG: Final = 0.6  # least share of the image's width that a rule is seen on, if there are several
 _HIDDEN: Final = 0.4  # beside two such, a stroke may lie along the rest
-_END: Final = 0.12  # of the picture's width: where a rule is seen on both sides
+_END: Final = 0.12  # of the image's width: where a rule is seen on both sides
 _SPANNING: Final = 0.9  # if there is one
 _BEND: Final = 2  # rows that a rule may be off the straight line
 
@@ -28,9 +28,9 @@ _PART: Final = 40  # columns that the sheet is of one lightness in
 
 
 def without_rules(grey: Bytes) -> Bytes:
-    """A grey picture (H, W) without the rules that run across it or down; itself if there are none.
+    """A grey image (H, W) without the rules that run across it or down; itself if there are none.
 
-    A rule is thin, straight, nearly level or upright, and seen on most of the picture: on 3/5 of its side if there are
+    A rule is thin, straight, nearly level or upright, and seen on most of the image: on 3/5 of its side if there are
     several, on nearly all if there is one, and to both ends. Where a stroke crosses it nothing is taken away.
     """
     low, middle, high = np.percentile(grey[::4, ::4], (1, 50, 99))
@@ -66,7 +66,7 @@ def _level_rules_off(grey: Bytes) -> Bytes:
     return np.rint(clean).astype(np.uint8)
 
 
-def _rules(depths: Floats, seen: Mask, reach: int) -> Iterator[Places]:
+def _rules(depths: Floats, seen: Mask, reach: int) -> Iterator[Rows]:
     """The row of each rule in each block."""
     height, width = seen.shape
     slopes = np.linspace(-_STEEPEST, _STEEPEST, _SLOPES) * _BLOCK
@@ -86,14 +86,14 @@ def _rules(depths: Floats, seen: Mask, reach: int) -> Iterator[Places]:
 
 
 def _share(seen: Mask) -> Floats:
-    """Of each line (..., W) the share that is seen; 0 if it ends within the picture."""
+    """Of each line (..., W) the share that is seen; 0 if it ends within the image."""
     end = max(2, round(_END * seen.shape[-1]))
     share: Floats = seen.mean(-1, dtype=np.float32) * seen[..., :end].any(-1) * seen[..., -end:].any(-1)
     return share
 
 
-def _peaks(values: npt.NDArray[np.floating], apart: int) -> Places:
-    """Places of the largest values, none of them near a larger one."""
+def _peaks(values: npt.NDArray[np.floating], apart: int) -> Rows:
+    """Rows of the largest values, none of them near a larger one."""
     order = np.argsort(-values, kind="stable")
     free, peaks = np.ones(len(values), bool), []
     for place in order[values[order] >= _HIDDEN].tolist():
@@ -103,21 +103,21 @@ def _peaks(values: npt.NDArray[np.floating], apart: int) -> Places:
     return np.array(peaks, np.intp)
 
 
-def _traced(depths: Floats, rows: Places) -> Places:
+def _traced(depths: Floats, rows: Rows) -> Rows:
     """The rows of a straight line, moved and turned onto what is deepest near most of it."""
     rows = rows.clip(_BEND, len(depths) - 1 - _BEND)
     offs = np.arange(-_BEND, _BEND + 1)[:, None]
     off = depths[rows + offs, np.arange(len(rows))].argmax(0) - _BEND
     usual = np.abs(off - np.median(off)) <= 1  # where no stroke is deeper
     line = np.polyfit(np.flatnonzero(usual), off[usual], 1) if np.count_nonzero(usual) > 1 else (0, np.median(off))
-    traced: Places = rows + np.rint(np.polyval(line, np.arange(len(rows)))).astype(int)
+    traced: Rows = rows + np.rint(np.polyval(line, np.arange(len(rows)))).astype(int)
     return traced
 
 
-def _take_off(grey: Floats, rows: Places, reach: int) -> None:
+def _take_off(grey: Floats, rows: Rows, reach: int) -> None:
     """Paint a rule over with what is above and below it, but not where a stroke crosses it."""
-    places = (rows + np.arange(-3 * reach, 3 * reach + 1)[:, None]).clip(0, len(grey) - 1)
-    strip = grey[places, np.arange(grey.shape[1])]
+    rows_around = (rows + np.arange(-3 * reach, 3 * reach + 1)[:, None]).clip(0, len(grey) - 1)
+    strip = grey[rows_around, np.arange(grey.shape[1])]
     profile = np.median(strip, axis=1)
     depths = profile[[0, 1, -2, -1]].mean() - profile
     depth = depths[3 * reach]
@@ -136,7 +136,7 @@ def _take_off(grey: Floats, rows: Places, reach: int) -> None:
     painted = np.arange(first, last + 1)
     off = painted[:, None] - 3 * reach
     kept = kept | inked_above & (off < 0) | inked_below & (off > 0)  # a stroke along it loses no more than half of it
-    grey[places[painted], np.arange(grey.shape[1])] = np.where(kept, strip[painted], paint)
+    grey[rows_around[painted], np.arange(grey.shape[1])] = np.where(kept, strip[painted], paint)
 
 
 def _ground(values: Floats) -> Floats:

@@ -33,7 +33,7 @@ def test_values_of_lists_and_objects_are_counted_together(most: int, rejected: b
         (dict.fromkeys(map(str, range(INLINE_BYTES)), 1), 422),
     ],
 )
-async def test_a_large_document_means_what_a_small_one_does(served: FakeServed, body: Any, status: int) -> None:
+async def test_large_and_small_documents_are_decoded_alike(served: FakeServed, body: Any, status: int) -> None:
     async with connect(service(served)) as client:
         answer = await client.post("/perplexity", json=body)
     assert answer.status_code == status

@@ -59,7 +59,7 @@ async def test_what_a_loop_logs_in_one_of_its_turns_is_written_together() -> Non
 
 
 @pytest.mark.anyio
-async def test_a_warning_is_written_at_once_after_what_was_gathered() -> None:
+async def test_a_warning_is_written_at_once_after_the_buffered_lines() -> None:
     stream = Counted()
     handler = logs.handler("text", stream)
     handler.handle(record("first"))

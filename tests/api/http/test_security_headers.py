@@ -52,7 +52,7 @@ async def test_head_returns_the_headers_of_get_without_the_content(shared: FastA
         assert head.headers["content-length"] == got.headers["content-length"] == str(len(got.content))
 
 
-async def test_head_of_what_takes_a_body_is_not_allowed_and_is_counted_as_head(served: FakeServed) -> None:
+async def test_head_of_a_route_with_a_body_is_not_allowed_and_is_counted_as_head(served: FakeServed) -> None:
     async with connect(service(served)) as client:
         response = await client.head("/next-word")
         metrics = (await client.get("/metrics")).text

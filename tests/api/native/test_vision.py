@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import threading
 import time
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Callable
@@ -27,7 +26,7 @@ from app.runtime.families.digits import Classification, Classify
 from app.runtime.families.image_decoders import CaptionTag
 from app.runtime.families.numbers import Number, NumberDigit, ReadNumber
 from app.runtime.predictor import Partial
-from tests.api.conftest import BoundedQueue, FakeServed, connect, listening, service
+from tests.api.conftest import BoundedQueue, Endless, FakeServed, connect, listening, service
 
 pytestmark = pytest.mark.anyio
 
@@ -60,7 +59,7 @@ async def seen(payload: Any, deadline: float | None) -> Any:
 
 @dataclass
 class FakeVision(FakeServed):
-    """A model that decodes what it is asked about, and then answers as the test tells it to."""
+    """A model that decodes its payloads and gives the test's answers."""
 
     answering: Callable[[Any, float | None], Any] = seen
     streaming: Callable[[Any, float | None], AsyncGenerator[Partial[str, Description], None]] | None = None
@@ -493,14 +492,7 @@ def request(path: str, body: bytes, *headers: str) -> bytes:
     [("/digits", "*/*", 0), ("/captions", "*/*", 0), ("/captions", EVENT_STREAM, 0), ("/captions", EVENT_STREAM, 1)],
 )
 def test_a_disconnect_cancels_the_work(vision: FakeVision, path: str, accept: str, words: int) -> None:
-    started, cancelled = threading.Event(), threading.Event()
-
-    async def endless(payload: Any, deadline: float | None) -> Any:
-        started.set()
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            cancelled.set()
+    endless = Endless()
 
     async def streamed(payload: Any, deadline: float | None) -> AsyncGenerator[Partial[str, Description], None]:
         for _ in range(words):
@@ -510,12 +502,12 @@ def test_a_disconnect_cancels_the_work(vision: FakeVision, path: str, accept: st
     vision.answering, vision.streaming = endless, streamed
     with listening(service(vision)) as connection, connection.makefile("rb") as received:
         connection.sendall(request(path, png(), "Content-Type: image/png", f"Accept: {accept}"))
-        assert started.wait(30)
+        assert endless.started.wait(30)
         if words:
             assert received.readline() == b"HTTP/1.1 200 OK\r\n"
         received.close()
         connection.close()
-        assert cancelled.wait(30)
+        assert endless.cancelled.wait(30)
 
 
 @pytest.mark.parametrize(("name", "status"), [("image", b"413"), ("file", b"422")])

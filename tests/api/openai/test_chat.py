@@ -78,7 +78,7 @@ def test_words_are_limited(client: Client) -> None:
         assert (choice["message"]["content"], choice["finish_reason"]) == (caption, "stop")
 
 
-def test_words_alone_are_answered_with_what_it_can_do(client: Client) -> None:
+def test_a_chat_without_an_image_is_answered_with_the_usage(client: Client) -> None:
     messages: list[list[Any]] = [[{"role": "user", "content": "Hi"}], [], [1]]
     for fields in (chat(), *({"messages": each} for each in messages)):
         assert "image_url" in answer(client, fields)["choices"][0]["message"]["content"]

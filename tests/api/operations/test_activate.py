@@ -125,18 +125,11 @@ async def test_a_store_that_cannot_be_written_is_the_reason_in_the_answer(
     assert "CURRENT: can't be written: Read-only file system" in reported["reason"]
 
 
-async def test_while_models_load_nothing_is_activated(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, go = Registry.load, threading.Event()
-
-    def slow(registry: Registry) -> Registry:
-        go.wait()
-        return load(registry)
-
-    monkeypatch.setattr(Registry, "load", slow)
+async def test_while_models_load_nothing_is_activated(store: Path, loading: threading.Event) -> None:
     app = create_app(Settings(store=store))
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         response = await client.post(PATH, json=TO_2)
-        go.set()
+        loading.set()
     assert (response.status_code, response.json()["detail"]) == (503, "loading")
     assert "retry-after" in response.headers
 

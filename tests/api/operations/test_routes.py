@@ -58,14 +58,7 @@ def store(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_service_lives_while_its_models_load(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, go = Registry.load, threading.Event()
-
-    def slow(registry: Registry) -> Registry:
-        go.wait()
-        return load(registry)
-
-    monkeypatch.setattr(Registry, "load", slow)
+async def test_a_service_lives_while_its_models_load(tiny_store: Path, loading: threading.Event) -> None:
     app = create_app(Settings(store=tiny_store))
     async with app.router.lifespan_context(app) as state, talk(app, state) as client:
         assert (await client.get("/livez")).status_code == 200
@@ -77,7 +70,7 @@ async def test_a_service_lives_while_its_models_load(tiny_store: Path, monkeypat
         assert "retry-after" in answer.headers
         assert (await client.get("/models")).json()["models"][0]["reason"] == "loading"
         assert (await client.get("/models/tiny")).status_code == 503
-        go.set()
+        loading.set()
         assert state is not None
         registry: Registry = state["registry"]
         await registry.opened()
@@ -106,7 +99,7 @@ async def test_a_service_that_could_not_load_lives_and_says_so(
     assert "no room" in caplog.text
 
 
-async def test_models_lists_what_a_client_chooses_by(served: FakeServed) -> None:
+async def test_models_lists_the_properties_that_clients_choose_by(served: FakeServed) -> None:
     async with connect(service(served)) as client:
         response = await client.get("/models")
     assert response.json()["models"] == [

@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 from app.api.http.keys import create
 from tests.bench.scale.simulated import TEXT
 from tests.bench.serving.processes import Server
-from tests.bench.serving.wrk import read
+from tests.bench.serving.wrk import DONE, read
 from tests.deploy.nginx import proxied
 
 HERE: Final = Path(__file__).parent
@@ -51,13 +51,6 @@ function request()
   index = index + 1
   wrk.headers["X-Session-Id"] = "writer-" .. index % SESSIONS
   return wrk.format()
-end
-function done(summary, latency, requests)
-  local errors = summary.errors
-  io.write(string.format(
-    '\\n{"requests": %d, "microseconds": %d, "refused": %d, "broken": %d, "p50_us": %f, "p99_us": %f}\\n',
-    summary.requests, summary.duration, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
-    latency:percentile(50), latency:percentile(99)))
 end
 """.replace("SESSIONS", str(SESSIONS))
 
@@ -133,7 +126,7 @@ class Bench:
     def per_second(self, url: str, path: str, text: str, connections: int) -> float:
         """Return the answers per second of a load of `seconds`. Raise RuntimeError if a request failed."""
         script = self.folder / "script.lua"
-        script.write_text(SCRIPT)
+        script.write_text(SCRIPT + DONE)
         command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{self.seconds}s"]
         command += ["--timeout", "60s", "--script", str(script), f"{url}{path}"]
         variables = {"BENCH_BODY": f'{{"text": "{text}"}}', "BENCH_KEY": self.key}

@@ -9,6 +9,15 @@ from typing import Final
 from tests.bench.serving.workloads import Workload
 
 TIMEOUT_S: Final = 60
+DONE: Final = """
+function done(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format(
+    '\\n{"requests": %d, "microseconds": %d, "refused": %d, "broken": %d, "p50_us": %f, "p99_us": %f}\\n',
+    summary.requests, summary.duration, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
+    latency:percentile(50), latency:percentile(99)))
+end
+"""  # prints the line that `read` reads
 SCRIPT: Final = """
 local folder, kind = os.getenv("BENCH_BODIES"), os.getenv("BENCH_CONTENT_TYPE")
 local start = tonumber(os.getenv("BENCH_START"))
@@ -20,13 +29,6 @@ local index = start - 1  -- wrk's first call is for inspection only
 function request()
   index = index + 1
   return wrk.format(nil, nil, nil, bodies[(index - 1) % #bodies + 1])
-end
-function done(summary, latency, requests)
-  local errors = summary.errors
-  io.write(string.format(
-    '\\n{"requests": %d, "microseconds": %d, "refused": %d, "broken": %d, "p50_us": %f, "p99_us": %f}\\n',
-    summary.requests, summary.duration, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
-    latency:percentile(50), latency:percentile(99)))
 end
 """
 
@@ -47,7 +49,7 @@ def write(workload: Workload, folder: Path) -> None:
     folder.mkdir()
     (folder / "bodies").write_bytes(b"".join(workload.bodies))
     (folder / "lengths").write_text("".join(f"{len(body)}\n" for body in workload.bodies))
-    (folder / "script.lua").write_text(SCRIPT)
+    (folder / "script.lua").write_text(SCRIPT + DONE)
 
 
 def run(url: str, workload: Workload, folder: Path, *, connections: int, seconds: float, start: int) -> Load:

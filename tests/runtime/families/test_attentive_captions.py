@@ -208,7 +208,7 @@ def test_a_probe_can_be_recorded(bundle: Bundle) -> None:
     assert found["answers"]["int8"][0][0] == described(opened["int8"], Describe(PHOTOGRAPHS[0]))[0].text
 
 
-def test_below_the_threshold_there_is_no_caption_but_what_may_be_seen(bundle: Bundle) -> None:
+def test_below_the_threshold_there_is_no_caption_but_a_list_of_tags(bundle: Bundle) -> None:
     names = (*Signs._fields, *map(squared, Signs._fields))
     calibration = dict.fromkeys(names, 0.0) | {"bias": 0.0, "threshold": 0.4}
     calibrated = replace(bundle, manifest=bundle.manifest.model_copy(update={"calibration": calibration}))

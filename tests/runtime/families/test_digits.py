@@ -374,8 +374,8 @@ async def test_one_store_serves_it_beside_a_language_model(
     store = tmp_path / "store"
     shutil.copytree(tiny_store, store)
     published(digits_bundle, store)
-    figures = Metrics(CollectorRegistry())
-    registry = Registry(store, threads=1, queue_size=8, batch_size=8, cache_bytes=1 << 20, metrics=figures).load()
+    metrics = Metrics(CollectorRegistry())
+    registry = Registry(store, threads=1, queue_size=8, batch_size=8, cache_bytes=1 << 20, metrics=metrics).load()
     assert registry.rejected == {}
     assert [(model.name, model.manifest.family) for model in registry.served()] == [
         ("digits", "digits"),

@@ -230,7 +230,7 @@ async def test_rays_agents_export_the_metrics_of_every_replica(url: str, key: st
     await until(lambda: exporting() >= {*replicas()})
 
 
-async def test_a_lost_node_costs_no_request_that_is_not_told_to_retry(cluster: Cluster, url: str, key: str) -> None:
+async def test_requests_on_a_lost_node_fail_with_503_alone(cluster: Cluster, url: str, key: str) -> None:
     before = await asyncio.to_thread(replicas)
     assert len(set(before.values())) == 2
     lost = next(iter(before.values()))

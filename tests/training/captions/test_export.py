@@ -125,7 +125,7 @@ def test_a_tied_matrix_is_stored_once_and_read_twice(folder: Path) -> None:
     np.testing.assert_allclose(log_probabilities, said, atol=1e-5)
 
 
-def test_the_network_sees_in_pixels_what_the_module_sees_in_normalised_ones(
+def test_the_network_normalises_pixels_as_the_module_expects_them(
     folder: Path, network: fx.GraphModule, photographs: npt.NDArray[np.uint8]
 ) -> None:
     with torch.inference_mode():

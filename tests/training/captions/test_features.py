@@ -171,7 +171,7 @@ def images(count: int) -> Tensor:
     return torch.from_numpy(normalised(np.stack([photo(image(seed)) for seed in range(count)])))
 
 
-def test_a_backbone_answers_what_its_last_layer_was_given(tmp_path: Path) -> None:
+def test_a_backbone_returns_the_input_of_its_last_layer(tmp_path: Path) -> None:
     path = saved("shufflenet_v2_x0_5", tmp_path)
     headless = backbone("shufflenet_v2_x0_5", path)
     whole = get_model("shufflenet_v2_x0_5", weights=None).eval()

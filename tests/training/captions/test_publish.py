@@ -5,12 +5,10 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +21,7 @@ from app.models.language_model import parameter_count
 from app.runtime.families.captions import CaptionsPredictor, Describe, Description
 from app.runtime.loading import load_predictor
 from app.runtime.predictor import answer_all
+from tests.training.captions.plates import write_plates
 from training.captions import data as data
 from training.captions import features
 from training.captions import publisher as publishing
@@ -50,7 +49,6 @@ FILES = {
     "vocabulary.txt",
     "weights.safetensors",
 }
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 COUNTS = {"train": 16, "val": 8, "test": 8}
 CONFIG = CaptionsConfig(
     min_count=1,
@@ -86,26 +84,10 @@ def colours() -> Backbone:
     return Backbone("colours", fx.symbolic_trace(Colours().eval()), 12, "c" * 64)
 
 
-def photographs(folder: Path) -> Iterator[dict[str, Any]]:
-    """A coloured plate each, and what five people say of it."""
-    draw = np.random.default_rng(5)
-    for split, count in COUNTS.items():
-        for number in range(count):
-            colour = list(COLOURS)[number % 4]
-            pixels = np.clip(np.array(COLOURS[colour]) + draw.normal(0, 10, (24, 24, 3)), 0, 255).astype(np.uint8)
-            stream = io.BytesIO()
-            Image.fromarray(pixels).save(stream, "PNG")
-            (folder / f"{split}{number}.png").write_bytes(stream.getvalue())
-            captions = [f"A {colour} plate.", f"One {colour} plate on a table.", f"The plate's {colour}."]
-            yield {"file": f"{split}{number}.png", "split": split, "captions": captions}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("plates") / "plates"
-    made.mkdir()
-    (made / "captions.json").write_text(json.dumps({"images": list(photographs(made))}))
-    return made
+    captions = ("A {colour} plate.", "One {colour} plate on a table.", "The plate's {colour}.")
+    return write_plates(tmp_path_factory.mktemp("plates") / "plates", COUNTS, 4, captions)
 
 
 @pytest.fixture(autouse=True)
@@ -185,8 +167,8 @@ def test_the_metrics_are_those_of_the_captions_that_the_bundle_gives(
         captions = [answer.text for answer in answers]
         expected = score(captions, corpus.splits[split].captions, java=None)
         metrics = published.manifest.metrics
-        for figure in ("cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):
-            assert metrics[f"{name}_{figure}"] == pytest.approx(getattr(expected, figure)), figure
+        for metric in ("cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):
+            assert metrics[f"{name}_{metric}"] == pytest.approx(getattr(expected, metric)), metric
         assert metrics[f"{name}_distinct"] == len(set(captions))
         assert f"{name}_meteor" not in metrics  # for want of Java
     assert metrics["test_cider"] > 50  # it has learned the colours of plates

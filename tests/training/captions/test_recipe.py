@@ -32,10 +32,10 @@ from training.run import Run, RunError
 
 AfterStep = Callable[[Callable[[dict[str, Any]], None]], None]
 SCENES = [
-    f"{who} {what} {where}"
-    for who in ("a dog", "two men")
-    for what in ("runs", "sits")
-    for where in ("here", "far away")
+    f"{subject} {verb} {adverb}"
+    for subject in ("a dog", "two men")
+    for verb in ("runs", "sits")
+    for adverb in ("here", "far away")
 ]
 TINY = CaptionsConfig(
     views=2,
@@ -134,7 +134,7 @@ def test_a_tied_layer_of_two_sizes_is_rejected(photographs: CaptionCorpus) -> No
 # what an epoch covers
 
 
-def test_a_caption_is_begun_and_ended_and_what_is_behind_it_ignored(photographs: CaptionCorpus) -> None:
+def test_captions_are_delimited_and_their_padding_is_ignored(photographs: CaptionCorpus) -> None:
     training_set = TrainingSet.of(photographs, TINY)
     vocabulary, row = photographs.vocabulary, training_set.captions[0].tolist()
     said = vocabulary.ids(words(photographs.splits["train"].captions[0][0]))
@@ -198,7 +198,7 @@ def test_every_cell_can_be_trained_with_the_chapters_formula(
     assert train(replace(TINY, cell=cell, epochs=1), photographs, Run(tmp_path))
 
 
-def test_rewards_raise_what_captions_are_worth(photographs: CaptionCorpus, tmp_path: Path) -> None:
+def test_rewards_raise_the_scores_of_captions(photographs: CaptionCorpus, tmp_path: Path) -> None:
     run = Run(tmp_path)
     train(replace(BOTH, epochs=2, reward_epochs=12, reward_rate=1e-2, samples=8), photographs, run)
     metrics = run.metrics()

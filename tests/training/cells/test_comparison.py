@@ -472,6 +472,6 @@ def test_sigterm_stops_the_comparison_and_a_repeated_command_continues(
     assert results_of(job, tmp_path) is not None
 
 
-def test_the_parts_come_in_an_order_in_which_each_finds_what_it_needs() -> None:
+def test_each_part_comes_after_those_that_it_needs() -> None:
     assert PARTS.index("gradients") > max(PARTS.index("ptb"), PARTS.index("adding"))
     assert PARTS.index("latency") > PARTS.index("ptb") > PARTS.index("rates")

@@ -100,7 +100,7 @@ def test_degrading_draws_from_the_generator_alone(seven: Pixels) -> None:
     np.testing.assert_array_equal(seven, before)
 
 
-def test_the_framing_finds_what_was_degraded_so_that_it_can_be_found(images: Tensor) -> None:
+def test_the_framing_finds_degraded_digits(images: Tensor) -> None:
     rng = np.random.default_rng(3)
     pixels = (images * 255).byte().numpy()
     framed = framed_batch(partial(degraded, image, rng) for image in pixels).numpy()

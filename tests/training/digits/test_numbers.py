@@ -136,7 +136,7 @@ def test_training_strips_have_the_digits_of_their_number_or_none(length: int, mo
     assert ((labels[~none] >= 0) & (labels[~none] < 10)).all()
 
 
-def test_a_strip_without_a_number_costs_what_a_path_of_blanks_is_unlikely() -> None:
+def test_the_cost_of_a_strip_without_a_number_is_that_of_blanks() -> None:
     logits = torch.randn(5, 2, 11, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([[NONE, NONE], [NONE, NONE]])
     blanks = logits.log_softmax(2)[:, :, 10].sum(0)

@@ -96,7 +96,7 @@ def test_the_chapter_preset_is_the_chapters_system() -> None:
     assert (model.recurrent.hidden_sizes, model.output.out_features) == ((256,), 10)
 
 
-def test_the_best_preset_has_what_was_found_to_help() -> None:
+def test_the_best_preset_has_the_measured_improvements() -> None:
     config = PRESETS["best"]
     assert (config.reader, config.schedule) == ("renet", "one-cycle")
     assert len(config.hidden_sizes) > 1
@@ -393,7 +393,7 @@ def test_accuracy_is_the_share_of_right_answers_in_batches_of_any_size(corpus: D
         assert accuracy(Knows().train(), corpus.valid, batch_size) == pytest.approx(0.9)
 
 
-def test_an_epoch_is_measured_on_what_is_trained(corpus: DigitCorpus) -> None:
+def test_an_epoch_is_measured_on_the_kinds_it_trains(corpus: DigitCorpus) -> None:
     assert validation_sets(corpus.valid, shrunk("chapter")) == {"valid": corpus.valid}
     parts = validation_sets(corpus.valid, shrunk("best"))
     assert parts.keys() == {"valid", "valid_degraded", "valid_composed", "valid_no_digit"}

@@ -190,7 +190,7 @@ def framed_as_its_png_is(image: RawImage) -> None:
     ("name", "side"),
     [("half the size", 14), ("twice the size", 56), ("four times the size", 112), ("eight times the size", 224)],
 )
-def test_sizes_are_what_they_are_called(name: str, side: int) -> None:
+def test_sizes_match_their_names(name: str, side: int) -> None:
     larger = grey(name)
     assert larger.shape == (side, side)
     assert larger.mean() == pytest.approx(digits(1)[0].mean(), rel=0.1)

@@ -143,7 +143,7 @@ def test_the_model_card_has_terms_metrics_and_limits(published: Bundle) -> None:
     assert published.path("curves.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_the_model_card_keeps_to_what_is_true_of_the_corpus(published: Bundle, finished: Run) -> None:
+def test_the_model_card_states_the_caveats_of_its_corpus_alone(published: Bundle, finished: Run) -> None:
     manifest = published.manifest
     reported = published.text("README.md").split("## Limitations\n")[1]
     assert "that text's view of the world.\n- It knows of banks alone, at $1 a word.\n- A low perplexity" in reported

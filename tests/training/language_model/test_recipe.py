@@ -29,7 +29,7 @@ Shrink = Callable[[str], LanguageModelConfig]
 
 
 def counting_corpus(tokens: int) -> Corpus:
-    """A training text that never repeats a token, so that each tells its place."""
+    """A training text that never repeats a token, so that each determines its position."""
     vocabulary = Vocabulary(["<eos>", "<unk>", *map(str, range(2, tokens))])
     ids = np.arange(tokens, dtype=np.int32)
     return Corpus(Source("counting", {}, "none"), vocabulary, ids, ids[:9], ids[:9], {})

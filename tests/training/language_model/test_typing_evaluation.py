@@ -61,7 +61,7 @@ def test_suggestions_are_static_unless_they_are_to_be_adapted(predictor: Languag
     assert [first for first, *_ in adapted] == ["rose", "rose"]
 
 
-def test_the_history_of_a_text_is_what_stands_before_it_where_one_writer_wrote_both(folder: Path) -> None:
+def test_the_history_of_a_text_is_the_earlier_text_of_its_writer(folder: Path) -> None:
     (folder / "sms.valid.txt").write_text("in the\n\nat\n\nin it")
     texts = validation_sample([folder], None, ["sms", "letters"])
     assert earlier_texts([folder], texts) == {"letters": ["", "", ""], "sms": ["", "in the", "in the\nat"]}

@@ -20,7 +20,7 @@ STEPS, BATCH, SIZE_IN, SIZE = 9, 3, 5, 6
 
 def recurrent(cell: Cell, *, bidirectional: bool = False) -> Recurrent:
     made = Recurrent(SIZE_IN, [SIZE], cell=cell, bidirectional=bidirectional)
-    for parameter in made.parameters():  # biases and peepholes too, so that each tells
+    for parameter in made.parameters():  # biases and peepholes too, so that each matters
         nn.init.uniform_(parameter, -0.8, 0.8)
     return made
 

@@ -1,15 +1,11 @@
 """From photographs and sentences to a run and a bundle that is measured, proved and served."""
 
-import io
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from app import bundle as bundles
 from app.errors import CorpusError
@@ -19,6 +15,7 @@ from app.runtime.families.image_decoders import CaptionTag
 from app.runtime.loading import load_predictor
 from app.runtime.predictor import answer_all
 from tests.detectors import detector
+from tests.training.captions.plates import write_plates
 from training.captions import data as collections
 from training.captions import publisher as publishing
 from training.captions.attentive import data, validation
@@ -31,7 +28,6 @@ from training.captions.attentive.sights import encoders, extract
 from training.captions.scores import score
 from training.run import Run, RunError
 
-COLOURS = {"red": (220, 30, 30), "white": (240, 240, 240)}
 COUNTS = {"train": 4, "val": 2, "test": 2}
 CONFIG = replace(
     PRESETS["attentive"],
@@ -56,19 +52,8 @@ CONFIG = replace(
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a collection, sentences, random weights of the encoder and the fake detector."""
     folder = tmp_path_factory.mktemp("files")
-    plates = folder / "plates"
-    plates.mkdir()
-    images, draw = [], np.random.default_rng(5)
-    for split, count in COUNTS.items():
-        for number in range(count):
-            colour = list(COLOURS)[number % 2]
-            pixels = np.clip(np.array(COLOURS[colour]) + draw.normal(0, 10, (24, 24, 3)), 0, 255).astype(np.uint8)
-            stream = io.BytesIO()
-            Image.fromarray(pixels).save(stream, "PNG")
-            (plates / f"{split}{number}.png").write_bytes(stream.getvalue())
-            captions = [f"A {colour} plate.", f"One {colour} dog.", "A dog.", "The cat."]
-            images.append({"file": f"{split}{number}.png", "split": split, "captions": captions})
-    (plates / "captions.json").write_text(json.dumps({"images": images}))
+    captions = ("A {colour} plate.", "One {colour} dog.", "A dog.", "The cat.")
+    write_plates(folder / "plates", COUNTS, 2, captions)
     (folder / "text").write_text("A dog eats.\n\nA cat sleeps.\n")
     torch.manual_seed(1)
     weights = EfficientNetLite2().state_dict() | {"_fc.weight": torch.zeros(3, 3)}
