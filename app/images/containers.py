@@ -31,10 +31,6 @@ MAX_FRAMES = 50  # of an animation: to find one that is not blank
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # EXIF types of at most four bytes
 
 
-def _png(content: bytes) -> ImageFile.ImageFile:
-    return PngImageFile(io.BytesIO(_png_chunks(content, _PNG_CHUNKS)))
-
-
 def png_animation(content: bytes) -> ImageFile.ImageFile | None:
     """Open with its animation chunks if there are frames; Pillow warns of wrong counts of frames."""
     control = content.find(b"acTL")
@@ -148,7 +144,10 @@ def _colours(flags: int) -> int:
 
 # Pillow's readers are called by class: `Image.open` warns of a large image before its size can be rejected.
 FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile.ImageFile]]] = {
-    "PNG": (lambda head: head.startswith(PNG), _png),
+    "PNG": (
+        lambda head: head.startswith(PNG),
+        lambda c: PngImageFile(io.BytesIO(_png_chunks(c, _PNG_CHUNKS))),
+    ),
     "JPEG": (lambda head: head.startswith(b"\xff\xd8\xff"), jpeg),
     "WebP": (lambda head: head.startswith(b"RIFF") and head.endswith(b"WEBP"), lambda c: WebPImageFile(io.BytesIO(c))),
     "BMP": (lambda head: head.startswith(b"BM"), lambda c: BmpImageFile(io.BytesIO(c))),

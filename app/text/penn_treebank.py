@@ -221,7 +221,11 @@ class PennTreebank(WordTokenizer):
             yield from self._word(word[: cuts[0]], at, money)
             for first, last in pairwise([*cuts, len(word)]):
                 yield Word(word[first:last].lower(), at + first, at + last)
-        elif ends := [match.end() for match in _GLUED.finditer(word) if self._parts_sentences(match)]:
+        elif ends := [
+            period.end()
+            for period in _GLUED.finditer(word)
+            if not period["before"] or None not in map(self._spelling, period.group("before", "after"))
+        ]:
             for first, last in pairwise([0, *ends, len(word)]):
                 yield from self._word(word[first:last], at + first, money and not first)
         elif (amount := _AMOUNT.fullmatch(word)) and (money or amount["unit"].lower() not in _MONEY_UNITS):
@@ -232,9 +236,6 @@ class PennTreebank(WordTokenizer):
                 yield from self._word(part[0], at + part.start(), money=False)
         else:
             yield Word(word.lower(), at, end)
-
-    def _parts_sentences(self, period: re.Match[str]) -> bool:
-        return not period["before"] or None not in map(self._spelling, period.group("before", "after"))
 
     def _spelling(self, word: str) -> str | None:
         """Return the corpus's spelling of the word, None if it has none."""

@@ -5,6 +5,7 @@ import math
 import string
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import TypeAlias
 
@@ -99,10 +100,14 @@ def _made_of(measured: Measured, missing: Sequence[str]) -> str:
 
 def _language_models(comparison: Comparison, measured: Measured) -> dict[str, object]:
     config = comparison.language_model
+    layers = "one layer"
+    if count := len(config.hidden_sizes[1:]):
+        narrower = " and ".join(map(str, config.hidden_sizes[1:]))
+        layers = f"{1 + count} layers, the first as wide as the table says, then {narrower} units"
     return {
         "words": f"{config.vocabulary_size:,}",
         "embedding": f"{config.embedding_size}{', output tied to it' if config.tied else ''}",
-        "layers": _layers(config.hidden_sizes),
+        "layers": layers,
         "epochs": _epochs(config.epochs),
         "batch": config.batch_size,
         "steps": config.steps,
@@ -124,12 +129,6 @@ def _language_models(comparison: Comparison, measured: Measured) -> dict[str, ob
         ),
         "ptb_verdicts": _perplexity_verdicts(comparison, measured),
     }
-
-
-def _layers(sizes: Sequence[int]) -> str:
-    if len(sizes) == 1:
-        return "one layer"
-    return f"{len(sizes)} layers, the first as wide as the table says, then {' and '.join(map(str, sizes[1:]))} units"
 
 
 def _epochs(count: int) -> str:
@@ -229,9 +228,10 @@ def _adding_problem(comparison: Comparison, measured: Measured) -> dict[str, obj
         ]
         for cell in comparison.cells
     ]
-    solved = {
-        length: {cell: _solved(results[cell, f"length-{length}"]) for cell in comparison.cells} for length in lengths
-    }
+    solved: dict[int, dict[Cell, str]] = {length: {} for length in lengths}
+    for length, cell in product(lengths, comparison.cells):
+        found = results[cell, f"length-{length}"]
+        solved[length][cell] = MISSING if found is None else "solved" if found["error"] < SOLVED else "not solved"
     return {
         "baseline": f"{BASELINE:.3f}",
         "solved": f"{SOLVED:g}",
@@ -249,12 +249,6 @@ def _adding_entry(results: Results | None) -> str:
         return MISSING
     when = "" if results["solved_at"] is None else f", solved after {results['solved_at']:,} steps"
     return f"{results['error']:.5f} (rate {results['learning_rate']:g}{when})"
-
-
-def _solved(results: Results | None) -> str:
-    if results is None:
-        return MISSING
-    return "solved" if results["error"] < SOLVED else "not solved"
 
 
 def _grouped(answers: Mapping[Cell, str]) -> str:

@@ -74,8 +74,10 @@ def _rules(depths: Floats, seen: Mask, reach: int) -> Iterator[Rows]:
     margin = int(np.abs(shifts).max()) + 1
     padded = np.pad(seen, ((margin, margin), (0, 0)))
     padded[1:-1] |= padded[:-2] | padded[2:]  # a row more or less
-    rows = np.arange(height)[:, None]
-    shares = np.stack([_share(padded[rows + margin + shift, np.arange(width)]) for shift in shifts])
+    rows, end = np.arange(height)[:, None], max(2, round(_END * width))
+    lines = (padded[rows + margin + shift, np.arange(width)] for shift in shifts)  # (H, W) each
+    # of each line the share that is seen; 0 if it ends within the image
+    shares = np.stack([e.mean(-1, dtype=np.float32) * e[:, :end].any(-1) * e[:, -end:].any(-1) for e in lines])
     best = int((shares**4).sum(1).argmax())
     alike = slice(max(0, best - 2), best + 3)  # in perspective they are not quite parallel
     found = shares[alike].max(0)
@@ -83,13 +85,6 @@ def _rules(depths: Floats, seen: Mask, reach: int) -> Iterator[Rows]:
     least = _HIDDEN if np.count_nonzero(found[peaks] >= _LONG) > 1 else _SPANNING
     for row in peaks[found[peaks] >= least].tolist():
         yield _traced(depths, row + shifts[alike][shares[alike, row].argmax()])
-
-
-def _share(seen: Mask) -> Floats:
-    """Of each line (..., W) the share that is seen; 0 if it ends within the image."""
-    end = max(2, round(_END * seen.shape[-1]))
-    share: Floats = seen.mean(-1, dtype=np.float32) * seen[..., :end].any(-1) * seen[..., -end:].any(-1)
-    return share
 
 
 def _peaks(values: npt.NDArray[np.floating], apart: int) -> Rows:
