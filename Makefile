@@ -80,7 +80,7 @@ bench-cells: $(DEVELOPMENT) ## benchmark our LSTM variants against torch.nn.LSTM
 bench-training: $(DEVELOPMENT) ## measure training in one process of two threads and two of one: a minute
 	$(KEEP_MEMORY) $(BIN)/python -m tests.bench.training
 
-bench-corpus: $(DEVELOPMENT) ## measure the memory of tokenizing and training on a large text: GIGABYTES=4 takes 15 minutes
+bench-corpus: $(DEVELOPMENT) ## measure the memory of tokenizing and training on a large text: GIGABYTES=4 takes ten minutes
 	$(BIN)/python -m tests.bench.large_corpus --gigabytes $(or $(GIGABYTES),4) $(ARGS)
 
 bench-typing: $(DEVELOPMENT) ## measure suggestions and scores of everyday English: DATA=corpora/everyday2 MODELS="everyday ptb" WORDS=10000

@@ -79,10 +79,11 @@ class Epoch:
         """
         streams = [windows(self._stream(position), size) for position in positions]
         for rows in zip(*streams, strict=False):
-            yield np.stack(rows)
+            pieces = np.stack(rows)
             for part in self._sources:
                 release(part.ids)
                 release(part.starts)
+            yield pieces
 
     def _stream(self, position: int) -> Iterator[PieceIds]:
         """Yield the rest of the document at a position, and all further documents."""
