@@ -102,7 +102,13 @@ class Served:
             usage.model = self.name
         if at_once:
             return self.predictor.prepare(make())
-        return await self._preprocessor.run(self.name, lambda: self.predictor.prepare(make()), deadline, bulk=bulk)
+        return await self.in_thread(lambda: self.predictor.prepare(make()), deadline=deadline, bulk=bulk)
+
+    async def in_thread(
+        self, work: Callable[[], Result], *, deadline: float | None = None, bulk: bool = True
+    ) -> Result:
+        """Do slow work in a thread when one is free; errors as of `prepared`."""
+        return await self._preprocessor.run(self.name, work, deadline, bulk=bulk)
 
     async def submit(self, example: Any, *, deadline: float | None = None, bulk: bool = False) -> Any:
         """Return the answer to a prepared example."""

@@ -64,6 +64,8 @@ class WriterCache:
         self._tokens = np.concatenate([history, np.array(context, np.int64)])
         begins = tokenizer.begins(self._tokens)
         self._starts = np.flatnonzero(begins)
+        earlier = np.concatenate([[-1, -1], self._tokens])
+        self._last, self._before_last = earlier[self._starts + 1], earlier[self._starts]  # (W,) before each word
         self._inside = np.append(~begins, False)
         self._size = len(tokenizer.strings)
         self._weights = weights
@@ -78,9 +80,8 @@ class WriterCache:
 
     def _shares(self, before: int, last: int) -> "WordShares":
         weights, starts = self._weights, self._starts
-        earlier = np.concatenate([[-1, -1], self._tokens])
-        after_last = earlier[starts + 1] == last
-        after_both = after_last & (earlier[starts] == before)
+        after_last = self._last == last
+        after_both = after_last & (self._before_last == before)
         found, both = int(after_last.sum()), int(after_both.sum())
         trigram = _share(weights.trigram, both, weights.trigram_doubt)
         bigram = (1 - trigram) * _share(weights.bigram, found, weights.bigram_doubt)
@@ -105,16 +106,17 @@ class WordShares:
         self._size = vocabulary_size
         self._network = 1 - float(shares.sum())
         self._words: dict[tuple[int, ...], tuple[Ids, Doubles]] = {(): (starts, shares)}  # by first tokens
+        self._masses: dict[tuple[int, ...], Doubles] = {}  # shares (V,) by the next token, by first tokens
 
     def joint(self, word: tuple[int, ...], ids: Ids, log_probabilities: Floats) -> Floats:
         """Return the log-probabilities (M,) of words that begin with `word` and each of the tokens `ids` (M,).
 
         `log_probabilities`: the network's (M,), of all these tokens together.
         """
-        starts, shares = self._beginning(word)
-        masses = np.zeros(self._size)
-        np.add.at(masses, self._tokens[starts + len(word)], shares)
-        masses = masses[ids]
+        if word not in self._masses:
+            starts, shares = self._beginning(word)
+            self._masses[word] = np.bincount(self._tokens[starts + len(word)], shares, self._size)
+        masses = self._masses[word][ids]
         known = np.flatnonzero(masses)
         joint: Floats = log_probabilities + np.float32(math.log(self._network))
         joint[known] = np.log(self._network * np.exp(log_probabilities[known]) + masses[known])

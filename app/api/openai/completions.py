@@ -15,7 +15,7 @@ from app.api.http import costs, problems
 from app.api.http.context import RegistryOf
 from app.api.http.endpoints import Deadline
 from app.api.http.fan_out import all_answers, merged
-from app.api.http.streaming import EventStream
+from app.api.http.streaming import EventStream, json_array
 from app.api.openai.errors import ERRORS
 from app.api.openai.models import LANGUAGE_MODEL, PathModel, choose, origin
 from app.api.openai.schemas import CompletionChoice, CompletionRequest, LogProbs, Usage
@@ -25,7 +25,7 @@ from app.runtime.fields import limits
 from app.runtime.registry import Served
 
 DONE: Final = b"data: [DONE]\n\n"
-PIECE: Final = 256  # tokens of log-probabilities encoded at once: about a millisecond
+SHORT: Final = 256  # tokens with log-probabilities that are encoded on the event loop: about a millisecond
 TOKEN_CHARACTERS: Final = 5  # that an id costs as much as
 SEED_BITS: Final = 64
 LIMITS: Final = limits(CompletionRequest)
@@ -47,7 +47,7 @@ async def completions(
         submits = [partial(served.answer, payload, deadline=deadline, bulk=several) for payload in payloads]
         answers: list[Completion] = await all_answers(submits, deadline)
     usage = _usage(answers)
-    if body.logprobs is not None and usage["total_tokens"] * body.n > PIECE:
+    if body.logprobs is not None and usage["total_tokens"] * body.n > SHORT:
         pieces = _encoded(head, body, answers, usage)
         return StreamingResponse(pieces, media_type="application/json")  # encoded in a worker thread
     answer = head | {"choices": list(_choices(body, answers)), "usage": usage}
@@ -97,11 +97,9 @@ def _encoded(
         log_probs = choice.pop("logprobs")  # type: ignore[misc]  # the last field, in pieces
         yield to_json(choice)[:-1] + b',"logprobs":{'
         for number, (name, values) in enumerate((log_probs or {}).items()):
-            yield (b"," if number else b"") + b'"%b":[' % name.encode()
+            yield (b"," if number else b"") + b'"%b":' % name.encode()
             assert isinstance(values, list)
-            for start in range(0, len(values), PIECE):
-                yield (b"," if start else b"") + to_json(values[start : start + PIECE])[1:-1]
-            yield b"]"
+            yield from json_array(values)
         yield b"}}"
     yield b"]}"
 

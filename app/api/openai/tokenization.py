@@ -1,32 +1,34 @@
 """GET /tokenizer_info, POST /tokenize and POST /detokenize, as vLLM serves and lm-evaluation-harness calls them."""
 
-import asyncio
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 from pydantic_core import to_json
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from app.api.http import costs
 from app.api.http.context import RegistryOf
+from app.api.http.endpoints import Deadline
+from app.api.http.streaming import json_array
 from app.api.openai.completions import TOKEN_CHARACTERS
 from app.api.openai.models import LANGUAGE_MODEL, PathModel, choose
 from app.api.openai.schemas import (
     DetokenizeAnswer,
     DetokenizeRequest,
-    TokenizeAnswer,
     TokenizeRequest,
     TokenizerInfo,
 )
 from app.errors import InvalidField
 from app.runtime.families.completions import LONG_PROMPT, read_prompt, text_of
 from app.runtime.families.language_model import LanguageModelPredictor
-from app.runtime.registry import Registry
+from app.runtime.registry import Registry, Served
 from app.text import Tokenizer
 
 
 async def tokenizer_info(registry: RegistryOf, path_model: PathModel) -> TokenizerInfo:
     """Return the special tokens of a language model."""
-    tokenizer = _tokenizer(registry, path_model, None)
+    tokenizer = _tokenizer(_chosen(registry, path_model, None))
     return {
         "tokenizer_class": "seqserve",
         "eos_token": tokenizer.strings[tokenizer.end],
@@ -37,33 +39,46 @@ async def tokenizer_info(registry: RegistryOf, path_model: PathModel) -> Tokeniz
     }
 
 
-async def tokenize(body: TokenizeRequest, registry: RegistryOf, path_model: PathModel) -> Response:
+async def tokenize(body: TokenizeRequest, registry: RegistryOf, deadline: Deadline, path_model: PathModel) -> Response:
     """Return the ids of a text; the name of the end of a sentence, alone, is its id."""
-    tokenizer = _tokenizer(registry, path_model, body.model)
-    if len(body.prompt) > LONG_PROMPT:
-        prompt = await asyncio.to_thread(read_prompt, body.prompt, tokenizer)
-    else:
-        prompt = read_prompt(body.prompt, tokenizer)
-    answer: TokenizeAnswer = {
-        "count": len(prompt.ids),
-        "max_model_len": None,
-        "tokens": prompt.ids,
-        "token_strs": [tokenizer.strings[token] for token in prompt.ids],
-    }
-    return Response(to_json(answer), media_type="application/json")
+    served = _chosen(registry, path_model, body.model)
+    tokenizer = _tokenizer(served)
+    read = partial(read_prompt, body.prompt, tokenizer)
+    if len(body.prompt) <= LONG_PROMPT:
+        return Response(b"".join(_encoded(read().ids, tokenizer)), media_type="application/json")
+    with served:
+        prompt = await served.in_thread(read, deadline=deadline)
+    return StreamingResponse(_encoded(prompt.ids, tokenizer), media_type="application/json")  # in a worker thread
 
 
-async def detokenize(body: DetokenizeRequest, registry: RegistryOf, path_model: PathModel) -> Response:
+async def detokenize(
+    body: DetokenizeRequest, registry: RegistryOf, deadline: Deadline, path_model: PathModel
+) -> Response:
     """Return a text that is read as the ids."""
-    tokenizer = _tokenizer(registry, path_model, body.model)
+    served = _chosen(registry, path_model, body.model)
+    tokenizer = _tokenizer(served)
     size = len(tokenizer.strings)
     if body.tokens and max(body.tokens) >= size:
         raise InvalidField("tokens", f"expected ids from 0 to {size - 1}, found {max(body.tokens)}")
-    end = tokenizer.strings[tokenizer.end]
-    answer: DetokenizeAnswer = {
-        "prompt": end if body.tokens == [tokenizer.end] else text_of(body.tokens, tokenizer),
-    }
+    write = partial(text_of, body.tokens, tokenizer)
+    if body.tokens == [tokenizer.end]:
+        text = tokenizer.strings[tokenizer.end]
+    elif len(body.tokens) <= LONG_PROMPT:
+        text = write()
+    else:
+        with served:
+            text = await served.in_thread(write, deadline=deadline)
+    answer: DetokenizeAnswer = {"prompt": text}
     return Response(to_json(answer), media_type="application/json")
+
+
+def _encoded(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[bytes]:
+    """Encode a TokenizeAnswer as JSON, in pieces small enough for other threads to run in between."""
+    yield b'{"count":%d,"max_model_len":null,"tokens":' % len(ids)
+    yield from json_array(ids)
+    yield b',"token_strs":'
+    yield from json_array([tokenizer.strings[token] for token in ids])
+    yield b"}"
 
 
 def cost(document: Any) -> int:
@@ -72,8 +87,8 @@ def cost(document: Any) -> int:
     return len(tokens) * TOKEN_CHARACTERS // costs.CHARACTERS if isinstance(tokens, list) else 0
 
 
-def _tokenizer(registry: Registry, path_model: str | None, model: str | None) -> Tokenizer:
-    """Return a model's tokenizer. Raise InvalidField if it is not named and there are several.
+def _chosen(registry: Registry, path_model: str | None, model: str | None) -> Served:
+    """Return a language model. Raise InvalidField if it is not named and there are several.
 
     Ids of another vocabulary would be scored without an error.
     """
@@ -82,5 +97,8 @@ def _tokenizer(registry: Registry, path_model: str | None, model: str | None) ->
         if len(names) > 1:
             addresses = ", ".join(f"/models/{name}" for name in names)
             raise InvalidField("model", f"expected the address of one of several models, found none: {addresses}")
-    predictor = choose(registry, path_model, model, LANGUAGE_MODEL).predictor
-    return cast(LanguageModelPredictor, predictor).tokenizer
+    return choose(registry, path_model, model, LANGUAGE_MODEL)
+
+
+def _tokenizer(served: Served) -> Tokenizer:
+    return cast(LanguageModelPredictor, served.predictor).tokenizer

@@ -83,8 +83,12 @@ def read_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer) -> Prompt:
     if isinstance(prompt, str):
         if prompt == tokenizer.strings[tokenizer.end]:
             return Prompt(prompt, [tokenizer.end], [0])
-        tokens = [token for token in tokenizer.encode(prompt) if token]
-        return Prompt(prompt, [token.id for token in tokens], [token.start for token in tokens])
+        ids, offsets = list[int](), list[int]()
+        for token in tokenizer.encode(prompt):
+            if token:
+                ids.append(token.id)
+                offsets.append(token.start)
+        return Prompt(prompt, ids, offsets)
     size = len(tokenizer.strings)
     for index, token in enumerate(prompt):
         if not 0 <= token < size:

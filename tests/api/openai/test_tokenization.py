@@ -44,7 +44,10 @@ def test_a_text_has_the_tokens_that_a_completion_reads(client: Client) -> None:
     assert len(ids(client, "<eos>")) == 1
     assert client.post("/detokenize", json={"tokens": ids(client, "<eos>")}).json() == {"prompt": "<eos>"}
     assert client.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
-    assert client.post("/tokenize", json={"prompt": "a " * 5000}).json()["count"] == 5000
+    long = client.post("/tokenize", json={"prompt": "the company " * 5000}).json()
+    assert (long["count"], long["tokens"]) == (10_000, ids(client, "the company") * 5000)
+    assert long["token_strs"] == ["the", "company"] * 5000
+    assert client.post("/detokenize", json={"tokens": long["tokens"]}).json()["prompt"].split() == long["token_strs"]
 
 
 @given(
