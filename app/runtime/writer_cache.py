@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Final, Self, TypeAlias
 
 import numpy as np
@@ -22,6 +23,7 @@ from app.text import Flags, Ids, Tokenizer
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
+CONTEXTS: Final = 64  # whose shares are kept: those of one step of a search; a long history's take 300 kB each
 OVERHEAD: Final = 300  # bytes of bookkeeping per entry, about
 
 
@@ -71,10 +73,17 @@ class WriterCache:
         self._weights = weights
         self._known: dict[tuple[int, int], WordShares] = {}
 
+    @property
+    def words(self) -> int:
+        """The number of words."""
+        return len(self._starts)
+
     def after(self, context: Sequence[int]) -> "WordShares":
         """Return the words' shares of the probability after `context`, that of the cache and what has come since."""
         before, last = [*self._before, *context[-2:]][-2:]
         if (before, last) not in self._known:
+            if len(self._known) == CONTEXTS:
+                self._known.clear()
             self._known[before, last] = self._shares(before, last)
         return self._known[before, last]
 
@@ -106,21 +115,26 @@ class WordShares:
         self._size = vocabulary_size
         self._network = 1 - float(shares.sum())
         self._words: dict[tuple[int, ...], tuple[Ids, Doubles]] = {(): (starts, shares)}  # by first tokens
-        self._masses: dict[tuple[int, ...], Doubles] = {}  # shares (V,) by the next token, by first tokens
 
     def joint(self, word: tuple[int, ...], ids: Ids, log_probabilities: Floats) -> Floats:
         """Return the log-probabilities (M,) of words that begin with `word` and each of the tokens `ids` (M,).
 
         `log_probabilities`: the network's (M,), of all these tokens together.
         """
-        if word not in self._masses:
-            starts, shares = self._beginning(word)
-            self._masses[word] = np.bincount(self._tokens[starts + len(word)], shares, self._size)
-        masses = self._masses[word][ids]
+        masses = (self._masses_after(word) if word else self._first_masses)[ids]
         known = np.flatnonzero(masses)
         joint: Floats = log_probabilities + np.float32(math.log(self._network))
         joint[known] = np.log(self._network * np.exp(log_probabilities[known]) + masses[known])
         return joint
+
+    @cached_property
+    def _first_masses(self) -> Doubles:
+        return self._masses_after(())
+
+    def _masses_after(self, word: tuple[int, ...]) -> Doubles:
+        """Return the shares (V,) of the words that begin with `word` and each token."""
+        starts, shares = self._beginning(word)
+        return np.asarray(np.bincount(self._tokens[starts + len(word)], shares, self._size), np.float64)
 
     def whole(self, word: tuple[int, ...], log_probability: float) -> float:
         """Return the log-probability of a whole word, given the network's."""

@@ -84,10 +84,10 @@ def read_prompt(prompt: str | Sequence[int], tokenizer: Tokenizer) -> Prompt:
         if prompt == tokenizer.strings[tokenizer.end]:
             return Prompt(prompt, [tokenizer.end], [0])
         ids, offsets = list[int](), list[int]()
-        for token in tokenizer.encode(prompt):
-            if token:
-                ids.append(token.id)
-                offsets.append(token.start)
+        for found in tokenizer.encode(prompt):
+            if found:
+                ids.append(found.id)
+                offsets.append(found.start)
         return Prompt(prompt, ids, offsets)
     size = len(tokenizer.strings)
     for index, token in enumerate(prompt):

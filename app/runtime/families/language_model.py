@@ -30,6 +30,7 @@ CHUNK = 32  # tokens of one sequence per step: about 3 ms, a short wait for what
 INLINE_COST = 64  # limit of a step that runs inline on the event loop: about 3 ms
 MAX_STEP_COST = 512  # limit of a step over all examples: about 25 ms; more would make no token cheaper
 SOFTMAX_COST = 1  # of finding the likeliest next tokens of the whole vocabulary
+SHARES = 6_000  # words of a writer whose shares after a context cost as much,
 SEARCHED = 16  # likeliest tokens whose search costs as much again: 50 for each of 50 runs take 12 ms
 BEAM = 10  # least width of the search for runs of several words of one token
 WORD_BEAM = 4  # the same for words of several tokens, each of which is a search
@@ -109,9 +110,13 @@ class Suggestions:
 class Example:
     """A request in progress: the generator of its steps and the segments that its next step reads."""
 
-    def __init__(self, steps: Steps, *, short: bool = False, parts: list[Part] | None = None) -> None:
-        """`short`: computing the first segments takes negligible time; `parts` receives those of a partial answer."""
+    def __init__(self, steps: Steps, *, short: bool = False, shares: int = 0, parts: list[Part] | None = None) -> None:
+        """`short`: computing the first segments takes negligible time; `shares`: cost of a writer's words a search.
+
+        `parts` receives those of a partial answer.
+        """
         self.short = short
+        self._shares = shares
         self._parts = [] if parts is None else parts
         self._steps = steps
         self._segments: list[Segment] | None = None
@@ -122,6 +127,16 @@ class Example:
         if self._segments is None:
             self._advance(lambda: next(self._steps))
         return self._segments or []
+
+    @property
+    def cost(self) -> int:
+        """The cost of the next step, in tokens read."""
+        return sum(
+            [
+                len(each.tokens) + (SOFTMAX_COST + self._shares) * each.predicts + each.likeliest // SEARCHED
+                for each in self.segments()
+            ]
+        )
 
     def send(self, readings: list[Reading]) -> None:
         """Continue with the readings of the segments."""
@@ -212,7 +227,8 @@ class LanguageModelPredictor:
             prefix = self.tokenizer.prefix(payload.text, complete=payload.complete)
             writer = self._writer(payload, prefix)
             steps = self._suggest(payload, prefix.listed() if writer else prefix, writer)
-            return Example(steps, short=len(prefix.ids) <= SHORT_CONTEXT)
+            shares = writer.words // SHARES if writer else 0
+            return Example(steps, short=len(prefix.ids) <= SHORT_CONTEXT, shares=shares)
         return Example(self._scorer.steps(payload))
 
     def step(self, examples: Sequence[Example]) -> list[Any]:
@@ -222,7 +238,7 @@ class LanguageModelPredictor:
         MAX_STEP_COST: a keystroke does not wait for the searches of others.
         """
         active, segments, room = list[Example](), list[Segment](), MAX_STEP_COST
-        costs = [_cost(example.segments()) or self._chunk for example in examples]  # text without words is work too
+        costs = [example.cost or self._chunk for example in examples]  # text without words is work too
         for index in sorted(range(len(examples)), key=lambda index: costs[index] if index else 0):
             if not active or costs[index] <= room:
                 active.append(examples[index])
@@ -242,7 +258,7 @@ class LanguageModelPredictor:
         for example in examples:
             if room <= 0 or not example.short:
                 return False
-            room -= _cost(example.segments())
+            room -= example.cost
         return room >= 0
 
     def probe(self, payload: dict[str, Any]) -> list[list[Any]]:
@@ -322,10 +338,3 @@ def _known(entry: Entry | None, following: Following) -> Reading | None:
 def _chunks(ids: Sequence[int], size: int) -> list[Sequence[int]]:
     """Split into chunks of at most `size`; an empty sequence gives one empty chunk."""
     return [ids[start : start + size] for start in range(0, len(ids), size)] or [ids]
-
-
-def _cost(segments: Sequence[Segment]) -> int:
-    """Return the cost of reading these segments, in tokens."""
-    return sum(
-        [len(segment.tokens) + SOFTMAX_COST * segment.predicts + segment.likeliest // SEARCHED for segment in segments]
-    )

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from app.bundle import Bundle
 from app.models.language_model import LanguageModel
-from app.runtime.families.language_model import CHUNK, LONG_CONTEXT, LanguageModelPredictor, Suggest, Suggestion
+from app.runtime.families.language_model import (
+    CHUNK,
+    LONG_CONTEXT,
+    MAX_STEP_COST,
+    LanguageModelPredictor,
+    Suggest,
+    Suggestion,
+)
 from app.runtime.predictor import Resources, answer_all
 from app.runtime.recurrent_engine import Reading, RecurrentEngine, Segment
 from app.runtime.scores import Alternative, TextScore, TokenScore, pooled
@@ -561,6 +568,23 @@ def test_a_step_that_reads_a_few_words_fits_inline(
     assert engine.asked == []
     expected = ask(watched, *payloads)
     assert answer_all(watched, examples) == expected  # to have been asked changes nothing
+
+
+def test_searches_among_the_words_of_long_histories_share_no_step(
+    watched: LanguageModelPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.runtime.families.language_model.SHARES", 1)
+    history = "the company " * (MAX_STEP_COST // 25)
+    histories = (history, history, "the ")
+    first, second, short = examples = [
+        watched.prepare(Suggest("the", words=2, history=history, adapt=True)) for history in histories
+    ]
+    watched.step([first])
+    watched.step([second])
+    watched.step([short])
+    assert MAX_STEP_COST > first.cost == second.cost > MAX_STEP_COST / 2 > 5 * short.cost
+    assert [answer is not None for answer in watched.step(examples)] == [True, False, True]
+    assert [answer is not None for answer in watched.step([second])] == [True]
 
 
 def test_an_expensive_batch_is_recognised_after_a_few_examples(watched: LanguageModelPredictor) -> None:
