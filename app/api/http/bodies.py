@@ -143,24 +143,32 @@ async def content(scope: Scope, receive: Receive, *, bulk: bool) -> bytes:
 
     Raise Overloaded if the room is full.
     """
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        return bytes(message.get("body", b""))
+    received, more = bytearray(), True
+    while more and len(received) <= INLINE_BYTES:
+        chunk, more = await _chunk(receive)
+        received += chunk
+    if not more:
+        return bytes(received)
     files = request_context(scope).files = contextlib.ExitStack()
     stored = uploads.spooled(files)
-    while message["type"] == "http.request":
-        await stored.write(message.get("body", b""))
-        if not message.get("more_body", False):
-            break
-        message = await receive()
-    else:
-        raise ClientDisconnect
-    if (size := stored.size or 0) > INLINE_BYTES:
-        room: Room = scope["state"]["rooms"][bulk]
-        room.take(size)
-        files.callback(room.give_back, size)
+    await stored.write(bytes(received))
+    while more:
+        chunk, more = await _chunk(receive)
+        await stored.write(chunk)
+    room: Room = scope["state"]["rooms"][bulk]
+    size = stored.size or 0
+    room.take(size)
+    files.callback(room.give_back, size)
     await stored.seek(0)
     return await stored.read()
+
+
+async def _chunk(receive: Receive) -> tuple[bytes, bool]:
+    """Return the next part of a body, and whether there is more. Raise ClientDisconnect without one."""
+    message = await receive()
+    if message["type"] != "http.request":
+        raise ClientDisconnect
+    return bytes(message.get("body", b"")), message.get("more_body", False)
 
 
 async def document(content: bytes, scope: Scope, receive: Receive, *, max_values: int = MAX_VALUES) -> Any:
