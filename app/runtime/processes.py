@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -20,6 +20,7 @@ PROCESSES: Final = 2
 MAX_WAITING: Final = 64  # calls, those that run included
 TIME_S: Final = 10.0  # of one call
 MEMORY_BYTES: Final = 2**30  # address space of one process
+STOPPED: Final = (-signal.SIGTERM, -signal.SIGHUP)  # a service manager may stop all processes: the call is repeated
 NICE: Final = 10  # added to the niceness: interactive requests have priority
 
 Result = TypeVar("Result")
@@ -47,8 +48,12 @@ class Processes:
             raise Overloaded(f"{name}: {self._waiting} large inputs wait already; retry later")
         self._waiting += 1
         try:
-            call: ProcessFuture[Result] = self._started().schedule(function, args=arguments, timeout=self._time_s)
-            return await asyncio.wrap_future(call)
+            try:
+                return await self._call(function, arguments)
+            except ProcessExpired as error:
+                if error.exitcode not in STOPPED:
+                    raise
+                return await self._call(function, arguments)
         except TimeoutError as error:
             raise TooLarge(
                 f"{name}: expected at most {self._time_s:g} s of work, found more", hopeless=False
@@ -66,6 +71,10 @@ class Processes:
             self._pool.close()  # type: ignore[no-untyped-call]
             await asyncio.to_thread(self._pool.join)
 
+    async def _call(self, function: Callable[..., Result], arguments: Sequence[Any]) -> Result:
+        call: ProcessFuture[Result] = self._started().schedule(function, args=arguments, timeout=self._time_s)
+        return await asyncio.wrap_future(call)
+
     def _started(self) -> ProcessPool:
         if self._pool is None:
             self._pool = ProcessPool(
@@ -82,4 +91,5 @@ def _limit(memory_bytes: int) -> None:
     os.nice(NICE)
     limit_heap()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in place of pebble's handler: the exit status tells of the signal
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))

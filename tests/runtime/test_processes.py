@@ -3,6 +3,7 @@
 import asyncio
 import os
 import select
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,6 +37,13 @@ def hang(pipe: str = os.devnull) -> None:
         pass
 
 
+def stop_once(flag: Path, number: int) -> int:
+    if not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), number)
+    return number
+
+
 def die() -> None:
     os.kill(os.getpid(), 9)
 
@@ -56,6 +64,12 @@ async def test_limits_of_time_and_memory_are_errors_of_the_input() -> None:
         with pytest.raises(TooLarge):
             await processes.run("body", die)
         assert await processes.run("body", len, "abc") == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_to_all_processes_of_the_server_loses_no_call(tmp_path: Path, number: int) -> None:
+    async with pool() as processes:
+        assert await processes.run("body", stop_once, tmp_path / "flag", number) == number
 
 
 async def test_cancelling_ends_the_process(tmp_path: Path) -> None:
