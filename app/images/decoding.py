@@ -25,6 +25,7 @@ ONE_LARGE: Final = threading.Lock()  # so one such image is at a time
 SMALL_SIDE: Final = 64  # pixels
 SMALL_BYTES: Final = 4096
 
+_ELEMENTS = b"mpet"  # the type of colour conversions of any number of steps (ICC.1:2022, 10.16): minutes of work
 _BLANK = 8  # levels of each channel: a frame that varies no more is blank
 _NEARLY_WHITE = 224
 _UPRIGHT = {  # EXIF orientation -> transform that undoes it
@@ -185,8 +186,8 @@ def _over_ground(layer: Image.Image) -> Image.Image:
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert to sRGB by the embedded colour profile; ignore one that is damaged or for other channels."""
-    if profile:
+    """Convert to sRGB by the embedded colour profile; ignore one that is damaged, for other channels or unbounded."""
+    if profile and _ELEMENTS not in profile:
         try:
             converted = ImageCms.profileToProfile(
                 image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"

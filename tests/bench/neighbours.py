@@ -127,6 +127,12 @@ def repeat(request: bytes) -> Callable[[], bytes]:
     return lambda: request
 
 
+def byte_by_byte() -> bytes:
+    """Return a request whose body is two million chunks of one byte."""
+    head = b"POST /perplexity HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+    return head + b"Connection: close\r\n\r\n" + b"1\r\n \r\n" * 2_000_000 + b"0\r\n\r\n"
+
+
 def contexts() -> Callable[[], bytes]:
     """Return requests for the next word after 60 kB of text that no cache has seen."""
     count = iter(range(10**9))
@@ -138,6 +144,7 @@ LOADS: Final = (
     Load("texts of spaces", 4, scored(" ")),
     Load("texts of line breaks", 4, scored("\n")),
     Load("texts of signs", 4, scored("\u00a7 ")),
+    Load("texts of dashes", 4, scored("-")),
     Load("texts of combining marks", 4, scored("e\u0301\u0323")),
     Load("texts of one word", 4, scored("a")),
     Load("texts of one-word lines", 4, scored("a\n")),
@@ -154,14 +161,25 @@ LOADS: Final = (
     Load("documents", 64, lambda: post("/perplexity", json.dumps({"text": TEXT * 90}).encode())),
     Load("long contexts", 16, contexts()),
     Load("beams", 32, lambda: post("/next-word", json.dumps({"text": TEXT, "words": 5, "top_k": 50}).encode())),
+    Load(
+        "beams after long histories",
+        16,
+        lambda: post(
+            "/next-word",
+            json.dumps({"text": TEXT, "words": 5, "top_k": 50, "adapt": True, "history": "a b c d " * 8000}).encode(),
+        ),
+    ),
+    Load("texts to tokenize", 8, lambda: post("/tokenize", json.dumps({"prompt": "a b " * 900_000}).encode())),
     Load("JSON: nested lists", 4, raw_json("", "[", "")),
     Load("JSON: small numbers", 4, raw_json('{"text": "a", "x": [', "1,", "1]}")),
     Load("JSON: empty objects", 4, raw_json('{"text": "a", "x": [', "{},", "{}]}")),
     Load("JSON: one number", 4, raw_json('{"text": ', "1", "}")),
     Load("JSON: escapes", 4, raw_json('{"text": "', "\\u00e9", '"}')),
     Load("JSON: many texts", 4, raw_json('{"texts": [', '"a",', '"a"]}')),
+    Load("JSON: an image", 4, lambda: post("/models/digits", b'{"inputs": "' + b"A" * 20_000_000 + b'"}')),
     Load("images of 25 megapixels", 4, lambda: form("/captions", png(5000, 5000), 8)),
     Load("images one pixel wide", 4, lambda: form("/captions", png(1, 25_000_000), 8)),
+    Load("WebP: transparency", 4, lambda: form("/captions", encoded(5000, 5000, "WEBP", lossless=True, method=0), 8)),
     Load("PNG: chunks", 4, lambda: form("/digits", png(64, 64, chunk(b"tEXt", b"") * 1_000_000), 1)),
     Load("JPEG: fill bytes", 4, lambda: post("/captions", jpeg(15_000_000), "image/jpeg")),
     Load("JPEG: progressive", 4, lambda: form("/captions", encoded(5000, 5000, "JPEG", progressive=True), 8)),
@@ -169,6 +187,7 @@ LOADS: Final = (
     Load("GIF: blocks", 4, lambda: post("/digits", gif_blocks(), "image/gif")),
     Load("BMP: run lengths", 4, lambda: post("/captions", bmp_runs(), "image/bmp")),
     Load("32 pages of digits", 4, lambda: form("/digits", png(1240, 1754), 32)),
+    Load("chunks of one byte", 4, byte_by_byte),
     Load("new connections", 300, repeat(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")),
     Load("slow bodies", 200, repeat(post("/perplexity", b" " * 1000)), pause_s=0.1),
 )

@@ -220,7 +220,9 @@ def test_a_colour_profile_is_followed() -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP"])
-@pytest.mark.parametrize("profile", [b"no profile at all", swapped_profile()[:200], b"\0" * 4096])
+@pytest.mark.parametrize(
+    "profile", [b"no profile at all", swapped_profile()[:200], b"\0" * 4096, swapped_profile() + b"mpet"]
+)
 def test_a_broken_colour_profile_is_passed_over(form: str, profile: bytes) -> None:
     assert (pixels(decoded(saved(scene(), form, icc_profile=profile))) == pixels(decoded(saved(scene(), form)))).all()
 
