@@ -76,7 +76,7 @@ class Processes:
         return await asyncio.wrap_future(call)
 
     def _started(self) -> ProcessPool:
-        if self._pool is None:
+        if self._pool is None or not self._pool.active:  # a process that dies at an odd moment breaks the pool
             self._pool = ProcessPool(
                 PROCESSES,
                 initializer=_limit,

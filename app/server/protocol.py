@@ -186,7 +186,9 @@ class LimitedProtocol(HttpToolsProtocol):
             raise heads.invalid()
         if self.parser.should_upgrade():  # the parser stops here, before the body
             return
-        heads.require_fields(self.parser.get_http_version(), self.headers)
+        version = self.parser.get_http_version()
+        heads.require_fields(version, self.headers)
+        self.expect_100_continue &= version != "1.0"  # whose clients would take 100 for the response (RFC 9110, 10.1.1)
         if not self.url.startswith(b"/"):
             self.url = heads.origin_form(self.url, self.headers)
         if self._may_only_probe and not self.url.partition(b"?")[0].endswith(PROBES):

@@ -7,8 +7,10 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pebble import ProcessPool
 
 from app.errors import Malformed, NotReady, Overloaded, TooLarge
 from app.runtime import processes as module
@@ -70,6 +72,23 @@ async def test_limits_of_time_and_memory_are_errors_of_the_input() -> None:
 async def test_a_signal_to_all_processes_of_the_server_loses_no_call(tmp_path: Path, number: int) -> None:
     async with pool() as processes:
         assert await processes.run("body", stop_once, tmp_path / "flag", number) == number
+
+
+async def test_a_broken_pool_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = list[ProcessPool]()
+
+    class Watched(ProcessPool):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(module, "ProcessPool", Watched)
+    async with pool() as processes:
+        assert await processes.run("body", len, "abc") == 3
+        started[0].stop()  # type: ignore[no-untyped-call]
+        started[0].join()
+        assert await processes.run("body", len, "abc") == 3
+    assert len(started) == 2
 
 
 async def test_cancelling_ends_the_process(tmp_path: Path) -> None:

@@ -330,6 +330,20 @@ def test_chunks_of_one_byte_are_passed_on_together(served: FakeServed, monkeypat
     assert len(sizes) < len(body) / 50
 
 
+@pytest.mark.parametrize(
+    ("version", "first"), [(b"1.0", b"HTTP/1.1 200 OK\r\n"), (b"1.1", b"HTTP/1.1 100 Continue\r\n")]
+)
+def test_an_expectation_of_http_1_0_is_ignored(served: FakeServed, version: bytes, first: bytes) -> None:
+    head = CHUNKED.replace(b"1.1", version) + b"Expect: 100-continue\r\nContent-Length: 13\r\n\r\n"
+    with listening(service(served)) as connection, connection.makefile("rb") as received:
+        connection.sendall(head)
+        if version == b"1.1":
+            assert received.readline() == first
+        connection.sendall(b'{"text": "a"}')
+        if version == b"1.0":
+            assert received.readline() == first
+
+
 def test_a_trailer_is_not_a_header(served: FakeServed) -> None:
     body = b'd\r\n{"text": "a"}\r\n0\r\nX-Request-Id: smuggled\r\n\r\n'
     with listening(service(served)) as connection, connection.makefile("rb") as received:
