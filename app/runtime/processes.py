@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -21,6 +22,7 @@ MAX_WAITING: Final = 64  # calls, those that run included
 TIME_S: Final = 10.0  # of one call
 MEMORY_BYTES: Final = 2**30  # address space of one process
 STOPPED: Final = (-signal.SIGTERM, -signal.SIGHUP)  # a service manager may stop all processes: the call is repeated
+CHECK_S: Final = 1.0  # interval of the checks that a pool with a call is whole
 NICE: Final = 10  # added to the niceness: interactive requests have priority
 
 Result = TypeVar("Result")
@@ -72,11 +74,22 @@ class Processes:
             await asyncio.to_thread(self._pool.join)
 
     async def _call(self, function: Callable[..., Result], arguments: Sequence[Any]) -> Result:
-        call: ProcessFuture[Result] = self._started().schedule(function, args=arguments, timeout=self._time_s)
-        return await asyncio.wrap_future(call)
+        pool = self._started()
+        call: ProcessFuture[Result] = pool.schedule(function, args=arguments, timeout=self._time_s)
+        result = asyncio.wrap_future(call)
+        try:
+            while not (await asyncio.wait((result,), timeout=CHECK_S))[0]:
+                if not pool.active:
+                    raise ProcessExpired("the pool is broken", code=-signal.SIGTERM)  # type: ignore[no-untyped-call]
+            return result.result()
+        finally:
+            result.cancel()
 
     def _started(self) -> ProcessPool:
-        if self._pool is None or not self._pool.active:  # a process that dies at an odd moment breaks the pool
+        if self._pool and not self._pool.active:  # a process that dies at an odd moment breaks it
+            threading.Thread(target=self._pool.join, daemon=True).start()  # ends its processes
+            self._pool = None
+        if self._pool is None:
             self._pool = ProcessPool(
                 PROCESSES,
                 initializer=_limit,

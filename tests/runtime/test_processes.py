@@ -46,6 +46,12 @@ def stop_once(flag: Path, number: int) -> int:
     return number
 
 
+def hang_once(flag: Path, pipe: str) -> None:
+    if not flag.exists():
+        flag.touch()
+        hang(pipe)
+
+
 def die() -> None:
     os.kill(os.getpid(), 9)
 
@@ -74,7 +80,7 @@ async def test_a_signal_to_all_processes_of_the_server_loses_no_call(tmp_path: P
         assert await processes.run("body", stop_once, tmp_path / "flag", number) == number
 
 
-async def test_a_broken_pool_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_broken_pool_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = list[ProcessPool]()
 
     class Watched(ProcessPool):
@@ -85,9 +91,12 @@ async def test_a_broken_pool_is_replaced(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "ProcessPool", Watched)
     async with pool() as processes:
         assert await processes.run("body", len, "abc") == 3
+        pipe = tmp_path / "pid"
+        os.mkfifo(pipe)
+        waiting = asyncio.create_task(processes.run("body", hang_once, tmp_path / "flag", str(pipe)))
+        await asyncio.to_thread(pipe.read_text)
         started[0].stop()  # type: ignore[no-untyped-call]
-        started[0].join()
-        assert await processes.run("body", len, "abc") == 3
+        await waiting
     assert len(started) == 2
 
 
