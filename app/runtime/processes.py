@@ -10,6 +10,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Final, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -52,15 +53,15 @@ class Processes:
         try:
             try:
                 return await self._call(function, arguments)
-            except ProcessExpired as error:
-                if error.exitcode not in STOPPED:
+            except (BrokenProcessPool, ProcessExpired) as error:
+                if isinstance(error, ProcessExpired) and error.exitcode not in STOPPED:
                     raise
                 return await self._call(function, arguments)
         except TimeoutError as error:
             raise TooLarge(
                 f"{name}: expected at most {self._time_s:g} s of work, found more", hopeless=False
             ) from error
-        except (MemoryError, ProcessExpired) as error:
+        except (MemoryError, BrokenProcessPool, ProcessExpired) as error:
             memory = self._memory_bytes // 2**20
             raise TooLarge(f"{name}: expected at most {memory} MiB of work, found more", hopeless=False) from error
         finally:
@@ -80,7 +81,7 @@ class Processes:
         try:
             while not (await asyncio.wait((result,), timeout=CHECK_S))[0]:
                 if not pool.active:
-                    raise ProcessExpired("the pool is broken", code=-signal.SIGTERM)  # type: ignore[no-untyped-call]
+                    raise BrokenProcessPool
             return result.result()
         finally:
             result.cancel()
