@@ -24,7 +24,7 @@ from app.api.http.fields import RequestModel
 from app.api.http.problems import ErrorFormat
 from app.bundle import Bundle
 from app.main import create_app
-from app.runtime.families import FAMILIES, Family
+from app.runtime.families import FAMILIES, Family, Headline
 from app.runtime.families.language_model import Suggest
 from app.runtime.metrics import REQUEST_USAGE, Metrics, RequestUsage
 from app.runtime.onnx_session import Precision
@@ -68,7 +68,12 @@ class ShoutPredictor:
         return [[payload["text"].upper(), 0.0]]
 
 
-SHOUT = Family("shout", ShoutPredictor, {"test_loudness": "{:.1f} dB"}, lambda answer: {"tokens": len(answer)})
+SHOUT = Family(
+    "shout",
+    ShoutPredictor,
+    [Headline("test_loudness", "loudness", "{:.0f} dB", "")],
+    lambda answer: {"tokens": len(answer)},
+)
 
 
 class Archaic(PennTreebank):

@@ -10,8 +10,6 @@ from app import bundle as bundles
 from app.bundle import Bundle
 from app.commands.console import print_error, print_row
 from app.errors import BundleError, SettingsError, UnknownModel
-from app.manifest import Manifest
-from app.runtime.families import FAMILIES
 
 
 def models(store: Path) -> None:
@@ -26,7 +24,7 @@ def models(store: Path) -> None:
         "family": lambda bundle: bundle.manifest.family,
         "parameters": lambda bundle: f"{bundle.manifest.parameters:,}",
         "served": lambda bundle: bundle.manifest.served,
-        "test": lambda bundle: _headline(bundle.manifest),
+        "test": _headline,
         "bytes": lambda bundle: f"{sum(entry.bytes for entry in bundle.manifest.files.values()):,}",
     }
     rows, damaged = [list(columns)], []
@@ -101,9 +99,9 @@ def current_bundle(store: Path, model: str) -> Bundle:
     return bundles.read(store / model / bundles.current(store, model))
 
 
-def _headline(manifest: Manifest) -> str:
-    """Return the headline metric of a model, `-` if it has none."""
-    formats = FAMILIES[manifest.family].headline_metrics if manifest.family in FAMILIES else {}
-    return next(
-        (form.format(manifest.metrics[name]) for name, form in formats.items() if name in manifest.metrics), "-"
-    )
+def _headline(bundle: Bundle) -> str:
+    from app.runtime.families import FAMILIES
+
+    family, metrics = FAMILIES.get(bundle.manifest.family), bundle.manifest.metrics
+    headline = family and family.headline(metrics)
+    return f"{headline.name} {headline.text(metrics)}" if headline else "-"

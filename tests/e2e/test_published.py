@@ -44,7 +44,7 @@ def published() -> Iterator[httpx.Client]:
 @needs_corpus
 @pytest.mark.timeout(900)  # 82,430 tokens, one after the other, on a busy machine
 def test_the_posted_test_set_has_the_perplexity_of_the_manifest(published: httpx.Client, bundle: Bundle) -> None:
-    body = {"text": (CORPUS / "ptb.test.txt").read_text(encoding="utf-8")}
+    body = {"model": "ptb", "text": (CORPUS / "ptb.test.txt").read_text(encoding="utf-8")}
     score = published.post("/perplexity", json=body, timeout=800).json()["corpus"]
     assert (score["tokens"], score["sentences"]) == (82_430, 3_761)
     assert score["perplexity"] == pytest.approx(bundle.manifest.metrics["test_perplexity"], rel=0.005)

@@ -24,8 +24,8 @@ class NextWord(language_model.Suggest):
     __pydantic_config__: ClassVar[ConfigDict] = PAYLOAD | ConfigDict(
         json_schema_extra={
             "examples": [
-                {"text": "The company said its third-quarter", "top_k": 3},
-                {"text": "shares of the comp", "complete": True},
+                {"text": "Thanks for your quick", "top_k": 3},
+                {"text": "I am afraid I don", "complete": True},
             ]
         }
     )

@@ -160,6 +160,7 @@ def _unready(name: str, reason: str) -> ModelSummary:
 def _described(served: Served) -> Model:
     manifest = served.manifest
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    headline = served.family.headline(manifest.metrics)
     return {
         "name": served.name,
         "family": manifest.family,
@@ -172,6 +173,13 @@ def _described(served: Served) -> Model:
         "vocabulary_sha256": manifest.vocabulary_sha256,
         "data": manifest.corpus.model_dump(),
         "metrics": manifest.metrics,
+        "headline": headline
+        and {
+            "metric": headline.metric,
+            "name": headline.name,
+            "text": headline.text(manifest.metrics),
+            "details": headline.details,
+        },
         "calibration": manifest.calibration,
         "parameters": manifest.parameters,
         "served": served.precision,

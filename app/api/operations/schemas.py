@@ -75,6 +75,15 @@ class Sizes(TypedDict):
     total: int
 
 
+class Headline(TypedDict):
+    """The metric by which models of a family are compared."""
+
+    metric: Annotated[str, Field(description="Its name among `metrics`.")]
+    name: str
+    text: Annotated[str, Field(description="Its value, formatted.")]
+    details: Annotated[str, Field(description="The data it was measured on, and which values are better.")]
+
+
 class Model(TypedDict):
     """The contents of a model's manifest."""
 
@@ -89,6 +98,7 @@ class Model(TypedDict):
     vocabulary_sha256: str | None
     data: Annotated[dict[str, Any], Field(description="The corpus: name, terms of use, checksums of its files.")]
     metrics: dict[str, float]
+    headline: Annotated[Headline | None, Field(description="The metric to compare it by, if it has it.")]
     calibration: Annotated[
         dict[str, float], Field(description="Calibration parameters, applied to the graph's outputs.")
     ]

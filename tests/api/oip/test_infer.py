@@ -57,8 +57,8 @@ def error(client: Client, model: str = "ptb", **options: Any) -> str:
 
 
 def test_texts_have_the_numbers_of_the_native_routes(client: Client) -> None:
-    native = client.post("/perplexity", json={"texts": [TEXT, "a"]}).json()["results"]
-    suggested = client.post("/next-word", json={"text": TEXT, "top_k": 3}).json()["suggestions"]
+    native = client.post("/perplexity", json={"model": "ptb", "texts": [TEXT, "a"]}).json()["results"]
+    suggested = client.post("/next-word", json={"model": "ptb", "text": TEXT, "top_k": 3}).json()["suggestions"]
     found = infer(client, "ptb", tensor("text", [TEXT, "a"]), parameters={"top_k": 3})
     for name in ("perplexity", "log_likelihood", "tokens"):
         assert found[name]["data"] == [score[name] for score in native]

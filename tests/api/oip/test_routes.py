@@ -48,14 +48,14 @@ async def test_a_model_that_is_not_ready_is_unavailable() -> None:
 
 def test_statistics_are_those_of_the_metrics(client: Client) -> None:
     before = client.get("/v2/models/ptb/stats").json()["model_stats"][0]
-    client.post("/next-word", json={"text": "the company said"})
+    client.post("/next-word", json={"model": "ptb", "text": "the company said"})
     after = client.get("/v2/models/ptb/stats").json()["model_stats"][0]
     assert after["inference_count"] == before["inference_count"] + 1
     stats = after["inference_stats"]
     assert stats["success"]["ns"] == stats["queue"]["ns"] + stats["compute_infer"]["ns"]
     assert stats["compute_infer"]["ns"] > before["inference_stats"]["compute_infer"]["ns"]
     everything = client.get("/v2/models/stats").json()["model_stats"]
-    assert [model["name"] for model in everything] == ["captions", "digits", "ptb"]
+    assert [model["name"] for model in everything] == ["captions", "digits", "everyday", "ptb"]
 
 
 async def test_a_load_serves_the_version_that_current_names(store: Path) -> None:

@@ -34,8 +34,10 @@ def events(client: Client, **fields: Any) -> list[dict[str, Any]]:
 
 
 def test_every_dialect_has_the_same_numbers_bit_for_bit(client: Client) -> None:
-    native = client.post("/perplexity", json={"text": TEXT, "per_token": True, "alternatives": 3}).json()["results"][0]
-    choice = complete(client, TEXT, max_tokens=0, echo=True, logprobs=3)["choices"][0]
+    native = client.post(
+        "/perplexity", json={"model": "ptb", "text": TEXT, "per_token": True, "alternatives": 3}
+    ).json()["results"][0]
+    choice = complete(client, TEXT, model="ptb", max_tokens=0, echo=True, logprobs=3)["choices"][0]
     tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
     outputs = client.post("/v2/models/ptb/infer", json={"inputs": [tensor]}).json()["outputs"]
     in_v2 = {output["name"]: output["data"] for output in outputs}
@@ -47,8 +49,8 @@ def test_every_dialect_has_the_same_numbers_bit_for_bit(client: Client) -> None:
     ]
     assert in_v2["log_likelihood"] == [native["log_likelihood"]]
     assert in_v2["perplexity"] == [native["perplexity"]]
-    suggested = client.post("/next-word", json={"text": PROMPT, "top_k": 5}).json()["suggestions"]
-    next_token = complete(client, max_tokens=1, logprobs=5)["choices"][0]["logprobs"]["top_logprobs"][0]
+    suggested = client.post("/next-word", json={"model": "ptb", "text": PROMPT, "top_k": 5}).json()["suggestions"]
+    next_token = complete(client, model="ptb", max_tokens=1, logprobs=5)["choices"][0]["logprobs"]["top_logprobs"][0]
     by_word = {one["text"]: one["log_probability"] for one in suggested}
     assert {word: next_token[word] for word in by_word if word in next_token}.items() <= by_word.items()
     tensor["data"] = [PROMPT]
@@ -61,7 +63,7 @@ def test_an_answer_names_its_model_and_counts_its_tokens(client: Client) -> None
     assert found["object"] == "text_completion"
     assert found["system_fingerprint"].partition("@")[::2] == (
         found["model"],
-        client.get("/models/ptb").json()["version"],
+        client.get(f"/models/{found['model']}").json()["version"],
     )
     assert [choice["index"] for choice in found["choices"]] == [0, 1, 2, 3]
     usage = found["usage"]
@@ -74,8 +76,8 @@ def test_an_answer_names_its_model_and_counts_its_tokens(client: Client) -> None
 
 
 def test_a_text_its_ids_and_a_batch_are_the_same_prompt(client: Client) -> None:
-    ids = client.post("/tokenize", json={"prompt": PROMPT}).json()["tokens"]
-    options: dict[str, Any] = {"max_tokens": 4, "logprobs": 2, "echo": True}
+    ids = client.post("/models/ptb/tokenize", json={"prompt": PROMPT}).json()["tokens"]
+    options: dict[str, Any] = {"model": "ptb", "max_tokens": 4, "logprobs": 2, "echo": True}
     (expected,) = complete(client, **options)["choices"]
     (of_ids,) = complete(client, ids, **options)["choices"]
     batch = complete(client, [ids, ids[:2]], **options)["choices"]
@@ -133,7 +135,7 @@ def test_a_large_answer_is_encoded_in_pieces(client: Client) -> None:
 
 def test_a_corpus_of_ids_is_one_prompt(client: Client) -> None:
     tokens = [3] * 70_000
-    assert len(client.post("/detokenize", json={"tokens": tokens}).json()["prompt"]) > len(tokens)
+    assert len(client.post("/models/ptb/detokenize", json={"tokens": tokens}).json()["prompt"]) > len(tokens)
     answer = client.post("/v1/completions", json={"prompt": tokens, "n": 0})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
 

@@ -36,4 +36,4 @@ def post(server: Server, path: str, body: Any) -> Any:
 
 def perplexity(server: Server, text: str) -> Any:
     """Return the score of a text."""
-    return post(server, "/perplexity", {"text": text})["results"][0]
+    return post(server, "/perplexity", {"model": "ptb", "text": text})["results"][0]

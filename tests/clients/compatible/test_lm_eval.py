@@ -58,17 +58,16 @@ def evaluate(server: Server, folder: Path, backend: str, tasks: str, **arguments
 
 
 @pytest.mark.parametrize(
-    ("path", "more"),
+    "more",
     [
-        ("/v1/completions", {}),
-        ("/models/ptb/v1/completions", {"num_concurrent": 2, "batch_size": 4}),
-        ("/v1/completions", {"tokenizer_backend": "remote", "tokenized_requests": False}),
+        {},
+        {"num_concurrent": 2, "batch_size": 4},
+        {"tokenizer_backend": "remote", "tokenized_requests": False},
     ],
 )
-def test_perplexity_is_that_of_the_native_route(
-    server: Server, tmp_path: Path, path: str, more: dict[str, Any]
-) -> None:
-    arguments = {"model": "ptb", "base_url": server.url + path, "max_length": 100_000, "auth_token": server.key, **more}
+def test_perplexity_is_that_of_the_native_route(server: Server, tmp_path: Path, more: dict[str, Any]) -> None:
+    address = f"{server.url}/models/ptb/v1/completions"
+    arguments = {"model": "ptb", "base_url": address, "max_length": 100_000, "auth_token": server.key, **more}
     by_text = "tokenized_requests" in more  # which this client can't do for whole documents
     tasks = "last_word" if by_text else "rolling,last_word"
     found = evaluate(server, tmp_path, "local-completions", tasks, **arguments)
@@ -81,7 +80,7 @@ def test_perplexity_is_that_of_the_native_route(
 
 
 def test_gguf_sends_texts_and_finds_the_continuation_by_offsets(open_server: Server, tmp_path: Path) -> None:
-    found = evaluate(open_server, tmp_path, "gguf", "last_word", base_url=open_server.url)
+    found = evaluate(open_server, tmp_path, "gguf", "last_word", base_url=f"{open_server.url}/models/ptb")
     expected = evaluated["last_word"]
     assert found["last_word"]["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-9)
     assert found["last_word"]["acc"] == expected["acc"]

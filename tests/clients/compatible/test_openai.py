@@ -24,7 +24,7 @@ def complete(client: openai.OpenAI, **fields: Any) -> Any:
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["captions", "ptb"]
+    assert [model.id for model in client.models.list()] == ["captions", "everyday", "ptb"]
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("none")
     assert (error.value.code, error.value.request_id is not None) == ("model_not_found", True)

@@ -17,7 +17,7 @@ const STATUS_MESSAGES = {
 };
 const PERMANENT = [400, 413, 415, 422]; // a retry would fail again
 
-const MODELS = { everyday: "Everyday English", ptb: "Newspaper of 1989" }; // those published; another's is its own
+const MODELS = { everyday: "Everyday English", ptb: "Newspaper of 1989" }; // titles of those published
 const MODEL_ORDER = Object.keys(MODELS);
 const MODEL_CHANGE = "languagemodel"; // an event of the document, since both views have the switch
 const MODEL_SLOT = "model";
@@ -185,6 +185,9 @@ function pause(time, signal) {
   });
 }
 
+/** Return the title of a language model; a name that is not known is its own. */
+export const modelTitle = (name) => MODELS[name] ?? name;
+
 /** Return the fields of a request that name the model; none where the server has only one. */
 export const languageModel = () => (chosenModel ? { model: chosenModel } : {});
 
@@ -194,7 +197,7 @@ export async function offerModels(group, changed) {
   if (!names.includes(chosenModel)) chosenModel = names.length > 1 ? names[0] : "";
   if (names.length < 2) return;
   const buttons = names.map((name) => createElement("input", { type: "radio", name: group.id, value: name, checked: name === chosenModel }));
-  group.append(...buttons.map((button) => createElement("label", {}, button, MODELS[button.value] ?? button.value)));
+  group.append(...buttons.map((button) => createElement("label", {}, button, modelTitle(button.value))));
   group.hidden = false;
   group.addEventListener("change", ({ target }) => {
     chosenModel = target.value;

@@ -1,32 +1,17 @@
 // Models: the model cards with training data, metrics, plots and limits.
 
-import { createRequester, notice, reportErrors } from "./api.js";
+import { createRequester, modelTitle, notice, reportErrors } from "./api.js";
 import { element, sections } from "./card.js";
 import { createElement } from "./format.js";
 import { programs } from "./programs.js";
 
-const FAMILIES = {
-  language_model: {
-    title: "The language model",
-    figure: ({ test_perplexity, valid_bits_per_byte }) =>
-      test_perplexity
-        ? [test_perplexity.toFixed(1), "perplexity on the test text; lower is better"]
-        : [valid_bits_per_byte?.toFixed(2), "bits a byte on the validation texts; lower is better"],
-  },
-  digits: {
-    title: "The digit reader",
-    figure: ({ test_accuracy }) => [test_accuracy && `${(100 * test_accuracy).toFixed(2)} %`, "accuracy on the test digits"],
-  },
-  numbers: {
-    title: "The number reader",
-    figure: ({ test_digit_accuracy }) => [test_digit_accuracy && `${(100 * test_digit_accuracy).toFixed(1)} %`, "of the digits of test numbers read correctly"],
-  },
-  captions: {
-    title: "The captioner",
-    figure: ({ test_cider }) => [test_cider?.toFixed(1), "CIDEr on the test photographs; higher is better"],
-  },
+const TITLES = {
+  language_model: ({ name }) => modelTitle(name),
+  digits: () => "The digit reader",
+  numbers: () => "The number reader",
+  captions: () => "The captioner",
 };
-const ORDER = Object.keys(FAMILIES);
+const ORDER = Object.keys(TITLES);
 const LIMITATIONS = ["Limitations", "What it is not good at"]; // the latter in cards published before
 const RESULTS = ["Results", "Figures"];
 const notify = notice(document.getElementById("models-notice"));
@@ -45,15 +30,15 @@ const get = async (path) => (await createRequester(notify)(path)).json();
 
 async function ready({ name }) {
   const model = await get(`models/${encodeURIComponent(name)}`);
-  const family = FAMILIES[model.family] ?? { title: name, figure: () => [] };
-  const [value, unit] = family.figure(model.metrics);
+  const title = (TITLES[model.family] ?? (() => name))(model);
+  const { headline } = model;
   const [first, ...rest] = sections(model.card ?? "");
   const shown = (section) => section.blocks.map((block) => element(block, (file, words) => image(model, file, words)));
   return createElement(
     "article",
     { class: "card" },
-    createElement("header", {}, createElement("h2", {}, family.title), createElement("p", { class: "measure" }, facts(model))),
-    createElement("p", { class: "figure" }, ...(value ? [createElement("strong", {}, value), createElement("span", {}, unit)] : [])),
+    createElement("header", {}, createElement("h2", {}, title), createElement("p", { class: "measure" }, facts(model))),
+    createElement("p", { class: "figure" }, ...(headline ? [createElement("strong", {}, headline.text), createElement("span", {}, `${headline.name} ${headline.details}`)] : [])),
     createElement("div", { class: "about" }, ...shown(first), ...aside(rest, shown)),
     ...rest.filter(({ heading }) => LIMITATIONS.includes(heading)).map((section) => createElement("section", { class: "limits" }, createElement("h3", {}, section.heading), ...shown(section))),
     ...rest.filter(({ heading }) => RESULTS.includes(heading)).flatMap((section) => figures(section, shown)),

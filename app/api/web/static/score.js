@@ -11,6 +11,8 @@ const LONG = 100_000; // characters; for a longer text no alternatives are reque
 const TALLEST = 15; // bits: 1 in 32,768
 const BARS = 480; // of the curve
 const SAMPLES = {
+  "a message": "Hi Anna,\nThanks for sending the report so quickly. I'll read it tonight and call you tomorrow morning.",
+  "two slips": "We had a wonderful time at the beach last weekend, and the whether was perfect. I can't weight to go again.",
   "a headline": "The company said third-quarter net income rose 12% on higher sales.\nAnalysts had expected a decline.",
   "a soliloquy": "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\nThe slings and arrows of outrageous fortune,\nOr to take arms against a sea of troubles.",
   "a jumble": "Sales higher on 12% rose income net third-quarter said company the.",
