@@ -35,6 +35,7 @@ SOFTMAX_ROWS = 32  # rows of V log-probabilities computed at a time: they stay i
 WHOLE: Final = ("log_probabilities",)
 TARGETS: Final = ("of_targets",)
 LIKELIEST: Final = ("likeliest", "of_likeliest")
+PACE_DECAY: Final = 0.99  # of the weight of earlier steps, at each step
 
 
 class Segment(NamedTuple):
@@ -75,6 +76,29 @@ class Reading(NamedTuple):
     details: Sequence[Details]  # one per token, or empty if not requested
     likeliest: Likeliest | None  # None if not requested
     candidates: Floats | None  # (M,) log-probabilities, None if not requested
+
+
+class Pace:
+    """Slowness of a model here: measured seconds over expected ones, an average over the latest steps.
+
+    Steps are bounded by time: a larger model, or a busy machine, gets smaller ones.
+    """
+
+    def __init__(self, expected_s: float, weight: float) -> None:
+        """`expected_s`: seconds a unit of cost; `weight`: units that the expectation counts for at first."""
+        self._expected_s = expected_s
+        self._units = weight
+        self._seconds = weight * expected_s
+
+    def observe(self, units: int, seconds: float) -> None:
+        """Count a step of `units` that took `seconds`."""
+        self._units = PACE_DECAY * self._units + units
+        self._seconds = PACE_DECAY * self._seconds + seconds
+
+    @property
+    def slowness(self) -> float:
+        """1 at the expected pace or a faster one."""
+        return max(1.0, self._seconds / (self._units * self._expected_s))
 
 
 class RecurrentEngine:

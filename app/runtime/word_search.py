@@ -27,6 +27,7 @@ BRANCHES: Final = 8  # likeliest tokens inside a word that are followed up, at e
 MAX_ROUNDS: Final = 24  # steps of one search; it rarely takes more than three
 BATCH: Final = 5  # unfinished words read together beyond those wanted: a step costs its weights more than its rows
 NEGLIGIBLE: Final = math.log(1e-3)  # share of a typed prefix's probability, in nats, that is not searched for
+RUNS_ROWS: Final = 32  # rows that one step of a search for runs reads: 4 to 8 ms
 LEAST: Final = math.log(1e-4)  # log-probability below which words of several tokens are not suggested
 
 
@@ -39,6 +40,14 @@ class Word(NamedTuple):
     state: Floats  # (S,) before the tokens `unread`
     unread: tuple[int, ...]  # the last of `tokens`, perhaps none
 
+    def followed_by(self, word: "Word") -> "Word":
+        """Return the run of this word and one after it."""
+        return word._replace(
+            tokens=self.tokens + word.tokens,
+            log_probability=self.open + word.log_probability,
+            open=self.open + word.open,
+        )
+
 
 class Criteria(NamedTuple):
     """The words that are wanted."""
@@ -47,6 +56,7 @@ class Criteria(NamedTuple):
     never: Collection[int]  # ids of tokens that are no words to suggest
     blocked: Collection[str]  # words not to suggest, case-folded
     writer: WriterCache | None = None  # makes words that were written before likelier
+    least: float = -math.inf  # log-probability that a word must exceed
 
 
 def request(state: Floats, unread: Sequence[int], prefix: Prefix, criteria: Criteria) -> Segment:
@@ -105,40 +115,42 @@ def runs_of_words(
 ) -> Steps[list[Word]]:
     """Continue the first `words` to runs of up to `length` words, likeliest first: a beam search over words.
 
-    A run ends early where one of the tokens `end` follows, whose probability then counts.
+    A run ends early where one of the tokens `end` follows, whose probability then counts. The likeliest are continued
+    first, a few at a time, and the others only as far as they are likelier than the runs found.
     """
-    finished: list[Word] = []
-    live, after = sorted(words, key=_order)[: criteria.width], prefix.after()
+    best, after = sorted(words, key=_order)[: criteria.width], prefix.after()
+    live = best
+    together = len(live) if after.following(()).whole else max(1, RUNS_ROWS // (criteria.width + BATCH))
     for _ in range(length - 1):
-        readings = yield [request(word.state, word.unread, after, criteria) for word in live]
-        contexts = [[*context, *word.tokens] for word in live]
-        found = yield from _together(
-            [
-                next_words(after, reading, criteria, there, cache)
-                for reading, there in zip(readings, contexts, strict=True)
-            ]
-        )
-        grown = [
-            following._replace(
-                tokens=word.tokens + following.tokens,
-                log_probability=word.open + following.log_probability,
-                open=word.open + following.open,
+        longest = {run.tokens for run in live}
+        best = [run for run in best if run.tokens not in longest]
+        grown = set[tuple[int, ...]]()
+        while live:
+            least = best[-1].log_probability if len(best) == criteria.width else -math.inf
+            group = [word for word in live[:together] if word.open > least]
+            live = live[together:]
+            if not group:
+                continue
+            readings = yield [request(word.state, word.unread, after, criteria) for word in group]
+            contexts = [[*context, *word.tokens] for word in group]
+            found = yield from _together(
+                [
+                    next_words(after, reading, criteria._replace(least=least - word.open), there, cache)
+                    for word, reading, there in zip(group, readings, contexts, strict=True)
+                ]
             )
-            for word, some in zip(live, found, strict=True)
-            for following in some
-        ]
-        ends = [
-            word._replace(log_probability=word.open + _end(after, reading, end, criteria, there), unread=())
-            for word, reading, there in zip(live, readings, contexts, strict=True)
-        ]
-        best = sorted([*finished, *grown, *ends], key=_order)[: criteria.width]
-        best = [run for run in best if run.log_probability > -math.inf]
-        longest = {run.tokens for run in grown}
-        finished = [run for run in best if run.tokens not in longest]
-        live = [run for run in best if run.tokens in longest]
-        if not live:
-            break
-    return sorted([*finished, *live], key=_order)
+            longer = [
+                word.followed_by(next_word) for word, some in zip(group, found, strict=True) for next_word in some
+            ]
+            ends = [
+                word._replace(log_probability=word.open + _end(after, reading, end, criteria, there), unread=())
+                for word, reading, there in zip(group, readings, contexts, strict=True)
+            ]
+            grown.update(run.tokens for run in longer)
+            best = sorted([*best, *longer, *ends], key=_order)[: criteria.width]
+            best = [run for run in best if run.log_probability > -math.inf]
+        live = [run for run in best if run.tokens in grown]
+    return best
 
 
 def _known(entry: Entry | None, following: Following) -> tuple[Floats, Floats] | None:
@@ -215,7 +227,8 @@ class _Search:
 
     def _bound(self) -> float:
         """Return the log-probability that a word must exceed to be among those wanted."""
-        width, least = self._criteria.width, LEAST + (self._fits if self._prefix.typed else 0.0)
+        width = self._criteria.width
+        least = max(self._criteria.least, LEAST + (self._fits if self._prefix.typed else 0.0))
         if len(self._words) < width:
             return least
         return max(least, sorted((word.log_probability for word in self._words.values()), reverse=True)[width - 1])

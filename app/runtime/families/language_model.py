@@ -1,6 +1,7 @@
 """The language model's predictor: next words and scores, one scheduling step at a time."""
 
 import math
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +15,7 @@ from app.runtime.families.completions import Complete, Completer, Completion, Pa
 from app.runtime.fields import PAYLOAD, WHOLE, LogProbability, Probability, Text, require_ranges
 from app.runtime.onnx_session import Precision
 from app.runtime.predictor import ObserveCache, Partial, Resources, answer_all, ignore
-from app.runtime.recurrent_engine import Reading, RecurrentEngine, Segment
+from app.runtime.recurrent_engine import Pace, Reading, RecurrentEngine, Segment
 from app.runtime.scores import TextScore
 from app.runtime.scoring import Mode, Score, Scorer
 from app.runtime.state_cache import Entry, StateCache
@@ -25,7 +26,8 @@ from app.text.blocked_words import BLOCKED_WORDS
 
 Steps: TypeAlias = Generator[list[Segment], list[Reading], Any]
 
-# Costs are in tokens read.
+# Costs are in tokens read. Limits are for a model that needs UNIT_S a token; a slower one gets less in proportion.
+UNIT_S = 50e-6
 CHUNK = 32  # tokens of one sequence per step: about 3 ms, a short wait for what shares the step with a document
 INLINE_COST = 64  # limit of a step that runs inline on the event loop: about 3 ms
 MAX_STEP_COST = 512  # limit of a step over all examples: about 25 ms; more would make no token cheaper
@@ -185,6 +187,7 @@ class LanguageModelPredictor:
         self._cache = cache
         self._chunk = chunk
         self._observe_cache = observe_cache
+        self._pace = Pace(UNIT_S, weight=MAX_STEP_COST)
         self._lookups: list[tuple[int, int]] = []  # of this step, per context: tokens cached and read
         after_end = Segment(engine.initial_state(), [tokenizer.end])
         self._start = engine.run([after_end])[0].state
@@ -235,9 +238,10 @@ class LanguageModelPredictor:
         """Run one step; return per example the answer, or None if it needs another step.
 
         The first example is always advanced, of the others the cheapest while the step's cost stays within
-        MAX_STEP_COST: a keystroke does not wait for the searches of others.
+        MAX_STEP_COST, at the model's pace: a keystroke does not wait for the searches of others.
         """
-        active, segments, room = list[Example](), list[Segment](), MAX_STEP_COST
+        started, limit = time.perf_counter(), MAX_STEP_COST / self._pace.slowness
+        active, segments, room = list[Example](), list[Segment](), limit
         costs = [example.cost or self._chunk for example in examples]  # text without words is work too
         for index in sorted(range(len(examples)), key=lambda index: costs[index] if index else 0):
             if not active or costs[index] <= room:
@@ -247,14 +251,15 @@ class LanguageModelPredictor:
         readings = iter(self._engine.run(segments) if segments else [])
         for example in active:
             example.send(list(islice(readings, len(example.segments()))))
+        self._pace.observe(round(limit - room), time.perf_counter() - started)
         if self._lookups:
             self._observe_cache(*map(sum, zip(*self._lookups, strict=True)))
             self._lookups.clear()
         return [example.output() for example in examples]
 
     def fits_inline(self, examples: Sequence[Example]) -> bool:
-        """Return whether one step over all examples costs at most INLINE_COST."""
-        room = INLINE_COST
+        """Return whether one step over all examples costs at most INLINE_COST, at the model's pace."""
+        room = INLINE_COST / self._pace.slowness
         for example in examples:
             if room <= 0 or not example.short:
                 return False
