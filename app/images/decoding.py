@@ -20,7 +20,7 @@ from app.images.file_types import found_instead
 
 MAX_PIXELS: Final = 25_000_000
 MIN_ROW: Final = 8  # pixels that a row counts as at least: Pillow needs as many bytes for it
-LARGE_PIXELS: Final = MAX_PIXELS // 3  # more take up to 400 MB while they are decoded,
+LARGE_PIXELS: Final = MAX_PIXELS // 3  # more take up to 400 MB while they are decoded, but for JPEGs,
 ONE_LARGE: Final = threading.Lock()  # so one such image is at a time
 SMALL_SIDE: Final = 64  # pixels
 SMALL_BYTES: Final = 4096
@@ -61,11 +61,13 @@ def decoded(
                 + (f" (a row counts as {MIN_ROW})" if width < MIN_ROW else ""),
                 hopeless=False,
             )
-        with ONE_LARGE if width * height > LARGE_PIXELS else nullcontext():
+        with ONE_LARGE if form != "JPEG" and width * height > LARGE_PIXELS else nullcontext():
             frame = _with_content(form, _loaded(image, form, content, least), content)
-            flat = _srgb(_flat(frame, least), image.info.get("icc_profile"))
-        turn = _UPRIGHT.get(orientation(image.info.get("exif", b"")))
-        return flat if turn is None else flat.transpose(turn)
+            info = image.info
+            del image  # and with it an animation's canvas
+            flat = _srgb(_flat(frame, least), info.get("icc_profile"))
+            turn = _UPRIGHT.get(orientation(info.get("exif", b"")))
+            return flat if turn is None else flat.transpose(turn)
 
 
 def upright_size(content: bytes) -> tuple[int, int]:
@@ -115,7 +117,7 @@ def _loaded(image: ImageFile.ImageFile, form: str, content: bytes, least: int | 
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         if pixels is None:
             raise ValueError("not enough runs")
-        return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+        return Image.frombytes("RGB", pixels.shape[1::-1], pixels.data, "raw", "BGR")
     if least:
         image.draft(None, (least, least))
     try:
@@ -138,17 +140,17 @@ def _with_content(form: str, image: Image.Image, content: bytes) -> Image.Image:
     animation = png_animation(content) if form == "PNG" else image
     if animation is None or not getattr(animation, "is_animated", False):
         return image
-    first = image.copy()
     for frame in range(min(MAX_FRAMES, MAX_PIXELS // (image.width * image.height) + 1)):
         try:
             animation.seek(frame)
-            layer = animation.convert("RGBA")
+            layer = animation if animation.mode in ("RGB", "RGBA") else animation.convert("RGBA")
+            extrema = layer.getextrema()
         except Exception:  # noqa: BLE001  # a later frame may be missing or damaged: the first one is whole
             break
-        *colours, alpha = layer.getextrema()
-        if alpha != (0, 0) and any(high - low > _BLANK for low, high in (*colours, alpha)):
+        if extrema[3:] != ((0, 0),) and any(high - low > _BLANK for low, high in extrema):
             return layer
-    return first
+    image.seek(0)
+    return image
 
 
 def _flat(image: Image.Image, least: int | None) -> Image.Image:

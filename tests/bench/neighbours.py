@@ -100,11 +100,11 @@ def jpeg(fill: int) -> bytes:
     return whole[:2] + b"\xff" * fill + whole[2:]
 
 
-def gif(frames: int) -> bytes:
-    """Return a GIF of blank frames of 2,000 x 2,000 pixels."""
+def animation(form: str, side: int, frames: int) -> bytes:
+    """Return an animation of blank frames."""
     stream = io.BytesIO()
-    rest = [Image.new("P", (2000, 2000), n % 2) for n in range(frames)]
-    Image.new("P", (2000, 2000)).save(stream, "GIF", save_all=True, append_images=rest)
+    first, *rest = [Image.new("L", (side, side), n % 2) for n in range(frames)]
+    first.save(stream, form, save_all=True, append_images=rest, lossless=True)
     return stream.getvalue()
 
 
@@ -183,8 +183,9 @@ LOADS: Final = (
     Load("PNG: chunks", 4, lambda: form("/digits", png(64, 64, chunk(b"tEXt", b"") * 1_000_000), 1)),
     Load("JPEG: fill bytes", 4, lambda: post("/captions", jpeg(15_000_000), "image/jpeg")),
     Load("JPEG: progressive", 4, lambda: form("/captions", encoded(5000, 5000, "JPEG", progressive=True), 8)),
-    Load("GIF: frames", 4, lambda: post("/digits", gif(50), "image/gif")),
+    Load("GIF: frames", 4, lambda: post("/digits", animation("GIF", 2000, 50), "image/gif")),
     Load("GIF: blocks", 4, lambda: post("/digits", gif_blocks(), "image/gif")),
+    Load("WebP: frames of 25 megapixels", 4, lambda: post("/captions", animation("WebP", 5000, 2), "image/webp")),
     Load("BMP: run lengths", 4, lambda: post("/captions", bmp_runs(), "image/bmp")),
     Load("32 pages of digits", 4, lambda: form("/digits", png(1240, 1754), 32)),
     Load("chunks of one byte", 4, byte_by_byte),
