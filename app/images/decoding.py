@@ -24,6 +24,7 @@ LARGE_PIXELS: Final = MAX_PIXELS // 3  # more take up to 400 MB while they are d
 ONE_LARGE: Final = threading.Lock()  # so one such image is at a time
 SMALL_SIDE: Final = 64  # pixels
 SMALL_BYTES: Final = 4096
+STRIP: Final = 2**20  # pixels
 
 _ELEMENTS = b"mpet"  # the type of colour conversions of any number of steps (ICC.1:2022, 10.16): minutes of work
 _BLANK = 8  # levels of each channel: a frame that varies no more is blank
@@ -144,13 +145,27 @@ def _with_content(form: str, image: Image.Image, content: bytes) -> Image.Image:
         try:
             animation.seek(frame)
             layer = animation if animation.mode in ("RGB", "RGBA") else animation.convert("RGBA")
-            extrema = layer.getextrema()
+            layer.load()
         except Exception:  # noqa: BLE001  # a later frame may be missing or damaged: the first one is whole
             break
-        if extrema[3:] != ((0, 0),) and any(high - low > _BLANK for low, high in extrema):
+        if not _is_blank(layer):
             return layer
     image.seek(0)
     return image
+
+
+def _is_blank(layer: Image.Image) -> bool:
+    """Return whether RGB or RGBA is invisible or varies little; by strips, since each holds the interpreter."""
+    opaque = layer.mode == "RGB"
+    lows, highs = [255] * 4, [0] * 4
+    rows = max(1, STRIP // layer.width)
+    for top in range(0, layer.height, rows):
+        strip = layer.crop((0, top, layer.width, min(top + rows, layer.height)))
+        for channel, (low, high) in enumerate(strip.getextrema()):
+            lows[channel], highs[channel] = min(lows[channel], low), max(highs[channel], high)
+        if (opaque or highs[3]) and any(high - low > _BLANK for low, high in zip(lows, highs, strict=True)):
+            return False
+    return True
 
 
 def _flat(image: Image.Image, least: int | None) -> Image.Image:
