@@ -8,7 +8,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Final
+from typing import Final, cast
 
 import cv2
 import numpy as np
@@ -161,7 +161,8 @@ def _is_blank(layer: Image.Image) -> bool:
     rows = max(1, STRIP // layer.width)
     for top in range(0, layer.height, rows):
         strip = layer.crop((0, top, layer.width, min(top + rows, layer.height)))
-        for channel, (low, high) in enumerate(strip.getextrema()):
+        extrema = cast("tuple[tuple[int, int], ...]", strip.getextrema())  # of several channels
+        for channel, (low, high) in enumerate(extrema):
             lows[channel], highs[channel] = min(lows[channel], low), max(highs[channel], high)
         if (opaque or highs[3]) and any(high - low > _BLANK for low, high in zip(lows, highs, strict=True)):
             return False

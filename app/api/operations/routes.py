@@ -173,13 +173,14 @@ def _described(served: Served) -> Model:
         "vocabulary_sha256": manifest.vocabulary_sha256,
         "data": manifest.corpus.model_dump(),
         "metrics": manifest.metrics,
-        "headline": headline
-        and {
+        "headline": {
             "metric": headline.metric,
             "name": headline.name,
             "text": headline.text(manifest.metrics),
             "details": headline.details,
-        },
+        }
+        if headline
+        else None,
         "calibration": manifest.calibration,
         "parameters": manifest.parameters,
         "served": served.precision,
