@@ -39,10 +39,11 @@ class Contender:
 
 
 def ours(workers: int = 1) -> Contender:
-    """Return seqserve with its defaults."""
+    """Return seqserve with its defaults, but for the language model: that of the peers."""
     several = ("--workers", str(workers)) if workers > 1 else ()
     command = (sys.executable, "-m", "app", "serve", "--port", "{port}", *several)
-    return Contender(f"{OURS}-{workers}-workers" if several else OURS, command)
+    model = (("SEQSERVE_DEFAULT_MODELS", "language_model=ptb"),)
+    return Contender(f"{OURS}-{workers}-workers" if several else OURS, command, environment=model)
 
 
 def peers() -> list[Contender]:
