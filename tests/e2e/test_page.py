@@ -631,6 +631,41 @@ def test_an_unreadable_file_clears_the_caption(opened: Opened) -> None:
 
 
 @both_sizes
+def test_each_word_shows_where_it_looked(opened: Opened, context: BrowserContext, size: ViewportSize) -> None:
+    looks = [
+        {"text": "a", "weights": [[0.1, 0.1], [0.1, 0.1]], "language": 0.9},
+        {"text": "dog", "weights": [[0.0, 0.6], [0.1, 0.0]], "language": 0.2},
+    ]
+    tag = {"label": "dog", "score": 0.9, "box": [160, 0, 160, 120]}
+    found = {"caption": "a dog", "log_probability": -1.0, "alternatives": [], "tags": [tag], "words": looks}
+    body = f"event: caption\ndata: {json.dumps({'results': [found]})}\n\n"
+    events = {"Content-Type": "text/event-stream"}
+    context.route("**/captions?*attention=true*", lambda route: route.fulfill(headers=events, body=body))
+    page = opened("caption", size)
+    drop(page, "#photo", "meadow.png", PNG, photograph())
+    words = page.get_by_role("listbox", name="Words of the caption").get_by_role("option")
+    expect(words).to_have_text(["a", "dog"])
+    expect(words.first).to_have_class("from-language")
+    expect(page.locator("#looks .tag text")).to_have_text("dog")
+    expect(page.locator("#look-help")).to_contain_text("objects that the detector saw")
+    require_accessible(page)
+    words.first.focus()
+    page.keyboard.press("ArrowRight")
+    cells = page.locator("#looks g:first-child rect")
+    expect(cells).to_have_count(4)
+    opacities = [float(cell.get_attribute("fill-opacity") or 1) for cell in cells.all()]
+    assert opacities == pytest.approx([0, 0.7, 0.7 / 6, 0])
+    photo, cell = page.locator("#photo-image").bounding_box(), cells.nth(1).bounding_box()
+    assert photo
+    assert cell
+    shown = min(photo["width"], photo["height"] * 4 / 3)  # of a photograph of 4:3 in its frame
+    assert cell["width"] == pytest.approx(shown / 2, abs=1)
+    assert cell["x"] == pytest.approx(photo["x"] + photo["width"] / 2, abs=1)
+    page.keyboard.press("Tab")
+    expect(cells).to_have_count(0)
+
+
+@both_sizes
 def test_the_caption_is_visible_beside_or_below_its_photograph(opened: Opened, size: ViewportSize) -> None:
     page = opened("caption", size)
     drop(page, "#photo", "meadow.png", PNG, photograph((600, 600)))

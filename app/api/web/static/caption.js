@@ -3,8 +3,10 @@
 import { createRequester, RequestError, errorOf, isAbort, notice, reportErrors } from "./api.js";
 import { copyText } from "./storage.js";
 import { chooseAnother, IMAGE_ERRORS, uploadOptions, onImage, toUploadable } from "./images.js";
-import { createElement, milliseconds, share } from "./format.js";
+import { createElement, createShape, milliseconds, share } from "./format.js";
 
+const FROM_LANGUAGE = 0.5; // share of the words before it from which a word is grey
+const LABEL = 0.045; // height of a tag's label, as a part of the photograph's longer side
 const at = (id) => document.getElementById(id);
 const image = at("photo-image");
 const sentence = at("caption-sentence");
@@ -15,6 +17,10 @@ const request = createRequester(notify, IMAGE_ERRORS);
 export function open() {
   onImage(at("view-caption"), [at("photo-file"), at("photo-camera")], show);
   at("caption-copy").addEventListener("click", (event) => copyText(event.target, image.alt));
+  for (const kind of ["pointerover", "focusin"]) sentence.addEventListener(kind, ({ target }) => look(target));
+  sentence.addEventListener("pointerleave", () => look(document.activeElement));
+  sentence.addEventListener("focusout", () => look(null));
+  sentence.addEventListener("keydown", step);
   image.addEventListener("error", () => shown(false)); // the server may decode what the browser can't show
 }
 
@@ -34,6 +40,10 @@ function shown(can) {
 
 function begin() {
   sentence.replaceChildren();
+  sentence.removeAttribute("role");
+  sentence.setAttribute("aria-hidden", "true");
+  at("looks").replaceChildren();
+  at("look-help").hidden = true;
   for (const id of ["caption-announcement", "caption-time"]) at(id).textContent = "";
   for (const id of ["caption-copy", "others"]) at(id).hidden = true;
 }
@@ -51,19 +61,22 @@ async function described(file) {
 
 async function describe(file) {
   let started = 0;
-  const response = await request("captions?alternatives=4&people=neutral", async () => {
-    const upload = await toUploadable(file);
+  let upload = null;
+  const response = await request("captions?alternatives=4&people=neutral&attention=true", async () => {
+    upload = await toUploadable(file);
     started = performance.now();
     return uploadOptions(upload, { Accept: "text/event-stream" });
   });
   let first = 0;
+  let result = null;
   for await (const { event, data } of events(response.body)) {
     if (event === "error") throw errorOf(data.status, data, IMAGE_ERRORS);
     first ||= performance.now() - started;
     if (event === "word") add(data.word);
-    if (event === "caption") finish(data.results[0]);
+    if (event === "caption") finish((result = data.results[0]));
   }
-  if (at("caption-copy").hidden) throw new RequestError("The answer was cut off.");
+  if (!result) throw new RequestError("The answer was cut off.");
+  await showLooks(result, upload);
   at("caption-time").textContent = `First word after ${milliseconds(first)}, all of it after ${milliseconds(performance.now() - started)}.`;
 }
 
@@ -101,6 +114,58 @@ function finish(result) {
   at("caption-copy").hidden = false;
   at("others").hidden = !result.alternatives.length;
   at("others-list").replaceChildren(...result.alternatives.map(other));
+}
+
+/** Show the objects that were detected, and let the words be stepped through: each shows the cells where it looked. */
+async function showLooks({ tags, words, caption }, upload) {
+  const size = await createImageBitmap(upload).catch(() => null);
+  if (!size) return; // the browser can't show the photograph either
+  const { width, height } = size;
+  at("looks").setAttribute("viewBox", `0 0 ${width} ${height}`);
+  at("looks").replaceChildren(createShape("g", {}), ...tags.map((tag) => outline(tag, LABEL * Math.max(width, height))));
+  const attends = Boolean(words && caption);
+  if (attends) {
+    sentence.replaceChildren(...words.flatMap((word) => [option(word, size), " "]));
+    sentence.firstElementChild.tabIndex = 0;
+    sentence.removeAttribute("aria-hidden");
+    sentence.setAttribute("role", "listbox");
+    sentence.setAttribute("aria-label", "Words of the caption");
+  }
+  at("look-help").textContent = [
+    tags.length ? "Boxes: objects that the detector saw." : "",
+    attends ? "Point at a word to see the cells it looked at. Grey words follow from the words before them." : "",
+  ].join(" ");
+  at("look-help").hidden = !(tags.length || attends);
+}
+
+function outline({ label, box: [x, y, width, height] }, size) {
+  const text = createShape("text", { x: x + size / 4, y: y + size, "font-size": size }, label);
+  return createShape("g", { class: "tag" }, createShape("rect", { x, y, width, height }), text);
+}
+
+function option({ text, weights, language }, { width, height }) {
+  const word = createElement("span", { role: "option", tabIndex: -1, class: language > FROM_LANGUAGE ? "from-language" : "" }, text);
+  const largest = Math.max(...weights.flat());
+  const [down, across] = [height / weights.length, width / weights[0].length];
+  word.cells = weights.flatMap((row, y) =>
+    row.map((weight, x) => createShape("rect", { x: x * across, y: y * down, width: across, height: down, "fill-opacity": (0.7 * weight) / largest })),
+  );
+  return word;
+}
+
+/** Show the cells of a word; none for another element. */
+function look(word) {
+  at("looks").firstElementChild?.replaceChildren(...(word?.cells ?? []));
+}
+
+function step(event) {
+  const { target } = event;
+  const to = { ArrowRight: target.nextElementSibling, ArrowLeft: target.previousElementSibling }[event.key];
+  if (!to) return;
+  event.preventDefault();
+  target.tabIndex = -1;
+  to.tabIndex = 0;
+  to.focus();
 }
 
 function other({ caption, log_probability }) {

@@ -4,13 +4,12 @@
 import { createRequester, notice, reportErrors } from "./api.js";
 import { restore, store } from "./storage.js";
 import { chooseAnother, IMAGE_ERRORS, uploadOptions, onImage, toUploadable } from "./images.js";
-import { createElement, milliseconds, share } from "./format.js";
+import { createElement, createShape, milliseconds, share } from "./format.js";
 
 const INK = 0.07; // width of a stroke, as a fraction of the board's side
 const SENT = 280; // side of the uploaded image, in pixels
 const STEP = 0.05; // of an arrow key, as a fraction of the board's side
 const NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
-const SVG = "http://www.w3.org/2000/svg";
 const at = (id) => document.getElementById(id);
 const canvas = at("canvas");
 const photo = at("digit-photo");
@@ -266,13 +265,7 @@ const numberOf = ({ number, number_confidence }) => ({ digit: number, confidence
 /** Show boxes in pixels of an image of `width` and `height`, which fills the board as the photograph does. */
 function box(digits, { width, height } = {}) {
   at("boxes").setAttribute("viewBox", `0 0 ${width ?? 1} ${height ?? 1}`);
-  at("boxes").replaceChildren(...digits.map(outline));
-}
-
-function outline({ box: [x, y, width, height] }) {
-  const rectangle = document.createElementNS(SVG, "rect");
-  for (const [key, value] of Object.entries({ x, y, width, height })) rectangle.setAttribute(key, value);
-  return rectangle;
+  at("boxes").replaceChildren(...digits.map(({ box: [x, y, width, height] }) => createShape("rect", { x, y, width, height })));
 }
 
 function drawn() {

@@ -11,6 +11,14 @@ export function createElement(name, properties = {}, ...children) {
   return element;
 }
 
+/** Create an SVG element with attributes and children. */
+export function createShape(name, attributes, ...children) {
+  const shape = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) shape.setAttribute(key, value);
+  shape.append(...children);
+  return shape;
+}
+
 /** Format a probability: over 99.9 %, 38 %, 0.4 %, 1 in 12,000; never 100 %. */
 export function share(probability) {
   if (probability > 0.999) return "over 99.9 %";
