@@ -30,9 +30,9 @@ from app.api.http.tracing import Traced
 from app.runtime import versions
 from app.runtime.families import FAMILIES, Family
 from app.runtime.metrics import Metrics
-from app.runtime.processes import Processes
 from app.runtime.registry import Registry
 from app.runtime.scheduler import MAX_INLINE_BATCH
+from app.runtime.work_process import WorkProcess
 from app.settings import Settings
 from app.text import TOKENIZERS, Tokenizer
 from app.text.blocked_words import BLOCKED_WORDS, blocked_words
@@ -86,7 +86,7 @@ def create_app(
         watching = asyncio.ensure_future(versions.watch(registry))
         _log_access(settings, keys)
         _reload_on_sighup(registry)
-        processes = Processes()
+        processes = {bulk: WorkProcess() for bulk in (True, False)}
         yield {
             "registry": registry,
             "metrics": metrics,
@@ -95,7 +95,8 @@ def create_app(
             "request_timeout_s": settings.request_timeout_s,
         }
         watching.cancel()
-        await processes.close()
+        for each in processes.values():
+            await each.close()
         await registry.close()
         if limiter:
             await limiter.close()

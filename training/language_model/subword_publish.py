@@ -47,7 +47,7 @@ from training.run import Run, RunError
 TOKENIZER = SubwordTokenizer.FILE
 INT8_MAY_COST = 0.005  # bits a byte
 SAMPLE_BYTES = 30_000  # of each source, about, by which int8 is compared with fp32
-TYPED_WORDS = 4_000  # of each source, about, by simulated writers
+TYPED_WORDS = 2_000  # of each source, about, by simulated writers
 PARITY_PIECES = 500
 PARITY_CHUNK = 100
 PROBE = {"text": "Thanks for your", "top_k": 5}

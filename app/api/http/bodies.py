@@ -21,7 +21,7 @@ from app.api.http.disconnects import is_complete, while_connected
 from app.api.http.json_documents import MAX_VALUES, decoded
 from app.api.http.rooms import Room
 from app.errors import DeadlineExceeded, InvalidField, Overloaded, SeqserveError, TooLarge, UnsupportedType
-from app.runtime.processes import Processes
+from app.runtime.work_process import WorkProcess
 
 MAX_FIELDS: Final = 32  # more than any payload has
 INLINE_BYTES: Final = 64 * 1024  # of JSON, decoded on the event loop in about a millisecond at most
@@ -75,7 +75,8 @@ class JsonBody(Body):
 
     async def read(self, scope: Scope, receive: Receive) -> Any:
         """Return the JSON document. Raise Malformed for another format, InvalidField for too many fields."""
-        return await document(await content(scope, receive, bulk=self.bulk), scope, receive, max_values=self.max_values)
+        body = await content(scope, receive, bulk=self.bulk)
+        return await document(body, scope, receive, bulk=self.bulk, max_values=self.max_values)
 
     def units(self, content: Any, _scope: Scope) -> int:
         """Return the document's cost."""
@@ -171,7 +172,7 @@ async def _chunk(receive: Receive) -> tuple[bytes, bool]:
     return bytes(message.get("body", b"")), message.get("more_body", False)
 
 
-async def document(content: bytes, scope: Scope, receive: Receive, *, max_values: int = MAX_VALUES) -> Any:
+async def document(content: bytes, scope: Scope, receive: Receive, *, bulk: bool, max_values: int = MAX_VALUES) -> Any:
     """Return the JSON document in a whole body; a large one is decoded in another process while the client waits.
 
     Raise Malformed if it is invalid, InvalidField if it has more than MAX_FIELDS fields, TooLarge for a large one of
@@ -180,7 +181,7 @@ async def document(content: bytes, scope: Scope, receive: Receive, *, max_values
     if len(content) <= INLINE_BYTES:
         found = decoded(content)
     else:
-        processes: Processes = scope["state"]["processes"]
+        processes: WorkProcess = scope["state"]["processes"][bulk]
         found = await while_connected(scope, receive, processes.run("body", decoded, content, max_values))
     if isinstance(found, dict) and len(found) > MAX_FIELDS:  # reporting each would take seconds
         raise InvalidField("body", f"expected at most {MAX_FIELDS} fields, found {len(found)}")

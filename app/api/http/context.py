@@ -13,8 +13,8 @@ from app.api.http.keys import KeyScope
 from app.api.http.rooms import Room
 from app.api.http.security_headers import Header
 from app.runtime.metrics import Metrics, RequestUsage
-from app.runtime.processes import Processes
 from app.runtime.registry import Registry
+from app.runtime.work_process import WorkProcess
 
 if TYPE_CHECKING:
     from app.api.http.problems import Formats
@@ -55,8 +55,8 @@ class State(TypedDict):
 
     registry: Registry
     metrics: Metrics
-    processes: Processes
-    rooms: dict[bool, Room]  # of large JSON bodies, by bulk
+    processes: dict[bool, WorkProcess]  # for large JSON bodies, by bulk
+    rooms: dict[bool, Room]  # the same
     request_timeout_s: float
 
 

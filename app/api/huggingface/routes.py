@@ -93,7 +93,7 @@ class InferenceBody(Body):
         """Return the JSON document, or one made of an image."""
         content = await bodies.content(scope, receive, bulk=False)
         if media_type(bodies.fields(scope).get(b"content-type")) == JSON:
-            return await bodies.document(content, scope, receive)
+            return await bodies.document(content, scope, receive, bulk=False)
         return {"inputs": content}
 
     def units(self, _content: Any, _scope: Scope) -> int:

@@ -52,7 +52,7 @@ class LooseJson(JsonBody):
     async def read(self, scope: Scope, receive: Receive) -> Any:
         """Return the JSON document."""
         content = await bodies.content(scope, receive, bulk=self.bulk)
-        return await bodies.document(content, scope, receive) if content else {}
+        return await bodies.document(content, scope, receive, bulk=self.bulk) if content else {}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class TensorBody(LooseJson):
         head = content[:size]
         if head.count(b",") + head.count(b"[") > MAX_VALUES:
             raise TooLarge(f"body: expected at most {MAX_VALUES} values in JSON; binary tensors may have more")
-        found = await bodies.document(head, scope, receive, max_values=MAX_VALUES)
+        found = await bodies.document(head, scope, receive, bulk=self.bulk, max_values=MAX_VALUES)
         place(found, memoryview(content)[size:])
         return found
 

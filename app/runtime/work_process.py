@@ -1,6 +1,6 @@
-"""A few processes for work whose size a client chooses, such as parsing a large body, with limits of time and memory.
+"""A process for work whose size a client chooses, such as parsing a large body, with limits of time and memory.
 
-In a thread it would hold the interpreter, and with it every other request. The processes start with the first call.
+In a thread it would hold the interpreter, and with it every other request. The process starts with the first call.
 """
 
 import asyncio
@@ -18,7 +18,6 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 from app.errors import NotReady, Overloaded, TooLarge
 from app.runtime.memory import limit_heap
 
-PROCESSES: Final = 2
 MAX_WAITING: Final = 64  # calls, those that run included
 TIME_S: Final = 10.0  # of one call
 MEMORY_BYTES: Final = 2**30  # address space of one process
@@ -29,8 +28,8 @@ NICE: Final = 10  # added to the niceness: interactive requests have priority
 Result = TypeVar("Result")
 
 
-class Processes:
-    """A bounded pool of processes that share no memory with the server."""
+class WorkProcess:
+    """A process that shares no memory with the server, and its bounded queue."""
 
     def __init__(self, *, time_s: float = TIME_S, memory_bytes: int = MEMORY_BYTES) -> None:
         self._time_s = time_s
@@ -68,7 +67,7 @@ class Processes:
             self._waiting -= 1
 
     async def close(self) -> None:
-        """Accept nothing more, finish what was accepted, end the processes."""
+        """Accept nothing more, finish what was accepted, end the process."""
         self._closing = True
         if self._pool:
             self._pool.close()  # type: ignore[no-untyped-call]
@@ -88,11 +87,11 @@ class Processes:
 
     def _started(self) -> ProcessPool:
         if self._pool and not self._pool.active:  # a process that dies at an odd moment breaks it
-            threading.Thread(target=self._pool.join, daemon=True).start()  # ends its processes
+            threading.Thread(target=self._pool.join, daemon=True).start()  # ends it
             self._pool = None
         if self._pool is None:
             self._pool = ProcessPool(
-                PROCESSES,
+                max_workers=1,
                 initializer=_limit,
                 initargs=(self._memory_bytes,),
                 context=multiprocessing.get_context("spawn"),  # a fork of a process with threads may hang

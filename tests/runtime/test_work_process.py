@@ -1,4 +1,4 @@
-"""Processes for work whose size a client chooses."""
+"""WorkProcess for work whose size a client chooses."""
 
 import asyncio
 import os
@@ -13,20 +13,20 @@ import pytest
 from pebble import ProcessPool
 
 from app.errors import Malformed, NotReady, Overloaded, TooLarge
-from app.runtime import processes as module
-from app.runtime.processes import Processes
+from app.runtime import work_process as module
+from app.runtime.work_process import WorkProcess
 
 pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def pool(**limits: float) -> AsyncIterator[Processes]:
-    processes = Processes(**limits)  # type: ignore[arg-type]
+async def pool(**limits: float) -> AsyncIterator[WorkProcess]:
+    process = WorkProcess(**limits)  # type: ignore[arg-type]
     async with asyncio.timeout(60):
         try:
-            yield processes
+            yield process
         finally:
-            await processes.close()
+            await process.close()
 
 
 def refuse(message: str) -> None:
@@ -57,27 +57,27 @@ def die() -> None:
 
 
 async def test_a_function_runs_in_another_process_and_returns_its_result_or_error() -> None:
-    async with pool() as processes:
-        assert await processes.run("body", os.getpid) != os.getpid()
+    async with pool() as process:
+        assert await process.run("body", os.getpid) != os.getpid()
         with pytest.raises(Malformed, match="no text"):
-            await processes.run("body", refuse, "no text")
+            await process.run("body", refuse, "no text")
 
 
 async def test_limits_of_time_and_memory_are_errors_of_the_input() -> None:
-    async with pool(time_s=0.5, memory_bytes=2**28) as processes:
+    async with pool(time_s=0.5, memory_bytes=2**28) as process:
         with pytest.raises(TooLarge, match="body: expected at most 256 MiB of work"):
-            await processes.run("body", bytes, 2**29)
+            await process.run("body", bytes, 2**29)
         with pytest.raises(TooLarge, match=r"body: expected at most 0\.5 s of work"):
-            await processes.run("body", hang)
+            await process.run("body", hang)
         with pytest.raises(TooLarge):
-            await processes.run("body", die)
-        assert await processes.run("body", len, "abc") == 3
+            await process.run("body", die)
+        assert await process.run("body", len, "abc") == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_to_all_processes_of_the_server_loses_no_call(tmp_path: Path, number: int) -> None:
-    async with pool() as processes:
-        assert await processes.run("body", stop_once, tmp_path / "flag", number) == number
+    async with pool() as process:
+        assert await process.run("body", stop_once, tmp_path / "flag", number) == number
 
 
 async def test_a_broken_pool_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +89,11 @@ async def test_a_broken_pool_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
             started.append(self)
 
     monkeypatch.setattr(module, "ProcessPool", Watched)
-    async with pool() as processes:
-        assert await processes.run("body", len, "abc") == 3
+    async with pool() as process:
+        assert await process.run("body", len, "abc") == 3
         pipe = tmp_path / "pid"
         os.mkfifo(pipe)
-        waiting = asyncio.create_task(processes.run("body", hang_once, tmp_path / "flag", str(pipe)))
+        waiting = asyncio.create_task(process.run("body", hang_once, tmp_path / "flag", str(pipe)))
         await asyncio.to_thread(pipe.read_text)
         started[0].stop()  # type: ignore[no-untyped-call]
         await waiting
@@ -103,28 +103,28 @@ async def test_a_broken_pool_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_cancelling_ends_the_process(tmp_path: Path) -> None:
     pipe = tmp_path / "pid"
     os.mkfifo(pipe)
-    async with pool() as processes:
-        call = asyncio.create_task(processes.run("body", hang, str(pipe)))
+    async with pool() as process:
+        call = asyncio.create_task(process.run("body", hang, str(pipe)))
         process = os.pidfd_open(int(await asyncio.to_thread(pipe.read_text)))
         call.cancel()
         ended, _, _ = await asyncio.to_thread(select.select, [process], [], [], 30)
         os.close(process)
         assert ended
-        assert await processes.run("body", len, "abc") == 3
+        assert await process.run("body", len, "abc") == 3
 
 
 async def test_too_many_calls_are_rejected_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_WAITING", 1)
-    async with pool() as processes:
-        first = asyncio.create_task(processes.run("body", len, "abc"))
+    async with pool() as process:
+        first = asyncio.create_task(process.run("body", len, "abc"))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="body: 1 large inputs wait already"):
-            await processes.run("body", len, "abc")
+            await process.run("body", len, "abc")
         assert await first == 3
 
 
 async def test_a_closed_pool_accepts_nothing_more() -> None:
-    async with pool() as processes:
-        assert await processes.run("body", len, "abc") == 3
+    async with pool() as process:
+        assert await process.run("body", len, "abc") == 3
     with pytest.raises(NotReady):
-        await processes.run("body", len, "abc")
+        await process.run("body", len, "abc")
