@@ -105,10 +105,10 @@ async def test_cancelling_ends_the_process(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     async with pool() as process:
         call = asyncio.create_task(process.run("body", hang, str(pipe)))
-        process = os.pidfd_open(int(await asyncio.to_thread(pipe.read_text)))
+        handle = os.pidfd_open(int(await asyncio.to_thread(pipe.read_text)))
         call.cancel()
-        ended, _, _ = await asyncio.to_thread(select.select, [process], [], [], 30)
-        os.close(process)
+        ended, _, _ = await asyncio.to_thread(select.select, [handle], [], [], 30)
+        os.close(handle)
         assert ended
         assert await process.run("body", len, "abc") == 3
 
