@@ -28,6 +28,7 @@ Steps: TypeAlias = Generator[list[Segment], list[Reading], Any]
 
 # Costs are in tokens read. Limits are for a model that needs UNIT_S a token; a slower one gets less in proportion.
 UNIT_S = 50e-6
+STEP_COST = 8  # of a step beside its tokens: the weights come from memory
 CHUNK = 32  # tokens of one sequence per step: about 3 ms, a short wait for what shares the step with a document
 INLINE_COST = 64  # limit of a step that runs inline on the event loop: about 3 ms
 MAX_STEP_COST = 512  # limit of a step over all examples: about 25 ms; more would make no token cheaper
@@ -251,7 +252,7 @@ class LanguageModelPredictor:
         readings = iter(self._engine.run(segments) if segments else [])
         for example in active:
             example.send(list(islice(readings, len(example.segments()))))
-        self._pace.observe(round(limit - room), time.perf_counter() - started)
+        self._pace.observe(STEP_COST + round(limit - room), time.perf_counter() - started)
         if self._lookups:
             self._observe_cache(*map(sum, zip(*self._lookups, strict=True)))
             self._lookups.clear()
