@@ -13,7 +13,7 @@ The softmax graph returns only the requested log-probabilities of V; for M or a 
 older bundles have the input hidden and the output log_probabilities alone: the selection is then made here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, zip_longest
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -69,7 +69,7 @@ class Details(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """The outcome of one segment."""
+    """The outcome of one segment. Its arrays are its own: a view would keep the whole batch in memory."""
 
     state: Floats  # (S,) after the last token
     scores: Sequence[float]  # log-probabilities in nats, one per token, or empty if not requested
@@ -127,10 +127,11 @@ class RecurrentEngine:
         order = sorted(range(len(segments)), key=lambda index: -len(segments[index].tokens))
         ordered = [segments[index] for index in order]
         hidden, states = self._advance(ordered)
+        own: Callable[[Floats], Floats] = np.copy if len(segments) > 1 else np.asarray
         scored = self._scores(ordered, hidden) | self._details(ordered, hidden)
         following = self._following(ordered, states)
         readings = {
-            index: Reading(state, *scored.get(row, ((), ())), *following.get(row, (None, None)))
+            index: Reading(own(state), *scored.get(row, ((), ())), *following.get(row, (None, None)))
             for row, (index, state) in enumerate(zip(order, states, strict=True))
         }
         return [readings[index] for index in range(len(segments))]
@@ -196,7 +197,7 @@ class RecurrentEngine:
         return {
             row: (
                 Likeliest(ids[: segment.likeliest], values[: segment.likeliest]) if segment.likeliest else None,
-                None if segment.candidates is None else candidates[: len(segment.candidates)],
+                None if segment.candidates is None else candidates[: len(segment.candidates)].copy(),
             )
             for row, segment, (candidates, ids, values) in zip(rows, requested, found, strict=True)
         }

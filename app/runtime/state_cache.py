@@ -59,13 +59,11 @@ class StateCache:
         return entry
 
     def put(self, tokens: Sequence[int], entry: Entry) -> None:
-        """Store a copy of what is known after `tokens`; evict the least recently used entries over the capacity."""
+        """Store what is known after `tokens`; evict the least recently used entries over the capacity."""
         key = _key(tokens)
         known = self._entries.get(key)
         if known and (entry.ids is None or entry.ids is known.ids):
             return
-        copied = None if entry.log_probabilities is None else entry.log_probabilities.copy()
-        entry = Entry(entry.state.copy(), entry.ids, copied)  # a view would keep its whole batch in memory
         if _cost(key, entry) > self.capacity:
             return
         if known:

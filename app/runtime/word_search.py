@@ -24,10 +24,10 @@ Steps: TypeAlias = Generator[list[Segment], list[Reading], T]
 
 POOL: Final = 64  # likeliest first tokens of a word that are followed up
 BRANCHES: Final = 8  # likeliest tokens inside a word that are followed up, at each place
-MAX_ROUNDS: Final = 24  # steps of one search; it rarely takes more than three
+MAX_ROUNDS: Final = 24  # times that a search reads as many as are wanted; it rarely takes more than three
 BATCH: Final = 5  # unfinished words read together beyond those wanted: a step costs its weights more than its rows
 NEGLIGIBLE: Final = math.log(1e-3)  # share of a typed prefix's probability, in nats, that is not searched for
-RUNS_ROWS: Final = 32  # rows that one step of a search for runs reads: 4 to 8 ms
+STEP_ROWS: Final = 16  # unfinished words read in one step at most, of a run's search too: 3 to 5 ms
 LEAST: Final = math.log(1e-4)  # log-probability below which words of several tokens are not suggested
 
 
@@ -81,7 +81,7 @@ def next_words(
     search, before = _Search(prefix, criteria, context), array("i", context)
     assert reading.candidates is not None
     search.extend(_Node((), 0.0, 0.0, reading.state), following, reading.state, reading.candidates)
-    for _ in range(MAX_ROUNDS):
+    for _ in range(MAX_ROUNDS * -(-(criteria.width + BATCH) // STEP_ROWS)):
         nodes = search.likeliest_open()
         if not nodes:
             break
@@ -120,7 +120,7 @@ def runs_of_words(
     """
     best, after = sorted(words, key=_order)[: criteria.width], prefix.after()
     live = best
-    together = len(live) if after.following(()).whole else max(1, RUNS_ROWS // (criteria.width + BATCH))
+    together = len(live) if after.following(()).whole else max(1, STEP_ROWS // (criteria.width + BATCH))
     for _ in range(length - 1):
         longest = {run.tokens for run in live}
         best = [run for run in best if run.tokens not in longest]
@@ -207,7 +207,7 @@ class _Search:
     def likeliest_open(self) -> list[_Node]:
         """Return the nodes to read next, none when the words wanted are found."""
         nodes, least = list[_Node](), self._bound()
-        while self._open and len(nodes) < self._criteria.width + BATCH:
+        while self._open and len(nodes) < min(self._criteria.width + BATCH, STEP_ROWS):
             _, _, node, left = self._open[0]
             if node.log_probability <= least and not (left and node.log_probability > self._fits + NEGLIGIBLE):
                 if not self._unfinished:

@@ -313,3 +313,13 @@ def test_a_graph_that_cannot_be_run_is_rejected_by_name(tmp_path: Path, content:
 def test_likeliest_are_largest_first_and_equals_by_index(values: Floats, count: int) -> None:
     expected = sorted(range(len(values)), key=lambda index: (-values[index], index))[:count]
     assert likeliest(values, count).tolist() == expected
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_reading_keeps_nothing_of_its_batch_in_memory(int8: RecurrentEngine, rows: int) -> None:
+    segment = Segment(int8.initial_state(), [3, 4], candidates=np.arange(5))
+    for reading in int8.run([segment] * rows):
+        assert reading.candidates is not None
+        for values in (reading.state, reading.candidates):
+            held = values if values.base is None else values.base
+            assert held.nbytes == values.nbytes

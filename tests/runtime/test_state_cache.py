@@ -1,4 +1,3 @@
-import weakref
 from collections import OrderedDict
 
 import numpy as np
@@ -83,15 +82,6 @@ def test_without_capacity_nothing_is_kept() -> None:
 def test_each_entry_counts_at_least_its_numbers_and_its_tokens() -> None:
     assert cost([1, 2, 3]) >= state(0).nbytes + 3 * 4
     assert cost([1], [2]) == 2 * cost([1])
-
-
-def test_a_kept_row_does_not_keep_its_batch_in_memory() -> None:
-    batch = np.zeros((32, SIZE), np.float32)
-    alive = weakref.ref(batch)
-    cache = StateCache(1 << 20)
-    cache.put([1], Entry(batch[0]))
-    del batch
-    assert alive() is None
 
 
 @settings(deadline=None)

@@ -32,6 +32,8 @@ STEP_COST = 8  # of a step beside its tokens: the weights come from memory
 CHUNK = 32  # tokens of one sequence per step: about 3 ms, a short wait for what shares the step with a document
 INLINE_COST = 64  # limit of a step that runs inline on the event loop: about 3 ms
 MAX_STEP_COST = 512  # limit of a step over all examples: about 25 ms; more would make no token cheaper
+LIGHT_COST = 24  # of a keystroke's step at most: a step with such an example has, beside its first,
+SHORT_STEP_COST = 128  # this limit: a keystroke waits for 7 ms of others' searches
 SOFTMAX_COST = 1  # of finding the likeliest next tokens of the whole vocabulary
 SHARES = 6_000  # words of a writer whose shares after a context cost as much,
 SEARCHED = 16  # likeliest tokens whose search costs as much again: 50 for each of 50 runs take 12 ms
@@ -238,21 +240,24 @@ class LanguageModelPredictor:
     def step(self, examples: Sequence[Example]) -> list[Any]:
         """Run one step; return per example the answer, or None if it needs another step.
 
-        The first example is always advanced, of the others the cheapest while the step's cost stays within
-        MAX_STEP_COST, at the model's pace: a keystroke does not wait for the searches of others.
+        The first example is always advanced, the others in their order while their cost stays within the limit of a
+        step, at the model's pace: a keystroke, which comes before searches, does not wait for them.
         """
-        started, limit = time.perf_counter(), MAX_STEP_COST / self._pace.slowness
-        active, segments, room = list[Example](), list[Segment](), limit
+        started = time.perf_counter()
         costs = [example.cost or self._chunk for example in examples]  # text without words is work too
-        for index in sorted(range(len(examples)), key=lambda index: costs[index] if index else 0):
-            if not active or costs[index] <= room:
-                active.append(examples[index])
-                segments += examples[index].segments()
-                room -= costs[index]
+        room = MAX_STEP_COST / self._pace.slowness
+        if costs and min(costs) <= LIGHT_COST:
+            room = min(room, costs[0] + SHORT_STEP_COST / self._pace.slowness)
+        active, segments, spent = list[Example](), list[Segment](), 0
+        for example, cost in zip(examples, costs, strict=True):
+            if not active or spent + cost <= room:
+                active.append(example)
+                segments += example.segments()
+                spent += cost
         readings = iter(self._engine.run(segments) if segments else [])
         for example in active:
             example.send(list(islice(readings, len(example.segments()))))
-        self._pace.observe(STEP_COST + round(limit - room), time.perf_counter() - started)
+        self._pace.observe(STEP_COST + spent, time.perf_counter() - started)
         if self._lookups:
             self._observe_cache(*map(sum, zip(*self._lookups, strict=True)))
             self._lookups.clear()
