@@ -247,7 +247,7 @@ class LanguageModelPredictor:
         costs = [example.cost or self._chunk for example in examples]  # text without words is work too
         room = MAX_STEP_COST / self._pace.slowness
         if costs and min(costs) <= LIGHT_COST:
-            room = min(room, costs[0] + SHORT_STEP_COST / self._pace.slowness)
+            room = costs[0] + max(LIGHT_COST, SHORT_STEP_COST / self._pace.slowness)
         active, segments, spent = list[Example](), list[Segment](), 0
         for example, cost in zip(examples, costs, strict=True):
             if not active or spent + cost <= room:
