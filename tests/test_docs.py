@@ -343,12 +343,14 @@ def test_the_openapi_document_is_current() -> None:
 def test_the_headline_results_are_those_of_the_manifests(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     metrics = {name: bundles.read(STORE / name / bundles.current(STORE, name)).manifest.metrics for name in MODELS}
+    assert f"{metrics['everyday']['valid_bits_per_byte']:.3f}" in text
+    assert f"{metrics['everyday']['typing/top-3']:.1f} %" in text
     assert f"{metrics['ptb']['test_perplexity']:.2f}" in text
     assert f"{metrics['digits']['test_accuracy']:.2%}".replace("%", " %") in text
     assert f"{metrics['captions']['test_cider']:.1f}" in text
 
 
-MODELS: Final = ("ptb", "digits", "captions")
+MODELS: Final = ("everyday", "ptb", "digits", "captions")
 PEERS: Final = {
     "seqserve": ["ours"],
     "seqserve, two workers": ["ours-2-workers"],

@@ -104,5 +104,5 @@ def _limit(memory_bytes: int) -> None:
     os.nice(NICE)
     limit_heap()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in place of pebble's handler: the exit status tells of the signal
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in place of pebble's handler, which hides the signal
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))

@@ -519,9 +519,8 @@ def test_several_digits_are_read_as_a_number_each_in_its_box(
     expect(page.locator("#number-help")).to_be_visible()
     board = page.locator("#board").bounding_box()
     assert board
-    for x, found in zip((80, 200), page.locator("#boxes rect").all(), strict=True):
-        box = found.bounding_box()
-        assert box
+    outlines = page.locator("#boxes rect").evaluate_all("all => all.map(one => one.getBoundingClientRect().toJSON())")
+    for x, box in zip((80, 200), outlines, strict=True):
         assert box["x"] + box["width"] / 2 == pytest.approx(board["x"] + x / 280 * board["width"], abs=3)
         assert box["height"] == pytest.approx(160 / 280 * board["height"], abs=4)
     page.locator("#draw-clear").click()
@@ -641,7 +640,9 @@ def test_each_word_shows_where_it_looked(opened: Opened, context: BrowserContext
     body = f"event: caption\ndata: {json.dumps({'results': [found]})}\n\n"
     events = {"Content-Type": "text/event-stream"}
     context.route("**/captions?*attention=true*", lambda route: route.fulfill(headers=events, body=body))
-    page = opened("caption", size)
+    page = context.new_page()
+    page.emulate_media(reduced_motion="reduce")
+    opened("caption", size, page)
     drop(page, "#photo", "meadow.png", PNG, photograph())
     words = page.get_by_role("listbox", name="Words of the caption").get_by_role("option")
     expect(words).to_have_text(["a", "dog"])
