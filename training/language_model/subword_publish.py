@@ -34,6 +34,7 @@ from training.language_model.subword_recipe import SubwordLanguageModelConfig, b
 from training.language_model.typing_evaluation import (
     CACHE_BYTES,
     Texts,
+    beginnings,
     bits,
     bits_a_byte,
     evaluate_typing,
@@ -191,7 +192,8 @@ class SubwordLanguageModelPublisher(Publisher[ValidationTexts, GatedRecurrentLan
     ) -> tuple[TypingReport, dict[str, Separation]]:
         """Let simulated writers type TYPED_WORDS words of each source, and tell English from spoilt lines."""
         predictor = LanguageModelPredictor.open(draft, served, Resources(cache_bytes=CACHE_BYTES))
-        report = evaluate_typing(predictor, {name: thinned(some, TYPED_WORDS) for name, some in data.texts.items()})
+        typed = {name: beginnings(thinned(some, TYPED_WORDS), TYPED_WORDS) for name, some in data.texts.items()}
+        report = evaluate_typing(predictor, typed)
         lines = contrast.english_lines(data.texts, contrast.LINES, random.Random(1))  # noqa: S311 - no secret
         return report, contrast.evaluate(bits_a_byte(predictor), lines)
 

@@ -1,6 +1,7 @@
 """The typing evaluation of a served language model: suggestions to simulated writers, and scores of their texts."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -87,6 +88,11 @@ def validation_sample(folders: Sequence[Path], most_words: int | None, only: Seq
 def thinned(texts: Sequence[str], most_words: int | None) -> Sequence[str]:
     """Return every n-th text, so that they have about `most_words` words; all for None."""
     return texts if most_words is None else texts[:: max(1, sum(len(text.split()) for text in texts) // most_words)]
+
+
+def beginnings(texts: Sequence[str], most_words: int) -> list[str]:
+    """Return the texts, each up to `most_words` words: every keystroke in a longer one reads all of it again."""
+    return [found[0] for text in texts if (found := re.match(rf"(?:\s*\S+){{1,{most_words}}}", text))]
 
 
 def earlier_texts(folders: Sequence[Path], texts: Texts) -> Texts:

@@ -8,7 +8,13 @@ from app import bundle as bundles
 from app.errors import CorpusError
 from app.runtime.families.language_model import LanguageModelPredictor
 from app.runtime.loading import load_predictor
-from training.language_model.typing_evaluation import earlier_texts, evaluate_typing, suggest_with, validation_sample
+from training.language_model.typing_evaluation import (
+    beginnings,
+    earlier_texts,
+    evaluate_typing,
+    suggest_with,
+    validation_sample,
+)
 from training.language_model.typing_metrics import Query
 
 TEXTS = {"bbc": "the company said\n\nprofits rose", "aeslc": "does it do", "letters": "in the\n\nat\n\nin it"}
@@ -77,3 +83,7 @@ def test_writers_type_every_document_and_a_closed_vocabulary_has_no_bits(
         "letters": [2, 1, 2],
     }
     assert all(counts.bits == 0 for found in sources.values() for counts in found)
+
+
+def test_long_texts_are_typed_up_to_a_number_of_words() -> None:
+    assert beginnings(["a b\nc d", " e", "f g", ""], 3) == ["a b\nc", " e", "f g"]
