@@ -38,7 +38,7 @@ def test_a_wrong_key_is_an_authentication_error(client: openai.OpenAI) -> None:
 
 def test_a_completion_continues_the_prompt(client: openai.OpenAI, server: Server) -> None:
     found = complete(client, max_tokens=1, logprobs=1)
-    (suggestion,) = post(server, "/next-word", {"text": PROMPT, "top_k": 1})["suggestions"]
+    (suggestion,) = post(server, "/next-word", {"model": "ptb", "text": PROMPT, "top_k": 1})["suggestions"]
     (choice,) = found.choices
     assert (choice.text, choice.finish_reason) == (f" {suggestion['text']}", "length")
     assert choice.logprobs.token_logprobs == [suggestion["log_probability"]]

@@ -45,6 +45,7 @@ def test_the_server_and_its_models_are_described(client: Any, key: dict[str, str
     assert [model["name"] for model in client.get_model_repository_index(headers={**key})] == [
         "captions",
         "digits",
+        "everyday",
         "ptb",
     ]
     (statistics,) = client.get_inference_statistics("ptb", headers={**key})["model_stats"]
