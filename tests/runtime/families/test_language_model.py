@@ -15,7 +15,6 @@ from app.models.language_model import LanguageModel
 from app.runtime.families.language_model import (
     CHUNK,
     LONG_CONTEXT,
-    MAX_STEP_COST,
     LanguageModelPredictor,
     Suggest,
     Suggestion,
@@ -574,7 +573,8 @@ def test_searches_among_the_words_of_long_histories_share_no_step(
     watched: LanguageModelPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.runtime.families.language_model.SHARES", 1)
-    history = "the company " * (MAX_STEP_COST // 25)
+    monkeypatch.setattr("app.runtime.families.language_model.MAX_STEP_COST", limit := 512)
+    history = "the company " * (limit // 25)
     histories = (history, history, "the ")
     first, second, short = examples = [
         watched.prepare(Suggest("the", words=2, history=history, adapt=True)) for history in histories
@@ -582,7 +582,7 @@ def test_searches_among_the_words_of_long_histories_share_no_step(
     watched.step([first])
     watched.step([second])
     watched.step([short])
-    assert MAX_STEP_COST > first.cost == second.cost > MAX_STEP_COST / 2 > 5 * short.cost
+    assert limit > first.cost == second.cost > limit / 2 > 5 * short.cost
     assert [answer is not None for answer in watched.step(examples)] == [True, False, True]
     assert [answer is not None for answer in watched.step([second])] == [True]
 
