@@ -73,7 +73,6 @@ class Suggest:
         StrictBool,
         Field(description="Treat the text's last run of non-space characters as a partly typed word, and complete it."),
     ] = False
-
     history: Annotated[
         Text | list[Text],
         Field(description="Earlier texts of the same writer, oldest first, of 64 KiB together at most."),
