@@ -124,7 +124,6 @@ async def test_a_model_has_all_fields_of_its_manifest(served: FakeServed) -> Non
     assert reported["config"] == {"hidden": 200}
     assert reported["data"] == {"name": "ptb", "terms": "none", "sha256": {"ptb.train.txt": "1" * 64}}
     assert reported["metrics"] == {"test_perplexity": 80.5}
-    assert (reported["headline"]["metric"], reported["headline"]["text"]) == ("test_perplexity", "80.50")
     assert reported["sizes"] == {"files": {"README.md": 10, "step.onnx": 7}, "total": 17}
     assert reported["versions"] == ["1", "2"]
     assert reported["card"] == "# A model\n"
