@@ -130,6 +130,8 @@ def test_every_worker_exports_the_metrics_of_all(service: Service) -> None:
     before = _counted(service.connections[0])
     for one in service.connections:
         one.post("/next-word", json=TEXT).raise_for_status()
+    for one in service.connections:  # a request is counted after its answer, but before the connection's next request
+        one.get("/livez").raise_for_status()
     exported = [one.get("/metrics").text for one in service.connections]
     assert {tuple(COUNTED.findall(text)) for text in exported} == {(str(before + 8),)}
     for text in exported:
