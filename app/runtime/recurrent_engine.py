@@ -29,6 +29,7 @@ from app.text import Ids
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 WEIGHTS = "weights.safetensors"
+FEW = 256  # values that are sorted faster whole than by their largest
 SOFTMAX_ROWS = 32  # rows of V log-probabilities computed at a time: they stay in the processor's cache
 
 # Outputs of the softmax graph.
@@ -258,6 +259,9 @@ def likeliest(log_probabilities: Floats, count: int) -> Ids:
     count = min(count, len(log_probabilities))
     if not count:
         return np.empty(0, np.int64)
+    if len(log_probabilities) <= FEW:
+        few: Ids = np.argsort(-log_probabilities, kind="stable")[:count]
+        return few
     least = np.partition(log_probabilities, -count)[-count]
     (top,) = np.nonzero(log_probabilities >= least)
     ranked: Ids = top[np.argsort(-log_probabilities[top], kind="stable")][:count]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 from pydantic import TypeAdapter
@@ -78,7 +78,7 @@ async def perplexity(body: Perplexity, registry: RegistryOf, deadline: Deadline)
 
 def head(served: Served) -> bytes:
     """Return the start of an `Answer` as JSON, up to the fields that follow."""
-    return b'{"model":%b,"version":%b,' % (to_json(served.name), to_json(served.version))
+    return _head(served.name, served.version)
 
 
 def encoded(served: Served, scores: Sequence[TextScore]) -> Iterator[bytes]:
@@ -88,6 +88,11 @@ def encoded(served: Served, scores: Sequence[TextScore]) -> Iterator[bytes]:
         yield b"," if index else b""
         yield from _encoded_score(score)
     yield b'],"corpus":%b}' % SCORE.dump_json(pooled(scores))
+
+
+@lru_cache
+def _head(name: str, version: str) -> bytes:
+    return b'{"model":%b,"version":%b,' % (to_json(name), to_json(version))
 
 
 def _encoded_score(score: TextScore) -> Iterator[bytes]:
