@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import takewhile
 from typing import Generic, NamedTuple, TypeVar
 
@@ -55,7 +54,11 @@ def beam_search(
     2016, arXiv 1609.08144, without their constant). `on_certain` is called after every step with the common prefix of
     all kept sequences, finished ones included: the best one will start with it.
     """
-    order = partial(_order, length_penalty=length_penalty)
+
+    def order(hypothesis: Hypothesis[State]) -> tuple[float, tuple[int, ...]]:
+        count = len(hypothesis.tokens) + hypothesis.finished
+        return -hypothesis.log_probability / count**length_penalty, hypothesis.tokens
+
     finished: list[Hypothesis[State]] = []
     live = [Hypothesis[State]((), 0.0, start.state)]
     expansions: Sequence[Expansion[State]] = [start]
@@ -88,11 +91,6 @@ def _grow(
             continue
         tokens = hypothesis.tokens if token == end else (*hypothesis.tokens, token)
         yield Hypothesis(tokens, log_probability, expansion.state, finished=token == end)
-
-
-def _order(hypothesis: Hypothesis[State], length_penalty: float) -> tuple[float, tuple[int, ...]]:
-    count = len(hypothesis.tokens) + hypothesis.finished
-    return -hypothesis.log_probability / count**length_penalty, hypothesis.tokens
 
 
 def _common_prefix(hypotheses: Sequence[Hypothesis[State]]) -> tuple[int, ...]:

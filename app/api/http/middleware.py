@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.http import logs, problems
 from app.api.http.context import KEY, RequestContext, request_context
 from app.api.http.problems import Formats
-from app.api.http.security_headers import HEADERS, NAMES, Header
+from app.api.http.security_headers import HEADERS, NAMES
 from app.errors import NotReady
 from app.runtime.metrics import REQUEST_USAGE, Metrics
 
@@ -57,10 +57,12 @@ class RequestLogging:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
-                headers = _completed(message.get("headers", ()))
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                present = NAMES.intersection([name for name, _ in headers])
+                headers += [pair for pair in HEADERS if pair[0] not in present] if present else HEADERS
                 for more in context.response_headers:
                     headers += more()
-                message["headers"] = [*headers, (b"x-request-id", request_id)]
+                message["headers"] = headers
             await send(message)
 
         token = REQUEST_USAGE.set(context.usage)
@@ -137,12 +139,6 @@ class ErrorBoundary:
 def request_ids(prefix: bytes) -> Iterator[bytes]:
     """Yield request ids of 32 hexadecimal digits, distinct for distinct prefixes of 8 bytes."""
     return (b"%s%016x" % (prefix.hex().encode(), number) for number in itertools.count())
-
-
-def _completed(headers: Iterable[Header]) -> list[Header]:
-    """Return a response's headers, whose names are in lower case, with the security headers that they lack."""
-    present = NAMES.intersection([name for name, _ in headers])
-    return [*headers, *(HEADERS if not present else [pair for pair in HEADERS if pair[0] not in present])]
 
 
 def _line(context: RequestContext, route: str, method: str, status: int, seconds: float) -> dict[str, Any]:

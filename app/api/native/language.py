@@ -62,7 +62,7 @@ async def next_word(body: NextWord, registry: RegistryOf, deadline: Deadline) ->
         raise TooLarge(f"text: expected at most {TEXT_BYTES} bytes of UTF-8, found {size}")
     with registry.get(body.model, FAMILY) as served:
         found: Suggestions = await served.answer(body, deadline=deadline)
-    return Response(head(served) + SUGGESTIONS.dump_json(found)[1:], media_type="application/json")
+    return Response(head(served.name, served.version) + SUGGESTIONS.dump_json(found)[1:], media_type="application/json")
 
 
 async def perplexity(body: Perplexity, registry: RegistryOf, deadline: Deadline) -> Response:
@@ -76,23 +76,19 @@ async def perplexity(body: Perplexity, registry: RegistryOf, deadline: Deadline)
     return Response(b"".join(pieces), media_type="application/json")
 
 
-def head(served: Served) -> bytes:
+@lru_cache
+def head(model: str, version: str) -> bytes:
     """Return the start of an `Answer` as JSON, up to the fields that follow."""
-    return _head(served.name, served.version)
+    return b'{"model":%b,"version":%b,' % (to_json(model), to_json(version))
 
 
 def encoded(served: Served, scores: Sequence[TextScore]) -> Iterator[bytes]:
     """Encode a PerplexityAnswer as JSON, in pieces small enough for other threads to run in between."""
-    yield head(served) + b'"results":['
+    yield head(served.name, served.version) + b'"results":['
     for index, score in enumerate(scores):
         yield b"," if index else b""
         yield from _encoded_score(score)
     yield b'],"corpus":%b}' % SCORE.dump_json(pooled(scores))
-
-
-@lru_cache
-def _head(name: str, version: str) -> bytes:
-    return b'{"model":%b,"version":%b,' % (to_json(name), to_json(version))
 
 
 def _encoded_score(score: TextScore) -> Iterator[bytes]:

@@ -178,7 +178,7 @@ def _digit(found: Classification, number: Number | None, *, framed: bool) -> dic
 
 
 def _answer(served: Served, results: bytes) -> bytes:
-    return head(served) + b'"results":%b}' % results
+    return head(served.name, served.version) + b'"results":%b}' % results
 
 
 def _response(served: Served, results: bytes) -> Response:
