@@ -4,7 +4,8 @@
     train(PRESETS["everyday"], corpus, Run(Path("runs/everyday")))
 
 A run of unknown length: warm-up, a constant rate, then a decay over the last fifth of `steps` (Hägele et al. 2024,
-arXiv 2405.18392). Until the decay begins nothing depends on `steps`: a resumed run may be given more or fewer.
+arXiv 2405.18392). Until the decay begins nothing depends on `steps`: a resumed run may be given more or fewer. A
+finished run may be given more too: the rate rises to its constant again (WSD-S, Wen et al. 2024, arXiv 2410.05192).
 """
 
 import math
@@ -61,7 +62,7 @@ class SubwordLanguageModelConfig:
     most_repeats: Annotated[float, AT_LEAST_1] = 2.0  # of a source in one pass
     lowered: Probability = 0.1  # share of lines in lower case
 
-    steps: Count = 21_000  # may change until the decay begins
+    steps: Count = 21_000  # may change until the decay begins, and after the last one
     warm_up: CountFrom0 = 500  # steps
     decay: Probability = 0.2  # share of the steps
     full_softmax: Probability = 0.1  # share of the steps, the last ones
@@ -115,8 +116,9 @@ def train(
     }
     source = corpus.describe()
     progress = session.open("language_model", config, source, state, resume=resume, changeable=EXTENDABLE)
-    decayed = min(run.read("config.json")["steps"], config.steps) * (1 - max(config.decay, config.full_softmax))
-    if progress["step"] > decayed:
+    planned = run.read("config.json")["steps"]
+    decayed = min(planned, config.steps) * (1 - max(config.decay, config.full_softmax))
+    if decayed < progress["step"] < planned:
         run.check_config(config, EXTENDABLE[1:])
     if session.rank == 0:
         run.record_config(config)

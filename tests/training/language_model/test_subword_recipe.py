@@ -67,9 +67,21 @@ def test_steps_may_be_added_before_the_decay_and_nothing_else_changed(
         train(replace(subword_config, learning_rate=0.1), document_corpus, run, resume=True)
     assert not train(longer, document_corpus, run, resume=True, minutes=0)
     assert run.read("config.json")["steps"] == 80
-    assert train(replace(subword_config, steps=2), document_corpus, Run(tmp_path / "short"))
-    with pytest.raises(RunError, match="steps is 80, was 2"):
-        train(longer, document_corpus, Run(tmp_path / "short"), resume=True)
+
+
+def test_steps_may_be_added_after_the_last_one_but_not_within_the_decay(
+    document_corpus: DocumentCorpus, subword_config: SubwordLanguageModelConfig, tmp_path: Path
+) -> None:
+    run, short, longer = Run(tmp_path), replace(subword_config, steps=2), replace(subword_config, steps=4)
+    decaying = replace(short, decay=1.0)
+    assert not train(decaying, document_corpus, Run(tmp_path / "decaying"), minutes=0)  # one step
+    with pytest.raises(RunError, match="steps is 4, was 2"):
+        train(replace(decaying, steps=4), document_corpus, Run(tmp_path / "decaying"), resume=True)
+    assert train(short, document_corpus, run)
+    assert train(longer, document_corpus, run, resume=True)
+    saved = torch.load(run.checkpoint, weights_only=False)
+    assert saved["progress"]["step"] == 4
+    assert run.read("config.json")["steps"] == 4
 
 
 def test_the_rate_warms_up_stays_and_decays(subword_config: SubwordLanguageModelConfig) -> None:
