@@ -68,6 +68,7 @@ def test_a_misspelled_field_is_rejected(resources: dict[str, Any]) -> None:
 
 def test_the_pod_is_unprivileged_and_its_file_system_read_only(pod: dict[str, Any], container: dict[str, Any]) -> None:
     assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["runAsGroup"] == 65534  # the image's
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not pod["automountServiceAccountToken"]
     assert container["securityContext"] == {
@@ -98,6 +99,11 @@ def test_the_pod_outlives_its_grace_period(resources: dict[str, Any], pod: dict[
 def test_the_route_outlasts_the_request_timeout(resources: dict[str, Any]) -> None:
     (rule,) = resources["HTTPRoute"]["spec"]["rules"]
     assert float(rule["timeouts"]["request"].removesuffix("s")) > Settings.model_fields["request_timeout_s"].default
+
+
+def test_the_gateway_closes_idle_connections_before_the_server_does(resources: dict[str, Any]) -> None:
+    idle = resources["BackendTrafficPolicy"]["spec"]["timeout"]["http"]["connectionIdleTimeout"]  # 1 h by default
+    assert float(idle.removesuffix("s")) < Settings.model_fields["keep_alive_s"].default
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
@@ -132,9 +138,10 @@ def test_references_lead_to_resources_of_that_name(resources: dict[str, Any]) ->
     assert endpoint["port"] in {port["name"] for port in ports.values()}
 
 
-def test_writers_are_kept_by_their_session(resources: dict[str, Any]) -> None:
+def test_writers_are_kept_by_their_session_and_key(resources: dict[str, Any]) -> None:
     balancer = resources["BackendTrafficPolicy"]["spec"]["loadBalancer"]
-    assert balancer["consistentHash"]["headers"][0] == {"name": "X-Session-Id"}
+    headers = [header["name"] for header in balancer["consistentHash"]["headers"]]
+    assert headers == ["X-Session-Id", "Authorization", "X-API-Key"]
 
 
 def test_the_image_has_the_version_of_the_project(container: dict[str, Any]) -> None:

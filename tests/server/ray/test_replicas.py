@@ -296,7 +296,9 @@ async def test_a_request_without_a_response_gets_503_with_retry_after() -> None:
 
 def test_the_manifest_of_kuberay_deploys_this_application(key: str) -> None:
     service = yaml.safe_load((ROOT / "deploy" / "ray" / "service.yaml").read_text(encoding="utf-8"))["spec"]
-    (declared,) = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"])).applications
+    served = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
+    assert served.http_options.keep_alive_timeout_s == Settings.model_fields["keep_alive_s"].default
+    (declared,) = served.applications
     module, _, name = declared.import_path.partition(":")
     assert getattr(importlib.import_module(module), name) is application
     application(Scale.model_validate(declared.args))
