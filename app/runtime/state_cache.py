@@ -1,5 +1,6 @@
 """A cache of recurrent states: continuing a known prefix costs one step a token."""
 
+import math
 from array import array
 from bisect import bisect_right, insort
 from collections import Counter, OrderedDict
@@ -18,6 +19,7 @@ class Entry(NamedTuple):
     state: Floats
     ids: Ids | None = None
     log_probabilities: Floats | None = None
+    together: float = math.nan  # probability that one of `ids` follows, of those that go on in a word
 
     def log_probabilities_of(self, ids: Ids | None) -> Floats | None:
         """Return the log-probabilities of the very array `ids`, None if another's or none were read."""
@@ -84,8 +86,8 @@ class StateCache:
 
 
 def _cost(key: bytes, entry: Entry) -> int:
-    state, _, values = entry  # the ids are the tokenizer's
-    return len(key) + OVERHEAD + state.nbytes + (0 if values is None else values.nbytes)
+    values = entry.log_probabilities  # the ids are the tokenizer's
+    return len(key) + OVERHEAD + entry.state.nbytes + (0 if values is None else values.nbytes)
 
 
 _ITEM = array("i").itemsize

@@ -79,8 +79,9 @@ def next_words(
     if following.whole:
         return _whole_words(prefix, reading, criteria, context)
     search, before = _Search(prefix, criteria, context), array("i", context)
-    assert reading.candidates is not None
-    search.extend(_Node((), 0.0, 0.0, reading.state), following, reading.state, reading.candidates)
+    search.extend(
+        _Node((), 0.0, 0.0, reading.state), following, Entry(reading.state, following.ids, reading.candidates)
+    )
     for _ in range(MAX_ROUNDS * -(-(criteria.width + BATCH) // STEP_ROWS)):
         nodes = search.likeliest_open()
         if not nodes:
@@ -94,13 +95,11 @@ def next_words(
                 Segment(nodes[at].state, nodes[at].tokens[-1:], candidates=followings[at].ids) for at in unread
             ]
             for at, reading in zip(unread, readings, strict=True):
-                assert reading.candidates is not None
-                found[at] = reading.state, reading.candidates
-                entry = Entry(reading.state, followings[at].ids, reading.candidates)
+                found[at] = entry = _entry(reading, followings[at])
                 cache.put(keys[at], entry)
         for node, after, known in zip(nodes, followings, found, strict=True):
             assert known is not None
-            search.extend(node, after, *known)
+            search.extend(node, after, known)
     return search.found()
 
 
@@ -153,10 +152,16 @@ def runs_of_words(
     return best
 
 
-def _known(entry: Entry | None, following: Following) -> tuple[Floats, Floats] | None:
-    """Return the state and the log-probabilities of what follows, None if they are to be read."""
-    values = entry.log_probabilities_of(following.ids) if entry else None
-    return None if entry is None or values is None else (entry.state, values)
+def _known(entry: Entry | None, following: Following) -> Entry | None:
+    """Return the entry if it has the log-probabilities of what follows, None if they are to be read."""
+    return None if entry is None or entry.log_probabilities_of(following.ids) is None else entry
+
+
+def _entry(reading: Reading, following: Following) -> Entry:
+    """Return what is read of the tokens after a word's first ones."""
+    values = reading.candidates
+    assert values is not None
+    return Entry(reading.state, following.ids, values, float(np.exp(values).sum(dtype=np.float64)))
 
 
 class _Node(NamedTuple):
@@ -178,15 +183,19 @@ class _Search:
         self._open: list[tuple[float, tuple[int, ...], _Node, bool]] = []  # a heap; True: something typed is left
         self._unfinished = 0  # nodes of the heap for which something typed is left
         self._words: dict[str, Word] = {}  # by text, in small letters if it is typed
+        self._last = -math.inf  # log-probability of the last of the words wanted, if there are as many
         self._fits = -math.inf  # log-probability that the text goes on as typed
 
-    def extend(self, node: _Node, following: Following, state: Floats, log_probabilities: Floats) -> None:
+    def extend(self, node: _Node, following: Following, read: Entry) -> None:
         """Take what follows a node's last token: the word may end there, or go on."""
-        assert following.ids is not None
         if following.ends:
-            self._finish(node, state, log_probabilities)
+            self._finish(node, read)
+            if self._goes_on(node, read) <= self._bound():  # so is each longer word
+                return
+        assert following.ids is not None
+        assert read.log_probabilities is not None
         ids, covers = following.ids[following.places], following.covers
-        network = values = log_probabilities[following.places] + np.float32(node.network)
+        network = values = read.log_probabilities[following.places] + np.float32(node.network)
         if self._written:
             values = self._written.joint(node.tokens, ids, network)
         if self._prefix.typed and not following.ends:
@@ -195,14 +204,16 @@ class _Search:
         chosen, most = np.flatnonzero(values > self._bound()), BRANCHES if node.tokens else POOL
         if len(chosen) > most:
             chosen = chosen[likeliest(values[chosen], most)]
-        if covers is not None:
+        if covers is not None and not covers.all():
             chosen = np.union1d(chosen, np.flatnonzero(~covers))
-        for at in chosen.tolist():
-            log_probability, tokens = float(values[at]), (*node.tokens, int(ids[at]))
-            left = covers is not None and not bool(covers[at])
-            self._unfinished += left
-            child = _Node(tokens, log_probability, float(network[at]), state)
-            heappush(self._open, (-log_probability, tokens, child, left))
+        left = [False] * len(chosen) if covers is None else (~covers[chosen]).tolist()
+        self._unfinished += sum(left)
+        for token, log_probability, of_network, rest in zip(
+            ids[chosen].tolist(), values[chosen].tolist(), network[chosen].tolist(), left, strict=True
+        ):
+            tokens = (*node.tokens, token)
+            child = _Node(tokens, log_probability, of_network, read.state)
+            heappush(self._open, (-log_probability, tokens, child, rest))
 
     def likeliest_open(self) -> list[_Node]:
         """Return the nodes to read next, none when the words wanted are found."""
@@ -227,16 +238,16 @@ class _Search:
 
     def _bound(self) -> float:
         """Return the log-probability that a word must exceed to be among those wanted."""
-        width = self._criteria.width
-        least = max(self._criteria.least, LEAST + (self._fits if self._prefix.typed else 0.0))
-        if len(self._words) < width:
-            return least
-        return max(least, sorted((word.log_probability for word in self._words.values()), reverse=True)[width - 1])
+        return max(self._criteria.least, LEAST + (self._fits if self._prefix.typed else 0.0), self._last)
 
-    def _finish(self, node: _Node, state: Floats, inside: Floats) -> None:
+    def _goes_on(self, node: _Node, read: Entry) -> float:
+        """Return the log-probability of all longer words together."""
+        network = node.network + math.log(max(read.together, 1e-30))
+        return self._written.longer(node.tokens, network) if self._written else network
+
+    def _finish(self, node: _Node, read: Entry) -> None:
         """Add the word if it may be suggested and no likelier one reads the same."""
-        goes_on = float(np.exp(inside).sum(dtype=np.float64))
-        log_probability = node.network + math.log(max(1.0 - goes_on, 1e-9))
+        log_probability = node.network + math.log(max(1.0 - read.together, 1e-9))
         if self._written:
             log_probability = self._written.whole(node.tokens, log_probability)
         if log_probability <= self._bound():
@@ -246,7 +257,9 @@ class _Search:
             return
         key = text.casefold() if self._prefix.typed else text
         if key not in self._words or self._words[key].log_probability < log_probability:
-            self._words[key] = Word(node.tokens, log_probability, node.log_probability, state, ())
+            self._words[key] = Word(node.tokens, log_probability, node.log_probability, read.state, ())
+            values, width = [word.log_probability for word in self._words.values()], self._criteria.width
+            self._last = sorted(values)[-width] if len(values) >= width else -math.inf
 
 
 def _whole_words(prefix: Prefix, reading: Reading, criteria: Criteria, context: Sequence[int]) -> list[Word]:

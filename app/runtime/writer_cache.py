@@ -11,8 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Final, Self, TypeAlias
+from typing import Final, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +104,18 @@ def _share(weight: float, count: int, doubt: float) -> float:
     return weight * count / (count + doubt) if count else 0.0
 
 
+class _Words(NamedTuple):
+    """Occurrences of the words that begin with the same tokens."""
+
+    starts: Ids  # (W,) of those that go on after these tokens
+    shares: Doubles  # (W,)
+    longer: float = 0.0  # sum of `shares`
+    whole: float = 0.0  # share of the words that are these tokens
+
+
+_NO_WORDS: Final = _Words(np.empty(0, np.int64), np.empty(0))
+
+
 class WordShares:
     """The shares of the probability of the next word that its earlier occurrences have."""
 
@@ -113,50 +124,44 @@ class WordShares:
         self._tokens = tokens
         self._inside = inside
         self._size = vocabulary_size
-        self._network = 1 - float(shares.sum())
-        self._words: dict[tuple[int, ...], tuple[Ids, Doubles]] = {(): (starts, shares)}  # by first tokens
+        written = float(shares.sum())
+        self._words: dict[tuple[int, ...], _Words] = {(): _Words(starts, shares, written)}  # by first tokens
+        self._network = 1 - written
 
     def joint(self, word: tuple[int, ...], ids: Ids, log_probabilities: Floats) -> Floats:
         """Return the log-probabilities (M,) of words that begin with `word` and each of the tokens `ids` (M,).
 
         `log_probabilities`: the network's (M,), of all these tokens together.
         """
-        masses = (self._masses_after(word) if word else self._first_masses)[ids]
-        known = np.flatnonzero(masses)
         joint: Floats = log_probabilities + np.float32(math.log(self._network))
-        joint[known] = np.log(self._network * np.exp(log_probabilities[known]) + masses[known])
+        words = self._beginning(word)
+        if words.longer:
+            masses = np.bincount(self._tokens[words.starts + len(word)], words.shares, self._size)[ids]
+            known = np.flatnonzero(masses)
+            joint[known] = np.log(self._network * np.exp(log_probabilities[known]) + masses[known])
         return joint
-
-    @cached_property
-    def _first_masses(self) -> Doubles:
-        return self._masses_after(())
-
-    def _masses_after(self, word: tuple[int, ...]) -> Doubles:
-        """Return the shares (V,) of the words that begin with `word` and each token."""
-        starts, shares = self._beginning(word)
-        return np.asarray(np.bincount(self._tokens[starts + len(word)], shares, self._size), np.float64)
 
     def whole(self, word: tuple[int, ...], log_probability: float) -> float:
         """Return the log-probability of a whole word, given the network's."""
-        starts, shares = self._words_of(word)
-        mass = float(shares[~self._inside[starts + len(word)]].sum())
-        return math.log(self._network * math.exp(log_probability) + mass)
+        return math.log(self._network * math.exp(log_probability) + self._beginning(word).whole)
 
-    def _beginning(self, word: tuple[int, ...]) -> tuple[Ids, Doubles]:
-        """Return starts and shares of the words that begin with `word` and go on."""
-        starts, shares = self._words_of(word)
-        if not word:
-            return starts, shares
-        longer = self._inside[starts + len(word)]
-        return starts[longer], shares[longer]
+    def longer(self, word: tuple[int, ...], log_probability: float) -> float:
+        """Return the log-probability of all words that begin with `word` and go on, given the network's."""
+        return math.log(self._network * math.exp(log_probability) + self._beginning(word).longer)
 
-    def _words_of(self, word: tuple[int, ...]) -> tuple[Ids, Doubles]:
-        """Return starts and shares of the words that are `word` or begin with it."""
+    def _beginning(self, word: tuple[int, ...]) -> _Words:
+        """Return the words that are `word` or begin with it."""
         if word not in self._words:
-            starts, shares = self._beginning(word[:-1])
-            same = self._tokens[starts + len(word) - 1] == word[-1]
-            self._words[word] = starts[same], shares[same]
+            starts, shares, *_ = self._beginning(word[:-1])
+            same = np.flatnonzero(self._tokens[starts + len(word) - 1] == word[-1]) if len(starts) else starts
+            self._words[word] = self._found(starts[same], shares[same], len(word)) if len(same) else _NO_WORDS
         return self._words[word]
+
+    def _found(self, starts: Ids, shares: Doubles, length: int) -> _Words:
+        """Part words that begin with the same `length` tokens into those that go on and the others."""
+        goes_on = self._inside[starts + length]
+        longer = shares[goes_on]
+        return _Words(starts[goes_on], longer, float(longer.sum()), float(shares[~goes_on].sum()))
 
 
 class Histories:

@@ -152,6 +152,8 @@ class SubwordPrefix:
         """Return the pieces that go on in the word; see `Prefix`."""
         if not tokens:
             return self._first
+        if not self.word:
+            return self.tokenizer.word_pieces.inner
         pieces, (key, kept) = self.tokenizer.word_pieces, self._typed_key
         rest = key[pieces.key_length(tokens, kept) :]
         return pieces.typed_inside(rest, kept) if rest else pieces.inner
@@ -253,6 +255,8 @@ def _ends_part(text: str, at: int) -> bool:
 
 def _as_typed(typed: str, word: str) -> str:
     """Return `word` with the capitals and the apostrophe of its typed part; small letters leave it as it is."""
+    if typed.isascii() and typed.islower() and "`" not in typed:
+        return word
     mark = next((character for character in typed if character in APOSTROPHES), "'")
     letters = [character for character in unicodedata.normalize("NFC", typed) if character not in APOSTROPHES]
     if len(letters) > 1 and all(map(str.isupper, letters)):
