@@ -30,7 +30,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 
 WEIGHTS = "weights.safetensors"
 FEW = 256  # values that are sorted faster whole than by their largest
-SOFTMAX_ROWS = 32  # rows of V log-probabilities computed at a time: they stay in the processor's cache
+SOFTMAX_ROWS = 64  # rows of V log-probabilities at a time: of more the cache holds too little, fewer share the weights
 
 # Outputs of the softmax graph.
 WHOLE: Final = ("log_probabilities",)

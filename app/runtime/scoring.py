@@ -16,7 +16,7 @@ from app.text.spelling import Spelling
 Mode: TypeAlias = Literal["document", "sentence"]
 Steps: TypeAlias = Generator[list[Segment], list[Reading], TextScore]
 
-SENTENCES = 8  # sentences of one text read in parallel per step
+SENTENCES = 8  # sentences of one text read in parallel, half a chunk of each per step
 LONG_TEXT = 10_000  # characters; a longer text is slow to prepare
 LONG_LINES = 1_000  # line breaks; more are slow to prepare: each line is searched for words
 
@@ -96,7 +96,8 @@ class Scorer:
         details = payload.alternatives if payload.per_token else None
         total, kept = sizes, list[TokenScore]()
         while group := [_Stream(tokens, self._start) for tokens in islice(streams, SENTENCES)]:
-            while taken := [(stream, some) for stream in group if (some := _chunk(stream.tokens, self._chunk))]:
+            most = self._chunk if len(group) == 1 else -(-self._chunk // 2)
+            while taken := [(stream, some) for stream in group if (some := _chunk(stream.tokens, most))]:
                 active = [(stream, tokens) for stream, some in taken if (tokens := [*filter(None, some)])]
                 ids = [[token.id for token in chunk] for _, chunk in active]
                 readings = yield [

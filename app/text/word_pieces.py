@@ -42,7 +42,7 @@ _SEPARATORS = frozenset(SEPARATORS)
 _ODD = frozenset("&`\r")  # in ASCII text, not as the corpora have it
 _GLUED = re.compile(f"[.,;!?](?=[{LETTERS}])")
 _ADDRESS = re.compile(r"://|@|\bwww\.", re.I)
-_SPACE_END = re.compile(r"(?<![^\S\n])[^\S\n]+$")  # starts at the first of several, else it takes quadratic time
+_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))).replace("\n", "")
 _STRETCH = re.compile(r".{1,1024}(?:\s|$)|.{1,1024}", re.DOTALL)
 _SENTENCE_START = re.compile(
     r"(?:^|\n|(?P<before>\S*)[.!?\u2026][\"'\u201d\u2019)\]]*\s)\s*[\"'\u201c\u2018(\[*\u2022-]*\s*$"
@@ -201,7 +201,7 @@ def read_prefix(tokenizer: "SubwordTokenizer", text: str, *, complete: bool) -> 
         word = match[0] if match else ""
         run = run[: len(run) - len(word)]
     context = _plain(before + run)
-    stripped = _SPACE_END.sub("", context)
+    stripped = context.rstrip(_SPACES)
     open_end = stripped[-1:]
     ends_part = bool(word) and open_end in ".,;!?" and _ends_part(context + word[0], len(context) - 1)
     spaced = not open_end or open_end == "\n" or len(stripped) < len(context) or ends_part

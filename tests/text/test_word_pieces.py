@@ -151,3 +151,8 @@ def test_every_text_has_a_prefix(text: str, complete: bool) -> None:
     assert len(following.ids[following.places])
     if following.covers is not None:
         assert len(following.covers) == len(following.ids[following.places])
+
+
+def test_a_space_at_the_end_of_a_line_is_part_of_the_context(tokenizer: SubwordTokenizer) -> None:
+    assert tokenizer.prefix("well. \n", complete=False).ids == tokenizer.ids("well. \n")
+    assert tokenizer.prefix("well.\n \u3000", complete=False).ids == tokenizer.ids("well.\n")

@@ -29,7 +29,7 @@ Steps: TypeAlias = Generator[list[Segment], list[Reading], Any]
 # Costs are in tokens read. Limits are for a model that needs UNIT_S a token; a slower one gets less in proportion.
 UNIT_S = 50e-6
 STEP_COST = 8  # of a step beside its tokens: the weights come from memory
-CHUNK = 32  # tokens of one sequence per step: about 3 ms, a short wait for what shares the step with a document
+CHUNK = 64  # tokens of one sequence per step: 3 to 6 ms, a short wait for what shares the step with a document
 INLINE_COST = 64  # limit of a step that runs inline on the event loop: about 3 ms
 MAX_STEP_COST = 256  # limit of a step over all examples: about 12 ms; more would make few tokens cheaper
 LIGHT_COST = 24  # of a keystroke's step at most: a step with such an example has, beside its first,
