@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.numpy import save
 from torch import fx, nn
@@ -60,19 +59,7 @@ def cnn_weights(network: fx.GraphModule) -> dict[str, Array]:
 def _cnn(network: fx.GraphModule, weights: Mapping[str, Array], extents: Mapping[str, Extent]) -> bytes:
     """The graph of pixels (B, 224, 224, 3) uint8 -> features (B, F)."""
     graph = Graph("fp32", weights)
-    (features,) = translate_cnn(graph, network, normalised)
-    graph.lines.append(f"features = Identity ({features})")
-    with torch.inference_mode():
-        size = network(torch.zeros(1, 3, PHOTO_SIZE, PHOTO_SIZE)).shape[-1]
-    signature = f"cnn (uint8[B,{PHOTO_SIZE},{PHOTO_SIZE},3] pixels) => (float[B,{size}] features)"
-    return graph.model(signature, extents)
-
-
-def translate_cnn(
-    graph: Graph, network: fx.GraphModule, preprocess: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-) -> list[str]:
-    """Add a CNN applied to `pixels` (B, H, W, 3) uint8, preprocessed channel by channel; return its outputs' names."""
-    black, white = (preprocess(np.full((1, 1, 3), level, np.uint8))[:, 0, 0] for level in (0, 255))
+    black, white = (normalised(np.full((1, 1, 3), level, np.uint8))[:, 0, 0] for level in (0, 255))
     graph.constant("contrast", (white - black) / np.float32(255))
     graph.constant("black", black)
     graph.lines += [
@@ -81,6 +68,16 @@ def translate_cnn(
         "normal = Add (scaled, black)",
         "photograph = Transpose <perm = [0, 3, 1, 2]> (normal)",
     ]
+    (features,) = translate_cnn(graph, network)
+    graph.lines.append(f"features = Identity ({features})")
+    with torch.inference_mode():
+        size = network(torch.zeros(1, 3, PHOTO_SIZE, PHOTO_SIZE)).shape[-1]
+    signature = f"cnn (uint8[B,{PHOTO_SIZE},{PHOTO_SIZE},3] pixels) => (float[B,{size}] features)"
+    return graph.model(signature, extents)
+
+
+def translate_cnn(graph: Graph, network: fx.GraphModule) -> list[str]:
+    """Add a CNN applied to `photograph` (B, 3, H, W); return its outputs' names."""
     return _Translation(graph).of(network)
 
 

@@ -35,7 +35,7 @@ def publish(run: Run, store: Path, *, name: str | None = None, version: str | No
     """Publish `run` as `publish_run` does.
 
     The validation photographs are captioned with both precisions, as in the server; int8 is served if it costs at most
-    INT8_MAY_COST of their CIDEr. The served precision captions the test photographs, once. Raise RunError if the run
+    `int8_may_cost` of their CIDEr. The served precision captions the test photographs, once. Raise RunError if the run
     used other photographs.
     """
     return publish_run(CaptionsPublisher(run), store, name, version)

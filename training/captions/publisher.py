@@ -5,7 +5,7 @@ import hashlib
 import io
 import string
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from itertools import islice
@@ -39,7 +39,6 @@ from training.captions.scores import score
 from training.captions.vocabulary import words
 from training.publishing import CELL_NAMES, PRECISIONS, Measurements, Publisher, load_checkpoint, probe
 
-INT8_MAY_COST = 0.5  # of the validation CIDEr, in percent
 BATCH: Final = 50  # photographs that are captioned together
 GALLERY_EVERY: Final = 40  # of the test photographs, in their order: not hand-picked
 GALLERY: Final = 24
@@ -64,6 +63,7 @@ class CaptionerPublisher(Publisher[Corpus, Model]):
     family = "captions"
     package: ClassVar[str]  # of the model card's template
     parity: ClassVar[int]  # validation photographs that are compared with torch
+    int8_may_cost: ClassVar[float] = 0.5  # of the validation CIDEr, in percent
     config: CaptionerConfig
 
     @abstractmethod
@@ -101,6 +101,12 @@ class CaptionerPublisher(Publisher[Corpus, Model]):
         """Return further metrics and the confidence's calibration, from the `answers` to validation photographs."""
         return {}, None
 
+    def differences(
+        self, predictors: Mapping[Precision, CaptionsPredictor], data: Corpus, model: Model
+    ) -> dict[str, float]:
+        """Return the differences of the modules and the precisions on the same input."""
+        return {"torch_difference": self.torch_difference(predictors["fp32"], data, model)}
+
     @override
     def default_name(self) -> str:
         return "captions"
@@ -124,13 +130,13 @@ class CaptionerPublisher(Publisher[Corpus, Model]):
     @override
     def measure(self, draft: Bundle, data: Corpus, model: Model, scratch: Path) -> Measurements:
         predictors = {p: CaptionsPredictor.open(draft, p, Resources()) for p in PRECISIONS}
-        metrics = {"torch_difference": self.torch_difference(predictors["fp32"], data, model)}
+        metrics = self.differences(predictors, data, model)
         valid = {p: self.caption(predictor, self.photos(data, "val")) for p, predictor in predictors.items()}
         for precision, answers in valid.items():
             scores = self.scores(data, "val", answers)
             metrics |= {f"{name}_{precision}": value for name, value in scores.items()}
         metrics["int8_cost"] = metrics["valid_cider_fp32"] - metrics["valid_cider_int8"]
-        served: Precision = "int8" if metrics["int8_cost"] <= INT8_MAY_COST else "fp32"
+        served: Precision = "int8" if metrics["int8_cost"] <= self.int8_may_cost else "fp32"
         metrics |= {n.removesuffix(f"_{served}"): v for n, v in [*metrics.items()] if n.endswith(served)}
         photos = self.photos(data, "test")
         answers = self.caption(predictors[served], photos)
@@ -184,9 +190,9 @@ class CaptionerPublisher(Publisher[Corpus, Model]):
             raise CorpusError(f"{folders}: expected photographs of the split test to publish with, found none")
         return data
 
-    def caption(self, predictor: CaptionsPredictor, photos: Iterable[Photo], *, tags: bool = True) -> list[Description]:
-        """Caption photographs as in the server, with the configuration's beam."""
-        return caption_images(predictor, collections.contents(photos), self.config.beam_width, tags=tags)
+    def caption(self, predictor: CaptionsPredictor, photos: Iterable[Photo], **options: Any) -> list[Description]:
+        """Caption photographs as in the server, with the configuration's beam and `options` of a request."""
+        return caption_images(predictor, collections.contents(photos), self.config.beam_width, **options)
 
     @torch.inference_mode()
     def torch_difference(self, predictor: CaptionsPredictor, data: Corpus, model: Model) -> float:
@@ -221,12 +227,12 @@ class CaptionerPublisher(Publisher[Corpus, Model]):
 
 
 def caption_images(
-    predictor: CaptionsPredictor, contents: Iterable[Content], beam: int, *, tags: bool = True
+    predictor: CaptionsPredictor, contents: Iterable[Content], beam: int, **options: Any
 ) -> list[Description]:
-    """Caption images as in the server, BATCH of them at a time."""
+    """Caption images as in the server, BATCH of them at a time, with `options` of a request."""
     answers, waiting = list[Description](), iter(contents)
     while batch := [*islice(waiting, BATCH)]:
-        payloads = [Describe(content, name, beam, tags=tags) for name, content in batch]
+        payloads = [Describe(content, name, beam, **options) for name, content in batch]
         answers += answer_all(predictor, [predictor.prepare(payload) for payload in payloads])
     return answers
 

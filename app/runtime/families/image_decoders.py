@@ -9,13 +9,14 @@ A captioner of one vector (`training.captions.export`):
 An attentive one (`training.captions.attentive.export`), where L is 81 cells and 8 tags:
 
     cnn       pixels (B, 260, 260, 3) uint8 -> grid (B, 81, 352), pooled (B, 1280)
-    detector  images (1, 3, 416, 416) -> output (1, 3549, 85), see `app.images.objects`
+    detector  images (1, 3, H, W) -> output (1, cells, 85), see `app.images.objects`
     begin     grid, pooled, tags (B, 8, 2) int64
               -> state (B, S), distance (B,), slots (B, L, E), keys (B, L, A), mask (B, L)
     step      tokens (B,), state (B, S), photographs (B,) int64, slots (P, L, E), keys (P, L, A), mask (P, L)
               -> log_probabilities (B, V), state_after (B, S), attention (B, L + 1)
 
-CNN and detector are float32 in both precisions.
+The CNN of a captioner of one vector is float32 in both precisions, as is the detector. With int8 it looks at a smaller
+letterbox than in training.
 """
 
 import os
@@ -32,7 +33,17 @@ from PIL import Image
 from pydantic import Field
 
 from app.bundle import Bundle
-from app.images import DETECTOR_SIZE, ENCODER_SIZE, PHOTO_SIZE, decoded, detections, letterboxed, photo, upright_size
+from app.images import (
+    DETECTOR_SIZE,
+    ENCODER_SIZE,
+    PHOTO_SIZE,
+    QUICK_SIZE,
+    decoded,
+    detections,
+    letterboxed,
+    photo,
+    upright_size,
+)
 from app.images.objects import Detection
 from app.images.tags import tag_slots
 from app.runtime.families.confidence import flatness
@@ -160,11 +171,15 @@ class AttentiveDecoder:
         detector: ort.InferenceSession,
         begin: ort.InferenceSession,
         step: ort.InferenceSession,
+        *,
+        quick: bool,
     ) -> None:
+        """`quick`: detect objects in a letterbox of QUICK_SIZE without most of its padding."""
         self._cnn = cnn
         self._detector = detector
         self._begin = begin
         self._step = step
+        self._quick = quick
 
     @property
     def words(self) -> int:
@@ -187,7 +202,8 @@ class AttentiveDecoder:
 
     def detected(self, image: Image.Image) -> list[Detection]:
         """Run the detector on a whole image."""
-        return detections(self._detector.run(None, {"images": letterboxed(image)})[0][0], image)
+        letterbox = letterboxed(image, QUICK_SIZE, trimmed=True) if self._quick else letterboxed(image)
+        return detections(self._detector.run(None, {"images": letterbox.pixels})[0][0], letterbox)
 
     def encoded(self, pixels: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Run the CNN: a photograph (260, 260, 3) -> grid (1, 81, 352), pooled (1, 1280)."""
@@ -222,11 +238,13 @@ class AttentiveDecoder:
 
 def open_decoder(bundle: Bundle, precision: Precision, resources: Resources) -> VectorDecoder | AttentiveDecoder:
     """Open a bundle's graphs of this precision. Raise BundleError if they can't be run."""
-    names = ("cnn.fp32.onnx", f"begin.{precision}.onnx", f"step.{precision}.onnx")
+    attends = DETECTOR in bundle.manifest.files
+    names = [f"cnn.{precision if attends else 'fp32'}.onnx", f"begin.{precision}.onnx", f"step.{precision}.onnx"]
     cnn, begin, step = (session(bundle.path(name), resources.threads) for name in names)
-    if DETECTOR not in bundle.manifest.files:
+    if not attends:
         return VectorDecoder(cnn, begin, step)
-    return AttentiveDecoder(cnn, session(bundle.path(DETECTOR), resources.threads), begin, step)
+    detector = session(bundle.path(DETECTOR), resources.threads)
+    return AttentiveDecoder(cnn, detector, begin, step, quick=precision == "int8")
 
 
 def _started(function: Callable[[], list[Detection]]) -> Callable[[], list[Detection]]:

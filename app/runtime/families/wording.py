@@ -16,8 +16,27 @@ _FUNCTION_WORDS = (
 )
 FUNCTION_WORDS: Final = frozenset(_FUNCTION_WORDS.split())
 _GENDERED = {  # neutral word: the words whose probability it takes
-    "person": "man woman guy lady gentleman male female girl boy bride groom",
-    "people": "men women guys ladies gentlemen girls boys males females",
+    "person": (
+        "man woman guy lady gentleman male female girl boy bride groom dude cowboy cowgirl princess prince schoolgirl"
+        " schoolboy workman businessman businesswoman cameraman fisherman baseman batsman policewoman mans"
+    ),
+    "people": (
+        "men women guys ladies gentlemen girls boys males females dudes cowboys bridesmaids groomsmen schoolgirls"
+        " schoolboys workmen businessmen fishermen"
+    ),
+    "parent": "mother father mom dad",
+    "parents": "mothers fathers",
+    "child": "son daughter",
+    "children": "sons daughters",
+    "sibling": "brother sister",
+    "siblings": "brothers sisters",
+    "grandparent": "grandmother grandfather grandma grandpa",
+    "partner": "husband wife boyfriend girlfriend",
+    "officer": "policeman",
+    "officers": "policemen",
+    "firefighter": "fireman",
+    "firefighters": "firemen",
+    "server": "waiter waitress",
     "they": "he she",
     "their": "his her hers him himself herself",
 }

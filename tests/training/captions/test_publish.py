@@ -190,7 +190,7 @@ def test_the_difference_from_torch_is_seen_where_there_is_one(
 def test_int8_serves_unless_it_costs_too_much(
     may_cost: float, served: str, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "INT8_MAY_COST", may_cost)
+    monkeypatch.setattr(CaptionsPublisher, "int8_may_cost", may_cost)
     manifest = bundles.read(publish(finished, tmp_path)).manifest
     assert manifest.served == served
     assert manifest.metrics["valid_cider"] == manifest.metrics[f"valid_cider_{served}"]

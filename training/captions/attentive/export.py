@@ -1,34 +1,40 @@
 """Export of attentive captioners, their CNN and detector; app.runtime.families.captions documents the graphs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+import onnx
 from safetensors.numpy import save
 from torch import fx
 
-from app.images import ENCODER_SIZE, encoder_input
+from app.images import ENCODER_SIZE, Bytes
 from app.models.attentive_captioner import AttentiveCaptioner
 from app.models.efficientnet_lite import CHANNELS, POOLED
 from app.runtime.onnx_session import Precision
 from app.runtime.recurrent_engine import WEIGHTS
 from training.captions.export import advance, biased, cnn_weights, halves, translate_cnn
 from training.onnx.cells import state_parts
+from training.onnx.convolutions import quantised
 from training.onnx.graph import LINEAR, Array, Extent, Graph, layout
 
 CELLS = 81
 
 
 def export_attentive(
-    model: AttentiveCaptioner, cnn: fx.GraphModule, detector: bytes, pooled: Array
+    model: AttentiveCaptioner, cnn: fx.GraphModule, detector: bytes, pooled: Array, photographs: Iterable[Bytes]
 ) -> dict[str, bytes]:
     """Weights (float16) and graphs of a captioner, its CNN and its detector, file name -> content.
 
-    `pooled` (N, 1280) are the vectors of training photographs, from which a photograph's distance is measured.
+    `pooled` (N, 1280) are the vectors of training photographs, from which a photograph's distance is measured;
+    `photographs`, some of them (260, 260, 3), give the scales of the CNN's int8 activations.
     """
     weights = halves(model) | cnn_weights(cnn)
     stored = save(weights)
     extents = layout(stored)
-    files = {WEIGHTS: stored, "cnn.fp32.onnx": _cnn(cnn, weights, extents), "detector.onnx": detector}
+    seeing = _cnn(cnn, weights, extents)
+    feeds = ({"pixels": pixels[None]} for pixels in photographs)
+    files = {WEIGHTS: stored, "cnn.fp32.onnx": seeing, "detector.onnx": _of_any_size(detector)}
+    files["cnn.int8.onnx"] = quantised(seeing, stored, feeds, {"photograph": (1 / 128, 127)})
     for precision in LINEAR:
         files[f"begin.{precision}.onnx"] = _begin(model, weights, extents, precision, pooled)
         files[f"step.{precision}.onnx"] = _step(model, weights, extents, precision)
@@ -38,8 +44,14 @@ def export_attentive(
 def _cnn(cnn: fx.GraphModule, weights: Mapping[str, Array], extents: Mapping[str, Extent]) -> bytes:
     """The graph of pixels (B, 260, 260, 3) uint8 -> grid (B, 81, 352), pooled (B, 1280)."""
     graph = Graph("fp32", weights)
-    cells, vector = translate_cnn(graph, cnn, encoder_input)
+    graph.constant("unit", np.array(1 / 128, np.float32))
+    graph.constant("middle", np.array(127, np.uint8))
     graph.constant("flat", np.array([0, 0, -1]))
+    graph.lines += [
+        "normal = DequantizeLinear (pixels, unit, middle)",  # as app.images.encoder_input
+        "photograph = Transpose <perm = [0, 3, 1, 2]> (normal)",
+    ]
+    cells, vector = translate_cnn(graph, cnn)
     graph.lines += [
         f"columns = Reshape ({cells}, flat)",
         "grid = Transpose <perm = [0, 2, 1]> (columns)",
@@ -50,6 +62,16 @@ def _cnn(cnn: fx.GraphModule, weights: Mapping[str, Array], extents: Mapping[str
         f" => (float[B,{CELLS},{CHANNELS}] grid, float[B,{POOLED}] pooled)"
     )
     return graph.model(signature, extents)
+
+
+def _of_any_size(detector: bytes) -> bytes:
+    """Return a detector's graph of images (1, 3, 416, 416) for other heights and widths."""
+    model = onnx.load_from_string(detector)
+    (images,), (output,) = model.graph.input, model.graph.output
+    for value, axis, name in ((images, 2, "height"), (images, 3, "width"), (output, 1, "cells")):
+        value.type.tensor_type.shape.dim[axis].dim_param = name
+    del model.graph.value_info[:]  # shapes in between
+    return bytes(model.SerializeToString())
 
 
 def _begin(

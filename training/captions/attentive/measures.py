@@ -1,12 +1,12 @@
 """Faults of captions: tags that go unnamed, objects that nobody sees, repeated phrases, sameness."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from app.images import LABELS
 from app.runtime.families.captions import Description
-from app.runtime.families.wording import FUNCTION_WORDS
+from app.runtime.families.wording import FUNCTION_WORDS, NEUTRAL
 from training.captions.attentive.mentions import mentions
 from training.captions.attentive.training_set import SURE
 from training.captions.vocabulary import words
@@ -41,3 +41,13 @@ def repeats(caption: str) -> bool:
     """Return whether a caption has a pair of neighbouring content words twice."""
     pairs = Counter(pair for pair in pairwise(caption.split()) if FUNCTION_WORDS.isdisjoint(pair))
     return max(pairs.values(), default=0) > 1
+
+
+def neutralised(caption: str) -> str:
+    """Return a caption's words with neutral words for gendered ones."""
+    return " ".join(NEUTRAL.get(word, word) for word in words(caption))
+
+
+def gendered(captions: Iterable[str]) -> int:
+    """Return the number of gendered words in captions."""
+    return sum(word in NEUTRAL for caption in captions for word in words(caption))

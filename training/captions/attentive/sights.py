@@ -80,7 +80,7 @@ def encoders(weights: Path, detector: Path) -> Encoders:
     ramp = np.linspace(0, 255, 300 * 230 * 3).astype(np.uint8).reshape(230, 300, 3)
     views = [encoder_input(view(Image.fromarray(ramp), "0" * 16, index, ENCODER_SIZE)) for index in range(4)]
     digest = hashlib.sha256(f"{checksum(network.state_dict())} {sha256(detector)}".encode())
-    for pixels in (*views, letterboxed(Image.fromarray(ramp))):
+    for pixels in (*views, letterboxed(Image.fromarray(ramp)).pixels):
         digest.update(pixels.tobytes())
     cnn = fuse(network).to(memory_format=torch.channels_last)
     assert isinstance(cnn, fx.GraphModule), "fuse traces the network"
@@ -121,8 +121,9 @@ def _see(images: dict[_Photograph, Image.Image], encoders: Encoders, views: int,
         seen.append((grid.flatten(2).transpose(1, 2).half().numpy(), vector.half().numpy()))
     grids, pooled = (np.stack(parts, 1) for parts in zip(*seen, strict=True))  # (B, views, 81, 352), (B, views, 1280)
     for index, (photograph, image) in enumerate(images.items()):
-        output = encoders.detector.run(None, {"images": letterboxed(image)})[0][0]
-        sight = Sight(grids[index], pooled[index], detections(output, image))
+        letterbox = letterboxed(image)
+        output = encoders.detector.run(None, {"images": letterbox.pixels})[0][0]
+        sight = Sight(grids[index], pooled[index], detections(output, letterbox))
         partial = folder / f"{photograph.sha256}.partial.npz"
         listed = np.array(json.dumps([asdict(each) for each in sight.detections]))
         np.savez(partial, grids=sight.grids, pooled=sight.pooled, detections=listed)

@@ -21,7 +21,7 @@ from training.captions import publisher as publishing
 from training.captions.attentive import data, validation
 from training.captions.attentive import publish as attentive_publishing
 from training.captions.attentive.config import PRESETS
-from training.captions.attentive.measures import measures, repeats
+from training.captions.attentive.measures import gendered, measures, neutralised, repeats
 from training.captions.attentive.publish import is_attentive, publish
 from training.captions.attentive.recipe import train
 from training.captions.attentive.sights import encoders, extract
@@ -91,6 +91,10 @@ def test_a_finished_run_becomes_a_bundle_that_is_served(finished: Run, files: Pa
     assert {"test_cider", "valid_cider", "untagged_valid_cider", "valid_cider_plates", "int8_cost"} <= {*metrics}
     assert metrics["torch_difference"] < 1e-3
     assert metrics["valid_repeats"] == 0
+    assert metrics["int8_cosine"] > 0.9
+    assert metrics["int8_objects"] == 1
+    assert {"pointing", "centre", "deletion", "random", "neutral_gendered", "neutral_cost"} <= {*metrics}
+    assert {"cnn.int8.onnx", "cnn.fp32.onnx", "detector.onnx"} <= {*bundle.manifest.files}
     assert bundle.manifest.corpus.terms == "free for all"
     card = bundle.text("README.md")
     assert "2 caption sentences" in card
@@ -145,3 +149,8 @@ def test_measures_of_captions() -> None:
         "distinct": pytest.approx(2 / 3),
         "commonest": pytest.approx(2 / 3),
     }
+
+
+def test_neutral_words_replace_gendered_ones() -> None:
+    assert neutralised("A man and his mother.") == "a person and their parent"
+    assert gendered(["A man and his mother.", "a person"]) == 3
