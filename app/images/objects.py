@@ -11,7 +11,7 @@ from PIL import Image
 from app.images.pixels import Floats
 
 DETECTOR_SIZE: Final = 416
-QUICK_SIZE: Final = 352  # of a letterbox that is seen in two thirds of the time
+QUICK_SIZE: Final = 320  # of a letterbox that is seen in half the time
 MIN_SCORE: Final = 0.3  # of a detection
 MAX_OVERLAP: Final = 0.45  # intersection over union of two boxes of a label
 MAX_DETECTIONS: Final = 50

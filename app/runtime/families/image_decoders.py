@@ -190,7 +190,8 @@ class AttentiveDecoder:
         """See a photograph, the detector beside the CNN where there is another core."""
         image = decoded(content, name=name, least=DETECTOR_SIZE if tags else ENCODER_SIZE)
         found: Callable[[], list[Detection]] = (lambda: self.detected(image)) if tags else list
-        if tags and (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count() or 1) > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if tags and cores > 1:
             found = _started(found)
         pixels = photo(image, ENCODER_SIZE)
         grid, pooled = self.encoded(pixels)
@@ -219,7 +220,8 @@ class AttentiveDecoder:
         self, tokens: Sequence[int], states: Floats, sights: Sequence[Sight], owners: Sequence[int]
     ) -> StepOutput:
         """Run the decoder on tokens (n,) in states (n, S)."""
-        slots, keys, mask = (np.concatenate(parts) for parts in zip(*(s.memory for s in sights), strict=True))
+        memories = [sight.memory for sight in sights]
+        slots, keys, mask = memories[0] if len(memories) == 1 else map(np.concatenate, zip(*memories, strict=True))
         inputs: dict[str, Any] = {
             "tokens": np.array(tokens, np.int64),
             "state": states,

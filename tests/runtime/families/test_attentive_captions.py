@@ -143,9 +143,9 @@ def test_tags_are_in_pixels_of_the_upright_image_and_change_the_answer(int8: Cap
     dog, cat = answer.tags
     assert (dog.label, cat.label) == ("dog", "cat")
     assert dog.score == pytest.approx(1.0, abs=0.3)
-    left, top, width, height = dog.box  # 2.7 cells of 32 pixels, in a letterbox of 352 for 1,600
-    assert width == pytest.approx(2.718 * 32 * 1600 / 352, abs=2)
-    assert left == pytest.approx((5 * 32 - 2.718 * 16) * 1600 / 352, abs=2)
+    left, top, width, height = dog.box  # 2.7 cells of 32 pixels, in a letterbox of 320 for 1,600
+    assert width == pytest.approx(2.718 * 32 * 1600 / 320, abs=2)
+    assert left == pytest.approx((5 * 32 - 2.718 * 16) * 1600 / 320, abs=2)
     assert 0 <= top < top + height <= 800
     with_tags, without = (described(int8, *(Describe(c, tags=tags) for c in PHOTOGRAPHS)) for tags in (True, False))
     assert all(not answer.tags for answer in without)

@@ -25,7 +25,7 @@ Weights = npt.NDArray[np.float64]
 class Look(NamedTuple):
     """A word for an object and where it looked."""
 
-    index: int  # in the caption
+    position: int  # in the caption
     label: str
     weights: Weights  # (9, 9)
 
@@ -72,13 +72,18 @@ def measure_looks(
         strongest = np.argsort(-look.weights.ravel())[:DELETED]
         drawn = draw.choice(look.weights.size, DELETED, replace=False)
         whole, without, drawn_without = (
-            _log_probability(decoder, _deleted(pixels, cells), tokens, look.index, vocabulary.end)
+            _log_probability(decoder, _deleted(pixels, cells), tokens, look.position, vocabulary.end)
             for cells in ((), strongest, drawn)
         )
         falls.append(whole - without)
         drawn_falls.append(whole - drawn_without)
-    parts = {"pointing": pointed, "centre": centred, "deletion": falls, "random": drawn_falls}
-    return {name: float(np.mean(values)) if values else 0.0 for name, values in parts.items()}
+    parts: dict[str, Sequence[float]] = {
+        "pointing": pointed,
+        "centre": centred,
+        "deletion": falls,
+        "random": drawn_falls,
+    }
+    return {name: sum(values) / max(len(values), 1) for name, values in parts.items()}
 
 
 def found_again(pairs: Iterable[tuple[Sequence[Detection], Sequence[Detection]]]) -> float:

@@ -12,7 +12,7 @@ def test_words_for_objects_have_looks() -> None:
     weights = np.arange(81.0).reshape(9, 9).tolist()
     words = [CaptionLook(text, weights, 0.5) for text in ("a", "puppy", "runs")]
     (look,) = looks(Description("a puppy runs", -1.0, [], words=words))
-    assert (look.index, look.label, look.weights.shape) == (1, "dog", (9, 9))
+    assert (look.position, look.label, look.weights.shape) == (1, "dog", (9, 9))
 
 
 @pytest.mark.parametrize(
