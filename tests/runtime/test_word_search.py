@@ -1,17 +1,20 @@
 """The search for words of several tokens: exact, and the same whatever is cached or shares the batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from app.runtime.families.language_model import LanguageModelPredictor, Suggest, Suggestions
+from app.runtime.families import language_model
+from app.runtime.families.language_model import LanguageModelPredictor, Suggest, Suggestion, Suggestions
 from app.runtime.predictor import answer_all
 from app.runtime.recurrent_engine import Details, Floats, Likeliest, Reading, Segment, likeliest
 from app.runtime.scoring import Score
 from app.runtime.state_cache import StateCache
+from app.runtime.word_search import Criteria, Word, next_words, request, runs_of_words
+from app.text import Prefix
 from app.text.subword import SubwordTokenizer
 from tests.text.subwords import WORDS, subword_tokenizer
 
@@ -171,6 +174,55 @@ def test_runs_of_words_are_continued_by_whole_words(tokenizer: SubwordTokenizer)
     for suggestion in answer.suggestions:
         assert 1 <= len(suggestion.text.split()) <= 3
         assert suggestion.text.strip() == suggestion.text
+
+
+def unpruned(
+    prefix: Prefix,
+    words: Sequence[Word],
+    criteria: Criteria,
+    length: int,
+    end: Sequence[int],
+    context: Sequence[int],
+    cache: StateCache,
+) -> Generator[list[Segment], list[Reading], list[Word]]:
+    """Search as `runs_of_words` does, every word after every run, however unlikely."""
+    after, best, live = prefix.after(), list[Word](), sorted(words, key=order)[: criteria.width]
+    for _ in range(length - 1):
+        longer = list[Word]()
+        for run in live:
+            (reading,) = yield [request(run.state, run.unread, after, criteria)]
+            found = yield from next_words(after, reading, criteria, [*context, *run.tokens], cache)
+            longer += [run.followed_by(word) for word in found]
+            assert reading.candidates is not None
+            stops = reading.candidates[after.following(()).stops]
+            best.append(run._replace(log_probability=run.open + float(np.log(np.exp(stops.astype(float)).sum()))))
+        best = sorted([*best, *longer], key=order)[: criteria.width]
+        live = [run for run in best if any(run is each for each in longer)]
+        best = [run for run in best if not any(run is each for each in live)]
+    return sorted([*best, *live], key=order)
+
+
+def order(word: Word) -> tuple[float, tuple[int, ...]]:
+    return -word.log_probability, word.tokens
+
+
+@pytest.mark.parametrize("text", ["I ", "and ", "help, hello ", "New York is in ", "The", ""])
+@pytest.mark.parametrize(("words", "top_k"), [(2, 5), (3, 5), (5, 4), (3, 20)])
+def test_runs_of_words_are_those_of_the_search_without_pruning(
+    tokenizer: SubwordTokenizer, monkeypatch: pytest.MonkeyPatch, text: str, words: int, top_k: int
+) -> None:
+    rows, answers = list[int](), list[list[Suggestion]]()
+    for search in (runs_of_words, unpruned):
+        monkeypatch.setattr(language_model, "runs_of_words", search)
+        network = RandomNetwork(tokenizer)
+        (answer,) = suggest(predictor(tokenizer, network=network), text, words=words, top_k=top_k)
+        rows.append(sum(map(len, network.segments)))
+        answers.append(answer.suggestions)
+    assert [each.text for each in answers[0]] == [each.text for each in answers[1]]
+    assert [each.log_probability for each in answers[0]] == pytest.approx(
+        [each.log_probability for each in answers[1]], abs=1e-6
+    )
+    assert rows[0] < rows[1]
 
 
 @pytest.mark.parametrize("mode", ["document", "sentence"])
