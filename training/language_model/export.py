@@ -29,18 +29,20 @@ def export_language_model(model: LanguageModel) -> dict[str, bytes]:
 
 
 def softmax_graph(
-    weights: Mapping[str, Array], extents: Mapping[str, Extent], precision: Precision, weight: str, bias: str
+    weights: Mapping[str, Array],
+    extents: Mapping[str, Extent],
+    precision: Precision,
+    weight: str,
+    bias: str,
+    peak: float | None = None,
 ) -> bytes:
     """Return the graph of hidden (N, H) -> log_probabilities (N, V), those of `targets` and of the `count` likeliest.
 
-    `weight` and `bias` name the output layer's among `weights`.
+    `weight` and `bias` name the output layer's among `weights`; `peak`: see `Graph.split_linear`.
     """
     graph = Graph(precision, weights)
-    bias = graph.constant("bias", weights[bias].astype(np.float32))
-    product = graph.linear("hidden", weight)
+    graph.split_linear("hidden", weight, ["logits"], bias=weights[bias].astype(np.float32), peak=peak)
     graph.lines += [
-        f"product = {product}",
-        f"logits = Add (product, {bias})",
         "log_probabilities = LogSoftmax <axis = 1> (logits)",
         "of_targets = GatherElements <axis = 1> (log_probabilities, targets)",
         "of_likeliest, likeliest = TopK <axis = 1> (log_probabilities, count)",

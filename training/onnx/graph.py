@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TypeAlias
 
 import numpy as np
@@ -71,18 +72,40 @@ class Graph:
         """Return the call that multiplies the rows of `x` with the transpose of the named weight."""
         return f"seqserve.Linear ({x}, {', '.join(self._factor(weight))})"
 
-    def split_linear(self, x: str, weight: str, parts: Sequence[str]) -> None:
-        """Add the lines that compute the product of `linear` in equal `parts`: of int8 rows quantised once."""
-        factors = self._factor(weight, len(parts))
-        if self.precision == "fp32":
-            self.lines += [
-                f"{parts[0]}_all = seqserve.Linear ({x}, {factors[0]})",
-                f"{', '.join(parts)} = Split <axis = -1, num_outputs = {len(parts)}> ({parts[0]}_all)",
+    def split_linear(
+        self, x: str, weight: str, parts: Sequence[str], *, bias: Array | None = None, peak: float | None = None
+    ) -> None:
+        """Add the lines that compute the product of `linear`, and `bias`, in equal `parts`: int8 rows quantised once.
+
+        `peak`: of rows whose largest numbers are known, such as normed ones; int8 rows then have one scale, peak / 127,
+        and what exceeds it is clipped.
+        """
+        factors, name = self._factor(weight, len(parts)), identifier(weight)
+        biases: list[str] = []
+        if bias is not None:
+            biases = [
+                self.constant(f"{part}_bias", own) for part, own in zip(parts, np.split(bias, len(parts)), strict=True)
             ]
-            return
-        self.lines.append(f"{x}_quantised, {x}_peak = seqserve.Quantise ({x})")
-        for part, columns, scale in zip(parts, factors[::2], factors[1::2], strict=True):
-            self.lines.append(f"{part} = seqserve.Product ({x}_quantised, {x}_peak, {columns}, {scale})")
+        fused = self.precision == "int8" and peak is not None
+        products = [f"{part}_product" for part in parts] if biases and not fused else parts
+        if self.precision == "fp32":
+            whole = products[0] if len(parts) == 1 else f"{name}_whole"
+            self.lines.append(f"{whole} = seqserve.Linear ({x}, {factors[0]})")
+            if len(parts) > 1:
+                self.lines.append(f"{', '.join(products)} = Split <axis = -1, num_outputs = {len(parts)}> ({whole})")
+        elif peak is None:
+            self.lines.append(f"{name}_rows, {name}_peak = seqserve.Quantise ({x})")
+            for product, columns, scale in zip(products, factors[::2], factors[1::2], strict=True):
+                self.lines.append(f"{product} = seqserve.Product ({name}_rows, {name}_peak, {columns}, {scale})")
+        else:
+            step = self.constant(f"{name}_step", np.array(peak / 127, np.float32))
+            zero = self.constant("zero", np.array(128, np.uint8))
+            self.lines.append(f"{name}_rows = QuantizeLinear ({x}, {step}, {zero})")
+            for part, columns, scale, own in zip_longest(parts, factors[::2], factors[1::2], biases, fillvalue=""):
+                product = f"{name}_rows, {columns}, {step}, {scale}, {zero}{own and f', , {own}'}"
+                self.lines.append(f"{part} = com.microsoft.MatMulIntegerToFloat ({product})")
+        if products is not parts:
+            self.lines += [f"{part} = Add ({part}_product, {own})" for part, own in zip(parts, biases, strict=True)]
 
     def _factor(self, weight: str, parts: int = 1) -> list[str]:
         """Return the names of a weight as the products take it: in float32, or int8 `parts`, each with its scales."""
