@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -189,14 +190,16 @@ def publish(
     if family not in PUBLISH:
         path = run / "environment.json"
         raise RunError(f"{path}: expected the family {' or '.join(PUBLISH)}, found {family!r}")
+    publisher = PUBLISH[family]
     if is_subword(finished):
-        print(publish_subword(finished, store, name=name, version=version, data=data, unfinished=unfinished))
-        return
-    if family == "captions" and is_attentive(finished):
-        print(publish_attentive(finished, store, name=name, version=version))
-        return
-    more = {} if photographs is None else {"photographs": photographs}
-    print(PUBLISH[family](finished, store, name=name, version=version, **more))
+        publisher = publish_subword
+    elif family == "captions" and is_attentive(finished):
+        publisher = publish_attentive
+    sent = {"photographs": photographs, "data": data, "unfinished": unfinished}
+    further = {option: value for option, value in sent.items() if value}
+    if foreign := further.keys() - signature(publisher).parameters.keys():
+        raise RunError(f"--{min(foreign)}: expected no such option with this run of the family {family}, found one")
+    print(publisher(finished, store, name=name, version=version, **further))
 
 
 def main() -> None:

@@ -260,6 +260,14 @@ def test_a_run_of_no_family_that_can_be_published_is_rejected_by_name(
     assert not store.exists()
 
 
+def test_an_option_of_another_family_is_rejected(refusal: Callable[..., str], finished: Run, tmp_path: Path) -> None:
+    for option in ("photographs", "data"):
+        reported = refusal("publish", finished.folder, "--store", tmp_path / "store", f"--{option}", tmp_path)
+        found = "expected no such option with this run of the family language_model, found one"
+        assert reported == f"error: --{option}: {found}"
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
     """Drawn digits stand for MNIST, and few images of no digit are shown; the folders that were asked for."""

@@ -44,7 +44,7 @@ def write(comparison: Comparison, root: Path, folder: Path) -> list[str]:
         **_digit_readers(comparison, measured),
         **_adding_problem(comparison, measured),
         gradients_table=_gradients_table(comparison, measured),
-        **{f"{part}_picture": _plot(folder, part, measured) for part in PLOTS},
+        **{f"{part}_plot": _plot(folder, part, measured) for part in PLOTS},
     )
     (folder / "README.md").write_text(page)
     entries = (_rounded({"name": job.name} | results) for job, results in measured.items())

@@ -38,7 +38,7 @@ def repeats(sources: Mapping[str, Documents], power: float, most: float) -> dict
 
 
 class Epoch:
-    """All documents of an epoch, shuffled: a stream of pieces that stays on disk; a document's place is in memory.
+    """All documents of an epoch, shuffled: a stream of pieces that stays on disk; the order is in memory.
 
     Source s is read counts[s] times: a fraction is that share of its documents. The draws depend on `seed` and `epoch`
     alone.

@@ -131,7 +131,7 @@ def zigzag(digit: Digit, rng: np.random.Generator) -> Digit:
 
 
 def canny_edges(digit: Digit) -> Digit:
-    """Only the outlines, one pixel wide: Canny's detector with sigma 1 and thresholds 0.1 and 0.2."""
+    """The outlines alone, one pixel wide: Canny's detector with sigma 1 and thresholds 0.1 and 0.2."""
     return np.where(canny(_levels(digit)), 255, 0).astype(np.uint8)  # type: ignore[no-untyped-call]
 
 

@@ -43,7 +43,7 @@ from training.session import Carried, Session, update_average
 
 @dataclass(frozen=True)
 class SubwordLanguageModelConfig:
-    """All that decides what a run learns. Raise SettingsError that names every field out of its range."""
+    """Hyperparameters of a run. Raise SettingsError that names every field out of its range."""
 
     vocabulary_size: Annotated[int, between(2, 65_536)] = 16_384  # pieces of the tokenizer
     embedding_size: Count = 320  # tied: of input and softmax

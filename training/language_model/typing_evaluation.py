@@ -101,8 +101,8 @@ def earlier_texts(folders: Sequence[Path], texts: Texts) -> Texts:
     found: dict[str, list[str]] = {}
     for name, some in texts.items():
         every = list(documents(name, files[name])) if name in PERSONAL else []
-        places = {text: place for place, text in enumerate(every)}
-        before = [every[max(places[text] - DOCUMENTS, 0) : places[text]] if every else [] for text in some]
+        indices = {text: index for index, text in enumerate(every)}
+        before = [every[max(indices[text] - DOCUMENTS, 0) : indices[text]] if every else [] for text in some]
         found[name] = ["\n".join(earlier)[-HISTORY:] for earlier in before]
     return found
 

@@ -118,8 +118,8 @@ def ngrams(metric: str, registers: Collection[str]) -> dict[str, float]:
     """Return the n-gram models' results for these registers, and their mean as `macro`; none for another metric."""
     if metric not in _NGRAM_METRICS:
         return {}
-    place = _NGRAM_METRICS.index(metric)
-    found = {register: values[place] for register, values in NGRAMS.items() if register in registers}
+    column = _NGRAM_METRICS.index(metric)
+    found = {register: values[column] for register, values in NGRAMS.items() if register in registers}
     counted = [value for register, value in found.items() if TEMPLATED.isdisjoint(REGISTERS[register])]
     return found | ({"macro": sum(counted) / len(counted)} if counted else {})
 
