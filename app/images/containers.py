@@ -60,7 +60,7 @@ def _png_chunks(content: bytes, wanted: frozenset[bytes]) -> bytes:
         if kind == b"IEND":
             return b"".join(kept)
         at = end
-    raise ValueError(f"expected at most {_MAX_PARTS} chunks")
+    raise ValueError(f"expected at most {_MAX_PARTS} chunks, found more")
 
 
 class _Jpeg(JpegImageFile):
@@ -85,7 +85,7 @@ def jpeg(content: bytes) -> ImageFile.ImageFile:
         if new_exif or marker < 0xE0 or marker in (0xE0, 0xEE) or (marker == 0xE2 and segment[2:13] == b"ICC_PROFILE"):
             kept += (bytes((0xFF, marker)), segment)
     else:
-        raise ValueError(f"expected at most {_MAX_SEGMENTS} segments before the image")
+        raise ValueError(f"expected at most {_MAX_SEGMENTS} segments before the image, found more")
     image = content[found.start() - 1 :] if found else b""
     scans = image.count(b"\xff\xda")
     if scans > _MAX_SCANS:
@@ -130,7 +130,7 @@ def _gif(content: bytes) -> ImageFile.ImageFile:
                 break
         at, blocks = at + 1, blocks + 1
         if blocks > _MAX_PARTS:
-            raise ValueError(f"expected at most {_MAX_PARTS} blocks")
+            raise ValueError(f"expected at most {_MAX_PARTS} blocks, found more")
         if kind == 0x2C or content[start + 1] == 0xF9:
             kept.append(content[start:at])
     screen = struct.pack("<HH", width, height) + kept[0][4:]

@@ -60,7 +60,7 @@ def decoded(
             raise TooLarge(
                 f"{name}: expected at most {max_pixels} pixels, found {width} x {height}"
                 + (f" (a row counts as {MIN_ROW})" if width < MIN_ROW else ""),
-                hopeless=False,
+                unread=False,
             )
         with ONE_LARGE if form != "JPEG" and width * height > LARGE_PIXELS else nullcontext():
             frame = _with_content(form, _loaded(image, form, content, least), content)
@@ -103,7 +103,7 @@ def _as_malformed(name: str, form: str) -> Iterator[None]:
     except SeqserveError:
         raise
     except Image.DecompressionBombError as error:
-        raise TooLarge(f"{name}: {error}", hopeless=False) from error
+        raise TooLarge(f"{name}: {error}", unread=False) from error
     except Exception as error:  # Pillow's decoders share no narrower base class of errors
         reason = str(error) or type(error).__name__
         raise Malformed(f"{name}: expected a whole {form} file, found one that can't be decoded: {reason}") from error

@@ -207,5 +207,5 @@ def _last(sizes: Sequence[int]) -> Tensor:
         for (step, size), still_running in zip(_steps(sizes), [*sizes[1:], 0], strict=True)
         if still_running < size
     ]
-    nobody = torch.empty(0, dtype=torch.int64)
-    return torch.cat([nobody, *ended[::-1]])  # the longest sequence, so the last to end, is the first
+    none = torch.empty(0, dtype=torch.int64)
+    return torch.cat([none, *ended[::-1]])  # the longest sequence, so the last to end, is the first

@@ -35,7 +35,7 @@ _LEAST_WIDTH = 1.5  # of a stroke in a framed digit, in pixels; 13 in 100 of MNI
 
 @dataclass(frozen=True)
 class Framed:
-    """A digit framed as MNIST's are, and why there is none to be seen, if so."""
+    """A digit framed as MNIST's are, or the reason why there is none."""
 
     pixels: Bytes  # (28, 28), ink light on black
     reason: str | None
@@ -188,7 +188,7 @@ def _is_framed(grey: Bytes) -> bool:
 
 
 def _centre(ink: npt.NDArray[Any]) -> tuple[float, float]:
-    """The centre of mass, (y, x), in pixels; the middle of the first pixel is 0."""
+    """Return the centre of mass, (y, x), in pixels; the middle of the first pixel is 0."""
     rows, columns = ink.sum(1, dtype=np.float64), ink.sum(0, dtype=np.float64)
     total = rows.sum()
     return float(rows @ np.arange(len(rows)) / total), float(columns @ np.arange(len(columns)) / total)
@@ -205,7 +205,7 @@ def _fitted(ink: Floats, longer: int) -> Bytes:
         scale, y, x = 1.0, round(y), round(x)
     half = (SIDE / 2) / scale
     pad = math.ceil(half + 0.5 / scale) + 1
-    left, top = (pad + place + 0.5 - 0.5 / scale - half for place in (x, y))
+    left, top = (pad + centre + 0.5 - 0.5 / scale - half for centre in (x, y))
     padded = Image.fromarray(cv2.copyMakeBorder(ink, pad, pad, pad, pad, cv2.BORDER_CONSTANT))
     box = (left, top, left + 2 * half, top + 2 * half)
     fitted = np.asarray(padded.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)).clip(0, 1)
@@ -213,7 +213,7 @@ def _fitted(ink: Floats, longer: int) -> Bytes:
 
 
 def _widened(ink: Floats) -> Floats:
-    """Strokes that shrinking made faint or thin brought to full strength and to the least width."""
+    """Return ink (28, 28) of 0 to 1 with strokes that shrinking made faint or thin at full strength and least width."""
     peak = float(np.partition(ink, -_PEAK, axis=None)[-_PEAK])
     slopes = float(np.abs(ink[1:] - ink[:-1]).sum() + np.abs(ink[:, 1:] - ink[:, :-1]).sum())
     width = 2 * peak * float(ink.sum()) / slopes  # a stroke of length l and height p has 2lp of slopes

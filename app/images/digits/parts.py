@@ -72,17 +72,17 @@ def digit_parts(ink: Floats, level: float) -> Digit:
     height, width = ink.shape
     spanning = (parts.width == width) | (parts.height == height)
     touching = (parts.left == 0) | (parts.top == 0) | (parts.right == width) | (parts.bottom == height)
-    standing = np.where(spanning, 0.02, np.where(touching, 0.25, 1)) * np.where(parts.width > 4 * parts.height, 0.3, 1)
+    penalties = np.where(spanning, 0.02, np.where(touching, 0.25, 1)) * np.where(parts.width > 4 * parts.height, 0.3, 1)
     peaks = np.array([_peak(ink, labels, *each) for each in zip(parts.numbers, parts.boxes, strict=True)])
     dark = peaks > _DARK * (peaks if spanning.all() else peaks[~spanning]).max()
-    parts, standing = parts[dark], standing[dark]
+    parts, penalties = parts[dark], penalties[dark]
 
     usable = np.ones(len(parts.numbers), bool)
     while (framed := _framed(parts, usable, labels)) is not None:
         usable = framed
-    worth = parts.weights * usable * standing
-    main = int(worth.argmax())
-    relevant, alike = worth >= _SMALL * worth[main], worth >= _ALIKE * worth[main]
+    scores = parts.weights * usable * penalties
+    main = int(scores.argmax())
+    relevant, alike = scores >= _SMALL * scores[main], scores >= _ALIKE * scores[main]
     dotted = np.count_nonzero(alike) >= _DOTS
     chosen = _cluster(parts, main, relevant, alike & dotted)
     several = not dotted and _several(parts, chosen, relevant)

@@ -28,7 +28,7 @@ _PART: Final = 40  # columns that the sheet is of one lightness in
 
 
 def without_rules(grey: Bytes) -> Bytes:
-    """A grey image (H, W) without the rules that run across it or down; itself if there are none.
+    """Return a grey image (H, W) without the rules that run across it or down; itself if there are none.
 
     A rule is thin, straight, nearly level or upright, and seen on most of the image: on 3/5 of its side if there are
     several, on nearly all if there is one, and to both ends. Where a stroke crosses it nothing is taken away.
@@ -44,7 +44,7 @@ def without_rules(grey: Bytes) -> Bytes:
 
 
 def _level_rules_off(grey: Bytes) -> Bytes:
-    """Without dark rules from side to side; itself if there are none."""
+    """Return a grey image without the dark rules from side to side; itself if there are none."""
     reach = max(2, round(_THICKEST * max(grey.shape) / 2))
     if min(grey.shape) < 8 * reach:
         return grey
@@ -67,7 +67,7 @@ def _level_rules_off(grey: Bytes) -> Bytes:
 
 
 def _rules(depths: Floats, seen: Mask, reach: int) -> Iterator[Rows]:
-    """The row of each rule in each block."""
+    """Yield the row of each rule in each block: (blocks,)."""
     height, width = seen.shape
     slopes = np.linspace(-_STEEPEST, _STEEPEST, _SLOPES) * _BLOCK
     shifts = np.rint(slopes[:, None] * (np.arange(width) - (width - 1) / 2)).astype(int)
@@ -88,18 +88,18 @@ def _rules(depths: Floats, seen: Mask, reach: int) -> Iterator[Rows]:
 
 
 def _peaks(values: npt.NDArray[np.floating], apart: int) -> Rows:
-    """Rows of the largest values, none of them near a larger one."""
+    """Return the rows of the largest values, none of them near a larger one."""
     order = np.argsort(-values, kind="stable")
     free, peaks = np.ones(len(values), bool), []
-    for place in order[values[order] >= _HIDDEN].tolist():
-        if free[place]:
-            peaks.append(place)
-            free[max(0, place - apart) : place + apart + 1] = False
+    for row in order[values[order] >= _HIDDEN].tolist():
+        if free[row]:
+            peaks.append(row)
+            free[max(0, row - apart) : row + apart + 1] = False
     return np.array(peaks, np.intp)
 
 
 def _traced(depths: Floats, rows: Rows) -> Rows:
-    """The rows of a straight line, moved and turned onto what is deepest near most of it."""
+    """Return the rows of a straight line, moved and turned onto the deepest rows near most of it."""
     rows = rows.clip(_BEND, len(depths) - 1 - _BEND)
     offs = np.arange(-_BEND, _BEND + 1)[:, None]
     off = depths[rows + offs, np.arange(len(rows))].argmax(0) - _BEND
@@ -110,7 +110,7 @@ def _traced(depths: Floats, rows: Rows) -> Rows:
 
 
 def _take_off(grey: Floats, rows: Rows, reach: int) -> None:
-    """Paint a rule over with what is above and below it, but not where a stroke crosses it."""
+    """Paint a rule over with the pixels above and below it, but not where a stroke crosses it."""
     rows_around = (rows + np.arange(-3 * reach, 3 * reach + 1)[:, None]).clip(0, len(grey) - 1)
     strip = grey[rows_around, np.arange(grey.shape[1])]
     profile = np.median(strip, axis=1)

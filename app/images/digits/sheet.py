@@ -1,4 +1,4 @@
-"""Where the sheet lies on a photograph that shows the desk around it.
+"""Location of the sheet on a photograph that shows the desk around it.
 
 A sheet is convex, nearly all of one shade, and all along its edge lighter than what surrounds it, or all along darker,
 as a blackboard is.
@@ -23,7 +23,7 @@ _SOLID: Final = 0.8  # least share of its convex hull that is of the sheet's sha
 _SQUARE: Final = 0.84  # least share of the rectangle around it: a sheet has corners, a thick 0 has none
 _LEAST_STEP: Final = 0.06  # at the edge, of the logarithm of light
 _SECTORS: Final = 12  # that the edge is looked at in, around the middle
-_DARK: Final = 12  # grey levels that are added before light is compared: a sensor's darkest tell nothing
+_DARK: Final = 12  # grey levels that are added before light is compared: a sensor's darkest carry no information
 _SAME: Final = 0.8  # share of two hulls that both cover: they are of one sheet
 _MOST_TRIED: Final = 3
 _SQUARE_OF_3: Final = np.ones((3, 3), np.uint8)
@@ -37,9 +37,9 @@ class _Sheet:
 
 
 def sheets(grey: Bytes) -> Iterator[Bytes]:
-    """The sheets that may lie on a grey image (H, W), likeliest first: each cut out upright.
+    """Yield the sheets that may lie on a grey image (H, W), likeliest first: each cut out upright.
 
-    What of the cutting is not the sheet has the shade of the sheet's edge in its row.
+    Pixels of a cut-out beyond the sheet get the shade of the sheet's edge in their row.
     """
     factor = max(1, math.ceil(max(grey.shape) / _COARSE_SIDE))
     coarse = np.asarray(Image.fromarray(grey).reduce(factor), np.float32)
@@ -61,7 +61,7 @@ def _candidates(coarse: Floats) -> Iterator[_Sheet]:
     low, high = np.percentile(coarse, (2, 98))
     light = np.log(coarse + _DARK)
     for lighter in (True, False):
-        # Without what is thin and dark on a lighter sheet, or light on a darker one: rules would part it.
+        # Without what is thin and dark on a lighter sheet, or light on a darker one: rules would split it.
         operation = cv2.MORPH_CLOSE if lighter else cv2.MORPH_OPEN
         plain = np.asarray(cv2.morphologyEx(coarse, operation, _SQUARE_OF_3), np.float32)
         for level in np.linspace(low, high, _LEVELS + 2)[1:-1]:
@@ -73,7 +73,7 @@ def _candidates(coarse: Floats) -> Iterator[_Sheet]:
 
 
 def _hull_of_largest(mask: Mask) -> Mask | None:
-    """The convex hull of the largest part of a mask; None if that is no sheet by its size or shape."""
+    """Return the convex hull of the largest part of a mask, None if its size or shape is not that of a sheet."""
     core = cv2.erode(mask.view(np.uint8), _SQUARE_OF_3)  # without what merely touches it
     count, labels, stats, _ = cv2.connectedComponentsWithStats(core)
     if count < 2 or np.count_nonzero(core) < _LEAST_AREA * mask.size:
@@ -104,13 +104,13 @@ def _least_step(light: Floats, hull: Mask) -> float:
 
 
 def _inner(hull: Mask) -> Mask:
-    """A hull without the two coarse pixels at its edge, which may be blurred."""
+    """Return a hull without the two coarse pixels at its edge, which may be blurred."""
     inner: Mask = neighbours(neighbours(hull) == 9) == 9
     return inner
 
 
 def _cut(grey: Bytes, coarse: Floats, sheet: _Sheet, factor: int) -> Bytes:
-    """The sheet's box without the sheet's own edge."""
+    """Return the sheet's box without the sheet's own edge."""
     inner = _inner(sheet.hull)
     top, bottom, left, right = extent(inner)
     inner = inner[top:bottom, left:right]

@@ -85,9 +85,9 @@ def _row(ink: Floats, level: float) -> Mask:
     frames = inside @ weights > _FRAMED * weights
     flat = width > 8 * height  # an underline
     spanning = (width == ink.shape[1]) | (height == ink.shape[0])
-    worth = weights * np.where(frames, 0, np.where(spanning | flat, 0.002, 1))
-    main = int(worth.argmax())
-    relevant = worth >= _SMALL * worth[main]
+    scores = weights * np.where(frames, 0, np.where(spanning | flat, 0.002, 1))
+    main = int(scores.argmax())
+    relevant = scores >= _SMALL * scores[main]
     across = np.maximum(left[:, None] - right, left - right[:, None])
     down = np.maximum(top[:, None] - bottom, top - bottom[:, None])
     beside = (down <= -_BESIDE * np.minimum(height[:, None], height)) & (across <= _APART * height[main])
