@@ -46,19 +46,19 @@ class UnsupportedType(SeqserveError):
 
 
 class TooLarge(SeqserveError):
-    """The request exceeds a size limit; `hopeless` if the rest is too large to be read and discarded."""
+    """The request exceeds a size limit; `unread` if the rest is too large to be read and discarded."""
 
-    def __init__(self, message: str, *, hopeless: bool = True) -> None:
+    def __init__(self, message: str, *, unread: bool = True) -> None:
         super().__init__(message)
-        self.hopeless = hopeless
+        self.unread = unread
 
 
 class Unauthenticated(SeqserveError):
-    """A key is required; `refused` if the request has one that is unknown or expired."""
+    """A key is required; `invalid` if the request has one that is unknown or expired."""
 
-    def __init__(self, message: str, *, refused: bool) -> None:
+    def __init__(self, message: str, *, invalid: bool) -> None:
         super().__init__(message)
-        self.refused = refused
+        self.invalid = invalid
 
 
 class Forbidden(SeqserveError):

@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app.api.dialects import DIALECTS
 from app.api.http import authorization, problems, rate_limits, tracing
 from app.api.http.authorization import SESSION, AccessControl
+from app.api.http.body_memory import DOCUMENTS_BYTES, IMAGES_BYTES, MemoryBudget
 from app.api.http.context import State
 from app.api.http.dialect import BodyLimits, Dialect
 from app.api.http.endpoints import TIMEOUT, Dispatch
@@ -24,7 +25,6 @@ from app.api.http.keys import Keys
 from app.api.http.middleware import ErrorBoundary, HeadRequests, RequestLogging
 from app.api.http.problems import Formats
 from app.api.http.rate_limits import RateLimiting
-from app.api.http.rooms import DOCUMENTS_BYTES, IMAGES_BYTES, Room
 from app.api.http.root_path import RootPath
 from app.api.http.tracing import Traced
 from app.runtime import versions
@@ -91,7 +91,7 @@ def create_app(
             "registry": registry,
             "metrics": metrics,
             "processes": processes,
-            "rooms": {True: Room(DOCUMENTS_BYTES), False: Room(IMAGES_BYTES)},
+            "body_memory": {True: MemoryBudget(DOCUMENTS_BYTES), False: MemoryBudget(IMAGES_BYTES)},
             "request_timeout_s": settings.request_timeout_s,
         }
         watching.cancel()

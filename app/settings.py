@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     def _require_pairs(cls, pairs: str) -> str:
         families = [_pair(pair)[0] for pair in _split(pairs)]
         if len(set(families)) < len(families):
-            raise ValueError("expected one model a family")
+            raise ValueError("expected one model a family, found several")
         return pairs
 
     @field_validator("cors_origins")

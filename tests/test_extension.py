@@ -106,11 +106,11 @@ async def test_a_family_is_added(store: Path, tiny_bundle: Bundle) -> None:
     assert "expected one of language_model, digits, numbers, captions, found 'shout'" in registry.rejected["loud"]
     await registry.close()
     registry = load(store, families={**FAMILIES, "shout": SHOUT})
-    account = RequestUsage()
-    token = REQUEST_USAGE.set(account)
+    usage = RequestUsage()
+    token = REQUEST_USAGE.set(usage)
     assert await registry.get(None, "shout").answer(Shout("hello")) == "HELLO"
     REQUEST_USAGE.reset(token)
-    assert (account.model, account.tokens) == ("loud", 5)
+    assert (usage.model, usage.tokens) == ("loud", 5)
     await registry.close()
 
 

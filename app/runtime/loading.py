@@ -127,7 +127,7 @@ def _difference(
         for name, value in payload.items():
             if isinstance(value, int | float) and not 0 <= value <= MAX_PROBE_NUMBER:
                 raise BundleError(
-                    f"{bundle.path(PROBE)}: {name}: expected at most {MAX_PROBE_NUMBER}, found {str(value)[:80]}"
+                    f"{bundle.path(PROBE)}: {name}: expected 0 to {MAX_PROBE_NUMBER}, found {str(value)[:80]}"
                 )
         found = predictor.probe(payload)
         equal = 0 < len(found) == len(expected) and all(

@@ -112,7 +112,7 @@ class Shared:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)  # prometheus_client reads it for each new file
         values.ValueClass = values.MultiProcessValue(lambda: current_process().name)  # type: ignore[no-untyped-call]
 
-    def bury(self, name: str) -> None:
+    def remove_gauges(self, name: str) -> None:
         """Remove the live gauges of a process that exited: its queue depths."""
         mark_process_dead(name, self.folder)  # type: ignore[no-untyped-call]
 
@@ -207,14 +207,6 @@ class Metrics:
     def count_limited_connection(self) -> None:
         """Count a connection over a limit."""
         self._limited_connections.inc()
-
-    def set_model(self, model: str, version: str, ready: bool) -> None:
-        """Record a version's readiness, in place of its model's former version."""
-        self.models.set_ready(model, version, ready=ready)
-
-    def forget_model(self, model: str) -> None:
-        """Stop exporting the readiness of a rejected model."""
-        self.models.forget(model)
 
     def describe_model(self, model: str, version: str, family: str, precision: str) -> None:
         """Record the served version, and create its counters at 0, so that the first refusal is an increase."""

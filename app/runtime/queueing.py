@@ -25,7 +25,7 @@ class Job:
     bulk: bool
     accepted: float
     loop: asyncio.AbstractEventLoop
-    account: RequestUsage | None  # of the HTTP request
+    usage: RequestUsage | None  # of the HTTP request
     future: asyncio.Future[Any]
     stream: Stream | None
     steps: int = 0

@@ -85,10 +85,7 @@ class Served:
         `bulk`: one of several payloads of a request: no person waits for each of them.
         """
         bulk = bulk or payload.bulk
-        if payload.slow:
-            example = await self.prepared(lambda: payload, deadline=deadline, bulk=bulk)
-        else:
-            example = self.predictor.prepare(payload)
+        example = await self.prepared(lambda: payload, at_once=not payload.slow, deadline=deadline, bulk=bulk)
         return await self.submit(example, deadline=deadline, bulk=bulk)
 
     async def prepared(
@@ -254,7 +251,7 @@ class Registry:
         served = Served(loaded, scheduler, self._preprocessor, self._families[manifest.family])
         self._served = dict(sorted({**self._served, name: served}.items()))
         self.forget(name)
-        self.metrics.set_model(name, version, ready=True)
+        self.metrics.models.set_ready(name, version, ready=True)
         self.metrics.describe_model(name, version, manifest.family, predictor.precision)
         if former is None:
             return None
@@ -270,12 +267,12 @@ class Registry:
     def reject(self, name: str, version: str, reason: str) -> None:
         """Record why a model without a served version is not ready; `version` is empty if CURRENT names none."""
         self._rejected = {**self._rejected, name: reason}
-        self.metrics.set_model(name, version, ready=False)
+        self.metrics.models.set_ready(name, version, ready=False)
 
     def forget(self, name: str) -> None:
         """Remove the model from the rejected ones."""
         self._rejected = {other: reason for other, reason in self._rejected.items() if other != name}
-        self.metrics.forget_model(name)
+        self.metrics.models.forget(name)
 
     @property
     def unready(self) -> NotReady | None:
@@ -305,19 +302,16 @@ class Registry:
         """
         if self.unready:
             raise self.unready
-        if name is None and (name := self._default_models.get(family)) is None:
-            for served in self._served.values():
-                if served.manifest.family == family:
-                    return served
+        of_family = {name: served for name, served in self._served.items() if served.manifest.family == family}
+        name = self._default_models.get(family, next(iter(of_family), None)) if name is None else name
+        if name is None:
             reasons = "".join(f"; {rejected}: {reason}" for rejected, reason in self._rejected.items())
             raise NotReady(f"no {family} model is ready{reasons}")
         if name in self._rejected:
             raise NotReady(f"{name}: rejected: {self._rejected[name]}")
-        found = self._served.get(name)
-        if found is None or found.manifest.family != family:
-            known = [served.name for served in self._served.values() if served.manifest.family == family]
-            raise UnknownModel(f"{name[:80]!r}: no such {family} model; available: {', '.join(known) or 'none'}")
-        return found
+        if name not in of_family:
+            raise UnknownModel(f"{name[:80]!r}: no such {family} model; available: {', '.join(of_family) or 'none'}")
+        return of_family[name]
 
     def named(self, name: str) -> Served:
         """Return the model of this name, of any family. Raise UnknownModel, or NotReady for one that is not served."""

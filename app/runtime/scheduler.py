@@ -169,8 +169,8 @@ class Scheduler:
         """Queue an example of the running event loop."""
         loop = asyncio.get_running_loop()
         stream = asyncio.Queue[Any]() if streamed else None
-        account = REQUEST_USAGE.get()
-        job = Job(example, deadline, bulk, self._now(), loop, account, loop.create_future(), stream)
+        usage = REQUEST_USAGE.get()
+        job = Job(example, deadline, bulk, self._now(), loop, usage, loop.create_future(), stream)
         with self._changed:
             if self._closing:
                 raise NotReady(f"{self._name}: is shutting down")
@@ -178,8 +178,8 @@ class Scheduler:
                 self._observer.count_refusal(self._name, "overloaded")
                 waiting = self._queue.waiting(bulk=bulk)
                 raise Overloaded(f"{self._name}: the queue is full with {waiting} requests; retry later")
-            if account:
-                account.accept(job.accepted)
+            if usage:
+                usage.accept(job.accepted)
             self._queue.add((job,))
             self._wake(loop)
         return job
@@ -241,7 +241,10 @@ class Scheduler:
             self._count_steps(batch)
             started = self._now()
             outputs = list(zip(batch, self._predict(examples), strict=True))
-            self._observe_step(batch, started, self._now())
+            finished = self._now()
+            self._observer.observe_batch(self._name, len(batch), finished - started)
+            for usage in {job.usage for job in batch if job.usage}:
+                usage.record_step(started, finished)
         except Exception as error:
             log.exception("%s: a batch of %d failed", self._name, len(batch))
             self._finish([(job, error) for job in batch], [], running)
@@ -270,11 +273,6 @@ class Scheduler:
             if not job.steps:
                 self._observer.observe_wait(self._name, self._now() - job.accepted)
             job.steps += 1
-
-    def _observe_step(self, batch: Sequence[Job], started: float, ended: float) -> None:
-        self._observer.observe_batch(self._name, len(batch), ended - started)
-        for account in {job.account for job in batch if job.account}:
-            account.record_step(started, ended)
 
     def _gather(self) -> list[Job]:
         """Wait for the thread's next batch; empty once closed and finished."""

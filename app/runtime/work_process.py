@@ -57,12 +57,10 @@ class WorkProcess:
                     raise
                 return await self._call(function, arguments)
         except TimeoutError as error:
-            raise TooLarge(
-                f"{name}: expected at most {self._time_s:g} s of work, found more", hopeless=False
-            ) from error
+            raise TooLarge(f"{name}: expected at most {self._time_s:g} s of work, found more", unread=False) from error
         except (MemoryError, BrokenProcessPool, ProcessExpired) as error:
             memory = self._memory_bytes // 2**20
-            raise TooLarge(f"{name}: expected at most {memory} MiB of work, found more", hopeless=False) from error
+            raise TooLarge(f"{name}: expected at most {memory} MiB of work, found more", unread=False) from error
         finally:
             self._waiting -= 1
 

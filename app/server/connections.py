@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from app.api.http import rate_limits
 from app.api.http.authorization import address
 
-PROBE_PLACES: Final = 16
+MAX_PROBES: Final = 16
 MIN_IDLE_S: Final = 5.0  # a connection idle for this long is closed for a new one over a limit
 LINGER_S: Final = 2.0  # longest wait for a client to close its end
 CHECK_S: Final = 0.02  # interval of the checks for a disconnect after a half-close
@@ -21,7 +21,7 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Connection(Protocol):
-    """A client's connection, as `Places` uses it."""
+    """A client's connection, as `ConnectionLimits` uses it."""
 
     peer: str  # address, empty for a Unix socket
 
@@ -39,11 +39,11 @@ class Connection(Protocol):
         ...
 
 
-class Places:
+class ConnectionLimits:
     """The open connections and their limits: `total`, and `per_address` (an IPv6 /64 network counts as one).
 
     Clients of the `exempt` networks (proxies) and of a Unix socket are limited in total only. A connection over a limit
-    replaces the one that has been idle longest, for MIN_IDLE_S at least. Without one it gets one of PROBE_PLACES, where
+    replaces the one that has been idle longest, for MIN_IDLE_S at least. Without one it gets one of MAX_PROBES, where
     probes are answered and nothing else; the oldest of these is closed for a newer one.
     """
 
@@ -56,13 +56,13 @@ class Places:
         self._probes: dict[Connection, None] = {}  # oldest first
         self.draining = False  # the server shuts down: every response closes its connection
 
-    def take(self, connection: Connection) -> bool:
-        """Take a place for a new connection; return False if it is one of a health probe."""
+    def admit(self, connection: Connection) -> bool:
+        """Admit a new connection; return False if it may only be a health probe."""
         found = _limited_address(connection.peer, self._exempt)
         full = found if found and self._counts[found] >= self._per_address else None
         if (full or len(self._addresses) >= self._total) and not self._close_idle(full):
             self._probes[connection] = None
-            if len(self._probes) > PROBE_PLACES:
+            if len(self._probes) > MAX_PROBES:
                 next(iter(self._probes)).reject()
             return False
         self._addresses[connection] = found
@@ -70,7 +70,7 @@ class Places:
         return True
 
     def release(self, connection: Connection) -> None:
-        """Release the place of a connection that closes."""
+        """Forget a connection that closes."""
         self._probes.pop(connection, None)
         if (found := self._addresses.pop(connection, None)) is not None:
             self._counts[found] -= 1

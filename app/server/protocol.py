@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.api.http.disconnects import CONNECTION, EXTENSION, ClientConnection
 from app.server import heads
-from app.server.connections import LingeringTransport, Places
+from app.server.connections import ConnectionLimits, LingeringTransport
 from app.server.heads import MAX_HEAD_BYTES, MAX_HEADERS, Rejection
 
 HEAD_S: Final = 10.0  # from the connection, or from the first byte of a later request, to the end of the head
@@ -46,7 +46,7 @@ class _Flow(FlowControl):
 class LimitedProtocol(HttpToolsProtocol):
     """Uvicorn's HTTP/1.1 protocol with limits for heads, pipelines, connections and slow clients."""
 
-    places: ClassVar[Places]
+    limits: ClassVar[ConnectionLimits]
     head_s: ClassVar[float]
     body_s: ClassVar[float]
     write_timeout_s: ClassVar[float]
@@ -77,7 +77,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.client:
             self.peer = self.client[0].removeprefix("::ffff:")  # an IPv4 client of a dual-stack socket
             self.client = (self.peer, self.client[1])
-        self._may_only_probe = not self.places.take(self)
+        self._may_only_probe = not self.limits.admit(self)
         if self._may_only_probe:
             self.app_state["metrics"].count_limited_connection()
         self._start_timer(min(self.head_s, PROBE_S) if self._may_only_probe else self.head_s)
@@ -89,15 +89,15 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._write_timer:
             self._write_timer.cancel()
         self.transport.lost()
-        self.places.release(self)
+        self.limits.release(self)
         super().connection_lost(exc)
         self._disconnect()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio's
         """Return whether to keep the connection open: its client sends no more, but reads the responses in flight.
 
-        A stream that has begun is closed: one who reads it keeps the connection open, and a client that has closed it
-        would be noticed at the next part only.
+        A stream that has started is closed: a client that reads one keeps its side open, and one that has closed the
+        connection would be noticed at the next part only.
         """
         self.transport.end()
         self._half_closed = True
@@ -132,7 +132,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def reject(self) -> None:
         """Answer that there are too many connections, and close."""
-        self.places.release(self)
+        self.limits.release(self)
         self._close(heads.unavailable("too many connections"))
 
     def data_received(self, data: bytes) -> None:
@@ -195,7 +195,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise heads.unavailable("too many connections")
         self._stop_timer()
         super().on_headers_complete()
-        if self._may_only_probe or self.places.draining:
+        if self._may_only_probe or self.limits.draining:
             self.cycle.keep_alive = False
         self._in_body = True
 
@@ -341,14 +341,7 @@ def limited(
     body_s: float = BODY_S,
     write_timeout_s: float = WRITE_TIMEOUT_S,
 ) -> type[LimitedProtocol]:
-    """Return a protocol class with these limits: connections as `Places` counts them, timeouts in seconds."""
-    return type(
-        "LimitedProtocol",
-        (LimitedProtocol,),
-        {
-            "places": Places(max_connections, per_address, exempt),
-            "head_s": head_s,
-            "body_s": body_s,
-            "write_timeout_s": write_timeout_s,
-        },
-    )
+    """Return a protocol class with these limits: connections as `ConnectionLimits` counts them, timeouts in seconds."""
+    limits = ConnectionLimits(max_connections, per_address, exempt)
+    timeouts = {"head_s": head_s, "body_s": body_s, "write_timeout_s": write_timeout_s}
+    return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits, **timeouts})

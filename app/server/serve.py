@@ -118,7 +118,7 @@ def _supervise(
 
     def on_reaped(index: int, name: str) -> None:
         pids[index], counts[index] = 0, ABSENT
-        shared.bury(name)
+        shared.remove_gauges(name)
 
     freeze_heap()  # a worker's collector would write to all pages and unshare them
     supervisor = Supervisor(work, workers=settings.workers, on_reaped=on_reaped, grace_s=settings.grace_s)

@@ -66,7 +66,7 @@ class GracefulServer(uvicorn.Server):
         self.lifespan.state["registry"].shut()
         grace = self.config.timeout_graceful_shutdown or 0
         deadline = time.monotonic() + grace
-        self._protocol.places.draining = True
+        self._protocol.limits.draining = True
         for connection in self._connections:
             if connection.cycle:
                 connection.cycle.keep_alive = False

@@ -356,32 +356,32 @@ async def test_waiting_and_step_times_are_counted_per_request() -> None:
         return [None if work.steps else work.name for work in batch]
 
     scheduler = Scheduler("m", predict, Recorder(), queue_size=10, batch_size=10, now=lambda: next(times))
-    account = RequestUsage()
-    token = REQUEST_USAGE.set(account)
+    usage = RequestUsage()
+    token = REQUEST_USAGE.set(usage)
     try:
         await scheduler.submit(Work("a", steps=2))
     finally:
         REQUEST_USAGE.reset(token)
         await scheduler.close()
-    assert account.queue_s == 11.0
-    assert (account.started, account.finished) == (11.0, 21.0)
-    assert account.engine_s == 2.5
+    assert usage.queue_s == 11.0
+    assert (usage.started, usage.finished) == (11.0, 21.0)
+    assert usage.engine_s == 2.5
 
 
 async def test_a_step_that_a_requests_examples_share_counts_once_and_each_request_by_itself() -> None:
     clock = iter(range(1000))
     async with busy(now=lambda: float(next(clock))) as bench:
-        accounts = RequestUsage(), RequestUsage()
+        usages = RequestUsage(), RequestUsage()
         tasks = []
-        for account, names in zip(accounts, ("ab", "c"), strict=True):
-            token = REQUEST_USAGE.set(account)
+        for usage, names in zip(usages, ("ab", "c"), strict=True):
+            token = REQUEST_USAGE.set(usage)
             tasks += await bench.submit(*map(Work, names))
             REQUEST_USAGE.reset(token)
         bench.gate.opened.set()
         await answers(*tasks)
     assert bench.gate.batches[1] == ["a", "b", "c"]
-    assert accounts[0].engine_s == accounts[1].engine_s > 0
-    assert accounts[0].started == accounts[1].started
+    assert usages[0].engine_s == usages[1].engine_s > 0
+    assert usages[0].started == usages[1].started
 
 
 async def test_an_exception_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -534,16 +534,16 @@ async def test_an_inline_step_that_fails_fails_its_batch_alone(name: str) -> Non
 
 
 async def test_an_inline_step_is_observed_as_any_other() -> None:
-    account = RequestUsage()
-    token = REQUEST_USAGE.set(account)
+    usage = RequestUsage()
+    token = REQUEST_USAGE.set(usage)
     try:
         async with in_steps() as (_, scheduler):
             await scheduler.submit(Work("a"))
     finally:
         REQUEST_USAGE.reset(token)
-    assert account.started is not None
-    assert account.finished is not None
-    assert account.engine_s == account.finished - account.started
+    assert usage.started is not None
+    assert usage.finished is not None
+    assert usage.engine_s == usage.finished - usage.started
 
 
 async def test_a_request_cancelled_before_an_inline_step_gets_none() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.server.connections import PROBE_PLACES, Places
+from app.server.connections import MAX_PROBES, ConnectionLimits
 from app.server.protocol import limited
 from tests.api.conftest import Endless, FakeServed, listening, plausible, service
 from tests.e2e.conftest import serving
@@ -35,56 +35,62 @@ class FakeConnection:
         self.rejected = True
 
 
-def taken(places: Places, *connections: FakeConnection) -> list[bool]:
-    return [places.take(connection) for connection in connections]
+def admitted(limits: ConnectionLimits, *connections: FakeConnection) -> list[bool]:
+    return [limits.admit(connection) for connection in connections]
 
 
 def test_an_address_takes_its_share_and_leaves_the_rest_to_others() -> None:
-    places = Places(4, per_address=2)
+    limits = ConnectionLimits(4, per_address=2)
     first = FakeConnection("192.0.2.1")
-    assert taken(places, first, *map(FakeConnection, ["192.0.2.1", "192.0.2.1", "192.0.2.2"])) == [
+    assert admitted(limits, first, *map(FakeConnection, ["192.0.2.1", "192.0.2.1", "192.0.2.2"])) == [
         True,
         True,
         False,
         True,
     ]
-    places.release(first)
-    assert taken(places, *map(FakeConnection, ["192.0.2.1", "192.0.2.1", "192.0.2.3"])) == [True, False, True]
-    assert taken(places, FakeConnection("192.0.2.4")) == [False]
+    limits.release(first)
+    assert admitted(limits, *map(FakeConnection, ["192.0.2.1", "192.0.2.1", "192.0.2.3"])) == [True, False, True]
+    assert admitted(limits, FakeConnection("192.0.2.4")) == [False]
 
 
 def test_a_network_of_ipv6_is_one_address_and_proxies_and_unix_sockets_are_not_limited() -> None:
-    places = Places(9, per_address=1, exempt=["10.0.0.0/8", "fd00::/8"])
+    limits = ConnectionLimits(9, per_address=1, exempt=["10.0.0.0/8", "fd00::/8"])
     addresses = ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "10.1.1.1", "10.1.1.1", "fd00::1", "fd00::1", "", ""]
-    assert taken(places, *map(FakeConnection, addresses)) == [True, False, *7 * [True]]
+    assert admitted(limits, *map(FakeConnection, addresses)) == [True, False, *7 * [True]]
 
 
 def test_the_connection_that_is_idle_longest_is_replaced_and_no_busy_one() -> None:
-    places = Places(3)
+    limits = ConnectionLimits(3)
     busy, short, long = FakeConnection("a", 30), FakeConnection("b", 4), FakeConnection("c", 20)
     busy.busy = True
-    assert taken(places, busy, short, long, FakeConnection("d"), FakeConnection("e")) == [True, True, True, True, False]
+    assert admitted(limits, busy, short, long, FakeConnection("d"), FakeConnection("e")) == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
     assert (busy.closed, short.closed, long.closed) == (False, False, True)
 
 
 def test_an_address_at_its_limit_replaces_its_own_connections_only() -> None:
-    places = Places(9, per_address=1)
+    limits = ConnectionLimits(9, per_address=1)
     other, own = FakeConnection("192.0.2.1", 30), FakeConnection("192.0.2.2", 10)
-    assert taken(places, other, own, FakeConnection("192.0.2.2")) == [True, True, True]
+    assert admitted(limits, other, own, FakeConnection("192.0.2.2")) == [True, True, True]
     assert (other.closed, own.closed) == (False, True)
 
 
 def test_the_oldest_probe_gives_its_place_to_a_newer_one() -> None:
-    places = Places(1)
-    _, *probes = connections = [FakeConnection("192.0.2.1") for _ in range(PROBE_PLACES + 2)]
-    assert taken(places, *connections) == [True, *[False] * (PROBE_PLACES + 1)]
-    assert [probe.rejected for probe in probes] == [True, *[False] * PROBE_PLACES]
+    limits = ConnectionLimits(1)
+    _, *probes = connections = [FakeConnection("192.0.2.1") for _ in range(MAX_PROBES + 2)]
+    assert admitted(limits, *connections) == [True, *[False] * (MAX_PROBES + 1)]
+    assert [probe.rejected for probe in probes] == [True, *[False] * MAX_PROBES]
 
 
 @pytest.mark.parametrize("path", [b"/livez", b"/readyz", b"/readyz?verbose"])
 def test_a_probe_is_answered_beside_a_client_that_holds_all_connections(served: FakeServed, path: bytes) -> None:
     with listening(service(served), limited(1)) as first, contextlib.ExitStack() as stack:
-        for _ in range(2 * PROBE_PLACES):
+        for _ in range(2 * MAX_PROBES):
             stack.enter_context(socket.create_connection(first.getpeername()))
         with socket.create_connection(first.getpeername(), timeout=30) as probe:
             probe.sendall(b"GET %b HTTP/1.1\r\nHost: service\r\n\r\n" % path)

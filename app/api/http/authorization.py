@@ -118,12 +118,12 @@ class AccessControl:
     @staticmethod
     def _valid(keys: Keys, secret: str | None) -> Key:
         if secret is None:
-            raise Unauthenticated("expected a key as Authorization: Bearer or X-API-Key, found none", refused=False)
+            raise Unauthenticated("expected a key as Authorization: Bearer or X-API-Key, found none", invalid=False)
         key = keys.find(secret)
         if key is None:
-            raise Unauthenticated("there is no such key", refused=True)
+            raise Unauthenticated("there is no such key", invalid=True)
         if keys.expired(key):
-            raise Unauthenticated("the key has expired", refused=True)
+            raise Unauthenticated("the key has expired", invalid=True)
         return key
 
 

@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.http import problems, uploads
+from app.api.http.body_memory import MemoryBudget
 from app.api.http.context import RequestContext, request_context
 from app.api.http.disconnects import is_complete, while_connected
 from app.api.http.json_documents import MAX_VALUES, decoded
-from app.api.http.rooms import Room
 from app.errors import DeadlineExceeded, InvalidField, Overloaded, SeqserveError, TooLarge, UnsupportedType
 from app.runtime.work_process import WorkProcess
 
@@ -124,7 +124,7 @@ class ImageBody(Body):
 async def read(body: Body, scope: Scope, receive: Receive, context: RequestContext, length: int) -> Any:
     """Return the decoded body, of `length` bytes if not 0.
 
-    Raise DeadlineExceeded if it doesn't arrive in time, Overloaded if there is no room for it.
+    Raise DeadlineExceeded if it doesn't arrive in time, Overloaded if it can't be stored.
     """
     arriving = body.read(scope, _limited(receive, body.max_bytes, length))
     try:
@@ -140,9 +140,9 @@ async def read(body: Body, scope: Scope, receive: Receive, context: RequestConte
 
 
 async def content(scope: Scope, receive: Receive, *, bulk: bool) -> bytes:
-    """Return the whole body. A large one is on disk until it has arrived, then it takes the memory of its kind's room.
+    """Return the whole body. A large one is on disk until it has arrived, then in the bounded memory of its kind.
 
-    Raise Overloaded if the room is full.
+    Raise Overloaded if that is full.
     """
     received, more = bytearray(), True
     while more and len(received) <= INLINE_BYTES:
@@ -156,10 +156,10 @@ async def content(scope: Scope, receive: Receive, *, bulk: bool) -> bytes:
     while more:
         chunk, more = await _chunk(receive)
         await stored.write(chunk)
-    room: Room = scope["state"]["rooms"][bulk]
+    budget: MemoryBudget = scope["state"]["body_memory"][bulk]
     size = stored.size or 0
-    room.take(size)
-    files.callback(room.give_back, size)
+    budget.reserve(size)
+    files.callback(budget.release, size)
     await stored.seek(0)
     return await stored.read()
 
@@ -244,7 +244,7 @@ def _limited(receive: Receive, limit: int, length: int) -> Receive:
         received += len(message.get("body", b""))
         if max(length, received) > limit:
             ended = await _drain(receive, message, DRAIN_FACTOR * limit)
-            raise TooLarge(f"body: expected at most {limit} bytes, found {length or 'more'}", hopeless=not ended)
+            raise TooLarge(f"body: expected at most {limit} bytes, found {length or 'more'}", unread=not ended)
         return message
 
     return receive_limited

@@ -9,8 +9,8 @@ from fastapi import Depends, Request
 from starlette.types import Scope
 from typing_extensions import TypedDict
 
+from app.api.http.body_memory import MemoryBudget
 from app.api.http.keys import KeyScope
-from app.api.http.rooms import Room
 from app.api.http.security_headers import Header
 from app.runtime.metrics import Metrics, RequestUsage
 from app.runtime.registry import Registry
@@ -56,7 +56,7 @@ class State(TypedDict):
     registry: Registry
     metrics: Metrics
     processes: dict[bool, WorkProcess]  # for large JSON bodies, by bulk
-    rooms: dict[bool, Room]  # the same
+    body_memory: dict[bool, MemoryBudget]  # of large bodies, by bulk
     request_timeout_s: float
 
 

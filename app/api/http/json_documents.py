@@ -19,7 +19,7 @@ def decoded(content: bytes, max_values: int | None = None) -> Any:
         nonlocal objects
         objects += 1
         if max_values is not None and objects > max_values:
-            raise TooLarge(f"body: expected at most {max_values} values in JSON, found more", hopeless=False)
+            raise TooLarge(f"body: expected at most {max_values} values in JSON, found more", unread=False)
         return found
 
     try:
@@ -30,7 +30,7 @@ def decoded(content: bytes, max_values: int | None = None) -> Any:
     except (ValueError, RecursionError) as error:
         raise Malformed(f"body: expected JSON in UTF-8, found otherwise: {error}") from None
     if max_values is not None and _has_more(found, max_values):
-        raise TooLarge(f"body: expected at most {max_values} values in JSON, found more", hopeless=False)
+        raise TooLarge(f"body: expected at most {max_values} values in JSON, found more", unread=False)
     return found
 
 

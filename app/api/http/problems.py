@@ -42,7 +42,7 @@ from app.errors import (
 
 CLIENT_CLOSED_REQUEST: Final = 499  # the client disconnected before the response; seen in metrics and logs only
 NOT_READY_RETRY_S: Final = 2  # loading takes about a second
-MAX_FIELDS: Final = 20  # a body can have a million invalid fields; more are not reported
+MAX_ERRORS: Final = 20  # a body can have a million invalid fields; more are not reported
 MAX_SHOWN: Final = 80  # characters of what was found
 EXPECTED: Final = {  # by pydantic's type of fault, with the members of its context
     "bool_parsing": "expected true or false",
@@ -190,7 +190,7 @@ def response(error: Exception, scope: Scope) -> Response:
         case SeqserveError():
             report = of(error)
         case RequestValidationError():
-            errors = [_field_error(fault) for fault in error.errors()[:MAX_FIELDS]]
+            errors = [_field_error(fault) for fault in error.errors()[:MAX_ERRORS]]
             detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
             report = Report(KINDS[InvalidField], detail, errors=errors)
         case HTTPException():
@@ -223,12 +223,12 @@ def _headers(error: SeqserveError) -> dict[str, str]:
         case Overloaded() | RateLimited():
             return {"Retry-After": str(error.retry_after)}
         case Unauthenticated():
-            return {"WWW-Authenticate": 'Bearer error="invalid_token"' if error.refused else "Bearer"}  # RFC 6750, 3
+            return {"WWW-Authenticate": 'Bearer error="invalid_token"' if error.invalid else "Bearer"}  # RFC 6750, 3
         case NotReady(closing=closing):
             return {"Retry-After": str(NOT_READY_RETRY_S)} | ({"Connection": "close"} if closing else {})
         case DeadlineExceeded():
             return {"Connection": "close", "x-should-retry": "false"}  # OpenAI's client would repeat it twice
-        case TooLarge(hopeless=True):
+        case TooLarge(unread=True):
             return {"Connection": "close"}  # the rest of the body, if any, isn't read
     return {}
 

@@ -15,11 +15,7 @@ def answer(
     """
     etag = f'"{digest}"'
     cache_headers = {"ETag": etag, "Cache-Control": "no-cache", **(headers or {})}
-    if _matches(request.headers.getlist("if-none-match"), etag):
+    sent = (tag for line in request.headers.getlist("if-none-match") for tag in line.split(","))
+    if not {etag, "*"}.isdisjoint(tag.strip().removeprefix("W/") for tag in sent):
         return Response(status_code=304, headers=cache_headers)
     return Response(read(), media_type=media_type, headers=cache_headers)
-
-
-def _matches(if_none_match: list[str], etag: str) -> bool:
-    tags = [tag.strip().removeprefix("W/") for line in if_none_match for tag in line.split(",")]
-    return etag in tags or "*" in tags

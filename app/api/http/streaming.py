@@ -49,8 +49,8 @@ async def _all_events(
         yield error_event(error)
 
 
-def json_array(values: Sequence[Any]) -> Iterator[bytes]:
+def json_array(values: Sequence[Any], encode: Callable[[Any], bytes] = to_json) -> Iterator[bytes]:
     """Yield an array as JSON, in pieces small enough for other threads to run in between."""
     for start in range(0, len(values), PIECE):
-        yield (b"," if start else b"[") + to_json(values[start : start + PIECE])[1:-1]
+        yield (b"," if start else b"[") + encode(values[start : start + PIECE])[1:-1]
     yield b"]" if values else b"[]"

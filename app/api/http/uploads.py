@@ -120,7 +120,7 @@ def _require_size(upload: Upload) -> None:
     if not size:
         raise Malformed(f"{upload.name}: expected an image, found nothing")
     if size > MAX_IMAGE_BYTES:
-        raise TooLarge(f"{upload.name}: expected at most {MAX_IMAGE_BYTES} bytes, found {size}", hopeless=False)
+        raise TooLarge(f"{upload.name}: expected at most {MAX_IMAGE_BYTES} bytes, found {size}", unread=False)
 
 
 class _Parts(MultiPartParser):
@@ -147,7 +147,7 @@ class _Parts(MultiPartParser):
         super().on_part_begin()
         self._started += 1
         if self._started > self._most:
-            raise TooLarge(f"{PART}: expected at most {self._most} images, found more", hopeless=False)
+            raise TooLarge(f"{PART}: expected at most {self._most} images, found more", unread=False)
 
     def on_headers_finished(self) -> None:
         """Raise InvalidField for other names. A part is a file whether or not it has a file name."""

@@ -133,7 +133,7 @@ async def infer(model: str, body: InferenceRequest, registry: RegistryOf, deadli
     try:
         content = await uploads.from_base64(body.inputs) if isinstance(body.inputs, str) else body.inputs
     except ValueError as error:
-        raise Malformed(f"inputs: expected an image in base64: {error}") from error
+        raise Malformed(f"inputs: expected an image in base64, found otherwise: {error}") from error
     image = uploads.of_bytes(PART, content)
     with served:
         (found,) = await image_answers(served, [image], make, deadline)

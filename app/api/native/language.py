@@ -16,6 +16,7 @@ from app.api.http.bodies import JsonBody
 from app.api.http.context import RegistryOf
 from app.api.http.endpoints import PROBLEMS, Deadline, Endpoint
 from app.api.http.fan_out import all_answers
+from app.api.http.streaming import json_array
 from app.api.native.schemas import NextWord, NextWordAnswer, Perplexity, PerplexityAnswer
 from app.errors import TooLarge
 from app.runtime.families.language_model import HISTORY_BYTES, Suggestions
@@ -26,7 +27,6 @@ TAGS: Final[list[str | Enum]] = ["language model"]
 FAMILY: Final = "language_model"
 TEXT_BYTES: Final = 64 * 1024  # of UTF-8, of the text of /next-word
 NEXT_WORD_BYTES: Final = TEXT_BYTES + 6 * HISTORY_BYTES  # JSON may escape a byte as \u00XX
-PIECE: Final = 256  # token scores encoded at once: about a millisecond
 SUGGESTIONS: Final = TypeAdapter(Suggestions)
 SCORE: Final = TypeAdapter(TextScore)
 TOKEN_SCORES: Final = TypeAdapter(list[TokenScore])
@@ -66,7 +66,7 @@ async def next_word(body: NextWord, registry: RegistryOf, deadline: Deadline) ->
 
 
 async def perplexity(body: Perplexity, registry: RegistryOf, deadline: Deadline) -> Response:
-    """Score a text, or several: perplexity, cross-entropy, and on request what each token was worth."""
+    """Score a text, or several: perplexity, cross-entropy, and on request the score of each token."""
     payloads = [replace(body, text=text, texts=[]) for text in body.texts] or [body]
     with registry.get(body.model, FAMILY) as served:
         submits = [partial(served.answer, payload, deadline=deadline) for payload in payloads]
@@ -95,8 +95,6 @@ def _encoded_score(score: TextScore) -> Iterator[bytes]:
     if score.token_scores is None:
         yield SCORE.dump_json(score)
         return
-    yield SCORE.dump_json(score, exclude={"token_scores"})[:-1] + b',"token_scores":['
-    for start in range(0, len(score.token_scores), PIECE):
-        rows = TOKEN_SCORES.dump_json(score.token_scores[start : start + PIECE])
-        yield (b"," if start else b"") + rows[1:-1]
-    yield b"]}"
+    yield SCORE.dump_json(score, exclude={"token_scores"})[:-1] + b',"token_scores":'
+    yield from json_array(score.token_scores, TOKEN_SCORES.dump_json)
+    yield b"}"

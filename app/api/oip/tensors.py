@@ -80,7 +80,9 @@ class TensorBody(LooseJson):
             raise InvalidField(HEADER, f"expected 0 to {len(content)}, the bytes of the body, found {length[:40]!r}")
         head = content[:size]
         if head.count(b",") + head.count(b"[") > MAX_VALUES:
-            raise TooLarge(f"body: expected at most {MAX_VALUES} values in JSON; binary tensors may have more")
+            raise TooLarge(
+                f"body: expected at most {MAX_VALUES} values in JSON, found more; binary tensors may have more"
+            )
         found = await bodies.document(head, scope, receive, bulk=self.bulk, max_values=MAX_VALUES)
         place(found, memoryview(content)[size:])
         return found
@@ -164,7 +166,7 @@ def pixels(tensor: InputTensor) -> npt.NDArray[np.uint8]:
         try:
             data = bytes(flat)
         except (TypeError, ValueError) as error:
-            raise InvalidField(tensor.name, "data: expected integers from 0 to 255") from error
+            raise InvalidField(tensor.name, "data: expected integers from 0 to 255, found other values") from error
     if not isinstance(data, bytes | memoryview):
         raise InvalidField(tensor.name, "data: expected an array, found none")
     if len(data) != size:
@@ -181,7 +183,7 @@ def _elements(tensor: InputTensor) -> Sequence[str | bytes]:
     else:
         found = _flat(tensor.data, 1) if isinstance(tensor.data, list) else []
         if not all(isinstance(element, str) for element in found):
-            raise InvalidField(tensor.name, "data: expected strings")
+            raise InvalidField(tensor.name, "data: expected strings, found other values")
     if len(found) != expected:
         raise InvalidField(tensor.name, f"data: expected {expected} elements, as in its shape, found {len(found)}")
     return found

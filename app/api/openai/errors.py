@@ -13,7 +13,9 @@ TYPES: Final[Mapping[HTTPStatus, str]] = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.FORBIDDEN: "permission_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
-}  # other client errors are `invalid_request_error`, errors of the server `server_error`
+}  # other client errors are INVALID, errors of the server SERVER
+INVALID: Final = "invalid_request_error"
+SERVER: Final = "server_error"
 CODES: Final[Mapping[type[SeqserveError], str]] = {
     Unauthenticated: "invalid_api_key",
     UnknownModel: "model_not_found",
@@ -45,12 +47,11 @@ def body(report: Report) -> dict[str, Any]:
     codes = {KINDS[error]: code for error, code in CODES.items()}
     error: OpenAIErrorDetail = {
         "message": report.detail,
-        "type": TYPES.get(status, "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else INVALID),
+        "type": TYPES.get(status, SERVER if status >= HTTPStatus.INTERNAL_SERVER_ERROR else INVALID),
         "param": report.errors[0]["field"].partition(".")[0] if report.errors else None,
         "code": codes.get(report.kind),
     }
     return {"error": error}
 
 
-INVALID: Final = "invalid_request_error"
 ERRORS: Final = ErrorFormat(body, OpenAIError)

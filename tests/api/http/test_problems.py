@@ -20,7 +20,7 @@ from tests.api.conftest import FakeServed, connect, service
 
 EXAMPLES: dict[type[SeqserveError], SeqserveError] = {
     errors.InvalidField: errors.InvalidField("text", "expected less"),
-    errors.Unauthenticated: errors.Unauthenticated("no key", refused=False),
+    errors.Unauthenticated: errors.Unauthenticated("no key", invalid=False),
     errors.RateLimited: errors.RateLimited("too much", retry_after=9),
 }
 UNKNOWN = {"openai": "/models/ptb/v1/audio", "oip": "/v2/trace/setting"}  # a path without a route, by dialect
@@ -76,7 +76,7 @@ async def test_errors_of_middleware_have_the_format_of_the_dialect(
     [
         (errors.UnknownModel("no such model"), 404, {}),
         (errors.Forbidden("not yours"), 403, {}),
-        (errors.Unauthenticated("no key", refused=False), 401, {"www-authenticate": "Bearer"}),
+        (errors.Unauthenticated("no key", invalid=False), 401, {"www-authenticate": "Bearer"}),
         (errors.RateLimited("too much", retry_after=9), 429, {"retry-after": "9"}),
         (errors.NotReady("loading"), 503, {"retry-after": "2"}),
         (errors.Overloaded("full", retry_after=7), 503, {"retry-after": "7"}),

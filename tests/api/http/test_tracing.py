@@ -22,12 +22,12 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 @pytest.mark.anyio
 async def test_a_request_is_a_span_with_its_queue_and_engine_in_it(served: FakeServed, sent: dict[str, str]) -> None:
     async def answering(payload: Any, deadline: float | None) -> Any:
-        account = REQUEST_USAGE.get()
-        assert account
-        account.model = "ptb"
-        account.accept(1.0)
-        account.record_step(3.0, 7.0)
-        account.add(tokens=5, cached=4)
+        usage = REQUEST_USAGE.get()
+        assert usage
+        usage.model = "ptb"
+        usage.accept(1.0)
+        usage.record_step(3.0, 7.0)
+        usage.add(tokens=5, cached=4)
         return await plausible(payload, deadline)
 
     served.answering = answering

@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from app.api.http.fan_out import FAN_OUT
-from app.api.native.language import PIECE, TEXT_BYTES
+from app.api.http.streaming import PIECE
+from app.api.native.language import TEXT_BYTES
 from app.api.native.schemas import NextWord, NextWordAnswer, PerplexityAnswer
 from app.errors import InvalidField, Overloaded
 from app.runtime.families.language_model import HISTORY_BYTES
