@@ -19,13 +19,13 @@ from app.runtime.predictor import BundlePredictor
 from training.run import Run, RunError
 
 PRECISIONS: tuple[Precision, ...] = ("int8", "fp32")
-CELL_NAMES = {  # in model cards: see app.models.recurrent
+CELL_NAMES = {  # in model cards and reports: see app.models.recurrent
     "rnn": "tanh RNN",
     "lstm": "LSTM",
     "peephole": "peephole LSTM",
-    "cifg": "coupled-gate LSTM",
+    "cifg": "coupled LSTM",
     "gru": "GRU",
-    "peephole-cifg": "peephole coupled-gate LSTM",
+    "peephole-cifg": "coupled peephole LSTM",
 }
 
 Data = TypeVar("Data")

@@ -11,6 +11,7 @@ import numpy as np
 from app.models.recurrent import Cell
 from training.cells.adding import BASELINE, SOLVED
 from training.cells.plan import Measured
+from training.publishing import CELL_NAMES
 
 matplotlib.use("Agg")
 
@@ -18,14 +19,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-NAMES: dict[Cell, str] = {
-    "rnn": "tanh RNN",
-    "lstm": "LSTM",
-    "peephole": "peephole LSTM",
-    "cifg": "coupled LSTM",
-    "gru": "GRU",
-    "peephole-cifg": "coupled peephole LSTM",
-}
 COLOURS: dict[Cell, str] = {
     "rnn": "#b3261e",
     "lstm": "#1f5fbf",
@@ -103,12 +96,12 @@ def task(variant: str) -> str:
 
 def _style(cell: Cell) -> dict[str, Any]:
     """Return the style of a curve: dashed with peepholes, so that an equal curve beneath is visible."""
-    return {"color": COLOURS[cell], "linestyle": "--" if "peephole" in cell else "-", "label": NAMES[cell]}
+    return {"color": COLOURS[cell], "linestyle": "--" if "peephole" in cell else "-", "label": CELL_NAMES[cell]}
 
 
 def _curves(axes: Axes, measured: Measured, points: int) -> None:
     """Plot the mean over each cell's seeds, averaged over `points` values."""
-    for cell in NAMES:
+    for cell in CELL_NAMES:
         curves = [results["curve"] for job, results in measured.items() if job.cell == cell]
         if curves:
             steps, values = (np.mean([[point[axis] for point in curve] for curve in curves], 0) for axis in (0, 1))

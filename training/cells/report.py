@@ -15,9 +15,9 @@ from training.cells.adding import BASELINE, SOLVED
 from training.cells.comparison import measured_of
 from training.cells.gradients import SEQUENCES
 from training.cells.plan import PARTS, SEARCH_EPOCHS, Comparison, Job, Measured, Part, Results, best_rates, plan
-from training.cells.plots import NAMES
 from training.cells.statistics import MISSING, SIGNIFICANT, Sample, least_difference, verdict, welch
 from training.language_model.recipe import LanguageModelConfig
+from training.publishing import CELL_NAMES
 
 SIMPLER: tuple[tuple[Cell, Cell], ...] = (("lstm", "peephole"), ("cifg", "lstm"), ("peephole-cifg", "peephole"))
 """Pairs of Greff et al. 2015: a cell without peepholes or with coupled gates, and its reference."""
@@ -68,7 +68,7 @@ def agreement(samples: Mapping[Cell, Sample | None]) -> str:
         simple, full = samples.get(cell), samples.get(reference)
         if simple is None or full is None:
             return f"{claim}; whether these results agree is {MISSING}."
-        pairs[f"{NAMES[cell]} against {NAMES[reference]}"] = (simple, full)
+        pairs[f"{CELL_NAMES[cell]} against {CELL_NAMES[reference]}"] = (simple, full)
     chances = {name: welch(*pair) for name, pair in pairs.items()}
     if any(map(math.isnan, chances.values())):
         return f"{claim}; without a spread these results don't decide it."
@@ -141,14 +141,14 @@ def _rates_table(comparison: Comparison, measured: Measured) -> str:
     for cell in comparison.cells:
         found = [measured.get(job) for job in _jobs(comparison, measured, "rates", cell)]
         entries = [MISSING if results is None else f"{results['valid_perplexity']:.1f}" for results in found]
-        rows.append([NAMES[cell], *entries, MISSING if None in found else f"{chosen[cell]:g}"])
+        rows.append([CELL_NAMES[cell], *entries, MISSING if None in found else f"{chosen[cell]:g}"])
     return table(["cell", *(f"at {rate:g}" for rate in comparison.rates), "chosen"], rows)
 
 
 def _edges(comparison: Comparison, measured: Measured) -> str:
     """Return a sentence on best rates at the edge of the grid, which may be improvable."""
     edges = {min(comparison.rates): "lowest", max(comparison.rates): "highest"}
-    found = [f"{NAMES[cell]} ({edges[rate]})" for cell, rate in best_rates(measured).items() if rate in edges]
+    found = [f"{CELL_NAMES[cell]} ({edges[rate]})" for cell, rate in best_rates(measured).items() if rate in edges]
     if not found:
         return ""
     return f"A rate at the edge of those tried was the best for {', '.join(found)}: one beyond may be better still."
@@ -173,7 +173,7 @@ def _language_model_row(comparison: Comparison, measured: Measured, cell: Cell) 
         return of_all_seeds(comparison, measured, part, cell, metric)
 
     return [
-        NAMES[cell],
+        CELL_NAMES[cell],
         *_sizes(comparison, measured, "ptb", cell),
         _spread(sample("ptb", "valid_perplexity"), ".1f"),
         _spread(sample("ptb", "test_perplexity"), ".1f"),
@@ -186,7 +186,9 @@ def _perplexity_verdicts(comparison: Comparison, measured: Measured) -> str:
     tests = {cell: of_all_seeds(comparison, measured, "ptb", cell, "test_perplexity") for cell in comparison.cells}
     if "lstm" not in tests:
         return ""
-    sentences = [verdict(NAMES[cell], tests[cell], NAMES["lstm"], tests["lstm"]) for cell in tests if cell != "lstm"]
+    sentences = [
+        verdict(CELL_NAMES[cell], tests[cell], CELL_NAMES["lstm"], tests["lstm"]) for cell in tests if cell != "lstm"
+    ]
     return _list([*(f"Test perplexity, {sentence}" for sentence in sentences), agreement(tests)])
 
 
@@ -196,7 +198,7 @@ def _digit_readers(comparison: Comparison, measured: Measured) -> dict[str, obje
     percent = {cell: accuracy and accuracy.scaled(100) for cell, accuracy in accuracies.items()}
     rows = [
         [
-            NAMES[cell],
+            CELL_NAMES[cell],
             *_sizes(comparison, measured, "mnist", cell),
             _spread(percent[cell], ".2f"),
             _median(of_all_seeds(comparison, measured, "mnist", cell, "images_per_second"), ",.0f"),
@@ -212,7 +214,10 @@ def _digit_readers(comparison: Comparison, measured: Measured) -> dict[str, obje
         "digit_schedule": config.schedule,
         "mnist_table": table(["cell", "width", "parameters", "test accuracy, %", "training images a second"], rows),
         "mnist_verdicts": _list(
-            [f"Accuracy, {verdict(NAMES[cell], percent[cell], NAMES['lstm'], percent['lstm'])}" for cell in others]
+            [
+                f"Accuracy, {verdict(CELL_NAMES[cell], percent[cell], CELL_NAMES['lstm'], percent['lstm'])}"
+                for cell in others
+            ]
         ),
     }
 
@@ -222,7 +227,7 @@ def _adding_problem(comparison: Comparison, measured: Measured) -> dict[str, obj
     results = {(job.cell, job.variant): measured.get(job) for job in plan(comparison, "adding")}
     rows = [
         [
-            NAMES[cell],
+            CELL_NAMES[cell],
             *_sizes(comparison, measured, "adding", cell),
             *(_adding_entry(results[cell, f"length-{length}"]) for length in lengths),
         ]
@@ -255,7 +260,7 @@ def _grouped(answers: Mapping[Cell, str]) -> str:
     """`solved by LSTM, GRU; not solved by tanh RNN`."""
     groups: dict[str, list[str]] = {"solved": [], "not solved": [], MISSING: []}
     for cell, answer in answers.items():
-        groups[answer].append(NAMES[cell])
+        groups[answer].append(CELL_NAMES[cell])
     joined = {"solved": "solved by", "not solved": "not solved by", MISSING: f"{MISSING} for"}
     return "; ".join(f"{joined[answer]} {', '.join(names)}" for answer, names in groups.items() if names)
 
@@ -265,7 +270,7 @@ def _gradients_table(comparison: Comparison, measured: Measured) -> str:
     for job in _jobs(comparison, measured, "gradients"):
         results = measured.get(job)
         shares = [MISSING] * 2 if results is None else [_share(results["initial"]), _share(results["trained"])]
-        rows.append([plots.task(job.variant), NAMES[job.cell], *shares])
+        rows.append([plots.task(job.variant), CELL_NAMES[job.cell], *shares])
     return table(["task", "cell", "before training", "trained"], sorted(rows, key=lambda row: row[0]))
 
 

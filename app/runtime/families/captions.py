@@ -336,11 +336,6 @@ class CaptionsPredictor:
         return self._tokenizer.decode([token])
 
 
-def usage(_: Description) -> dict[str, int]:
-    """Return the images that an answer is about."""
-    return {"images": 1}
-
-
 def _setting(bundle: Bundle, name: str, least: int, most: int) -> float:
     """Return a number of the manifest's configuration. Raise BundleError if it is missing or out of its range."""
     found = bundle.manifest.config.get(name)

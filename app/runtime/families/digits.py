@@ -155,11 +155,6 @@ class DigitsPredictor:
         )
 
 
-def usage(_: Classification) -> dict[str, int]:
-    """Return the images that an answer is about."""
-    return {"images": 1}
-
-
 def calibration(found: Mapping[str, float], folder: str) -> Calibration:
     """Return a manifest's calibration. Raise BundleError that names `folder` if it is invalid."""
     if found.keys() != {"temperature", "rejection_threshold"}:

@@ -115,11 +115,6 @@ def doubt(confidence: float, digits: int) -> float:
     return float(1 - confidence ** (1 / digits))
 
 
-def usage(_: Number) -> dict[str, int]:
-    """Return the images that an answer is about."""
-    return {"images": 1}
-
-
 def _boxes(strip: Strip, spans: Sequence[tuple[int, int]], columns: int) -> list[list[int]]:
     """Return the box of each digit: neighbours are split at the column of least ink between their steps' middles."""
     ink = strip.pixels.sum(0, dtype=int)

@@ -24,13 +24,13 @@ from training.cells.adding import BASELINE, Adder, AddingConfig, Trial, sequence
 from training.cells.comparison import Corpora, measure, perform, recent_perplexities, results_of
 from training.cells.gradients import gradient_norms
 from training.cells.plan import BUILD, PARTS, Comparison, Job, Part, Results, best_rates, plan
-from training.cells.plots import NAMES
 from training.cells.report import agreement
 from training.cells.sizes import matched, parameters
 from training.cells.statistics import Sample, least_difference, verdict, welch
 from training.digits.recipe import DigitsConfig
 from training.language_model.data import Corpus, Source
 from training.language_model.recipe import LanguageModelConfig
+from training.publishing import CELL_NAMES
 from training.run import Run, RunError
 
 TINY = AddingConfig(hidden_sizes=(6,), length=6, steps=3, batch_size=4, measured_every=2, measured_on=8)
@@ -312,9 +312,9 @@ def test_the_whole_comparison_is_measured_once_and_reported_as_measured(
 
     search, models = (rows_of(page, "Language models", table) for table in (0, 1))
     readers, adders = (rows_of(page, name) for name in ("MNIST", "The adding problem"))
-    assert list(search) == list(models) == list(readers) == list(adders) == [NAMES[cell] for cell in CELLS]
+    assert list(search) == list(models) == list(readers) == list(adders) == [CELL_NAMES[cell] for cell in CELLS]
     for cell in CELLS:
-        name = NAMES[cell]
+        name = CELL_NAMES[cell]
         seeds = [stored("ptb", cell, f"seed-{seed}") for seed in (1, 2)]
         tests = [results["test_perplexity"] for results in seeds]
         tried = {rate: stored("rates", cell, f"rate-{rate:g}")["valid_perplexity"] for rate in (0.001, 0.1)}
@@ -344,7 +344,7 @@ def test_the_whole_comparison_is_measured_once_and_reported_as_measured(
     assert "not measured: ptb/cifg/seed-2\n" in capsys.readouterr().out
     page = (tmp_path / "again" / "README.md").read_text()
     assert "**Not measured** (1): `ptb/cifg/seed-2`." in page
-    assert rows_of(page, "Language models", 1)[NAMES["cifg"]][2:5] == ["not measured"] * 3
+    assert rows_of(page, "Language models", 1)[CELL_NAMES["cifg"]][2:5] == ["not measured"] * 3
     assert "coupled LSTM against LSTM: not measured." in page
     missing.with_suffix(".kept").rename(missing)
     assert before == {path: path.stat().st_mtime_ns for path in before}, "nothing is measured twice"
