@@ -101,7 +101,7 @@ def _style(cell: Cell) -> dict[str, Any]:
 
 def _curves(axes: Axes, measured: Measured, points: int) -> None:
     """Plot the mean over each cell's seeds, averaged over `points` values."""
-    for cell in CELL_NAMES:
+    for cell in COLOURS:
         curves = [results["curve"] for job, results in measured.items() if job.cell == cell]
         if curves:
             steps, values = (np.mean([[point[axis] for point in curve] for curve in curves], 0) for axis in (0, 1))
