@@ -134,9 +134,8 @@ def create(
     if expires and expires <= today():
         raise SettingsError(f"expires: expected a time in the future, found {expires.isoformat()}")
     if not NAME.fullmatch(name):
-        raise SettingsError(
-            f"name: expected up to 64 letters, digits, dots, dashes and underscores, found {name[:80]!r}"
-        )
+        expected = "a name of up to 64 letters, digits, dots, dashes and underscores"
+        raise SettingsError(f"name: expected {expected}, found {name[:80]!r}")
     if file.exists() and name in {key.name for key in read(file)}:
         raise SettingsError(f"{file}: there is a key named {name} already; delete its line to revoke it")
     secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
