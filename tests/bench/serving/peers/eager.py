@@ -14,17 +14,21 @@ from torch.fx.experimental.optimization import fuse
 from torchvision.models import get_model  # type: ignore[import-untyped]
 
 from app.bundle import Bundle
-from app.images import normalised
+from app.images import LABELS, encoder_input, normalised
+from app.images.tags import KINDS
 from app.manifest import FamilyName
+from app.models.attentive_captioner import AttentiveCaptioner, Memory, Scene
 from app.models.captioner import Captioner
 from app.models.digits import ReNet, RowReader
+from app.models.efficientnet_lite import EfficientNetLite2
 from app.models.language_model import LanguageModel
 from app.runtime.families.captions import CaptionsPredictor
 from app.runtime.families.digits import DigitsPredictor, calibration
-from app.runtime.families.image_decoders import VectorDecoder
+from app.runtime.families.image_decoders import DETECTOR, AttentiveDecoder, VectorDecoder
 from app.runtime.scores import TextScore
 from app.text.penn_treebank import PennTreebank
 from app.text.words import Completion, Vocabulary, Word, context, lines, sentences
+from tests.bench.serving.peers.eager_graph import EagerGraph
 from tests.bench.serving.peers.engines import score_json
 
 WINDOW: Final = 64  # tokens per document whose logits are computed at once
@@ -147,23 +151,20 @@ def digits(bundle: Bundle, threads: int) -> DigitsPredictor:
 
 
 def captions(bundle: Bundle, threads: int) -> CaptionsPredictor:
-    """Return the captioner with folded batch norms in channels-last layout."""
+    """Return the captioner with folded batch norms in channels-last layout, at the sizes of training."""
     torch.set_num_threads(threads)
     config = bundle.manifest.config
     stored = {name: value.float() for name, value in load_file(bundle.path("weights.safetensors")).items()}
-    cnn = {name.removeprefix("cnn."): value for name, value in stored.items() if name.startswith("cnn.")}
-    network, captioner = network_of(config["backbone"], cnn), captioner_of(config, stored)
-    decoder = VectorDecoder(
-        TorchGraph(lambda pixels: (network(_photographs(pixels)),)),
-        TorchGraph(lambda features: (captioner.begin(features),)),
-        TorchGraph(lambda tokens, state: captioner.step(tokens, state)),
-    )
+    cnn = {name.removeprefix("cnn."): stored.pop(name) for name in [*stored] if name.startswith("cnn.")}
+    attends = DETECTOR in bundle.manifest.files
+    decoder = _attentive_decoder(bundle, cnn, stored) if attends else _vector_decoder(config, cnn, stored)
     return CaptionsPredictor(
         decoder,
         PennTreebank.parse(bundle.text("vocabulary.txt")),
         precision="fp32",
         length=config["length"],
         length_penalty=config["length_penalty"],
+        repeats=not attends,
     )
 
 
@@ -190,26 +191,60 @@ def _reader(config: dict[str, Any]) -> RowReader | ReNet:
     return ReNet(list(zip(config["patches"], config["hidden_sizes"], strict=True)), cell=cell, outputs=outputs)
 
 
-def network_of(name: str, weights: dict[str, Tensor]) -> nn.Module:
-    """Return the backbone without its last layer, with batch norms folded as in the bundle."""
-    network: nn.Module = get_model(name, weights=None).eval()
+def _vector_decoder(config: dict[str, Any], cnn: dict[str, Tensor], stored: dict[str, Tensor]) -> VectorDecoder:
+    network: nn.Module = get_model(config["backbone"], weights=None).eval()
     *_, last = (path for path, layer in network.named_modules() if isinstance(layer, nn.Linear))
     network.set_submodule(last, nn.Identity())
-    folded = fuse(network)
-    folded.load_state_dict(weights)
-    return folded.to(memory_format=torch.channels_last)
-
-
-def captioner_of(config: dict[str, Any], stored: dict[str, Tensor]) -> Captioner:
+    folded = _folded(network, cnn)
     vocabulary_size, embedding_size = stored["embedding.weight"].shape
-    model = Captioner(
+    captioner = Captioner(
         vocabulary_size=vocabulary_size,
         feature_size=stored["image.weight"].shape[1],
         embedding_size=embedding_size,
         **{key: config[key] for key in ("hidden_size", "cell", "inject", "tied")},
     )
-    model.load_state_dict(stored, strict=False)  # a tied matrix is stored once; the CNN's weights are separate
-    return model.eval()
+    captioner.load_state_dict(stored, strict=False)  # a tied matrix is stored once
+    captioner.eval()
+    return VectorDecoder(
+        TorchGraph(lambda pixels: (folded(_photographs(pixels)),)),
+        TorchGraph(lambda features: (captioner.begin(features),)),
+        TorchGraph(lambda tokens, state: captioner.step(tokens, state)),
+    )
+
+
+def _attentive_decoder(bundle: Bundle, cnn: dict[str, Tensor], stored: dict[str, Tensor]) -> AttentiveDecoder:
+    vocabulary, config = Vocabulary(bundle.text("vocabulary.txt").split("\n")), bundle.manifest.config
+    captioner = AttentiveCaptioner(
+        vocabulary_size=len(vocabulary),
+        labels=[vocabulary.ids(label.split()) for label in LABELS],
+        kinds=KINDS,
+        **{key: config[key] for key in ("embedding_size", "hidden_size", "attention_size", "cell")},
+    )
+    captioner.load_state_dict(stored)
+    captioner.eval()
+    folded, detector = _folded(EfficientNetLite2().eval(), cnn), EagerGraph(bundle.path(DETECTOR).read_bytes())
+
+    def see(pixels: Tensor) -> tuple[Tensor, ...]:
+        images = torch.from_numpy(encoder_input(pixels.numpy())).to(memory_format=torch.channels_last)
+        grid, pooled = folded(images)
+        return grid.flatten(2).transpose(1, 2), pooled
+
+    def begin(grid: Tensor, pooled: Tensor, tags: Tensor) -> tuple[Tensor, ...]:
+        state, memory = captioner.begin(Scene(tags, grid, pooled))
+        return state, torch.zeros(len(tags)), *memory  # no distance from the training photographs
+
+    def step(tokens: Tensor, state: Tensor, photographs: Tensor, **memory: Tensor) -> tuple[Tensor, ...]:
+        return captioner.step(tokens, state, Memory(**memory).rows(photographs))
+
+    detect = TorchGraph(lambda images: (detector(images),))
+    return AttentiveDecoder(TorchGraph(see), detect, TorchGraph(begin), TorchGraph(step), quick=False)
+
+
+def _folded(network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """Return a CNN with batch norms folded as in the bundle."""
+    folded: nn.Module = fuse(network)
+    folded.load_state_dict(weights)
+    return folded.to(memory_format=torch.channels_last)
 
 
 def _photographs(pixels: Tensor) -> Tensor:
