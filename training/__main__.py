@@ -21,6 +21,7 @@ from training.captions.attentive.publish import publish as publish_attentive
 from training.captions.commands import attentive_captions, captions
 from training.captions.publish import publish as publish_captions
 from training.corpora import documents
+from training.corpora.files import locked, replaced
 from training.digits import data as mnist
 from training.digits import number_recipe
 from training.digits import recipe as digits_recipe
@@ -117,12 +118,13 @@ def subword_language_model(
         tokenizer_file: A tokenizer.json of `tokenizer`; left out, one is trained on the data.
     """
     kept = job.run / "tokenizer.json"
-    if not kept.exists():
-        job.run.mkdir(parents=True, exist_ok=True)
-        if tokenizer_file:
-            shutil.copyfile(tokenizer_file, kept)
-        else:
-            train_tokenizer(data, kept, pieces=config.vocabulary_size)
+    with locked(kept):  # of several ranks one trains
+        if not kept.exists():
+            if tokenizer_file:
+                with replaced(kept) as partial:
+                    shutil.copyfile(tokenizer_file, partial)
+            else:
+                train_tokenizer(data, kept, pieces=config.vocabulary_size)
     encoder = SubwordTokenizer.read(kept)
     corpus = documents.load(data, encoder, lowered=config.lowered)
     job.train(subword_recipe.train, replace(config, vocabulary_size=len(encoder)), corpus, saved_every=600)

@@ -63,14 +63,22 @@ class Session:
 
     A process that torchrun started is one rank: all ranks make the same calls, Fabric averages their gradients, and
     the first rank writes. The session ends after `minutes`, or the step in which SIGTERM arrives; a second SIGTERM
-    ends the process.
+    ends the process. `accelerator`: cpu, or auto for a GPU where there is one.
     """
 
-    def __init__(self, run: Run, precision: Literal["32-true", "bf16-mixed"], seed: int, minutes: float) -> None:
+    def __init__(
+        self,
+        run: Run,
+        precision: Literal["32-true", "bf16-mixed"],
+        seed: int,
+        minutes: float,
+        accelerator: Literal["auto", "cpu"],
+    ) -> None:
         devices, nodes = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
         self.run = run
         self.seed = seed
         self.fabric = Fabric(
+            accelerator=accelerator,
             strategy="ddp" if devices * nodes > 1 else "auto",
             devices=devices,
             num_nodes=nodes,
@@ -104,11 +112,12 @@ class Session:
         """Load the run's checkpoint into `state`, with `resume` and if there is one, else start the run.
 
         Return the state's `progress`. Raise RunError if the run had another configuration, but for `changeable`
-        fields, or other data.
+        fields, or other data, or where a rank can't read its folder.
         """
-        if resume and self.run.checkpoint.exists():
+        if self.fabric.broadcast(resume and self.run.checkpoint.exists()):
             self.run.check_config(config, changeable)
-            self.run.check_texts(source["sha256"])
+            recorded = self.run.read("source.json")["sha256"]
+            self.run.check_texts(dict.fromkeys(recorded) | source["sha256"])  # a text that is gone is another one
             self.fabric.load(self.run.checkpoint, state)
             if carried := state["progress"].get("carried"):
                 own = [tuple(part.chunk(self.ranks, -2)[self.rank] for part in layer) for layer in carried]
@@ -191,7 +200,11 @@ class Carried:
 
 
 def launch(processes: int) -> None:
-    """Run this command in so many ranks of this machine; raise RunError if one fails or is killed."""
+    """Run this command in so many ranks of this machine, which share its processors unless OMP_NUM_THREADS is set.
+
+    Raise RunError if one fails or is killed.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(torch.get_num_threads() // processes, 1)))
     config = LaunchConfig(
         1,
         1,

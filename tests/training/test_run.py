@@ -236,6 +236,9 @@ def test_resuming_on_other_texts_is_rejected_by_split(copied: Run, corpus: Corpu
         train(shrunk("cpu"), other, copied, resume=True)
     message = f"started on other texts: sha256 of valid is {'0' * 64}, was {corpus.sha256['valid']}"
     assert str(refusal.value) == f"{copied.folder}: {message}"
+    fewer = replace(corpus, sha256={split: corpus.sha256[split] for split in ("train", "test")})
+    with pytest.raises(RunError, match="started on other texts: sha256 of valid is None, was"):
+        train(shrunk("cpu"), fewer, copied, resume=True)
 
 
 def test_resuming_a_finished_run_changes_nothing(copied: Run, finished: Run, corpus: Corpus, shrunk: Shrink) -> None:

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,13 @@ import torch
 from app.errors import SettingsError
 from tests.training import ranks
 from tests.training.test_run import assert_same_run
+from training import session as sessions
+from training.captions import recipe as captions
+from training.captions.attentive import recipe as attentive
+from training.digits import number_recipe
+from training.digits import recipe as digits
+from training.language_model import recipe as language_model
+from training.language_model import subword_recipe
 from training.language_model.data import SPLITS, Source
 from training.run import Run, RunError
 from training.session import Session, launch
@@ -78,19 +87,71 @@ def test_sigterm_stops_all_processes_after_a_checkpoint(source: Source, tmp_path
     assert torch.load(tmp_path / "checkpoint.pt")["progress"]["epoch"] >= 1
 
 
+@pytest.fixture
+def own_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which `launch` replaces."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.usefixtures("own_handler")
 def test_a_killed_process_ends_the_run_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else signal.pause()"
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", script])
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(RunError, match=r"^process 1 of 2 ended with SIGKILL; go on with --resume$"):
-            launch(2)
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    with pytest.raises(RunError, match=r"^process 1 of 2 ended with SIGKILL; go on with --resume$"):
+        launch(2)
+
+
+@pytest.mark.usefixtures("own_handler")
+def test_processes_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # restored afterwards
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(
+        sys, "orig_argv", [sys.executable, "-c", "import os; assert os.environ['OMP_NUM_THREADS'] == '3'"]
+    )
+    launch(2)
+
+
+def test_a_process_that_can_not_read_the_folder_of_the_run_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    session = Session(Run(tmp_path), "32-true", 1, math.inf, "cpu")
+    monkeypatch.setattr(session.fabric, "broadcast", lambda _: True)  # the first process, elsewhere, has a checkpoint
+    with pytest.raises(RunError, match=r"config\.json: no such file: is .* the folder of a run\?"):
+        session.open("digits", digits.DigitsConfig(), {"sha256": {}}, {}, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("train", "accelerator"),
+    [
+        (language_model.train, "auto"),
+        (digits.train, "auto"),
+        (number_recipe.train, "cpu"),
+        (subword_recipe.train, "cpu"),
+        (captions.train, "cpu"),
+        (attentive.train, "cpu"),
+    ],
+)
+def test_recipes_whose_tensors_stay_on_the_cpu_use_no_gpu(
+    train: Callable[..., bool], accelerator: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = []
+
+    def fabric(*, accelerator: str, **_: object) -> None:
+        chosen.append(accelerator)
+        raise StopIteration
+
+    monkeypatch.setattr(sessions, "Fabric", fabric)
+    with pytest.raises(StopIteration):
+        train(SimpleNamespace(precision="32-true", seed=1), None, Run(tmp_path))
+    assert chosen == [accelerator]
 
 
 def test_the_number_of_processes_divides_the_batch(tmp_path: Path) -> None:
-    session = Session(Run(tmp_path), "32-true", seed=1, minutes=math.inf)
+    session = Session(Run(tmp_path), "32-true", 1, math.inf, "cpu")
     session.rank, session.ranks = 1, 3
     assert session.share(12) == slice(4, 8)
     with pytest.raises(SettingsError, match=r"^batch_size: expected a multiple of the 3 processes, found 10$"):

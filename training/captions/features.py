@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from app.errors import CorpusError, Malformed, SettingsError, TooLarge
 from app.images import PHOTO_SIZE, decoded, normalised, photo
+from training.corpora.files import locked
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -88,18 +89,19 @@ def extract(contents: Iterable[Content], backbone: Backbone, views: int, cache: 
     folder.mkdir(parents=True, exist_ok=True)
     extracted = Extracted({}, {}, {})
     batch: list[_Photograph] = []
-    for name, content in tqdm(contents, "features", mininterval=1):
-        photograph = _Photograph(name, content, hashlib.sha256(content).hexdigest())
-        extracted.sha256[name] = photograph.sha256
-        cached = _cached(folder, photograph, views)
-        if cached is not None:
-            extracted.features[name] = cached
-            continue
-        batch.append(photograph)
-        if len(batch) == BATCH:
-            _extract(batch, backbone, views, folder, extracted)
-            batch = []
-    _extract(batch, backbone, views, folder, extracted)
+    with locked(folder):
+        for name, content in tqdm(contents, "features", mininterval=1):
+            photograph = _Photograph(name, content, hashlib.sha256(content).hexdigest())
+            extracted.sha256[name] = photograph.sha256
+            cached = _cached(folder, photograph, views)
+            if cached is not None:
+                extracted.features[name] = cached
+                continue
+            batch.append(photograph)
+            if len(batch) == BATCH:
+                _extract(batch, backbone, views, folder, extracted)
+                batch = []
+        _extract(batch, backbone, views, folder, extracted)
     return extracted
 
 

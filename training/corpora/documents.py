@@ -9,11 +9,10 @@ import json
 import math
 import random
 import re
-import shutil
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy.typing as npt
 
 from app.errors import CorpusError
 from app.text.subword import SubwordTokenizer
-from training.corpora.files import CACHE, open_text, sha256
+from training.corpora.files import CACHE, fill, open_text, sha256
 from training.corpora.parallel import CHUNK, chunks, parallel
 
 PieceIds: TypeAlias = npt.NDArray[np.uint16]
@@ -168,9 +167,8 @@ def _mapped(
 ) -> Documents:
     key = [_VERSION, name, [checksums[str(path)] for path in paths], tokenizer.sha256, lowered]
     folder = cache / "documents" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    if not folder.is_dir():
-        texts = chunks(parts(name, paths, lowered), itemgetter(0), name, paths)
-        _write(folder, parallel(_encode, tokenizer, texts))
+    texts = chunks(parts(name, paths, lowered), itemgetter(0), name, paths)
+    fill(folder, partial(_write, parallel(_encode, tokenizer, texts)))
     counts = json.loads((folder / "counts.json").read_text())
     starts = np.memmap(folder / "starts.int64", np.int64, "r")
     ids = np.memmap(folder / "ids.uint16", np.uint16, "r") if starts[-1] else np.empty(0, np.uint16)
@@ -198,22 +196,13 @@ def _encode(tokenizer: SubwordTokenizer, chunk: Iterable[Part]) -> _Encoded:
     return _Encoded(ids, starts, size, words)
 
 
-def _write(folder: Path, encoded: Iterable[_Encoded]) -> None:
-    """Fill a new `folder`; it appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent))
+def _write(encoded: Iterable[_Encoded], folder: Path) -> None:
+    """Fill a new folder."""
     pieces = size = words = 0
-    try:
-        with (staging / "ids.uint16").open("wb") as ids, (staging / "starts.int64").open("wb") as starts:
-            for chunk in encoded:
-                chunk.ids.tofile(ids)
-                starts.write((np.array(chunk.starts, np.int64) + pieces).tobytes())
-                pieces, size, words = pieces + len(chunk.ids), size + chunk.size, words + chunk.words
-            starts.write(np.int64(pieces).tobytes())
-        (staging / "counts.json").write_text(json.dumps({"size": size, "words": words}))
-        staging.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was first with the same content
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with (folder / "ids.uint16").open("wb") as ids, (folder / "starts.int64").open("wb") as starts:
+        for chunk in encoded:
+            chunk.ids.tofile(ids)
+            starts.write((np.array(chunk.starts, np.int64) + pieces).tobytes())
+            pieces, size, words = pieces + len(chunk.ids), size + chunk.size, words + chunk.words
+        starts.write(np.int64(pieces).tobytes())
+    (folder / "counts.json").write_text(json.dumps({"size": size, "words": words}))

@@ -1,10 +1,13 @@
 """Corpus files: the cache folder, checksums, reading text that may be compressed, and mapped arrays."""
 
+import fcntl
 import gzip
 import hashlib
 import lzma
+import os
+import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
@@ -44,6 +47,61 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise CorpusError(f"{path}: can't be read: {error.strerror}") from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder to be written, a file beside it: other processes wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f"{path.name}.lock")
+    while True:
+        with file.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_open(file, lock):
+                continue  # its last holder has removed it
+            try:
+                yield
+            finally:
+                file.unlink()
+            return
+
+
+def _is_open(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; at the end it replaces `path`, which is whole at any time."""
+    partial = path.with_name(f"{path.name}.partial")
+    yield partial
+    partial.replace(path)
+
+
+def fill(folder: Path, write: Callable[[Path], None]) -> None:
+    """Create a folder by `write`, unless it is there; it appears whole or not at all. One process writes, others wait.
+
+    The next process replaces a killed one's files. Raise CorpusError if the folder can't be written.
+    """
+    if folder.is_dir():
+        return
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        with locked(folder):
+            if folder.is_dir():
+                return
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                write(partial)
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise CorpusError(f"{folder}: can't be written: {error.strerror}") from error
 
 
 def release(array: npt.NDArray[Any]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST  # type: ignore[import-untyped]
 
 from app.errors import CorpusError
-from training.corpora.files import CACHE, sha256
+from training.corpora.files import CACHE, locked, sha256
 
 VALID = 5_000  # images kept from training
 SPLIT_SEED = 1
@@ -57,12 +57,13 @@ def load(folder: Path | None, cache: Path = CACHE) -> DigitCorpus:
 
     Nothing is written to `folder`. Raise CorpusError for a file that is missing or differs, or if there is no network.
     """
-    if folder is not None:
-        _copy(folder, cache)
-    try:
-        parts = [MNIST(cache / "mnist", train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:  # torchvision's errors for no network and for other bytes than expected
-        raise CorpusError(f"MNIST: can't be downloaded: {error}") from error
+    with locked(cache / "mnist"):
+        if folder is not None:
+            _copy(folder, cache)
+        try:
+            parts = [MNIST(cache / "mnist", train=train, download=True) for train in (True, False)]
+        except (OSError, RuntimeError) as error:  # torchvision's errors for no network and for unexpected bytes
+            raise CorpusError(f"MNIST: can't be downloaded: {error}") from error
     train, test = (Digits(part.data, part.targets) for part in parts)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
     kept, held = order[VALID:], order[:VALID]

@@ -62,8 +62,8 @@ def train(
 
     A step's strings depend on the seed and the step alone. `minutes` limits the duration of this call.
     """
-    session = Session(run, config.precision, config.seed, minutes)
-    fabric = session.fabric
+    session = Session(run, config.precision, config.seed, minutes, "cpu")
+    fabric, part = session.fabric, session.share(config.batch_size)
     model = build(config)
     optimiser: torch.optim.Optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay, fused=True
@@ -89,7 +89,7 @@ def train(
     for step in session.bar(range(first, steps), "steps", first, steps):
         rng = session.seed_step(step)
         length = int(rng.integers(1, MAX_DIGITS + 1))
-        images, labels = strips(corpus.train, config.batch_size // session.ranks, length, rng)
+        images, labels = strips(corpus.train, part.stop - part.start, length, rng)
         model.train()
         cost = ctc_loss(wrapped(fabric.to_device(images)), fabric.to_device(labels))
         optimiser.zero_grad()

@@ -131,7 +131,7 @@ def train(
     uninterrupted one. `photographs` (encoded images) are further negatives, where the configuration has negatives.
     `weights`: a module's state to start from; left out, it is random. `minutes` limits the duration of this call.
     """
-    session = Session(run, config.precision, config.seed, minutes)
+    session = Session(run, config.precision, config.seed, minutes, "auto")
     fabric = session.fabric
     model = build(config)
     if weights is not None:

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +17,7 @@ import pooch  # type: ignore[import-untyped]
 
 from app.errors import CorpusError
 from app.text import END, UNKNOWN, Vocabulary
-from training.corpora.files import CACHE, open_text, sha256
+from training.corpora.files import CACHE, fill, open_text, sha256
 from training.corpora.parallel import chunks, parallel
 
 SPLITS = ("train", "valid", "test")
@@ -90,8 +89,7 @@ def load(source: Source, vocabulary_size: int, cache: Path = CACHE) -> Corpus:
     checksums = {split: sha256(source.files[split]) for split in SPLITS}
     key = [_CACHE_FORMAT, checksums, source.normalisation, vocabulary_size]
     folder = cache / "corpora" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    if not folder.is_dir():
-        _tokenise(source.files, vocabulary_size, folder)
+    fill(folder, partial(_tokenise, source.files, vocabulary_size))
     vocabulary = Vocabulary((folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n"))
     streams = {split: np.memmap(folder / f"{split}.int32", np.int32, "r") for split in SPLITS}
     return Corpus(source, vocabulary, **streams, sha256=checksums)
@@ -115,24 +113,11 @@ def _penn_treebank_files(folder: Path | None) -> dict[str, Path]:
 
 
 def _tokenise(files: dict[str, Path], vocabulary_size: int, folder: Path) -> None:
-    """Create `folder` with the vocabulary and the arrays, atomically."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        _fill(files, vocabulary_size, staging)
-        staging.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else a concurrent process was faster, with the same content
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _fill(files: dict[str, Path], vocabulary_size: int, staging: Path) -> None:
+    """Fill a new folder with the vocabulary and the arrays."""
     vocabulary = _count_vocabulary(files["train"], vocabulary_size)
-    (staging / "vocabulary.txt").write_text(vocabulary.file_content(), encoding="utf-8")
+    (folder / "vocabulary.txt").write_text(vocabulary.file_content(), encoding="utf-8")
     for split in SPLITS:
-        with (staging / f"{split}.int32").open("wb") as stream:
+        with (folder / f"{split}.int32").open("wb") as stream:
             for ids in parallel(_ids, vocabulary, chunks(_lines(files[split]), str, split, [files[split]])):
                 ids.tofile(stream)
 

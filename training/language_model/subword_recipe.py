@@ -103,7 +103,7 @@ def train(
     Every draw of a step depends on the seed and the step's number alone, so a resumed run ends with the weights of an
     undisturbed one. `minutes` bounds this part of the work.
     """
-    session = Session(run, config.precision, config.seed, minutes)
+    session = Session(run, config.precision, config.seed, minutes, "cpu")
     fabric, streams = session.fabric, session.share(config.batch_size)
     model = build(config)
     optimiser = _optimiser(model, config)

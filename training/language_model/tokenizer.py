@@ -14,6 +14,7 @@ from tokenizers.trainers import BpeTrainer
 from app.errors import CorpusError
 from app.text.subword import PATTERN, PLACEHOLDERS, SPECIALS, SubwordTokenizer, spaced
 from training.corpora.documents import Files, parts, text_files
+from training.corpora.files import replaced
 
 _PLACEHOLDER = re.compile(" ?(?:" + "|".join(map(re.escape, PLACEHOLDERS)) + ")")
 _FEWEST = len(SPECIALS) + 256
@@ -35,7 +36,8 @@ def train_tokenizer(folders: Sequence[Path], output: Path, *, pieces: int = 16_3
     )
     tokenizer.train_from_iterator(_texts(text_files(folders)["train"], every), trainer)
     output.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(output), pretty=False)
+    with replaced(output) as partial:
+        tokenizer.save(str(partial), pretty=False)
     return SubwordTokenizer.read(output)
 
 

@@ -36,7 +36,7 @@ def train(
     numbers of a step depend on the seed and the step alone, so a resumed run ends with the weights of an uninterrupted
     one. `minutes` limits the duration of this call. The test split is not used.
     """
-    session = Session(run, config.precision, config.seed, minutes)
+    session = Session(run, config.precision, config.seed, minutes, "cpu")
     fabric = session.fabric
     training_set, valid = TrainingSet.of(corpus, config), Validation.of(corpus)
     model = build(config, corpus)

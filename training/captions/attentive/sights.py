@@ -23,7 +23,7 @@ from app.images import DETECTOR_SIZE, ENCODER_SIZE, Detection, decoded, detectio
 from app.models.efficientnet_lite import EfficientNetLite2
 from app.runtime.onnx_session import session
 from training.captions.features import Content, checksum, view
-from training.corpora.files import sha256
+from training.corpora.files import locked, sha256
 
 Halves: TypeAlias = npt.NDArray[np.float16]
 
@@ -94,20 +94,21 @@ def extract(contents: Iterable[Content], encoders: Encoders, views: int, cache: 
     sights = Sights({}, {}, {})
     photographs = (_Photograph(name, content, hashlib.sha256(content).hexdigest()) for name, content in contents)
     shown = iter(tqdm(photographs, "sights", mininterval=10))
-    while batch := [*islice(shown, BATCH)]:
-        images = dict[_Photograph, Image.Image]()
-        for photograph in batch:
-            sights.sha256[photograph.name] = photograph.sha256
-            cached = _read(folder / f"{photograph.sha256}.npz", views)
-            if cached is not None:
-                sights.found[photograph.name] = cached
-                continue
-            try:
-                images[photograph] = decoded(photograph.content, name=photograph.name, least=DETECTOR_SIZE)
-            except (Malformed, TooLarge) as error:
-                sights.corrupt[photograph.name] = str(error)
-        if images:
-            _see(images, encoders, views, folder, sights)
+    with locked(folder):
+        while batch := [*islice(shown, BATCH)]:
+            images = dict[_Photograph, Image.Image]()
+            for photograph in batch:
+                sights.sha256[photograph.name] = photograph.sha256
+                cached = _read(folder / f"{photograph.sha256}.npz", views)
+                if cached is not None:
+                    sights.found[photograph.name] = cached
+                    continue
+                try:
+                    images[photograph] = decoded(photograph.content, name=photograph.name, least=DETECTOR_SIZE)
+                except (Malformed, TooLarge) as error:
+                    sights.corrupt[photograph.name] = str(error)
+            if images:
+                _see(images, encoders, views, folder, sights)
     return sights
 
 
