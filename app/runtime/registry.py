@@ -42,8 +42,7 @@ class Served:
     def __init__(self, loaded: Loaded, scheduler: Scheduler, preprocessor: Preprocessor, family: Family) -> None:
         self.bundle = loaded.bundle
         self.manifest = loaded.bundle.manifest
-        self.name = self.manifest.model
-        self.version = self.manifest.version
+        self.name, self.version = self.manifest.model, self.manifest.version
         self.predictor = loaded.predictor
         self.scheduler = scheduler
         self.family = family
@@ -243,10 +242,9 @@ class Registry:
 
         Must run on the event loop, unless it is the model's first version.
         """
-        manifest = loaded.bundle.manifest
+        manifest, predictor = loaded.bundle.manifest, loaded.predictor
         name, version = manifest.model, manifest.version
         former = self._served.get(name)
-        predictor = loaded.predictor
         scheduler = self._scheduler(name, predictor.step, fits_inline=predictor.fits_inline)
         served = Served(loaded, scheduler, self._preprocessor, self._families[manifest.family])
         self._served = dict(sorted({**self._served, name: served}.items()))
