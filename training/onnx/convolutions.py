@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
 from typing_extensions import override
 
 from app.runtime.recurrent_engine import WEIGHTS
@@ -27,34 +26,17 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]  # untyped
         return next(self._feeds, None)
 
 
-def quantised(
-    graph: bytes, weights: bytes, feeds: Iterable[Mapping[str, Array]], known: Mapping[str, tuple[float, int]]
-) -> bytes:
+def quantised(graph: bytes, weights: bytes, feeds: Iterable[Mapping[str, Array]]) -> bytes:
     """Return a float32 graph, which reads `weights` from the file WEIGHTS, with OPERATORS in int8 and its own weights.
 
     Activations are unsigned with a scale a tensor, from their least and largest values for the `feeds`; weights are
-    signed with a scale an output channel. Of `known` tensors scale and zero point are given.
+    signed with a scale an output channel. Inputs that the graph dequantises itself keep its scale.
     """
-    scales = {
-        name: [
-            {
-                "quant_type": QuantType.QUInt8,
-                "scale": np.array(scale, np.float32),
-                "zero_point": np.array(zero, np.uint8),
-            }
-        ]
-        for name, (scale, zero) in known.items()
-    }
-    options: dict[str, Any] = {"TensorQuantOverrides": scales}
     with TemporaryDirectory() as scratch:
         source, folded, target = (Path(scratch, name) for name in ("source.onnx", "folded.onnx", "target.onnx"))
         Path(scratch, WEIGHTS).write_bytes(weights)
         source.write_bytes(graph)
-        folding = ort.SessionOptions()  # of constants and of padding
-        folding.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        folding.optimized_model_filepath = str(folded)
-        folding.add_session_config_entry("session.disable_quant_qdq", "1")  # leaves a quantised input alone
-        ort.InferenceSession(source, folding, providers=["CPUExecutionProvider"])
+        quant_pre_process(source, folded, skip_onnx_shape=True, skip_symbolic_shape=True)  # folds constants and padding
         quantize_static(
             folded,
             target,
@@ -64,6 +46,5 @@ def quantised(
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options=options,
         )
         return target.read_bytes()

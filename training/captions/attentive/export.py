@@ -34,7 +34,7 @@ def export_attentive(
     seeing = _cnn(cnn, weights, extents)
     feeds = ({"pixels": pixels[None]} for pixels in photographs)
     files = {WEIGHTS: stored, "cnn.fp32.onnx": seeing, "detector.onnx": _of_any_size(detector)}
-    files["cnn.int8.onnx"] = quantised(seeing, stored, feeds, {"photograph": (1 / 128, 127)})
+    files["cnn.int8.onnx"] = quantised(seeing, stored, feeds)
     for precision in LINEAR:
         files[f"begin.{precision}.onnx"] = _begin(model, weights, extents, precision, pooled)
         files[f"step.{precision}.onnx"] = _step(model, weights, extents, precision)
