@@ -24,8 +24,11 @@ Steps: TypeAlias = Generator[list[Segment], list[Reading], T]
 
 POOL: Final = 64  # likeliest first tokens of a word that are followed up
 BRANCHES: Final = 8  # likeliest tokens inside a word that are followed up, at each place
-MAX_ROUNDS: Final = 24  # times that a search reads as many as are wanted; it rarely takes more than three
-BATCH: Final = 5  # unfinished words read together beyond those wanted: a step costs its weights more than its rows
+MAX_READ: Final = 24  # unfinished words that are read at most, for each wanted and for SPARE others
+SPARE: Final = 5
+BATCH: Final = (
+    2  # unfinished words read beyond those wanted, more with each step: a step costs its weights and its rows
+)
 NEGLIGIBLE: Final = math.log(1e-3)  # share of a typed prefix's probability, in nats, that is not searched for
 STEP_ROWS: Final = 16  # unfinished words read in one step at most, of a run's search too: 3 to 5 ms
 LEAST: Final = math.log(1e-4)  # log-probability below which words of several tokens are not suggested
@@ -82,10 +85,9 @@ def next_words(
     search.extend(
         _Node((), 0.0, 0.0, reading.state), following, Entry(reading.state, following.ids, reading.candidates)
     )
-    for _ in range(MAX_ROUNDS * -(-(criteria.width + BATCH) // STEP_ROWS)):
-        nodes = search.likeliest_open()
-        if not nodes:
-            break
+    left, size = MAX_READ * (criteria.width + SPARE), criteria.width
+    while left > 0 and (nodes := search.likeliest_open(min(size := size + BATCH, left, STEP_ROWS))):
+        left -= len(nodes)
         followings = [prefix.following(node.tokens) for node in nodes]
         keys = [before + array("i", node.tokens) for node in nodes]
         found = [_known(cache.get(key), following) for key, following in zip(keys, followings, strict=True)]
@@ -215,10 +217,10 @@ class _Search:
             child = _Node(tokens, log_probability, of_network, read.state)
             heappush(self._open, (-log_probability, tokens, child, rest))
 
-    def likeliest_open(self) -> list[_Node]:
-        """Return the nodes to read next, none when the words wanted are found."""
+    def likeliest_open(self, most: int) -> list[_Node]:
+        """Return up to `most` nodes to read next, none when the words wanted are found."""
         nodes, least = list[_Node](), self._bound()
-        while self._open and len(nodes) < min(self._criteria.width + BATCH, STEP_ROWS):
+        while self._open and len(nodes) < most:
             _, _, node, left = self._open[0]
             if node.log_probability <= least and not (left and node.log_probability > self._fits + NEGLIGIBLE):
                 if not self._unfinished:
