@@ -134,14 +134,20 @@ class LifespanState:
 async def _export(exported: CollectorRegistry) -> None:
     """Copy all samples to Ray's metrics, which have the tag `replica`, until cancelled.
 
-    Ray has no collectors; all samples become gauges, named as in /metrics.
+    Ray has no collectors; all samples become gauges, named as in /metrics. One that is gone, as of a replaced version,
+    becomes 0, since a gauge of Ray's can't be removed.
     """
     gauges: dict[str, ray_metrics.Gauge] = {}
+    before: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     while True:
-        for sample in [sample for metric in exported.collect() for sample in metric.samples]:
-            if sample.name not in gauges:
-                gauges[sample.name] = ray_metrics.Gauge(sample.name, tag_keys=tuple(sample.labels))
-            gauges[sample.name].set(sample.value, tags=sample.labels)
+        samples = [sample for metric in exported.collect() for sample in metric.samples]
+        found = {(sample.name, (*sample.labels.items(),)): sample.value for sample in samples}
+        for (name, labels), value in (dict.fromkeys(before, 0.0) | found).items():
+            tags = dict(labels)
+            if name not in gauges:
+                gauges[name] = ray_metrics.Gauge(name, tag_keys=tuple(tags))
+            gauges[name].set(value, tags=tags)
+        before = found
         await asyncio.sleep(EXPORT_S)
 
 

@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml  # type: ignore[import-untyped]
+from prometheus_client import CollectorRegistry, Gauge
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,6 +32,7 @@ from app import bundle as bundles  # noqa: E402
 from app.api.http.keys import create  # noqa: E402
 from app.errors import SettingsError  # noqa: E402
 from app.images import png  # noqa: E402
+from app.server import ray as replicas_module  # noqa: E402
 from app.server.ray import ProxyRequests, Scale, application  # noqa: E402
 from app.settings import PREFIX, Settings  # noqa: E402
 from tests.e2e.conftest import serving  # noqa: E402
@@ -258,6 +260,31 @@ async def test_an_activation_reaches_every_replica(url: str, key: str) -> None:
         async with asyncio.timeout(TIMEOUT_S):
             while {await version(writer) for writer in range(4 * WRITERS)} != {"next"}:
                 pass
+
+
+async def test_a_sample_that_is_gone_is_exported_as_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported: dict[str, float] = {}
+
+    class Exported:
+        def __init__(self, name: str, tag_keys: tuple[str, ...]) -> None:
+            assert (name, tag_keys) == ("ready", ("version",))
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            exported[tags["version"]] = value
+
+    monkeypatch.setattr("app.server.ray.ray_metrics.Gauge", Exported)
+    monkeypatch.setattr(replicas_module, "EXPORT_S", 0)
+    registry = CollectorRegistry()
+    ready = Gauge("ready", "A version's readiness", ["version"], registry=registry)
+    ready.labels("1").set(1)
+    exporting = asyncio.create_task(replicas_module._export(registry))  # noqa: SLF001
+    await asyncio.sleep(0)  # one round
+    assert exported == {"1": 1}
+    ready.remove("1")
+    ready.labels("2").set(1)
+    await asyncio.sleep(0)
+    exporting.cancel()
+    assert exported == {"1": 0, "2": 1}
 
 
 async def through_proxy(inner: ASGIApp, **headers: str) -> httpx.Response:

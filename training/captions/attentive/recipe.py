@@ -38,7 +38,7 @@ def train(
     """
     session = Session(run, config.precision, config.seed, minutes, "cpu")
     fabric = session.fabric
-    training_set, valid = TrainingSet.of(corpus, config), Validation.of(corpus)
+    training_set, valid = TrainingSet.of(corpus, config, session.ranks), Validation.of(corpus)
     model = build(config, corpus)
     average = deepcopy(model)
     wrapped, optimiser = fabric.setup(Objective(model, training_set, session.mean), adamw(model, config))

@@ -63,10 +63,11 @@ class TrainingSet:
     sure: list[list[frozenset[int]]]  # of each photograph: the words for each of its sure tags
     vocabulary: Vocabulary
     config: AttentiveConfig
+    ranks: int  # a batch of fewer examples is left out
     _orders: dict[str, tuple[int, list[Order]]] = field(default_factory=dict)  # the current epoch's batches
 
     @classmethod
-    def of(cls, corpus: AttentiveCorpus, config: AttentiveConfig) -> "TrainingSet":
+    def of(cls, corpus: AttentiveCorpus, config: AttentiveConfig, ranks: int = 1) -> "TrainingSet":
         """Tokenize captions and sentences; those longer than config.length are cut and have no end."""
         split, vocabulary = corpus.splits["train"], corpus.vocabulary
         ids = [[[*vocabulary.ids(words(caption)), vocabulary.end] for caption in group] for group in split.captions]
@@ -94,6 +95,7 @@ class TrainingSet:
             ],
             vocabulary,
             config,
+            ranks,
         )
 
     def caption_batch(self, step: int, random: np.random.Generator) -> tuple[Scene, Tensor]:
@@ -122,10 +124,12 @@ class TrainingSet:
 
     def _batch(self, name: str, lengths: Order, size: int, step: int) -> Order:
         """Return the indices of a step's batch: every epoch has an order of its own."""
-        epoch, index = divmod(step, -(-len(lengths) // size))
+        whole, rest = divmod(len(lengths), size)
+        epoch, index = divmod(step, whole + (rest >= self.ranks))
         if self._orders.get(name, (-1,))[0] != epoch:
             draw = np.random.default_rng([self.config.seed, epoch, len(name)])
-            self._orders[name] = epoch, by_length(lengths, size, draw)
+            batches = by_length(lengths, size, draw)
+            self._orders[name] = epoch, [batch for batch in batches if len(batch) >= self.ranks]
         return self._orders[name][1][index]
 
     def score(self, photograph: int, caption: list[int]) -> float:

@@ -155,3 +155,11 @@ def test_fields_out_of_range_are_named() -> None:
         AttentiveConfig(untagged=1.0)
     with pytest.raises(SettingsError, match="samples"):
         AttentiveConfig(samples=1)
+
+
+@pytest.mark.parametrize(("ranks", "sizes"), [(1, [2, 5, 5]), (2, [2, 5, 5]), (3, [5, 5, 5])])
+def test_every_rank_has_examples_of_every_batch(corpus: AttentiveCorpus, ranks: int, sizes: list[int]) -> None:
+    assert len(corpus.sentences) == 12
+    known = TrainingSet.of(corpus, replace(TINY, text_batch=5), ranks)
+    random = np.random.default_rng(1)
+    assert sorted(len(known.sentence_batch(step, random)[1]) for step in range(3)) == sizes
