@@ -14,7 +14,7 @@ from app.images.tags import tag_slots
 from app.manifest import Manifest
 from app.models.attentive_captioner import AttentiveCaptioner, Scene
 from app.runtime.families.captions import CaptionsPredictor, Description
-from app.runtime.families.confidence import Confidence, Signs
+from app.runtime.families.confidence import Signs
 from app.runtime.families.image_decoders import AttentiveDecoder
 from app.runtime.onnx_session import Precision
 from training.captions import data as collections
@@ -156,9 +156,9 @@ class AttentivePublisher(CaptionerPublisher[AttentiveCorpus, AttentiveCaptioner]
     def doubts(
         self, predictor: CaptionsPredictor, data: AttentiveCorpus, answers: Sequence[Description]
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Measure validation without tags, without gender and looks; fit the confidence on every second photograph.
+        """Measure validation without tags, without gender and looks; fit and measure the confidence.
 
-        It is measured on the others. With the photographs go images unlike them, FITTED and FRESH ones.
+        With the photographs go images unlike them, FITTED to fit and FRESH to measure.
         """
         photos, beam = self.photos(data, "val"), self.config.beam_width
         looked = collections.contents(photos[:: max(len(photos) // LOOKED, 1)])
@@ -169,8 +169,7 @@ class AttentivePublisher(CaptionerPublisher[AttentiveCorpus, AttentiveCaptioner]
             _signs(caption_images(predictor, (Content("drawn", each) for each in unlike(count, seed)), beam))
             for seed, count in enumerate((FITTED, FRESH))
         )
-        calibration = fit(signs[::2], is_right[::2], fitted)
-        measured = measure(Confidence(calibration), signs[1::2], is_right[1::2], fresh)
+        calibration, measured = fit(signs, is_right, fitted), measure(signs, is_right, fitted, fresh)
         further = {f"untagged_{name}": value for name, value in untagged.items()}
         return further | self._neutral(predictor, data, answers) | looks | measured, calibration
 
