@@ -50,6 +50,8 @@ class Wording:
         """`strings`: the vocabulary, by token id."""
         index = {word: token for token, word in enumerate(strings)}
         self._functional = frozenset(index[word] for word in FUNCTION_WORDS if word in index)
+        self._articles = frozenset(index[word] for word in ("a", "an", "the") if word in index)
+        self._and = index.get("and")
         pairs = [(index[word], index.get(neutral)) for word, neutral in NEUTRAL.items() if word in index]
         self._gendered = np.array([token for token, _ in pairs], np.int64)
         self._neutral = {
@@ -66,9 +68,11 @@ class Wording:
         return found
 
     def repeating(self, tokens: Sequence[int]) -> list[int]:
-        """Return the content words that would repeat a pair of neighbouring content words of `tokens`."""
+        """Return the content words that would repeat a pair of neighbouring ones, or join a word by `and` with itself."""
         if not tokens or tokens[-1] in self._functional:
-            return []
+            joined = tokens[:-1] if tokens and tokens[-1] in self._articles else tokens  # a couch and (a)
+            before = joined[-2:-1] if joined and joined[-1] == self._and else ()
+            return [word for word in before if word not in self._functional]
         return [after for before, after in pairwise(tokens) if before == tokens[-1] and after not in self._functional]
 
 

@@ -196,6 +196,16 @@ def test_no_pair_of_content_words_comes_twice() -> None:
     assert wording.repeating([]) == []
 
 
+@pytest.mark.parametrize(
+    ("caption", "barred"),
+    [("a couch and", "couch"), ("a couch and a", "couch"), ("a couch and a dog and the", "dog"), ("a and a", "")],
+)
+def test_and_joins_no_word_with_itself(caption: str, barred: str) -> None:
+    words = "a the and couch dog".split()
+    found = Wording(words).repeating([words.index(word) for word in caption.split()])
+    assert [words[token] for token in found] == barred.split()
+
+
 def test_captions_repeat_no_phrase(int8: CaptionsPredictor) -> None:
     for answer in described(int8, *(Describe(content, alternatives=9, beam=10) for content in PHOTOGRAPHS)):
         for caption in (answer.text, *(other.caption for other in answer.alternatives)):
