@@ -68,7 +68,7 @@ class Wording:
         return found
 
     def repeating(self, tokens: Sequence[int]) -> list[int]:
-        """Return the content words that would repeat a pair of neighbouring ones, or join a word by `and` with itself."""
+        """Return the content words that would repeat a pair of neighbouring ones, or a word before `and`."""
         if not tokens or tokens[-1] in self._functional:
             joined = tokens[:-1] if tokens and tokens[-1] in self._articles else tokens  # a couch and (a)
             before = joined[-2:-1] if joined and joined[-1] == self._and else ()
