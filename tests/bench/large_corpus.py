@@ -101,10 +101,12 @@ def _memory(pid: int) -> tuple[float, float]:
 
 
 def _family(pid: int) -> list[int]:
-    """Return a process and all its descendants."""
+    """Return a process and all its descendants, but for those that still share its memory: between vfork and exec."""
     try:
         tasks = Path(f"/proc/{pid}/task").iterdir()
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        found = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        own, *theirs = (Path(f"/proc/{each}/cmdline").read_bytes() for each in (pid, *found))
+        children = [child for child, command in zip(found, theirs, strict=True) if command != own]
     except (FileNotFoundError, ProcessLookupError):
         children = []
     return [pid, *(each for child in children for each in _family(child))]
