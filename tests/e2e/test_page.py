@@ -683,7 +683,7 @@ def test_model_cards_show_metrics_plots_and_limits(opened: Opened, size: Viewpor
     page = opened("models", size)
     cards = page.locator(".card")
     expect(cards.locator("h2")).to_have_text(
-        ["Everyday English", "Newspaper of 1989", "The digit reader", "The captioner"]
+        ["Everyday English", "Newspaper of 1989", "The digit reader", "The number reader", "The captioner"]
     )
     for card in cards.all():
         expect(card.locator(".limits li").first).to_be_visible()
@@ -721,13 +721,15 @@ def test_html_in_a_model_card_is_escaped(opened: Opened, context: BrowserContext
 def test_a_card_has_the_request_of_a_program(opened: Opened, address: str, tmp_path: Path) -> None:
     page = opened("models")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    (tmp_path / "digit.png").write_bytes(handwritten_one())
+    for name in ("digit.png", "number.png"):
+        (tmp_path / name).write_bytes(handwritten_one())
     (tmp_path / "photo.jpg").write_bytes(photograph())
     cards = page.locator(".card").all()
-    for card, answer in zip(cards, ('"suggestions"', '"suggestions"', '"digit":1', '"caption"'), strict=True):
+    answers = ('"suggestions"', '"suggestions"', '"digit":1', '"number":"1"', '"caption"')
+    for card, answer, count in zip(cards, answers, (4, 4, 4, 3, 4), strict=True):
         card.get_by_text("Use it from your program").click()
         texts = card.locator(".programs pre").all_inner_texts()
-        assert len(texts) == 4
+        assert len(texts) == count
         assert all(address.partition("://")[2] in text for text in texts)
         for text in texts[1:]:
             ast.parse(text)

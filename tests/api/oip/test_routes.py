@@ -55,7 +55,7 @@ def test_statistics_are_those_of_the_metrics(client: Client) -> None:
     assert stats["success"]["ns"] == stats["queue"]["ns"] + stats["compute_infer"]["ns"]
     assert stats["compute_infer"]["ns"] > before["inference_stats"]["compute_infer"]["ns"]
     everything = client.get("/v2/models/stats").json()["model_stats"]
-    assert [model["name"] for model in everything] == ["captions", "digits", "everyday", "ptb"]
+    assert [model["name"] for model in everything] == ["captions", "digits", "everyday", "numbers", "ptb"]
 
 
 async def test_a_load_serves_the_version_that_current_names(store: Path) -> None:

@@ -50,7 +50,7 @@ async function findNumberReader() {
   const { models } = await (await createRequester(() => {})("models")).json();
   numbers = models.some(({ family, ready }) => family === "numbers" && ready);
   at("number-help").hidden = !numbers;
-  if (numbers) read();
+  if (numbers && (file || strokes.length)) read();
 }
 
 function bar(digit) {
@@ -235,7 +235,10 @@ async function once() {
   try {
     return await answered();
   } catch (error) {
-    if (error.permanent && file) putAway();
+    if (error.permanent && file) {
+      putAway();
+      outdated = false; // nothing is left to read, and the message stays
+    }
     throw error;
   }
 }
