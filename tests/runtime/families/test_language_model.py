@@ -20,7 +20,7 @@ from app.runtime.families.language_model import (
     Suggestion,
 )
 from app.runtime.predictor import Resources, answer_all
-from app.runtime.recurrent_engine import Reading, RecurrentEngine, Segment
+from app.runtime.recurrent_engine import Pace, Reading, RecurrentEngine, Segment
 from app.runtime.scores import Alternative, TextScore, TokenScore, pooled
 from app.runtime.scoring import LONG_LINES, LONG_TEXT, SENTENCES, Mode, Score
 from app.runtime.state_cache import StateCache
@@ -48,6 +48,12 @@ class Watched(RecurrentEngine):
     def read(self) -> int:
         """Tokens read so far."""
         return sum(len(segment.tokens) for segments in self.asked for segment in segments)
+
+
+@pytest.fixture(autouse=True)
+def expected_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps as on a machine at the expected pace: a busy one takes fewer examples a step."""
+    monkeypatch.setattr(Pace, "observe", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
