@@ -87,6 +87,7 @@ def key(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             patch.delenv(name)
         patch.setenv("SEQSERVE_API_KEYS_FILE", str(file))
         patch.setenv("SEQSERVE_STORE", str(store))
+        patch.setenv("SEQSERVE_DEFAULT_MODELS", "language_model=ptb")  # each of whose words is one token
         patch.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "app.server.ray:middleware")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         yield key
