@@ -46,6 +46,7 @@ def test_the_server_and_its_models_are_described(client: Any, key: dict[str, str
         "captions",
         "digits",
         "everyday",
+        "numbers",
         "ptb",
     ]
     (statistics,) = client.get_inference_statistics("ptb", headers={**key})["model_stats"]
