@@ -300,16 +300,18 @@ class Registry:
         """
         if self.unready:
             raise self.unready
-        of_family = {name: served for name, served in self._served.items() if served.manifest.family == family}
-        name = self._default_models.get(family, next(iter(of_family), None)) if name is None else name
+        if name is None and (name := self._default_models.get(family)) is None:
+            name = next((each.name for each in self._served.values() if each.manifest.family == family), None)
         if name is None:
             reasons = "".join(f"; {rejected}: {reason}" for rejected, reason in self._rejected.items())
             raise NotReady(f"no {family} model is ready{reasons}")
         if name in self._rejected:
             raise NotReady(f"{name}: rejected: {self._rejected[name]}")
-        if name not in of_family:
-            raise UnknownModel(f"{name[:80]!r}: no such {family} model; available: {', '.join(of_family) or 'none'}")
-        return of_family[name]
+        found = self._served.get(name)
+        if found is None or found.manifest.family != family:
+            known = ", ".join(each.name for each in self._served.values() if each.manifest.family == family) or "none"
+            raise UnknownModel(f"{name[:80]!r}: no such {family} model; available: {known}")
+        return found
 
     def named(self, name: str) -> Served:
         """Return the model of this name, of any family. Raise UnknownModel, or NotReady for one that is not served."""

@@ -24,11 +24,9 @@ Steps: TypeAlias = Generator[list[Segment], list[Reading], T]
 
 POOL: Final = 64  # likeliest first tokens of a word that are followed up
 BRANCHES: Final = 8  # likeliest tokens inside a word that are followed up, at each place
-MAX_READ: Final = 24  # unfinished words that are read at most, for each wanted and for SPARE others
+MAX_READ: Final = 24  # unfinished words read at most for each word wanted, and for each of SPARE more
 SPARE: Final = 5
-BATCH: Final = (
-    2  # unfinished words read beyond those wanted, more with each step: a step costs its weights and its rows
-)
+BATCH: Final = 2  # unfinished words read beyond those wanted in the first step, as many more in each later one
 NEGLIGIBLE: Final = math.log(1e-3)  # share of a typed prefix's probability, in nats, that is not searched for
 STEP_ROWS: Final = 16  # unfinished words read in one step at most, of a run's search too: 3 to 5 ms
 LEAST: Final = math.log(1e-4)  # log-probability below which words of several tokens are not suggested

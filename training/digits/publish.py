@@ -111,7 +111,8 @@ class DigitsPublisher(Publisher[DigitCorpus, RowReader | ReNet]):
 
     @override
     def card(self, manifest: Manifest, data: DigitCorpus, measurements: Measurements) -> str:
-        return model_card(manifest, self.config, measurements.tables)
+        fine_tuned = self.run.read("source.json").get("fine_tuned", False)
+        return model_card(manifest, self.config, measurements.tables, fine_tuned=fine_tuned)
 
 
 def read_config(stored: Mapping[str, Any]) -> DigitsConfig:
@@ -228,7 +229,7 @@ def card_plots(run: Run, test: Digits, answers: Sequence[Classification], folder
     return {name: folder / name for name in names}
 
 
-def model_card(manifest: Manifest, config: DigitsConfig, table: str) -> str:
+def model_card(manifest: Manifest, config: DigitsConfig, table: str, *, fine_tuned: bool) -> str:
     """Return the bundle's README.md: training data and terms, metrics, limitations."""
     template = string.Template(resources.files("training.digits").joinpath("card.md").read_text())
     metrics = manifest.metrics
@@ -245,6 +246,7 @@ def model_card(manifest: Manifest, config: DigitsConfig, table: str) -> str:
         else f"one bidirectional {cell} of {config.hidden_sizes[0]} units, row by row",
         parameters=f"{manifest.parameters:,}",
         samples=f"{config.samples:,}",
+        start=", beyond those of the weights that it started from" if fine_tuned else "",
         terms=manifest.corpus.terms,
         table=table,
         served=manifest.served,
