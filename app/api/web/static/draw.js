@@ -1,7 +1,7 @@
 // Draw: strokes on a canvas, classified while they are drawn; or a photograph instead. Where the server has a number
 // reader, several digits in a row are read as a number, each in its box.
 
-import { createRequester, notice, reportErrors } from "./api.js";
+import { createRequester, isAbort, notice, reportErrors } from "./api.js";
 import { restore, store } from "./storage.js";
 import { chooseAnother, IMAGE_ERRORS, uploadOptions, onImage, toUploadable } from "./images.js";
 import { createElement, createShape, milliseconds, share } from "./format.js";
@@ -45,12 +45,17 @@ export function open() {
   else say(null);
 }
 
-/** Read again with the number reader if the server has one. */
-async function findNumberReader() {
-  const { models } = await (await createRequester(() => {})("models")).json();
-  numbers = models.some(({ family, ready }) => family === "numbers" && ready);
-  at("number-help").hidden = !numbers;
-  if (numbers && (file || strokes.length)) read();
+/** Return whether the server has a number reader; false if its list of models can't be read. */
+async function hasNumberReader() {
+  try {
+    const { models } = await (await request("models")).json();
+    const found = models.some(({ family, ready }) => family === "numbers" && ready);
+    at("number-help").hidden = !found;
+    return found;
+  } catch (error) {
+    if (isAbort(error)) throw error; // the drawing was cleared
+    return false;
+  }
 }
 
 function bar(digit) {
@@ -228,17 +233,11 @@ async function once() {
     notify();
     return say(null);
   }
-  if (numbers === null) {
-    numbers = false;
-    reportErrors(() => {}, findNumberReader);
-  }
+  numbers ??= await hasNumberReader();
   try {
     return await answered();
   } catch (error) {
-    if (error.permanent && file) {
-      putAway();
-      outdated = false; // nothing is left to read, and the message stays
-    }
+    if (error.permanent && file) putAway();
     throw error;
   }
 }
